@@ -1,0 +1,34 @@
+# Each target makes its own environment from the hashed lock file when it is absent.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.locked
+
+.PHONY: demo test test-slow lint lock clean
+
+demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
+	$(BIN)/dia demo --out demo
+
+test: $(STAMP)  ## the tests, under 15 minutes on two cores
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the checks that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:  ## renew requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra dev \
+	  --no-header -q pyproject.toml -o requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:  ## everything the other targets made
+	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

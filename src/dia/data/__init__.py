@@ -1,0 +1,1 @@
+"""Images in: what is read, known, generated and checked. Knows nothing of models."""

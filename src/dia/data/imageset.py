@@ -1,0 +1,123 @@
+"""`ImageSet`: images as one uint8 array or memory map, with labels, masks and names.
+
+The only form in which the rest of the package sees images. Knows nothing of files, formats or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+
+NORMAL, ANOMALOUS = 0, 1
+
+
+class DataError(ValueError):
+    """Input that cannot be used. The message is one line: what, where, and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N images of one size.
+
+    Args:
+        images: `(N, H, W, C)` uint8 array or memory map, C = 1 (grey) or 3 (RGB), values 0–255.
+        labels: `(N,)` int8, 0 = normal, 1 = anomalous; None where unknown.
+        masks: `(N, H, W)` bool, True on anomalous pixels; None where there are none.
+        names: N names, unique within the set (relative paths where read from files).
+        skipped: one line per file left out on request (`--skip-bad`).
+
+    Raises:
+        DataError: shapes, types or lengths that do not fit together.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    names: Sequence[str] = ()
+    skipped: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        x = self.images
+        if x.ndim != 4 or x.dtype != np.uint8 or x.shape[-1] not in (1, 3):
+            raise DataError(f"images must be uint8 (N, H, W, 1 or 3), not {x.dtype} {x.shape}")
+        if not self.names:
+            object.__setattr__(self, "names", tuple(f"{i:06d}" for i in range(len(x))))
+        if len(self.names) != len(x):
+            raise DataError(f"{len(self.names)} names for {len(x)} images")
+        if self.labels is not None:
+            labels = np.asarray(self.labels)
+            if labels.shape != (len(x),) or not np.isin(labels, (NORMAL, ANOMALOUS)).all():
+                raise DataError(f"labels must be {len(x)} values of 0 (normal) or 1 (anomalous)")
+            object.__setattr__(self, "labels", labels.astype(np.int8))
+        if self.masks is not None:
+            masks = np.asarray(self.masks)
+            if masks.shape != x.shape[:3]:
+                raise DataError(f"masks must be {x.shape[:3]}, not {masks.shape}")
+            object.__setattr__(self, "masks", masks.astype(bool))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        h, w, c = self.images.shape[1:]
+        return h, w, c
+
+    def subset(self, index: np.ndarray | Sequence[int] | slice) -> ImageSet:
+        """The images at `index` (integers, booleans or a slice), with what belongs to them."""
+        where = np.arange(len(self))[index]
+        return ImageSet(
+            self.images[index],
+            None if self.labels is None else self.labels[index],
+            None if self.masks is None else self.masks[index],
+            tuple(self.names[i] for i in where),
+            self.skipped,
+        )
+
+    def normals(self) -> ImageSet:
+        """Only the images not known to be anomalous; all of them where there are no labels."""
+        return self if self.labels is None else self.subset(self.labels == NORMAL)
+
+    def resized(self, height: int, width: int) -> ImageSet:
+        """Every image at `height` × `width`: Lanczos for images, nearest for masks; self if it fits."""
+        if self.shape[:2] == (height, width):
+            return self
+        images = np.stack([resize(x, height, width) for x in self.images])
+        masks = self.masks
+        if masks is not None:
+            pil = (Image.fromarray(m) for m in masks)
+            masks = np.stack([np.asarray(m.resize((width, height), Image.Resampling.NEAREST)) for m in pil])
+        return replace(self, images=images, masks=masks)
+
+    def with_channels(self, channels: int) -> ImageSet:
+        """As grey (1; ITU-R 601 luma, as PIL) or RGB (3; grey repeated)."""
+        c = self.shape[2]
+        if channels == c:
+            return self
+        if channels == 3:
+            return replace(self, images=np.repeat(self.images, 3, axis=3))
+        if channels != 1:
+            raise DataError(f"channels must be 1 or 3, not {channels}")
+        grey = [np.asarray(Image.fromarray(x).convert("L")) for x in self.images]
+        return replace(self, images=np.stack(grey)[..., None])
+
+    def sha256(self) -> str:
+        """Hash of shape, pixels and labels (not names): the identity the ledger records."""
+        h = hashlib.sha256(repr(self.images.shape).encode())
+        for start in range(0, len(self), 1024):
+            h.update(np.ascontiguousarray(self.images[start : start + 1024]).tobytes())
+        if self.labels is not None:
+            h.update(self.labels.tobytes())
+        return h.hexdigest()
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`(H, W, C)` uint8 to `(height, width, C)` by Lanczos."""
+    squeezed = image[..., 0] if image.shape[-1] == 1 else image
+    out = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.LANCZOS))
+    return out[..., None] if image.shape[-1] == 1 else out
