@@ -57,7 +57,7 @@ class ImageSet:
             masks = np.asarray(self.masks)
             if masks.shape != x.shape[:3]:
                 raise DataError(f"masks must be {x.shape[:3]}, not {masks.shape}")
-            object.__setattr__(self, "masks", masks.astype(bool))
+            object.__setattr__(self, "masks", masks.astype(bool, copy=False))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,7 +81,9 @@ class ImageSet:
 
     def normals(self) -> ImageSet:
         """Only the images not known to be anomalous; all of them where there are no labels."""
-        return self if self.labels is None else self.subset(self.labels == NORMAL)
+        if self.labels is None or not self.labels.any():
+            return self  # no copy: a memory map stays one
+        return self.subset(self.labels == NORMAL)
 
     def resized(self, height: int, width: int) -> ImageSet:
         """Every image at `height` × `width`: Lanczos for images, nearest for masks; self if it fits."""

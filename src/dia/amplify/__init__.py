@@ -1,0 +1,1 @@
+"""Amplifying: contrastive learning against dissolved copies makes fine features count."""

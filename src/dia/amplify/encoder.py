@@ -1,0 +1,77 @@
+"""The encoder: a ResNet-18 with a projection head and a shift head. Knows nothing of losses or data.
+
+Source: He et al., "Deep Residual Learning", CVPR 2016; heads as in CSI (projection 512–512–128).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Stem = Literal["cifar", "patch", "imagenet"]
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.skip = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            self.skip = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.skip(x))
+
+
+class Encoder(nn.Module):
+    """ResNet-18 of a given width.
+
+    Args:
+        channels: 1 or 3.
+        shifts: K, outputs of the shift head.
+        width: channels of the first stage (64 in the paper); the features have 8 times as many.
+        stem: `cifar` (3×3, for ≤ 32 px), `imagenet` (7×7 stride 2, pooled), or `patch` (one convolution
+            down to a grid of about 16×16: several times faster on a CPU).
+        side: of the images in pixels, which `patch` goes by.
+        projection: outputs of the projection head.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        shifts: int,
+        width: int = 64,
+        stem: Stem = "cifar",
+        side: int = 32,
+        projection: int = 128,
+    ):
+        super().__init__()
+        fold = max(round(side / 16), 1)
+        kernel, stride, pad = {"cifar": (3, 1, 1), "patch": (fold + 2, fold, 1), "imagenet": (7, 2, 3)}[stem]
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, kernel, stride, pad, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity(),
+        )
+        stages, inputs = [], width
+        for i, outputs in enumerate((width, 2 * width, 4 * width, 8 * width)):
+            stages += [_Block(inputs, outputs, 1 if i == 0 else 2), _Block(outputs, outputs, 1)]
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.features = inputs
+        self.project = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, projection))
+        self.shift = nn.Linear(inputs, shifts)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(N, C, H, W)` in [0, 1] to penultimate features `(N, 8·width)`, projection, shift logits."""
+        h = self.stages(self.stem((x - 0.5) / 0.5)).mean((-2, -1))
+        return h, self.project(h), self.shift(h)

@@ -1,0 +1,191 @@
+"""Contrastive training of the encoder against dissolved copies: batches, loss, optimiser, one fit function.
+
+Knows encoder, augmentation, loss and bank; knows nothing of scores or labels.
+Source: "Dissolving Is Amplifying", ECCV 2024; without dissolved views it is CSI, NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..training import batch_indices, seed_step, train
+from .augment import Augment, AugmentSettings
+from .encoder import Encoder, Stem
+from .loss import contrastive_loss, targets
+from .shifts import SHIFTS
+
+
+class Dissolved(Protocol):
+    """Where dissolved views come from: a bank or live dissolving."""
+
+    ts: tuple[int, ...]
+
+    def take(self, index: np.ndarray, flip: np.ndarray, level: np.ndarray) -> np.ndarray:
+        """Dissolved copies `(B, H, W, C)` uint8 of images `index`, mirrored where `flip`, at `ts[level]`."""
+
+
+@dataclass(frozen=True)
+class AmplifySettings:
+    """How the encoder is built and trained.
+
+    Args:
+        size: images are resized to squares of at most this side.
+        width: channels of the ResNet-18's first stage (64 in the paper).
+        stem: first layers of the encoder: `cifar`, `patch` or `imagenet`; `auto` is `cifar` up to
+            32 px and `imagenet` above, as in the paper.
+        rgb: give grey images to the encoder as three channels, as the paper does.
+        shift: the shifted instances: `rotation`, `cutperm` or `none`.
+        exclude_own: an anchor does not see its own dissolved copy (the released default).
+        temperature: τ of NT-Xent.
+        shift_weight: weight of the shift classification.
+        augment: the SimCLR augmentation.
+        steps: optimiser steps.
+        batch: images per step; the encoder sees 3·K times as many.
+        optimizer: `adamw`, or `lars` as in the paper (needs the extra `paper`).
+        lr: peak learning rate; warmed up linearly, then lowered along a half cosine.
+        warmup: share of the steps that warm up.
+        weight_decay: of all weights.
+    """
+
+    size: int = 64
+    width: int = 64
+    stem: Literal["auto", "cifar", "patch", "imagenet"] = "auto"
+    rgb: bool = False
+    shift: Literal["rotation", "cutperm", "none"] = "rotation"
+    exclude_own: bool = True
+    temperature: float = 0.5
+    shift_weight: float = 1.0
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    steps: int = 300
+    batch: int = 32
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 1e-6
+
+
+def encoder_input(images: np.ndarray, settings: AmplifySettings) -> Tensor:
+    """`(N, H, W, C)` uint8 to square `(N, C', S, S)` float32 in [0, 1], S = min(size, longer side)."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+    side = min(settings.size, max(x.shape[-2:]))
+    if x.shape[-2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode="bilinear", antialias=True).clamp_(0, 1)
+    return x.expand(-1, 3, -1, -1) if settings.rgb and x.shape[1] == 1 else x
+
+
+def build_encoder(shape: tuple[int, int, int], settings: AmplifySettings) -> Encoder:
+    """The untrained encoder for images of `shape` (H, W, C)."""
+    side = min(settings.size, max(shape[:2]))
+    automatic: Stem = "cifar" if side <= 32 else "imagenet"
+    stem: Stem = automatic if settings.stem == "auto" else settings.stem
+    channels = 3 if settings.rgb else shape[2]
+    return Encoder(channels, SHIFTS[settings.shift][0], settings.width, stem, side)
+
+
+def learn(
+    images: np.ndarray,
+    dissolved: Dissolved | None,
+    settings: AmplifySettings,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    workdir: Path,
+    resume: bool = False,
+    progress: bool = False,
+) -> tuple[Encoder, float]:
+    """Trains an encoder on normal images `(N, H, W, C)` uint8; CSI where `dissolved` is None.
+
+    Returns:
+        The encoder in eval mode, and the seconds training took, interrupted runs included.
+    """
+    start = time.perf_counter()
+    module = _Amplify(images, dissolved, settings, seed)
+    train(module, steps=settings.steps, workdir=workdir, resume=resume, device=device, progress=progress)
+    return module.encoder.requires_grad_(False), module.seconds_before + time.perf_counter() - start
+
+
+class _Amplify(L.LightningModule):
+    def __init__(self, images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, seed: int):
+        super().__init__()
+        self.images, self.dissolved, self.s, self.seed = images, dissolved, settings, seed
+        with torch.random.fork_rng():
+            seed_step(seed, 2**32 - 2)
+            self.encoder = build_encoder(images.shape[1:], settings)
+        self.augment = Augment(settings.augment, 3 if settings.rgb else images.shape[-1])
+        self.k, self.shift = SHIFTS[settings.shift]
+        self.started, self.seconds_before = time.perf_counter(), 0.0
+
+    def views(self, index: np.ndarray) -> Tensor:
+        """Rows `(views·K·B, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
+
+        Plain views: x and its mirror image. Dissolved view: a flip and a t of its own for each shift.
+        """
+        b = len(index)
+        x = encoder_input(self.images[index], self.s)
+        rows = [self.shift(v, k) for v in (x, x.flip(-1)) for k in range(self.k)]
+        if self.dissolved is not None:
+            flip = torch.randint(0, 2, (self.k, b)).numpy().astype(bool)
+            level = torch.randint(0, len(self.dissolved.ts), (self.k,)).numpy()  # one t per batch and shift
+            for k in range(self.k):
+                v3 = self.dissolved.take(index, flip[k], np.full(b, level[k]))
+                rows.append(self.shift(encoder_input(v3, self.s), k))
+        return torch.cat(rows)
+
+    def training_step(self, batch: int, _: int) -> Tensor:
+        seed_step(self.seed, self.global_step)
+        index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
+        rows = self.views(index).to(self.device)
+        with torch.no_grad():
+            rows = self.augment(rows)
+        _, z, logits = self.encoder(rows)
+        n_views = len(rows) // (self.k * len(index))
+        positive, excluded = (
+            v.to(self.device) for v in targets(len(index), self.k, n_views, self.s.exclude_own)
+        )
+        loss = contrastive_loss(z, positive, excluded, self.s.temperature)
+        if self.k > 1:
+            shift = torch.arange(self.k, device=self.device).repeat_interleave(len(index)).repeat(n_views)
+            loss = loss + self.s.shift_weight * F.cross_entropy(logits.float(), shift)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        s, weights = self.s, self.encoder.parameters()
+        optimizer: torch.optim.Optimizer
+        if s.optimizer == "lars":
+            from timm.optim import Lars
+
+            optimizer = Lars(
+                weights,
+                lr=s.lr,
+                momentum=0.9,
+                weight_decay=s.weight_decay,
+                trust_coeff=0.001,
+                always_adapt=True,
+            )
+        else:
+            optimizer = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay)
+        warm = max(round(s.warmup * s.steps), 1)
+        sequence = torch.optim.lr_scheduler.SequentialLR(
+            optimizer,
+            [
+                torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warm),
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(s.steps - warm, 1)),
+            ],
+            milestones=[warm],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": sequence, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds_before = checkpoint["seconds"]

@@ -1,0 +1,31 @@
+"""Shifted instances: the K distributional shifts whose rows are negatives of each other. Pure functions.
+
+Source: Tack et al., "CSI: Novelty Detection via Contrastive Learning on Distributionally Shifted
+Instances", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def rotate(x: Tensor, k: int) -> Tensor:
+    """Square images `(N, C, S, S)` turned by k·90° anticlockwise; the four form the cyclic group."""
+    if x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"rotation needs square images, not {tuple(x.shape[-2:])}; use shift='cutperm'")
+    return x.rot90(k % 4, (-2, -1))
+
+
+def cutperm(x: Tensor, k: int) -> Tensor:
+    """Halves swapped: top with bottom by bit 0 of k, left with right by bit 1; each is its own inverse."""
+    if k & 1:
+        x = x.roll(x.shape[-2] // 2, -2)
+    return x.roll(x.shape[-1] // 2, -1) if k & 2 else x
+
+
+def none(x: Tensor, k: int) -> Tensor:
+    """No shift."""
+    return x
+
+
+SHIFTS = {"rotation": (4, rotate), "cutperm": (4, cutperm), "none": (1, none)}

@@ -1,0 +1,306 @@
+"""The known data sets as declarations, and reading them by name.
+
+Knows names, normal classes, licences and where to get the files; leaves pixels and layouts to `readers`.
+Nothing is downloaded: a set that is absent says where to get it and where to put it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import checks, readers
+from .imageset import DataError, ImageSet
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known about one data set before any file of it is read.
+
+    Args:
+        name: what the user types.
+        title: one line for people.
+        normal: comma-separated class folders that are normal.
+        split: where the division into train and test comes from.
+        licence: terms of the images.
+        obtain: where to get them.
+        citation: whom to cite.
+        file: its file or folder under the data root; `NAME/` and `NAME.npz` are accepted as well.
+        normal_label: the label value that is normal where the set is an .npz.
+        anomalous: comma-separated class folders that are anomalous; all that are not normal if empty.
+        train_normals: share or number of normals that train where the folder has no split of its own.
+        proxy: a stand-in whose numbers must not be compared with the paper's.
+        note: sizes, and what to beware of.
+    """
+
+    name: str
+    title: str
+    normal: str
+    split: str
+    licence: str
+    obtain: str
+    citation: str
+    file: str = ""
+    normal_label: str = "0"
+    anomalous: str = ""
+    train_normals: float = 0.8
+    proxy: bool = False
+    note: str = ""
+
+
+_MEDMNIST = "https://medmnist.com (Zenodo record 10519652)"
+_MEDMNIST_V2 = "Yang et al., MedMNIST v2, Scientific Data 10:41, 2023"
+_HASHED = "80 % of the normals, by sha256 of class/file, train; the rest and all anomalies test"
+_OWN = "made here, not the authors' (theirs is unpublished): "
+_PROXY = "proxy, not the paper's protocol"
+
+_PNEUMONIA = DataSet(
+    name="pneumoniamnist",
+    title="PneumoniaMNIST: paediatric chest X-ray",
+    normal="0",
+    split="official: 4708 train (1214 normal), 524 val (135), 624 test (234)",
+    licence="CC BY 4.0",
+    obtain=_MEDMNIST,
+    citation=f"Kermany et al., Cell 172(5), 2018; {_MEDMNIST_V2}",
+    file="pneumoniamnist.npz",
+    note="28x28 grey; train and val share 8 images",
+)
+_BREAST = DataSet(
+    name="breastmnist",
+    title="BreastMNIST: breast ultrasound, malignant against normal or benign",
+    normal="1",
+    split="official: 546 train (399 normal), 78 val (57), 156 test (114)",
+    licence="CC BY 4.0",
+    obtain=_MEDMNIST,
+    citation=f"Al-Dhabyani et al., Data in Brief 28, 2020; {_MEDMNIST_V2}",
+    file="breastmnist.npz",
+    normal_label="1",
+    note="28x28 grey; a test set this small gives AUROC to about 0.08; one train image recurs in test",
+)
+_BREAST_0 = DataSet(
+    name="breastmnist-0",
+    title="BreastMNIST the other way round: malignant taken as normal, as the paper's published command",
+    normal="0",
+    split="official: 546 train (147 of label 0), 78 val (21), 156 test (42)",
+    licence=_BREAST.licence,
+    obtain=_BREAST.obtain,
+    citation=_BREAST.citation,
+    file=_BREAST.file,
+    normal_label="0",
+    note="28x28 grey; label 0 is malignant: only to reproduce that command",
+)
+_SARS = DataSet(
+    name="sarscov2ct",
+    title="SARS-CoV-2 CT: slices with and without COVID-19",
+    normal="non-COVID",
+    split=f"{_OWN}{_HASHED}",
+    licence="CC BY-NC-SA 4.0 (to be verified at the source)",
+    obtain="https://www.kaggle.com/datasets/plameneduardo/sarscov2-ctscan-dataset (folders COVID, non-COVID)",
+    citation="Soares et al., medRxiv 2020.04.24.20078584, 2020",
+    file="sarscov2ct.npz",
+    anomalous="COVID",
+    note="the .npz: 983 train, 1048 test, 64x64 RGB; patients are on both sides, which lifts AUROC",
+)
+_SARS_128 = DataSet(
+    name="sarscov2ct-128",
+    title="SARS-CoV-2 CT at 128 pixels",
+    normal=_SARS.normal,
+    split=_SARS.split,
+    licence=_SARS.licence,
+    obtain=_SARS.obtain,
+    citation=_SARS.citation,
+    file="sarscov2ct_128.npz",
+    anomalous=_SARS.anomalous,
+    note="the same images as sarscov2ct, 128x128 grey; patients are on both sides, which lifts AUROC",
+)
+_KVASIR = DataSet(
+    name="kvasir",
+    title="Kvasir: endoscopy, polyps against three normal landmarks",
+    normal="normal-cecum,normal-pylorus,normal-z-line",
+    split=f"{_OWN}{_HASHED}",
+    licence="research and educational use",
+    obtain="https://datasets.simula.no/kvasir/ (one folder per class)",
+    citation="Pogorelov et al., KVASIR, ACM Multimedia Systems, 2017",
+    anomalous="polyps",
+    note="the files differ in size: give --size; classes other than these four are left out",
+)
+_OCT = DataSet(
+    name="oct2017",
+    title="OCT2017: retinal OCT; CNV, DME and drusen against normal",
+    normal="NORMAL",
+    split="official folders train/ and test/: 26315 train normals, 250 test images per class",
+    licence="CC BY 4.0",
+    obtain="https://data.mendeley.com/datasets/rscbjbr9sj (OCT2017: train/ and test/)",
+    citation="Kermany et al., Cell 172(5), 2018",
+    note="the files differ in size: give --size",
+)
+_APTOS = DataSet(
+    name="aptos2019",
+    title="APTOS 2019: fundus photographs, diabetic retinopathy grades 1-4 against grade 0",
+    normal="0",
+    split="in the manner of a public one: 1000 normals, by sha256 of class/file, train; all others test",
+    licence="rules of the competition",
+    obtain="https://www.kaggle.com/c/aptos2019-blindness-detection (sort train_images into folders 0 to 4)",
+    citation="APTOS 2019 Blindness Detection, Asia Pacific Tele-Ophthalmology Society, 2019",
+    anomalous="1,2,3,4",
+    train_normals=1000,
+    note="the files differ in size: give --size",
+)
+_POLYP_PATCHES = DataSet(
+    name="kvasirseg_patches",
+    title="Windows of Kvasir-SEG frames, with and without polyp",
+    normal="0",
+    split="by source frame: 592 train, 520 test (236 anomalous, with masks)",
+    licence="research and educational use",
+    obtain="https://datasets.simula.no/kvasir-seg/ (the frames from which the windows were cut)",
+    citation="Jha et al., Kvasir-SEG, MultiMedia Modeling, 2020",
+    file="kvasirseg_patches.npz",
+    proxy=True,
+    note=f"{_PROXY}; 64x64 RGB",
+)
+_POLYP_PATCHES_128 = DataSet(
+    name="kvasirseg_patches-128",
+    title="Windows of Kvasir-SEG frames at 128 pixels",
+    normal=_POLYP_PATCHES.normal,
+    split=_POLYP_PATCHES.split,
+    licence=_POLYP_PATCHES.licence,
+    obtain=_POLYP_PATCHES.obtain,
+    citation=_POLYP_PATCHES.citation,
+    file="kvasirseg_patches_128.npz",
+    proxy=True,
+    note=f"{_PROXY}; the same windows as kvasirseg_patches, 128x128 RGB",
+)
+_OCT_MINI = DataSet(
+    name="oct2017_mini-128",
+    title="60 images of OCT2017",
+    normal="0",
+    split="10 normal train; 5 normal and 45 anomalous test",
+    licence=_OCT.licence,
+    obtain=_OCT.obtain,
+    citation=_OCT.citation,
+    file="oct2017_mini_128.npz",
+    proxy=True,
+    note=f"{_PROXY}; a smoke test, far too small for an AUROC; 128x128 grey",
+)
+_PHANTOM = DataSet(
+    name="phantom",
+    title="Generated anatomy with lesions and masks",
+    normal="0",
+    split="generated: 1000 train (all normal), 400 val (200 normal), 400 test (200 normal)",
+    licence="that of this package",
+    obtain="generated on the fly; needs no files",
+    citation="this package",
+    proxy=True,
+    note="generated, 64x64 grey",
+)
+
+CATALOG: dict[str, DataSet] = {
+    d.name: d
+    for d in (
+        *(_PNEUMONIA, _BREAST, _BREAST_0, _SARS, _KVASIR, _OCT, _APTOS),
+        *(_SARS_128, _POLYP_PATCHES, _POLYP_PATCHES_128, _OCT_MINI, _PHANTOM),
+    )
+}
+
+
+def find(name: str, data_root: str | os.PathLike[str] | None = None) -> Path:
+    """The file or folder of a known data set under `data_root` (by default `$DIA_DATA`).
+
+    Raises:
+        DataError: an unknown name, or no such file; the message says where to get it and where to put it.
+    """
+    known = _known(name)
+    root = os.environ.get("DIA_DATA") if data_root is None else data_root
+    places = dict.fromkeys(p for p in (known.file, name, f"{name}.npz") if p)
+    if not root:
+        raise DataError(f"{name}: no data root; give --data-root or set DIA_DATA to the folder that holds it")
+    for place in places:
+        if os.path.exists(path := Path(root, place)):
+            return path
+    where = " or ".join(places)
+    raise DataError(f"{name}: not found in {root}; get it from {known.obtain} and put it there as {where}")
+
+
+def load(
+    name: str,
+    split: str | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    **read_kwargs: Any,
+) -> ImageSet:
+    """One split ("train", "val", "test"; None or "all" for everything) of a known data set.
+
+    Args:
+        name: a key of `CATALOG`.
+        split: which part; labels come with every split, so training takes `.normals()`.
+        data_root: the folder that holds the data sets, by default `$DIA_DATA`.
+        read_kwargs: passed on to `readers.read`; they go before what the catalogue says.
+
+    Raises:
+        MissingSplit: the set has no such split.
+        DataError: an unknown name, no such file, or a file that cannot be used.
+    """
+    known = _known(name)
+    if name == _PHANTOM.name:
+        return _phantom(split, **read_kwargs)
+    path = find(name, data_root)
+    if path.is_dir():
+        declared: dict[str, Any] = {"normal": known.normal, "anomalous": known.anomalous or None}
+    else:
+        declared = {"normal": known.normal_label}
+    given = {key: value for key, value in read_kwargs.items() if value is not None}
+    return readers.read(path, split=split, **{**declared, "train_normals": known.train_normals, **given})
+
+
+def open_data(
+    spec: str | os.PathLike[str],
+    split: str | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    **read_kwargs: Any,
+) -> ImageSet:
+    """What the user means by a data argument: a path if it exists, else the name of a known data set.
+
+    Raises:
+        DataError: neither; the message lists the known names and the nearest.
+    """
+    spec = os.fspath(spec)
+    if os.path.exists(spec):
+        return readers.read(spec, split=split, **read_kwargs)
+    if os.path.basename(spec) != spec or Path(spec).suffix.lower() in (".npz", ".csv", *readers.SUFFIXES):
+        raise DataError(f"{spec}: no such file or folder")
+    return load(spec, split, data_root, **read_kwargs)
+
+
+def check(name: str, data_root: str | os.PathLike[str] | None = None, **read_kwargs: Any) -> dict[str, Any]:
+    """`checks.check` over all splits of a known data set or a path, as `open_data` understands it."""
+    sets: dict[str, ImageSet] = {}
+    for split in readers.SPLITS:
+        with suppress(readers.MissingSplit):
+            sets[split] = open_data(name, split, data_root, **read_kwargs)
+    return checks.check(sets)
+
+
+def _known(name: str) -> DataSet:
+    if name in CATALOG:
+        return CATALOG[name]
+    near = difflib.get_close_matches(name.lower(), CATALOG, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise DataError(f"{name}: no such path or data set{hint} (known: {', '.join(CATALOG)})")
+
+
+def _phantom(split: str | None, **read_kwargs: Any) -> ImageSet:
+    """The generated set, with those options of `readers.read` that make sense for it."""
+    from . import phantom  # only where asked for: it brings the generator's libraries
+
+    if split not in (*phantom.SPLITS, "all", None):
+        raise readers.MissingSplit(f"phantom: no split {split!r}; there are: {', '.join(phantom.SPLITS)}")
+    wanted = [split] if split in phantom.SPLITS else list(phantom.SPLITS)
+    size = read_kwargs.get("size")
+    drawn: dict[str, Any] = (
+        {"size": size} if isinstance(size, int) else {}
+    )  # drawn at that size, not resized to it
+    images = readers.joined("phantom", [phantom.load(str(s), **drawn) for s in wanted])
+    return readers.conform(images, size, read_kwargs.get("max_size"), read_kwargs.get("channels"))

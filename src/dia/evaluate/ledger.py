@@ -1,0 +1,268 @@
+"""The ledger of runs, and the tables drawn from it: one JSON line per (data set, method, settings, seed).
+
+Numbers are appended once and read back, never typed. Knows nothing of images, models or how a run is made.
+Appending needs a POSIX system (file locks).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+REQUIRED = (
+    *("dataset", "method", "preset", "seed", "auroc", "auroc_ci", "ap", "fit_seconds"),
+    *("score_images_per_second", "peak_memory_mb", "device", "weights", "data_sha256", "settings_hash"),
+    *("commit", "versions"),
+)
+IDENTITY = ("dataset", "method", "settings_hash", "seed", "data_sha256")  # what makes two runs the same run
+VERSIONS_OF = ("torch", "diffusers", "lightning", "numpy", "scikit-learn")
+
+
+class Ledger:
+    """Runs in a file of JSON lines that several processes may append to, and that survives a kill.
+
+    Args:
+        path: the file; made with its folder on the first append.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write `record` as one whole line, flushed to disk.
+
+        Raises:
+            ValueError: a required field is missing, or a value is not finite or not JSON.
+        """
+        line = _encoded(record)
+        import fcntl  # POSIX only: reading and tables work without
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:  # O_APPEND
+            fcntl.flock(file, fcntl.LOCK_EX)  # released on close
+            self._mend(file)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All records, oldest first; a torn last line is left out.
+
+        Raises:
+            ValueError: a damaged line before the last.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")
+        found = []
+        for number, line in enumerate(lines, 1):
+            record = _decoded(line)
+            if record is not None:
+                found.append(record)
+            elif line.strip() and number < len(lines):  # the last has no line end: torn by a kill
+                raise ValueError(f"{self.path}:{number}: not a JSON object; repair or delete this line")
+        return found
+
+    def has(self, *, dataset: str, method: str, settings_hash: str, seed: int, data_sha256: str) -> bool:
+        """True if this very run has its line."""
+        wanted = (dataset, method, settings_hash, seed, data_sha256)
+        return any(tuple(r.get(k) for k in IDENTITY) == wanted for r in self.rows())
+
+    def _mend(self, file: Any) -> None:
+        """Under the lock: end a last line that lacks only its line end, drop one that is torn."""
+        file.seek(0)
+        start = 0
+        last = b""
+        for last in file:
+            start += len(last)
+        if not last or last.endswith(b"\n"):
+            return
+        if _decoded(last) is not None:
+            file.write(b"\n")
+            return
+        warnings.warn(f"{self.path}: dropped a torn last line ({len(last)} bytes)", stacklevel=3)
+        file.truncate(start - len(last))
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    missing = [k for k in REQUIRED if k not in record]
+    if missing:
+        raise ValueError(f"the record lacks {', '.join(missing)}: give every field of ledger.REQUIRED")
+    ci = record["auroc_ci"]
+    if len(ci) != 2:
+        raise ValueError(f"auroc_ci must be [low, high], not {ci!r}")
+    try:
+        # numpy scalars and arrays as plain numbers and lists
+        return json.dumps(dict(record), default=lambda x: x.tolist(), allow_nan=False).encode() + b"\n"
+    except (AttributeError, ValueError, TypeError) as e:
+        raise ValueError(f"the record is not JSON ({e}): use None for what is unknown") from None
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # torn, also within a UTF-8 character
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def environment() -> dict[str, Any]:
+    """Where a run happens: `device`, `versions`, `commit` (see `commit_of`), `cpu_count`."""
+    import torch  # only here: reading tables needs no torch
+
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS_OF}}
+    versions["dia"] = _version("dia-anomaly")
+    package = Path(__file__).resolve().parents[1]
+    return {
+        "device": device,
+        "versions": versions,
+        "commit": commit_of(package),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def commit_of(package: Path) -> str | None:
+    """Commit of `package`, with '-dirty' if its files differ from it; None where git does not track them."""
+    # an installed copy may lie inside a foreign repository, whose commit says nothing about it
+    if not _git(package, "ls-files", "--", "."):
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    dirty = _git(package, "status", "--porcelain", "--", ".")
+    return f"{commit}-dirty" if commit and dirty else commit or None
+
+
+def _git(directory: Path, *args: str) -> str:
+    """Output of git in `directory`; empty where it fails or there is no git."""
+    # no optional locks: a look must not disturb a commit under way
+    command = ["git", "--no-optional-locks", "-C", str(directory), *args]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def peak_memory_mb() -> float:
+    """Highest resident memory of this process so far, in MiB (host memory, not the accelerator's)."""
+    import resource  # POSIX only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs grouped by data set and method, in order of first appearance.
+
+    Returns:
+        One dict per group: `dataset`, `method`, `preset`, `n_seeds`, `auroc_mean`, `auroc_std` (over seeds,
+        n - 1; None with one seed), `auroc_ci` (mean of the ends over seeds), likewise `ap_mean` and `ap_std`,
+        and the means `fit_seconds`, `score_images_per_second`, `peak_memory_mb`.
+
+    Raises:
+        ValueError: a group mixes presets, settings of one seed, or data: no honest mean exists.
+    """
+    unique = {tuple(r[k] for k in IDENTITY): r for r in rows}  # a run made twice counts once, the later one
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for r in unique.values():
+        groups.setdefault((r["dataset"], r["method"]), []).append(r)
+    out = []
+    for (dataset, method), runs in groups.items():
+        for field in ("preset", "data_sha256"):
+            if len({r[field] for r in runs}) > 1:
+                raise ValueError(f"{method} on {dataset} mixes several {field}: filter the rows to one first")
+        if len({r["seed"] for r in runs}) < len(runs):
+            raise ValueError(f"{method} on {dataset} has a seed with several settings: filter the rows first")
+        summary: dict[str, Any] = {"dataset": dataset, "method": method}
+        summary |= {"preset": runs[0]["preset"], "n_seeds": len(runs)}
+        for field in ("auroc", "ap"):
+            values = [r[field] for r in runs]
+            summary[f"{field}_mean"] = mean(values)
+            summary[f"{field}_std"] = stdev(values) if len(values) > 1 else None
+        summary["auroc_ci"] = [mean(r["auroc_ci"][end] for r in runs) for end in (0, 1)]
+        for field in ("fit_seconds", "score_images_per_second", "peak_memory_mb"):
+            values = [r[field] for r in runs if r[field] is not None]
+            summary[field] = mean(values) if values else None
+        out.append(summary)
+    return out
+
+
+def markdown_table(
+    rows: Iterable[Mapping[str, Any]],
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    paper: Mapping[str, Mapping[str, float | tuple[float, float]]] | None = None,
+) -> str:
+    """AUROC as a Markdown table: a row per method, a column per data set, 'mean ± std' over seeds.
+
+    A plain number where every seed gave the same, or there was one; the best measured of each column in bold.
+
+    Args:
+        rows: of the ledger.
+        datasets: columns, in order.
+        methods: rows, in order; without any run, a row of dashes.
+        paper: by method, by data set: the mean, or (mean, std). Added below as 'paper: METHOD', never bold.
+    """
+    cells: dict[tuple[str, str], tuple[float, float | None]] = {
+        (g["method"], g["dataset"]): (g["auroc_mean"], g["auroc_std"]) for g in table(rows)
+    }
+    best = {
+        d: max((f"{cells[m, d][0]:.3f}" for m in methods if (m, d) in cells), default="") for d in datasets
+    }
+    lines = [["Method", *datasets], ["---"] + ["---:"] * len(datasets)]
+    for m in methods:
+        texts = [_cell(cells.get((m, d))) for d in datasets]
+        bold = [d for d in datasets if (m, d) in cells and f"{cells[m, d][0]:.3f}" == best[d]]
+        lines.append([m, *(f"**{t}**" if d in bold else t for d, t in zip(datasets, texts, strict=True))])
+    for name, values in (paper or {}).items():
+        lines.append([f"paper: {name}", *(_cell(values.get(d)) for d in datasets)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: float | tuple[float, float | None] | None) -> str:
+    if value is None:
+        return "–"
+    middle, spread = value if isinstance(value, tuple) else (value, None)
+    return f"{middle:.3f} ± {spread:.3f}" if spread else f"{middle:.3f}"
+
+
+def update_section(path: str | Path, name: str, text: str) -> bool:
+    """Replace what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in a file.
+
+    Returns:
+        True if the file changed.
+
+    Raises:
+        ValueError: the pair of marks is not there exactly once.
+    """
+    path = Path(path)
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    old = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if old.count(begin) != 1 or old.count(end) != 1 or not pattern.search(old):
+        raise ValueError(f"{path} must hold {begin} … {end} exactly once: add or repair the marks")
+    new = pattern.sub(lambda _: f"{begin}\n{text.strip()}\n{end}", old)
+    if new != old:
+        path.write_text(new, encoding="utf-8")
+    return new != old

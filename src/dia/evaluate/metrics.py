@@ -1,0 +1,157 @@
+"""How well raw scores and heatmaps separate anomalous from normal, with intervals.
+
+Higher score = more anomalous. Only the order of scores counts: every number here is unchanged by a strictly
+increasing transform. Knows nothing of models, detectors, thresholds or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+PRO_LIMIT = 0.3  # highest false positive rate of the PRO integral, as in MVTec AD
+
+
+def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000, seed: int = 0) -> dict:
+    """AUROC with its interval, average precision, and the false alarms at 95 % sensitivity.
+
+    Args:
+        labels: `(N,)`, 0 = normal, 1 = anomalous.
+        scores: `(N,)`, raw, higher = more anomalous. Ties count as in scikit-learn.
+        n_boot: resamples for the interval; 0 for none (both ends NaN).
+        seed: of the resamples.
+
+    Returns:
+        `auroc`; `auroc_ci` [low, high] (95 %, percentile bootstrap, resampled within each class); `ap`;
+        `fpr95` (lowest false positive rate at a true positive rate of at least .95).
+
+    Raises:
+        ValueError: one class only, scores that are not finite, lengths that differ.
+    """
+    labels, scores = _checked(labels, scores)
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    aurocs = [_auroc(pos, neg) for pos, neg in _resampled(labels, scores, n_boot, seed)]
+    low, high = np.quantile(np.concatenate(aurocs), (0.025, 0.975)) if aurocs else (np.nan, np.nan)
+    return {
+        "auroc": float(roc_auc_score(labels, scores)),
+        "auroc_ci": [float(low), float(high)],
+        "ap": float(average_precision_score(labels, scores)),
+        "fpr95": float(fpr[np.argmax(tpr >= 0.95)]),
+    }
+
+
+def roc_band(
+    labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 500, seed: int = 0, points: int = 201
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pointwise 95 % band of the ROC curve, by the bootstrap of `image_metrics`.
+
+    Returns:
+        fpr, low, high: each `(points,)`; sensitivity lies between low and high at each false positive rate.
+    """
+    labels, scores = _checked(labels, scores)
+    grid = np.linspace(0, 1, points)
+    curves = [
+        np.interp(grid, np.r_[0, f], np.r_[0, t])
+        for pos, neg in _resampled(labels, scores, n_boot, seed)
+        for f, t in zip(_share_above(neg), _share_above(pos), strict=True)
+    ]
+    low, high = np.quantile(curves, (0.025, 0.975), axis=0)
+    return grid, low, high
+
+
+def pixel_metrics(masks: np.ndarray, heatmaps: np.ndarray) -> dict:
+    """Pixel AUROC and PRO over all images together, both exact.
+
+    PRO (Bergmann et al., IJCV 2021): at each threshold, the share of a region above it, averaged over all
+    8-connected regions of the masks; integrated over the false positive rate of the normal pixels of all
+    images up to .3, and divided by .3. The integral of a mean of step curves is the mean of their integrals,
+    so each anomalous pixel adds its own area, weighted by 1 / (regions · pixels of its region): one sort of
+    the normal pixels replaces a sweep of thresholds.
+
+    Args:
+        masks: `(N, H, W)` bool, True on anomalous pixels; all False for a normal image.
+        heatmaps: `(N, H, W)` float, raw, higher = more anomalous.
+
+    Returns:
+        `pixel_auroc` and `pro`.
+
+    Raises:
+        ValueError: shapes that differ, heatmaps that are not finite, no anomalous or no normal pixel.
+    """
+    masks, heatmaps = np.asarray(masks, dtype=bool), np.asarray(heatmaps)
+    if masks.ndim != 3 or masks.shape != heatmaps.shape:
+        raise ValueError(
+            f"masks {masks.shape} and heatmaps {heatmaps.shape} must be one (N, H, W): resize the heatmaps"
+        )
+    if not np.isfinite(heatmaps).all():
+        raise ValueError("heatmaps hold NaN or infinite values: look for a diverged model or an empty image")
+    if masks.all() or not masks.any():
+        raise ValueError(
+            "masks need both anomalous and normal pixels: pass test images with masked anomalies"
+        )
+    in_plane = np.zeros((3, 3, 3), dtype=bool)
+    in_plane[1] = True  # 8-connected within an image, never across images
+    regions, n_regions = ndimage.label(masks, in_plane)
+    of_pixel = regions[masks]  # (P,) from 1
+    weights = 1 / (n_regions * np.bincount(of_pixel)[of_pixel])  # (P,), sums to 1
+    normal, anomalous = np.sort(heatmaps[~masks]), heatmaps[masks]
+    from_fpr = 1 - np.searchsorted(normal, anomalous, side="right") / len(normal)  # normal pixels above
+    to_fpr = 1 - np.searchsorted(normal, anomalous, side="left") / len(normal)  # above or equal
+    return {
+        "pixel_auroc": float(np.mean(_area(from_fpr, to_fpr, 1.0))),
+        "pro": float(weights @ _area(from_fpr, to_fpr, PRO_LIMIT) / PRO_LIMIT),
+    }
+
+
+def _area(start: np.ndarray, end: np.ndarray, limit: float) -> np.ndarray:
+    """Area up to x = `limit` under curves that rise linearly from 0 at `start` to 1 at `end` (ties)."""
+    ramp = np.clip(limit - start, 0, end - start)  # the part of the rise within the limit
+    width = np.where(end > start, end - start, 1)
+    return ramp**2 / (2 * width) + np.maximum(limit - end, 0)
+
+
+def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"labels {labels.shape} and scores {scores.shape} must be one value per image each")
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} scores are NaN or infinite, first at index {bad[0]}: look at that image"
+        )
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("labels must be 0 (normal) or 1 (anomalous): recode them")
+    if len(np.unique(labels)) != 2:
+        raise ValueError("labels hold one class only: metrics need both normal and anomalous images")
+    return labels.astype(np.int8), scores
+
+
+def _resampled(
+    labels: np.ndarray, scores: np.ndarray, n_boot: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stratified bootstrap as counts per distinct score, ascending: blocks of (b, K) anomalous, normal.
+
+    A resample with replacement is a multinomial draw over the distinct values, so ties need no special care.
+    """
+    rng = np.random.default_rng(seed)
+    values, where = np.unique(scores, return_inverse=True)
+    share = {c: np.bincount(where[labels == c], minlength=len(values)) / np.sum(labels == c) for c in (0, 1)}
+    n_pos, n_neg = np.sum(labels == 1), np.sum(labels == 0)
+    block = max(1, 4_000_000 // len(values))  # bounds memory, about 64 MB
+    for start in range(0, n_boot, block):
+        size = min(block, n_boot - start)
+        yield rng.multinomial(n_pos, share[1], size), rng.multinomial(n_neg, share[0], size)
+
+
+def _auroc(pos: np.ndarray, neg: np.ndarray) -> np.ndarray:
+    """(b, K) counts per ascending distinct score -> (b,) P(anomalous > normal) + P(equal) / 2."""
+    below = np.cumsum(neg, axis=1) - neg / 2
+    return (pos * below).sum(1) / (pos[0].sum() * neg[0].sum())
+
+
+def _share_above(counts: np.ndarray) -> np.ndarray:
+    """(b, K) counts per ascending distinct score -> (b, K) share at or above each score, descending score."""
+    return np.cumsum(counts[:, ::-1], axis=1) / counts[0].sum()

@@ -1,0 +1,179 @@
+"""The catalogue: names, places, and the counts of the real sets where they are present."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dia.data import catalog
+from dia.data.catalog import CATALOG, DataSet, find, load, open_data
+from dia.data.imageset import DataError
+from dia.data.readers import MissingSplit
+
+ROOT = Path(__file__).parents[1].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not ROOT.is_dir(), reason="the evaluation data are not here")
+
+COUNTS = {  # (normal, anomalous) by split
+    "pneumoniamnist": {"train": (1214, 3494), "val": (135, 389), "test": (234, 390)},
+    "breastmnist": {"train": (399, 147), "val": (57, 21), "test": (114, 42)},
+    "breastmnist-0": {"train": (147, 399), "val": (21, 57), "test": (42, 114)},
+    "sarscov2ct": {"train": (983, 0), "test": (172, 876)},
+    "sarscov2ct-128": {"train": (983, 0), "test": (172, 876)},
+    "kvasirseg_patches": {"train": (592, 0), "test": (284, 236)},
+    "kvasirseg_patches-128": {"train": (592, 0), "test": (284, 236)},
+    "oct2017_mini-128": {"train": (10, 0), "test": (5, 45)},
+}
+SHAPES = {
+    "pneumoniamnist": (28, 28, 1),
+    "breastmnist": (28, 28, 1),
+    "breastmnist-0": (28, 28, 1),
+    "sarscov2ct": (64, 64, 3),
+    "sarscov2ct-128": (128, 128, 1),
+    "kvasirseg_patches": (64, 64, 3),
+    "kvasirseg_patches-128": (128, 128, 3),
+    "oct2017_mini-128": (128, 128, 1),
+}
+
+
+def picture(path: Path, value: int = 0, size: int = 4) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size, size), value, np.uint8)).save(path)
+
+
+@needs_data
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_sets(name):
+    for split, (normal, anomalous) in COUNTS[name].items():
+        s = load(name, split, ROOT)
+        assert s.shape == SHAPES[name]
+        assert (int((s.labels == 0).sum()), int((s.labels == 1).sum())) == (normal, anomalous)
+        assert len(s.normals()) == normal
+        assert len(set(s.names)) == len(s)
+        if name.startswith("kvasirseg") and split == "test":
+            assert np.array_equal(s.masks.any(axis=(1, 2)), s.labels == 1)
+    if "val" not in COUNTS[name]:
+        with pytest.raises(MissingSplit, match="no split 'val'; there are: test, train"):
+            load(name, "val", ROOT)
+    assert len(load(name, data_root=ROOT)) == sum(map(sum, COUNTS[name].values()))
+
+
+@needs_data
+def test_findings_in_real_sets():
+    pneumonia = catalog.check("pneumoniamnist", ROOT)
+    assert [(leak["between"], leak["images"]) for leak in pneumonia["leaks"]] == [(["train", "val"], 8)]
+    breast = catalog.check("breastmnist", ROOT)
+    assert [(leak["between"], leak["images"]) for leak in breast["leaks"]] == [(["train", "test"], 1)]
+    assert breast["label_conflicts"]["images"] == 1  # the image both sides share has another label on each
+    sars = catalog.check("sarscov2ct", ROOT)
+    assert sars["leaks"] == []
+    json.dumps([pneumonia, breast, sars])
+
+
+@pytest.mark.parametrize("known", CATALOG.values(), ids=CATALOG)
+def test_declarations_are_complete(known):
+    assert isinstance(known, DataSet)
+    for text in (known.title, known.normal, known.split, known.licence, known.obtain, known.citation):
+        assert text
+        assert "\n" not in text
+    assert known.proxy == ("not the paper's protocol" in known.note or known.name == "phantom")
+
+
+def test_unknown_name():
+    with pytest.raises(DataError, match=r"did you mean pneumoniamnist\?.*known: pneumoniamnist, breast"):
+        load("pneumonia-mnist", "train", ".")
+    with pytest.raises(DataError, match="no such path or data set") as e:
+        open_data("qqqq")
+    assert "did you mean" not in str(e.value)
+
+
+def test_not_found_says_where_from_and_where_to(tmp_path, monkeypatch):
+    with pytest.raises(
+        DataError, match=r"kvasir: not found in .*datasets\.simula\.no.* as kvasir or kvasir\.npz"
+    ):
+        load("kvasir", "train", tmp_path)
+    monkeypatch.delenv("DIA_DATA", raising=False)
+    with pytest.raises(DataError, match="--data-root or set DIA_DATA"):
+        load("breastmnist", "train")
+
+
+def test_data_root_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIA_DATA", str(tmp_path))
+    images = np.arange(2, dtype=np.uint8)[:, None, None] + np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "breastmnist.npz", test_images=images, test_labels=np.array([[0], [1]]))
+    assert find("breastmnist-0") == tmp_path / "breastmnist.npz"
+    assert load("breastmnist", "test").labels.tolist() == [1, 0]
+    assert load("breastmnist-0", "test").labels.tolist() == [0, 1]
+    assert load("breastmnist", "test", normal="0", size=None).labels.tolist() == [0, 1]
+    assert open_data("breastmnist", "test", size=8).shape == (8, 8, 1)
+    assert open_data(tmp_path / "breastmnist.npz", "test").labels.tolist() == [0, 1]
+
+
+def test_folder_forms(tmp_path):
+    for i in range(5):
+        for name in ("normal-cecum", "normal-pylorus", "normal-z-line", "polyps", "esophagitis"):
+            picture(tmp_path / "kvasir" / name / f"{i}.jpg")
+        for name in ("COVID", "non-COVID"):
+            picture(tmp_path / "sarscov2ct" / name / f"{i}.png")
+        for split in ("train", "test"):
+            picture(tmp_path / "oct2017" / split / "NORMAL" / f"{i}.jpeg")
+            picture(tmp_path / "oct2017" / split / "CNV" / f"{i}.jpeg")
+        for grade in range(5):
+            picture(tmp_path / "aptos2019" / str(grade) / f"{i}.png")
+    expected = {
+        "kvasir": (12, 0, 3, 5),
+        "sarscov2ct": (4, 0, 1, 5),
+        "oct2017": (5, 5, 5, 5),
+        "aptos2019": (5, 0, 0, 20),
+    }
+    for name, counts in expected.items():
+        labels = [load(name, split, tmp_path).labels for split in ("train", "test")]
+        assert tuple(int((x == k).sum()) for x in labels for k in (0, 1)) == counts, name
+
+
+@needs_data
+def test_fixed_split_is_that_of_the_repacked_file(tmp_path):
+    """The names of the real training set, hashed again, fall on the same side."""
+    train, test = load("sarscov2ct", "train", ROOT), load("sarscov2ct", "test", ROOT)
+    kept = [*train.names[:40], *(n for n in test.names if n.startswith("non-COVID"))][:80]
+    for name in kept:
+        picture(tmp_path / "sarscov2ct" / name)
+    picture(tmp_path / "sarscov2ct" / "COVID" / "1.png")
+    again = load("sarscov2ct", "train", tmp_path, train_normals=40)
+    assert set(again.names) == set(train.names[:40])
+
+
+def test_a_path_goes_before_a_name(tmp_path, monkeypatch):
+    picture(tmp_path / "phantom" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_data("phantom", "test")) == 1
+    with pytest.raises(DataError, match=r"nowhere/x: no such file or folder"):
+        open_data("nowhere/x")
+    with pytest.raises(DataError, match=r"x\.npz: no such file or folder"):
+        open_data("x.npz")
+
+
+def test_check_of_a_folder(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "train" / "good" / f"{i}.png", i)
+    picture(tmp_path / "test" / "good" / "0.png", 0)
+    picture(tmp_path / "test" / "bad" / "0.png", 9)
+    result = catalog.check(str(tmp_path))
+    assert list(result["splits"]) == ["train", "test"]
+    assert result["leaks"][0]["pairs"][0]["test"] == {"name": "test/good/0.png", "label": 0}
+
+
+def test_phantom(monkeypatch):
+    from dia.data import phantom
+
+    small = phantom.load
+    monkeypatch.setattr(phantom, "load", lambda split, **kwargs: small(split, n=4, **kwargs))
+    assert load("phantom", "test").shape == (64, 64, 1)
+    assert open_data("phantom", "train", size=32, channels=3, workers=1).images.shape == (4, 32, 32, 3)
+    assert load("phantom", "val", size=(24, 30)).shape == (24, 30, 1)
+    assert len(load("phantom")) == 12
+    with pytest.raises(MissingSplit, match="no split 'dev'"):
+        load("phantom", "dev")
