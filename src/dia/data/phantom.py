@@ -104,9 +104,9 @@ def phantom(rng: np.random.Generator, size: int, lesion: str | None = None) -> t
             image = image + soft * rng.choice([-1, 1]) * rng.uniform(32, 46)
         elif lesion == "broken_vessel":
             mask |= gap & (body > 0.5)
-            image = image + soft * rng.uniform(20, 30)
+            image = image + soft * rng.uniform(26, 36)
         elif lesion == "texture":
-            texture = texture * (1 - soft) + soft * 13 * _noise(rng, size, 0.008)
+            texture = texture * (1 - soft) + soft * 16 * _noise(rng, size, 0.008)
         else:
             veil = ndimage.gaussian_filter(image, 0.08 * size) + 28
             image, texture = image * (1 - 0.75 * soft) + 0.75 * soft * veil, texture * (1 - 0.75 * soft)

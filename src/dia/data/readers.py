@@ -1,43 +1,24 @@
 """Readers: a folder, MedMNIST-like .npz, CSV manifest or image file in, an `ImageSet` out.
 
-Knows files and pixels; knows nothing of particular data sets (`catalog`) or models. How pixels are read:
-
-- Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
-  set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
-- Transparency is composited over black. Palette images become RGB.
-- 16-bit grey (also 32-bit integers within 0–65535) is divided by 257 and rounded: a fixed rule, the same
-  for every image. Pillow itself keeps the high byte of 16-bit RGB. Float images are refused: no fixed
-  rule fits their unknown range.
-- EXIF orientation is applied; of several frames the first is read.
-- Channels are converted first, then images are resized straight to the asked size (Lanczos).
-- A mask pixel is True where the file is not zero (black); a mask has the size of its image.
+Knows layouts, splits, labels and names; leaves files to pixels to `decode`, where the rules for pixels are
+written, and particular data sets to `catalog`. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import multiprocessing
 import os
 import re
-import tempfile
 import warnings
-import zipfile
-import zlib
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
+from .decode import Source, conform, decode, first_line, from_16_bit
 from .imageset import ANOMALOUS, NORMAL, DataError, ImageSet
 
 SPLITS = ("train", "val", "test")
@@ -45,9 +26,6 @@ SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", 
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 _NORMAL_WORDS = {"0", "normal", "good", "ok", "healthy", "negative"}
 _ANOMALOUS_WORDS = {"1", "anomalous", "anomaly", "abnormal", "defect", "defective", "bad", "positive"}
-_COLUMNS = {"path", "label", "mask", "split"}
-_POOL_FROM = 64  # fewer files are decoded before a pool has started
-_BLOCK = 1024  # files in flight, so that decoded images do not pile up
 
 
 class MissingSplit(DataError):
@@ -62,11 +40,6 @@ class _Entry(NamedTuple):
     label: int | None = None
     mask: Path | None = None
     split: str | None = None  # None: belongs to every split
-
-
-class _Loaded(NamedTuple):
-    one: ImageSet  # of one image
-    original: tuple[int, int]  # (H, W) before resizing
 
 
 def read(
@@ -94,7 +67,8 @@ def read(
       (as MVTec) or `normal` is given; unlabelled otherwise. Files directly in `train/` are normal.
     - folder with class folders, where `normal` is given. It has no official split, so a fixed one is made:
       normals sorted by the sha256 of `class/file`; the first `train_normals` are `train`, all else `test`.
-    - any other folder: unlabelled, taken as normal, all of it for any split.
+    - any other folder: unlabelled, taken as normal, all of it for any split; a warning if it seems to have
+      classes.
     - `.csv` with columns `path,label[,mask][,split]`: paths relative to the CSV's folder; labels 0/1 or
       words as normal/anomalous, good/defect, or all empty. Values in `normal`, if given, are the normal ones.
     - one image file.
@@ -107,7 +81,7 @@ def read(
         split: "train", "val", "test"; None or "all" for everything.
         normal: comma-separated classes (or label values) that are normal.
         anomalous: comma-separated classes that are anomalous; classes in neither list are left out.
-        size: (H, W), or n for n × n; without it all images must share one size.
+        size: (H, W), or n for n × n; without it all images must share one size, after `max_size`.
         max_size: without `size`, images whose longer side is above it are shrunk to it, keeping the aspect.
         channels: 1 (grey) or 3 (RGB); by default as the files are.
         train_normals: share (float) or number (int) of the normals in the train split made for class folders.
@@ -125,9 +99,7 @@ def read(
     if split not in (*SPLITS, "all", None):
         raise DataError(f"split must be {', '.join(SPLITS)} or all, not {split!r}")
     fit = partial(conform, size=size, max_size=max_size, channels=channels)
-    if channels not in (None, 1, 3):
-        raise DataError(f"channels must be 1 or 3, not {channels}")
-    _target((1, 1), size, max_size)  # complains before any reading
+    fit(ImageSet(np.zeros((1, 1, 1, 3), np.uint8)))  # complains before any reading
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
@@ -142,44 +114,20 @@ def read(
     else:
         raise DataError(f"{path}: expected a folder, .npz, .csv or image ({_listed(SUFFIXES)})")
     entries = _of_split(path, entries, split)
-    with_masks = any(e.mask for e in entries)
-    for e in entries:
-        if with_masks and e.mask is None and e.label != NORMAL:
-            raise DataError(f"{e.file}: no mask, though others have one; add it or remove the masks")
-    count = (os.cpu_count() or 1) if workers is None else workers
-    bar = Progress(console=Console(stderr=True), disable=not progress)
-    with bar, closing(_map(partial(_load, fit=fit), entries, count)) as loaded:
-        shown = bar.track(loaded, len(entries), description=f"Reading {escape(path.name)}")
-        return _collect(path, entries, shown, size is None, skip_bad, memmap_above)
-
-
-def conform(
-    images: ImageSet,
-    size: int | tuple[int, int] | None = None,
-    max_size: int | None = None,
-    channels: int | None = None,
-) -> ImageSet:
-    """`images` with the channels and size that `read` was asked for.
-
-    Raises:
-        DataError: a size below 1, or channels other than 1 and 3.
-    """
-    if channels is not None:
-        images = images.with_channels(channels)
-    return images.resized(*_target(images.shape[:2], size, max_size))
-
-
-def _target(
-    shape: tuple[int, int], size: int | tuple[int, int] | None, max_size: int | None
-) -> tuple[int, int]:
-    height, width = shape
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-    elif max_size is not None and max_size < max(shape):
-        height, width = (max(1, round(n * max_size / max(shape))) for n in shape)
-    if min(height, width) < 1 or (max_size is not None and max_size < 1):
-        raise DataError(f"a size must be at least 1 pixel, not {max_size if size is None else size}")
-    return height, width
+    bare = [e.file for e in entries if e.mask is None and e.label != NORMAL]
+    if bare and any(e.mask for e in entries):
+        raise DataError(f"{bare[0]}: no mask, though others have one; add it or remove the masks")
+    images, masks, kept, skipped = decode(
+        [Source(e.file, e.mask) for e in entries],
+        fit,
+        skip_bad=skip_bad,
+        workers=workers,
+        memmap_above=memmap_above,
+        progress=f"Reading {path.name}" if progress else None,
+    )
+    entries = [entries[i] for i in kept]
+    labels = None if entries[0].label is None else np.array([e.label for e in entries], np.int8)
+    return ImageSet(images, labels, masks, tuple(e.name for e in entries), tuple(skipped))
 
 
 def image_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -218,114 +166,108 @@ def _listed(items: Iterable[object]) -> str:
 
 
 def _folder(root: Path, normal: list[str], anomalous: list[str], train_normals: float) -> list[_Entry]:
-    files: list[tuple[Path, tuple[str, ...]]] = []
-    masks: dict[tuple[str, ...], Path] = {}  # by (class, …, stem)
-    for file in image_files(root):
-        parts = file.relative_to(root).parts
-        if parts[0] == "ground_truth" and len(parts) > 1:
-            masks[(*parts[1:-1], file.stem.removesuffix("_mask"))] = file
-        else:
-            files.append((file, parts))
+    found = {file: file.relative_to(root).parts for file in image_files(root)}
+    files = {file: parts for file, parts in found.items() if parts[0] != "ground_truth"}
+    masks = {(*found[f][1:-1], f.stem.removesuffix("_mask")): f for f in found if f not in files}
     if not files:
         raise DataError(f"{root}: no images in this folder ({_listed(SUFFIXES)})")
-    has_splits = any(len(p) > 1 and p[0].lower() in _SPLIT_FOLDERS for _, p in files)
-    skip = int(has_splits)
-    if not has_splits and (nested := _nested_splits(p for _, p in files)):
-        raise DataError(f"{root}: train/ and test/ lie one level down; read {root / nested} instead")
-    classes = {p[skip] for _, p in files if len(p) > skip + 1}
+    has_splits = any(parts[0].lower() in _SPLIT_FOLDERS for parts in files.values())
+    below = {parts[:2] for parts in files.values() if len(parts) > 2}
+    if not has_splits and (
+        nested := sorted(p[0] for p in below if {(p[0], "train"), (p[0], "test")} <= below)
+    ):
+        raise DataError(f"{root}: train/ and test/ lie one level down; read {root / nested[0]} instead")
+    folders = {file: parts[int(has_splits) : -1] for file, parts in files.items()}  # below train/ or test/
+    classes = {folder[0] for folder in folders.values() if folder}
     if has_splits and not normal and "good" in classes:
         normal = ["good"]
     if absent := {*normal, *anomalous} - classes:
         raise DataError(f"{root}: no class folder {_listed(absent)}; there are: {_listed(classes) or 'none'}")
+    if not normal:
+        _warn_of_classes(root, sorted({folder[0] for folder in folders.values() if len(folder) == 1}))
     entries = []
-    for file, parts in files:
-        split = _SPLIT_FOLDERS.get(parts[0].lower()) if has_splits and len(parts) > 1 else None
+    for file, folder in folders.items():
+        split = _SPLIT_FOLDERS.get(files[file][0].lower())
         if has_splits and split is None:
             raise DataError(f"{file}: outside train/ and test/; move it into one of them")
         label = None
         if normal:
-            name = parts[skip] if len(parts) > skip + 1 else None
-            if name is None and split != "train":
+            if not folder and split != "train":
                 raise DataError(f"{file}: not in a class folder ({_listed(classes)})")
-            if anomalous and name is not None and name not in (*normal, *anomalous):
+            if folder and anomalous and folder[0] not in (*normal, *anomalous):
                 continue
-            label = NORMAL if name is None or name in normal else ANOMALOUS
-        mask = masks.get((*parts[skip:-1], file.stem))
-        entries.append(_Entry(file, file.relative_to(root).as_posix(), label, mask, split))
+            label = NORMAL if not folder or folder[0] in normal else ANOMALOUS
+        mask = masks.get((*folder, file.stem))
+        entries.append(_Entry(file, "/".join(files[file]), label, mask, split))
     if masks and not any(e.mask for e in entries):
         raise DataError(f"{root}: no mask fits an image; expected ground_truth/<class>/NAME_mask.png")
-    if normal and not has_splits:
-        order = [e.name for e in entries if e.label == NORMAL]
-        order.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
-        train = set(order[:number])
-        entries = [e._replace(split="train" if e.name in train else "test") for e in entries]
-    return entries
+    return _with_fixed_split(entries, train_normals) if normal and not has_splits else entries
 
 
-def _nested_splits(paths: Iterable[Sequence[str]]) -> str | None:
-    """A folder that itself holds train/ and test/, as one category of MVTec AD does."""
-    below: dict[str, set[str]] = {}
-    for parts in paths:
-        if len(parts) > 2:
-            below.setdefault(parts[0], set()).add(parts[1].lower())
-    return next((top for top, inner in below.items() if {"train", "test"} <= inner), None)
+def _warn_of_classes(root: Path, classes: list[str]) -> None:
+    if len(classes) > 1:
+        named = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+        warnings.warn(
+            f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME",
+            stacklevel=4,  # the caller of `read`
+        )
+
+
+def _with_fixed_split(entries: list[_Entry], train_normals: float) -> list[_Entry]:
+    order = [e.name for e in entries if e.label == NORMAL]
+    order.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
+    train = set(order[:number])
+    return [e._replace(split="train" if e.name in train else "test") for e in entries]
 
 
 def _manifest(path: Path, normal: list[str]) -> list[_Entry]:
-    entries: list[_Entry] = []
-    names: set[str] = set()
+    entries: dict[str, _Entry] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             header = [h.strip().lower() for h in reader.fieldnames or ()]
-            if not {"path", "label"} <= set(header) <= _COLUMNS or len(header) != len(set(header)):
+            if not {"path", "label"} <= set(header) <= {"path", "label", "mask", "split"}:
                 raise DataError(f"{path}, line 1: the header must be path,label[,mask][,split], not {header}")
             reader.fieldnames = header
             for row in reader:
-                entry = _manifest_row(row, path.parent, normal, f"{path}, line {reader.line_num}")
-                if entry.name in names:
-                    raise DataError(f"{path}, line {reader.line_num}: {entry.name} is listed twice")
-                if entries and (entry.label is None) != (entries[0].label is None):
-                    raise DataError(f"{path}, line {reader.line_num}: either all labels are empty or none is")
-                if entries and (entry.split is None) != (entries[0].split is None):
-                    raise DataError(f"{path}, line {reader.line_num}: either all splits are empty or none is")
-                names.add(entry.name)
-                entries.append(entry)
+                where = f"{path}, line {reader.line_num}"
+                entry = _manifest_row(row, path.parent, normal, where)
+                if entry.name in entries:
+                    raise DataError(f"{where}: {entry.name} is listed twice")
+                first = next(iter(entries.values()), entry)
+                for column in ("label", "split"):
+                    if (getattr(entry, column) is None) != (getattr(first, column) is None):
+                        raise DataError(f"{where}: either all {column}s are empty or none is")
+                entries[entry.name] = entry
     except (csv.Error, UnicodeDecodeError, OSError) as e:
-        raise DataError(f"{path}: not a readable CSV file ({_line(e)})") from e
+        raise DataError(f"{path}: not a readable CSV file ({first_line(e)})") from e
     if not entries:
         raise DataError(f"{path}: no rows below the header")
-    if normal and NORMAL not in {e.label for e in entries}:
+    if normal and NORMAL not in {e.label for e in entries.values()}:
         raise DataError(f"{path}: no row has the label {' or '.join(normal)}")
-    return entries
+    return list(entries.values())
 
 
 def _manifest_row(row: dict, folder: Path, normal: list[str], where: str) -> _Entry:
     if None in row or None in row.values():  # csv's way to say: too many fields, too few
         raise DataError(f"{where}: the number of fields differs from the header's")
     row = {key: value.strip() for key, value in row.items()}
-    if not row["path"]:
-        raise DataError(f"{where}: empty path")
-    for key in ("path", "mask"):
-        if row.get(key) and not os.path.isfile(folder / row[key]):
-            raise DataError(f"{where}: no such file: {folder / row[key]}")
-    text = row["label"]
-    if not text:
-        label = None
-    elif text in normal or (not normal and text.lower() in _NORMAL_WORDS):
+    file, mask = folder / row["path"], folder / row["mask"] if row.get("mask") else None
+    for place in (file, mask):
+        if place is not None and not place.is_file():
+            raise DataError(f"{where}: no such file: {place}")
+    text, label = row["label"], None
+    if text in normal or (not normal and text.lower() in _NORMAL_WORDS):
         label = NORMAL
-    elif normal or text.lower() in _ANOMALOUS_WORDS:
+    elif text and (normal or text.lower() in _ANOMALOUS_WORDS):
         label = ANOMALOUS
-    else:
-        raise DataError(
-            f"{where}: unknown label {text!r}; use 0/1, normal/anomalous, or name the normal ones"
-        )
+    elif text:
+        raise DataError(f"{where}: unknown label {text!r}; use 0/1, normal/anomalous, or give --normal LABEL")
     split = row.get("split") or None
     if split is not None and (split := _SPLIT_FOLDERS.get(split.lower())) is None:
         raise DataError(f"{where}: unknown split {row['split']!r}; use {', '.join(SPLITS)}")
-    mask = folder / row["mask"] if row.get("mask") else None
-    return _Entry(folder / row["path"], Path(row["path"]).as_posix(), label, mask, split)
+    return _Entry(file, Path(row["path"]).as_posix(), label, mask, split)
 
 
 def _of_split(path: Path, entries: list[_Entry], split: str | None) -> list[_Entry]:
@@ -342,9 +284,8 @@ def _npz(path: Path, split: str | None, normal: list[str]) -> ImageSet:
         with np.load(path, allow_pickle=False) as arrays:
             available = [s for s in SPLITS if f"{s}_images" in arrays]
             if not available:
-                raise DataError(
-                    f"{path}: no train_images, val_images or test_images in it; found: {_listed(arrays)}"
-                )
+                listed = _listed(arrays)
+                raise DataError(f"{path}: no train_images, val_images or test_images in it; found: {listed}")
             if split not in (None, "all", *available):
                 raise MissingSplit(f"{path}: no split {split!r}; there are: {_listed(available)}")
             labels = {s: _npz_labels(path, arrays, s) for s in available}
@@ -355,8 +296,8 @@ def _npz(path: Path, split: str | None, normal: list[str]) -> ImageSet:
             sets = [_npz_split(path, arrays, str(s), labels[str(s)], normal) for s in wanted]
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise DataError(f"{path}: not a readable .npz of plain arrays ({_line(e)})") from e
+    except Exception as e:  # numpy and zipfile raise nearly anything on malformed bytes
+        raise DataError(f"{path}: not a readable .npz of plain arrays ({first_line(e)})") from e
     out = sets[0] if len(sets) == 1 else joined(path, sets)
     if len(set(out.names)) < len(out):
         raise DataError(f"{path}: names occur twice; make them unique or leave the names out")
@@ -370,35 +311,28 @@ def _npz_labels(path: Path, arrays: np.lib.npyio.NpzFile, split: str) -> np.ndar
     x = arrays[f"{split}_labels"]
     if x.ndim not in (1, 2) or x.size != len(x):
         raise DataError(f"{path}: {split}_labels must be (N,) or (N, 1), one class per image, not {x.shape}")
-    if x.dtype.kind == "f":
-        if not np.array_equal(x, np.round(x)):  # NaN is not equal to itself
-            raise DataError(f"{path}: {split}_labels must be whole numbers; some are fractions or NaN")
-        x = x.astype(np.int64)
-    return (x.astype(np.int64) if x.dtype == bool else x).reshape(-1).astype(str)
+    if x.dtype.kind == "f" and not (x == np.round(x)).all():  # NaN is not equal to itself
+        raise DataError(f"{path}: {split}_labels must be whole numbers; some are fractions or NaN")
+    return (x.astype(np.int64) if x.dtype.kind in "bf" else x).reshape(-1).astype(str)
 
 
 def _npz_split(
     path: Path, arrays: np.lib.npyio.NpzFile, split: str, labels: np.ndarray | None, normal: list[str]
 ) -> ImageSet:
     x = arrays[f"{split}_images"]
-    if x.dtype.kind == "f":
-        nan = ", with NaN" if np.isnan(x).any() else ""
-        raise DataError(f"{path}: {split}_images are {x.dtype}{nan}; save them as uint8, 0-255 (or uint16)")
     if x.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: {split}_images are {x.dtype}; save them as uint8, 0-255 (or uint16)")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
         raise DataError(f"{path}: {split}_images must be (N, H, W) or (N, H, W, 3), not {x.shape}")
-    masks = arrays.get(f"{split}_masks")
-    if masks is not None:
-        masks = (masks[..., 0] if masks.ndim == 4 else masks) != 0
+    masks = arrays[f"{split}_masks"] != 0 if f"{split}_masks" in arrays else None
     names = tuple(f"{split}/{i:06d}" for i in range(len(x)))
     if f"{split}_names" in arrays:
         names = tuple(map(str, arrays[f"{split}_names"].reshape(-1)))
     targets = None if labels is None else np.where(np.isin(labels, normal), NORMAL, ANOMALOUS)
     try:
-        return ImageSet(_from_16_bit(x) if x.dtype == np.uint16 else x, targets, masks, names)
+        return ImageSet(from_16_bit(x) if x.dtype == np.uint16 else x, targets, masks, names)
     except DataError as e:
         raise DataError(f"{path}, {split}: {e}") from e
 
@@ -414,159 +348,11 @@ def joined(source: object, sets: Sequence[ImageSet]) -> ImageSet:
     if len({s.shape[:2] for s in sets}) > 1:
         raise DataError(f"{source}: the splits have images of different sizes; read one split at a time")
     labels = [s.labels for s in sets if s.labels is not None]
-    masks = [
-        np.zeros(s.images.shape[:3], bool) if s.masks is None else s.masks
-        for s in sets
-        if s.masks is not None or (s.labels is not None and not s.labels.any())
-    ]
+    complete = all(s.masks is not None or (s.labels is not None and not s.labels.any()) for s in sets)
+    masks = [np.zeros(s.images.shape[:3], bool) if s.masks is None else s.masks for s in sets]
     return ImageSet(
         np.concatenate([s.with_channels(channels).images for s in sets]),
         np.concatenate(labels) if len(labels) == len(sets) else None,
-        np.concatenate(masks) if len(masks) == len(sets) and any(s.masks is not None for s in sets) else None,
+        np.concatenate(masks) if complete and any(s.masks is not None for s in sets) else None,
         tuple(n for s in sets for n in s.names),
     )
-
-
-# --- decoding: files to pixels ------------------------------------------------------------------------
-
-
-def _from_16_bit(x: np.ndarray) -> np.ndarray:
-    """0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
-    return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """`(H, W, 1 or 3)` uint8 by the rules above."""
-    if image.mode == "F":
-        nan = " with NaN" if np.isnan(np.asarray(image)).any() else ""
-        raise DataError(f"float pixels{nan}; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 and 32 bits
-        x = np.asarray(image)
-        if x.min() < 0 or x.max() > 65535:
-            raise DataError(f"integer pixels of {x.min()} to {x.max()}; convert it to 8 or 16 bits")
-        return _from_16_bit(x)[..., None]
-    grey = image.mode in ("1", "L", "LA")
-    if image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
-        over_black = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-        return over_black[..., :1] if grey else over_black
-    x = np.asarray(image.convert("L" if grey else "RGB"))
-    return x[..., None] if grey else x
-
-
-def _mask(file: Path, shape: tuple[int, int]) -> np.ndarray:
-    """`(H, W)` bool, True where not black."""
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-    deep = image.mode == "F" or image.mode.startswith("I")  # an 8-bit copy could lose small values
-    x = (
-        np.asarray(image if deep else image.convert("RGB"))
-        .reshape(image.height, image.width, -1)
-        .any(axis=-1)
-    )
-    if x.shape != shape:
-        raise DataError(f"mask {file} is {_size(x.shape)}, its image {_size(shape)}; make them equal")
-    return x
-
-
-def _load(entry: _Entry, fit: partial[ImageSet]) -> _Loaded | str:
-    """The image and mask of one file, or the line that says why not. Runs in the decoding processes."""
-    try:
-        with Image.open(entry.file) as opened:
-            pixels = _pixels(ImageOps.exif_transpose(opened))
-        original = pixels.shape[:2]
-        mask = None if entry.mask is None else _mask(entry.mask, original)[None]
-        return _Loaded(fit(ImageSet(pixels[None], masks=mask)), original)
-    except MemoryError:
-        raise
-    except DataError as e:
-        return f"{entry.file}: {e}"
-    except Exception as e:  # Pillow's decoders raise nearly anything on malformed bytes
-        what = "damaged" if entry.mask is None else f"damaged, or its mask {entry.mask.name} is"
-        return f"{entry.file}: no image, or {what} ({_line(e).replace(f' {str(entry.file)!r}', '')})"
-
-
-def _map(load: partial, entries: list[_Entry], workers: int) -> Generator[_Loaded | str, None, None]:
-    """`load` over the entries, in order; in a process pool when that is worth its start."""
-    done = 0
-    if workers > 1 and len(entries) > _POOL_FROM:
-        # Never fork: the caller may hold threads, a GPU or both.
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        try:
-            with ProcessPoolExecutor(min(workers, len(entries) // 16), mp_context=context) as pool:
-                for start in range(0, len(entries), _BLOCK):
-                    for loaded in pool.map(load, entries[start : start + _BLOCK], chunksize=16):
-                        yield loaded
-                        done += 1
-        except BrokenProcessPool:
-            reason = 'a script needs `if __name__ == "__main__":`, or memory ran out'
-            warnings.warn(f"decoding processes ended early ({reason}); going on in one", stacklevel=2)
-    yield from map(load, entries[done:])
-
-
-def _collect(
-    path: Path,
-    entries: list[_Entry],
-    loaded: Iterable[_Loaded | str],
-    one_size: bool,
-    skip_bad: bool,
-    memmap_above: int,
-) -> ImageSet:
-    """Each result straight into its place in one array."""
-    images = masks = None
-    kept: list[_Entry] = []
-    skipped: list[str] = []
-    first = (0, 0)
-    for entry, item in zip(entries, loaded, strict=True):
-        if isinstance(item, str):
-            if not skip_bad:
-                raise DataError(f"{item}; repair it, or leave such files out with --skip-bad")
-            skipped.append(item)
-            continue
-        h, w, c = item.one.shape
-        first = first if kept else item.original
-        if one_size and item.original != first:
-            sizes = f"{kept[0].file} is {_size(first)}, {entry.file} {_size(item.original)}"
-            raise DataError(f"height x width differ: {sizes}; give all one size with --size N")
-        if images is None:
-            images = _allocate((len(entries), h, w, c), memmap_above)
-            masks = np.zeros((len(entries), h, w), bool) if any(e.mask for e in entries) else None
-        elif c > images.shape[3]:  # the first colour image among grey ones
-            grey, images = images, _allocate((len(entries), h, w, c), memmap_above)
-            images[: len(kept)] = grey[: len(kept)]
-        images[len(kept)] = item.one.images[0]  # grey is repeated by broadcasting
-        if masks is not None and item.one.masks is not None:
-            masks[len(kept)] = item.one.masks[0]
-        kept.append(entry)
-    if images is None:
-        raise DataError(f"{path}: none of {len(entries)} images could be read; the first: {skipped[0]}")
-    n = len(kept)
-    labels = None if kept[0].label is None else np.array([e.label for e in kept], np.int8)
-    names = tuple(e.name for e in kept)
-    return ImageSet(images[:n], labels, None if masks is None else masks[:n], names, tuple(skipped))
-
-
-def _allocate(shape: tuple[int, int, int, int], memmap_above: int) -> np.ndarray:
-    nbytes = int(np.prod(shape))
-    if nbytes <= memmap_above:
-        return np.zeros(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:  # unlinked from the start; the map keeps it alive
-        try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
-                os.posix_fallocate(file.fileno(), 0, nbytes)
-            return np.memmap(file, np.uint8, "w+", shape=shape)
-        except OSError as e:
-            where = tempfile.gettempdir()
-            raise DataError(
-                f"{where}: no room for {nbytes} bytes; set TMPDIR or --max-size ({_line(e)})"
-            ) from e
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{shape[1]}"
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -39,8 +39,8 @@ class DissolvedBank:
     On disk as a memory map; building goes on where an earlier run was stopped.
     """
 
-    def __init__(self, array: np.ndarray):
-        self.array = array
+    def __init__(self, array: np.ndarray, ts: tuple[int, ...]):
+        self.array, self.ts = array, ts
 
     @classmethod
     def build(
@@ -65,7 +65,7 @@ class DissolvedBank:
             temporary = marker.with_suffix(".tmp")
             temporary.write_text(json.dumps(key | {"done": done}))
             temporary.replace(marker)
-        return cls(array)
+        return cls(array, ts)
 
     def take(self, index: np.ndarray, flip: np.ndarray, level: np.ndarray) -> np.ndarray:
         """As `LiveDissolving.take`."""

@@ -1,0 +1,239 @@
+"""Decoding: image files in, one uint8 array (or memory map) out.
+
+Knows files and pixels; knows nothing of layouts, splits, labels or names (`readers`), data sets or models.
+The rules:
+
+- Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
+  set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
+- Transparency is composited over black. Palette images become RGB.
+- 16-bit grey (also 32-bit integers within 0–65535) is divided by 257 and rounded: a fixed rule, the same
+  for every image. Pillow itself keeps the high byte of 16-bit RGB. Float images are refused: no fixed
+  rule fits their unknown range.
+- EXIF orientation is applied; of several frames the first is read.
+- Channels are converted first, then images are resized straight to the asked size (Lanczos).
+- A mask pixel is True where the file is not zero (black); a mask has the size of its image.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import warnings
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from .imageset import DataError, ImageSet
+
+_POOL_FROM = 64  # fewer files are decoded before a pool has started
+_BLOCK = 1024  # files in flight, so that decoded images do not pile up
+
+
+class Source(NamedTuple):
+    """An image file and, where there is one, its mask file."""
+
+    file: Path
+    mask: Path | None = None
+
+
+class Decoded(NamedTuple):
+    """What `decode` made of its sources.
+
+    Args:
+        images: `(N, H, W, 1 or 3)` uint8.
+        masks: `(N, H, W)` bool; None where no source has a mask.
+        kept: N indices into the sources.
+        skipped: one line per source that could not be read.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray | None
+    kept: list[int]
+    skipped: list[str]
+
+
+def decode(
+    sources: Sequence[Source],
+    fit: partial[ImageSet],
+    *,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    memmap_above: int = 2**30,
+    progress: str | None = None,
+) -> Decoded:
+    """The pixels of `sources`, in order.
+
+    Args:
+        sources: what to decode, at least one.
+        fit: `conform` with the asked size and channels; applied to every image as a set of one.
+        skip_bad: leave out what cannot be read, instead of raising.
+        workers: processes, by default one per core; 1 decodes in this process.
+        memmap_above: images of more bytes than this go to a memory map on an unlinked temporary file.
+        progress: title of a bar on stderr; None for no bar.
+
+    Raises:
+        DataError: an unreadable file, images of different sizes, or no room for the memory map.
+    """
+    count = (os.cpu_count() or 1) if workers is None else workers
+    bar = Progress(console=Console(stderr=True), disable=progress is None)
+    with bar, closing(_map(partial(_load, fit=fit), sources, count)) as loaded:
+        shown = bar.track(loaded, len(sources), description=escape(progress or ""))
+        return _collect(sources, shown, skip_bad, memmap_above)
+
+
+def conform(
+    images: ImageSet,
+    size: int | tuple[int, int] | None = None,
+    max_size: int | None = None,
+    channels: int | None = None,
+) -> ImageSet:
+    """`images` with the channels and size that `read` was asked for.
+
+    Raises:
+        DataError: a size below 1, or channels other than 1 and 3.
+    """
+    if channels is not None:
+        images = images.with_channels(channels)
+    height, width, _ = images.shape
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+    elif max_size is not None and max_size < (longer := max(height, width)):
+        height, width = (max(1, round(n * max_size / longer)) for n in (height, width))
+    if min(height, width) < 1 or (max_size is not None and max_size < 1):
+        raise DataError(f"a size must be at least 1 pixel, not {max_size if size is None else size}")
+    return images.resized(height, width)
+
+
+def from_16_bit(x: np.ndarray) -> np.ndarray:
+    """0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
+    return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """`(H, W, 1 or 3)` uint8 by the rules above."""
+    if image.mode == "F":
+        raise DataError("float pixels; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 and 32 bits
+        x = np.asarray(image)
+        if x.min() < 0 or x.max() > 65535:
+            raise DataError(f"integer pixels of {x.min()} to {x.max()}; convert it to 8 or 16 bits")
+        return from_16_bit(x)[..., None]
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        over_black = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+        return over_black[..., :1] if grey else over_black
+    x = np.asarray(image.convert("L" if grey else "RGB"))
+    return x[..., None] if grey else x
+
+
+def _mask(file: Path, shape: tuple[int, int]) -> np.ndarray:
+    """`(H, W)` bool, True where not black."""
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
+    deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
+    x = np.asarray(image if deep else image.convert("RGB"))
+    if x.shape[:2] != shape:
+        raise DataError(f"mask {file} is {_size(x.shape)}, its image {_size(shape)}; make them equal")
+    return np.asarray(x.reshape(*shape, -1).any(axis=-1))
+
+
+def _load(source: Source, fit: partial[ImageSet]) -> ImageSet | str:
+    """One image with its mask, or the line that says why not. Runs in the decoding processes."""
+    try:
+        with Image.open(source.file) as opened:
+            pixels = _pixels(ImageOps.exif_transpose(opened))
+        mask = None if source.mask is None else _mask(source.mask, pixels.shape[:2])[None]
+        return fit(ImageSet(pixels[None], masks=mask))
+    except MemoryError:  # no fault of the file
+        raise
+    except DataError as e:
+        return f"{source.file}: {e}"
+    except Exception as e:  # Pillow's decoders raise nearly anything on malformed bytes
+        or_mask = "" if source.mask is None else f", or its mask {source.mask.name} is"
+        return f"{source.file}: no image, or damaged{or_mask} ({first_line(e)})"
+
+
+def _map(load: partial, sources: Sequence[Source], workers: int) -> Generator[ImageSet | str, None, None]:
+    """`load` over the sources, in order; in a process pool when that is worth its start."""
+    done = 0
+    if workers > 1 and len(sources) > _POOL_FROM:
+        context = multiprocessing.get_context("spawn")  # no fork: the caller may hold threads or a GPU
+        try:
+            with ProcessPoolExecutor(min(workers, len(sources) // 16), mp_context=context) as pool:
+                for start in range(0, len(sources), _BLOCK):
+                    for loaded in pool.map(load, sources[start : start + _BLOCK], chunksize=16):
+                        yield loaded
+                        done += 1
+        except BrokenProcessPool:
+            reason = 'a script needs `if __name__ == "__main__":`, or memory ran out'
+            warnings.warn(f"decoding processes ended early ({reason}); going on in one", stacklevel=2)
+    yield from map(load, sources[done:])
+
+
+def _collect(
+    sources: Sequence[Source], loaded: Iterable[ImageSet | str], skip_bad: bool, memmap_above: int
+) -> Decoded:
+    """Each result straight into its place in one array."""
+    images = masks = None
+    kept: list[int] = []
+    skipped: list[str] = []
+    for i, one in enumerate(loaded):
+        if isinstance(one, str):
+            if not skip_bad:
+                raise DataError(f"{one}; repair it, or leave such files out with --skip-bad")
+            skipped.append(one)
+            continue
+        h, w, c = one.shape
+        if images is None:
+            images = _allocate((len(sources), h, w, c), memmap_above)
+            masks = np.zeros((len(sources), h, w), bool) if any(s.mask for s in sources) else None
+        elif images.shape[1:3] != (h, w):
+            first = f"{sources[kept[0]].file} is {_size(images.shape[1:])}"
+            sizes = f"{first}, {sources[i].file} {_size((h, w))}"
+            raise DataError(f"height x width differ: {sizes}; give all one size with --size N")
+        elif c > images.shape[3]:  # the first colour image among grey ones
+            grey, images = images, _allocate((len(sources), h, w, c), memmap_above)
+            images[: len(kept)] = grey[: len(kept)]
+        images[len(kept)] = one.images[0]  # grey is repeated by broadcasting
+        if masks is not None and one.masks is not None:
+            masks[len(kept)] = one.masks[0]
+        kept.append(i)
+    if images is None:
+        raise DataError(f"none of {len(sources)} images could be read; the first: {skipped[0]}")
+    n = len(kept)
+    return Decoded(images[:n], None if masks is None else masks[:n], kept, skipped)
+
+
+def _allocate(shape: tuple[int, int, int, int], memmap_above: int) -> np.ndarray:
+    nbytes = int(np.prod(shape))
+    if nbytes <= memmap_above:
+        return np.zeros(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:  # unlinked from the start; the map keeps it alive
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+        except OSError as e:
+            room = f"{tempfile.gettempdir()}: no room for {nbytes} bytes"
+            raise DataError(f"{room}; set TMPDIR or --max-size ({first_line(e)})") from e
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"

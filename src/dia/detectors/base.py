@@ -1,0 +1,336 @@
+"""What every detector is: fit, score, heatmap, save and load, calibrated on normals it did not train on.
+
+Knows image sets, settings and folders; knows no method. Saved models are JSON and safetensors, never
+pickles. Anomaly scores are raw, higher = more anomalous, everywhere but in scikit-learn's own methods.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from sklearn.base import BaseEstimator, OutlierMixin
+
+from ..data.imageset import DataError, ImageSet
+from .calibrate import Calibration
+
+FORMAT = 1
+MIN_NORMALS = 20
+
+
+class Detector(OutlierMixin, BaseEstimator):
+    """A one-class detector of anomalous images.
+
+    Args:
+        settings: the method's frozen dataclass; its defaults where None.
+        seed: of the split, the initial weights, and every random draw.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        holdout: share of the normals kept from training, to calibrate on.
+        false_alarm_rate: of `predict`, `decision_function` and the threshold shown.
+
+    Attributes:
+        calibration_: scores of the held-out normals.
+        shape_: (H, W, C) of the images.
+        fit_seconds_: time of training, interrupted and shared parts included.
+    """
+
+    method: ClassVar[str]
+    Settings: ClassVar[type]
+
+    def __init__(
+        self,
+        settings: Any = None,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        holdout: float = 0.2,
+        false_alarm_rate: float = 0.05,
+    ):
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.holdout = holdout
+        self.false_alarm_rate = false_alarm_rate
+
+    @property
+    def s(self) -> Any:
+        """The settings, defaults filled in."""
+        return self.Settings() if self.settings is None else self.settings
+
+    # --- what a method provides -------------------------------------------------------------------
+
+    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+        """Trains on `images`; `spare` are normals for statistics that must not come from trained images."""
+        raise NotImplementedError
+
+    def _score(self, images: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _heatmap(self, images: np.ndarray) -> np.ndarray | None:
+        return None
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """Everything fitted, as arrays."""
+        raise NotImplementedError
+
+    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
+        raise NotImplementedError
+
+    def _save_parts(self, folder: Path) -> None:
+        """Sub-models that have a format of their own."""
+
+    # --- what all share -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        images: np.ndarray | ImageSet,
+        y: None = None,
+        *,
+        workdir: Path | None = None,
+        resume: bool = False,
+        progress: bool = False,
+    ) -> Self:
+        """Trains on normal images and calibrates on those of them it held out.
+
+        Args:
+            images: `(N, H, W, C)` uint8 or an `ImageSet` (of which only the normals are used).
+            y: ignored, for scikit-learn.
+            workdir: keeps finished stages (shared between methods of equal settings) and checkpoints.
+            resume: go on from checkpoints found there.
+            progress: show progress bars.
+
+        Raises:
+            DataError: fewer than 20 normal images, or not images at all.
+        """
+        x = images.normals().images if isinstance(images, ImageSet) else _as_images(images)
+        if len(x) < MIN_NORMALS:
+            raise DataError(
+                f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
+            )
+        start = time.perf_counter()
+        order = np.random.default_rng([self.seed, 1]).permutation(len(x))
+        held = max(round(self.holdout * len(x)), 4)
+        calibration, spare, train = np.split(order, [held // 2, held])
+        self.shape_ = tuple(x.shape[1:])
+        self.n_train_, self.n_calibration_ = len(train), len(calibration)
+        train, spare = np.sort(train), np.sort(spare)  # in file order, for memory maps
+        with tempfile.TemporaryDirectory() as temporary:
+            stages = Stages(Path(workdir or temporary), resume=resume, progress=progress)
+            self._fit(x[train], x[spare], stages)
+        self.calibration_ = Calibration.of(self.score(x[np.sort(calibration)]))
+        self.fit_seconds_ = time.perf_counter() - start + stages.earlier
+        return self
+
+    def score(self, images: np.ndarray | ImageSet, *, batch: int = 512) -> np.ndarray:
+        """Raw anomaly scores `(N,)` float64, higher = more anomalous; an image's score is its own alone."""
+        x = self._check(images)
+        return np.concatenate([self._score(x[i : i + batch]) for i in range(0, len(x), batch)] or [[]])
+
+    def heatmap(self, images: np.ndarray | ImageSet, *, batch: int = 512) -> np.ndarray | None:
+        """`(N, H, W)` float32, higher where more anomalous, on one scale for all images; None if it has none."""
+        x = self._check(images)
+        maps = [self._heatmap(x[i : i + batch]) for i in range(0, len(x), batch)]
+        return None if not maps or maps[0] is None else np.concatenate(maps)  # type: ignore[arg-type]
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Conformal p-values `(N,)` of raw scores; see `calibrate.py` for what they promise."""
+        return self.calibration_.p_values(scores)
+
+    def threshold(self, false_alarm_rate: float | None = None) -> float:
+        """The raw score above which an image is flagged at this rate (default: the constructor's)."""
+        return self.calibration_.threshold(false_alarm_rate or self.false_alarm_rate)
+
+    def score_samples(self, X: np.ndarray) -> np.ndarray:
+        """scikit-learn's sense: minus the anomaly score, so higher = more normal."""
+        return -self.score(X)
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """`score_samples` shifted so that flagged images are negative."""
+        return self.threshold() - self.score(X)
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """−1 for flagged images, 1 for the others."""
+        return np.where(self.score(X) > self.threshold(), -1, 1)
+
+    def _check(self, images: np.ndarray | ImageSet) -> np.ndarray:
+        if not hasattr(self, "shape_"):
+            raise DataError(f"{self.method} is not fitted; call fit() or load a fitted model first")
+        x = images.images if isinstance(images, ImageSet) else _as_images(images)
+        if tuple(x.shape[1:]) != self.shape_:
+            h, w, c = self.shape_
+            raise DataError(
+                f"images are {x.shape[1:]}, the model was fitted on {self.shape_}; "
+                f"read them with size=({h}, {w}), channels={c}"
+            )
+        return x
+
+    # --- folders ------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str, card: str = "") -> Path:
+        """Writes the model folder: config.json, weights.safetensors, calibration.json, card.md.
+
+        The folder appears complete or not at all; one of the same name is replaced.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            config = {
+                "format": FORMAT,
+                "method": self.method,
+                "settings": asdict(self.s),
+                "seed": self.seed,
+                "holdout": self.holdout,
+                "false_alarm_rate": self.false_alarm_rate,
+                "shape": list(self.shape_),
+                "n_train": self.n_train_,
+                "n_calibration": self.n_calibration_,
+                "fit_seconds": self.fit_seconds_,
+            }
+            (new / "config.json").write_text(json.dumps(config, indent=2))
+            tensors = {k: np.ascontiguousarray(v) for k, v in self._tensors().items()}
+            save_file(tensors, new / "weights.safetensors")
+            scores = {"held_out_normal_scores": self.calibration_.scores.tolist()}
+            (new / "calibration.json").write_text(json.dumps(scores))
+            (new / "card.md").write_text(card or self._card())
+            self._save_parts(new)
+            new.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            new.rename(folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        return folder
+
+    @staticmethod
+    def load(folder: Path | str, *, device: str = "auto") -> Detector:
+        """The detector saved in `folder`, of whatever method. Runs no code from the folder."""
+        from . import METHODS
+
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            if config["format"] != FORMAT or config["method"] not in METHODS:
+                raise DataError(
+                    f"{folder}: format {config['format']}, method {config['method']!r} is not known here"
+                )
+            cls = METHODS[config["method"]]
+            self = cls(
+                from_dict(cls.Settings, config["settings"]),
+                seed=config["seed"],
+                device=device,
+                holdout=config["holdout"],
+                false_alarm_rate=config["false_alarm_rate"],
+            )
+            self.shape_ = tuple(config["shape"])
+            self.n_train_, self.n_calibration_ = config["n_train"], config["n_calibration"]
+            self.fit_seconds_ = config["fit_seconds"]
+            scores = json.loads((folder / "calibration.json").read_text())["held_out_normal_scores"]
+            self.calibration_ = Calibration.of(np.array(scores))
+            self._restore(load_file(folder / "weights.safetensors"), folder)
+        except DataError:
+            raise
+        except Exception as error:
+            reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
+            raise DataError(
+                f"{folder}: not a model folder made by `dia fit` ({' '.join(reason.split())[:200]})"
+            ) from error
+        return self
+
+    def settings_hash(self) -> str:
+        """Hash of method, settings and hold-out: what the ledger tells runs apart by, beside the seed."""
+        return fingerprint(self.method, asdict(self.s), self.holdout)
+
+    def _card(self) -> str:
+        h, w, c = self.shape_
+        return (
+            f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
+            f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} others (seed {self.seed}). "
+            "Weights: trained from scratch. For research; not a medical device.\n"
+        )
+
+
+class Stages:
+    """Finished parts of a fit, kept in a folder by the hash of all they depend on.
+
+    Methods that share a part (the dissolver) find it there, and an interrupted fit goes on with it.
+    """
+
+    def __init__(self, workdir: Path, *, resume: bool = False, progress: bool = False):
+        self.workdir, self.resume, self.progress = workdir, resume, progress
+        self.earlier = 0.0  # seconds spent on found parts when they were made
+
+    def path(self, name: str, *key: object) -> Path:
+        """The folder of this part."""
+        path = self.workdir / f"{name}-{fingerprint(*key)}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def part(self, path: Path, make: Callable[[], float], load: Callable[[], None]) -> None:
+        """Runs `make`, which saves into `path` and returns its seconds; or `load` if that was done before."""
+        done = path / "done.json"
+        if done.exists():
+            self.earlier += json.loads(done.read_text())["seconds"]
+            return load()
+        began = time.perf_counter()
+        seconds = make()
+        self.earlier += max(seconds - (time.perf_counter() - began), 0.0)  # before an interruption
+        done.write_text(json.dumps({"seconds": seconds}))
+
+
+def fingerprint(*parts: object) -> str:
+    """Sixteen hex digits of anything JSON can write, and of arrays."""
+    h = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            h.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+            h.update(json.dumps(plain, sort_keys=True).encode())
+    return h.hexdigest()[:16]
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """A settings dataclass from its JSON form; unknown names are refused."""
+    hints = get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise DataError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
+    made = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint) and isinstance(value, dict):
+            value = from_dict(hint, value)  # type: ignore[arg-type]
+        elif isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):
+            value = tuple(value)
+        made[name] = value
+    return cls(**made)
+
+
+def _as_images(x: np.ndarray) -> np.ndarray:
+    if not isinstance(x, np.ndarray) or x.ndim != 4 or x.dtype != np.uint8 or x.shape[-1] not in (1, 3):
+        what = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise DataError(f"images must be a uint8 array (N, H, W, 1 or 3), not {what}")
+    return x
+
+
+def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
+    """The state of a network as named arrays."""
+    return {prefix + k: v.detach().cpu().numpy() for k, v in module.state_dict().items()}
+
+
+def load_module(module: torch.nn.Module, tensors: dict[str, np.ndarray], prefix: str) -> None:
+    """Puts such a state back."""
+    state = {k[len(prefix) :]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
+    module.load_state_dict(state)

@@ -1,0 +1,56 @@
+"""Conformal calibration: from scores of held-out normals to p-values, thresholds and joined evidence.
+
+Knows only numbers. Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005;
+Bates et al., "Testing for Outliers with Conformal p-values", Annals of Statistics 2023.
+
+Guarantee: if a new normal image and the held-out normals are exchangeable (same scanner, population and
+preparation; none of them used in training), P(p ≤ α) ≤ α, on average over held-out sets. It says nothing
+of how many anomalies are found, and fails where new normals differ from the held-out ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_TAIL = 0.1  # upper share of the normals to which the exponential tail is fitted
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Scores of n held-out normals, ascending."""
+
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Calibration:
+        """From scores in any order."""
+        return cls(np.sort(np.asarray(scores, np.float64)))
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """(1 + number of held-out normals scoring at least as high) / (n + 1), `(N,)` in (0, 1]."""
+        n = len(self.scores)
+        return (1 + n - np.searchsorted(self.scores, scores, side="left")) / (n + 1)
+
+    def threshold(self, false_alarm_rate: float) -> float:
+        """The score above which, strictly, p ≤ `false_alarm_rate`; infinite if n is too small for the rate."""
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(f"the false-alarm rate must lie between 0 and 1, not {false_alarm_rate}")
+        allowed = int(np.floor(false_alarm_rate * (len(self.scores) + 1) + 1e-9))
+        return float(self.scores[-allowed]) if allowed else float("inf")
+
+    def evidence(self, scores: np.ndarray) -> np.ndarray:
+        """−log p, continuous: interpolated between the normals, an exponential tail beyond most of them.
+
+        Plain conformal p-values cannot fall below 1/(n+1); the tail keeps the order of what lies beyond.
+        Sums of it over several scores are Fisher's way to join p-values.
+        """
+        n = len(self.scores)
+        survival = 1 - (np.arange(n) + 0.5) / n
+        start = min(int(np.ceil((1 - _TAIL) * n)), n - 1)
+        edge = self.scores[start]
+        spread = max(float(np.mean(self.scores[start:] - edge)), 1e-9 + 1e-3 * float(np.std(self.scores)))
+        inside = np.interp(scores, self.scores, -np.log(survival))
+        beyond = -np.log(survival[start]) + (np.asarray(scores) - edge) / spread
+        return np.where(scores > edge, beyond, inside)
