@@ -47,7 +47,7 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Indices of the batch at `step`: seeded permutations of `n`, one an epoch, incomplete batches dropped."""
+    """Indices of the batch at `step`: a seeded permutation per epoch, the incomplete last batch dropped."""
     batch = min(batch, n)
     epoch, place = divmod(step, n // batch)
     return _permutation(n, seed, epoch)[place * batch : (place + 1) * batch]
@@ -113,7 +113,7 @@ def train(
         )
         trainer.fit(
             module,
-            DataLoader(range(steps), batch_size=None),
+            DataLoader(range(steps), batch_size=None),  # type: ignore[arg-type]
             ckpt_path=checkpoint if checkpoint.exists() else None,
             weights_only=True,
         )

@@ -42,6 +42,7 @@ class Detector(OutlierMixin, BaseEstimator):
         calibration_: scores of the held-out normals.
         shape_: (H, W, C) of the images.
         fit_seconds_: time of training, interrupted and shared parts included.
+        facts_: what the caller wants the saved folder to remember (data set, preset, versions).
     """
 
     method: ClassVar[str]
@@ -58,6 +59,7 @@ class Detector(OutlierMixin, BaseEstimator):
     ):
         self.settings = settings
         self.seed = seed
+        self.facts_: dict[str, Any] = {}
         self.device = device
         self.holdout = holdout
         self.false_alarm_rate = false_alarm_rate
@@ -134,10 +136,12 @@ class Detector(OutlierMixin, BaseEstimator):
     def score(self, images: np.ndarray | ImageSet, *, batch: int = 512) -> np.ndarray:
         """Raw anomaly scores `(N,)` float64, higher = more anomalous; an image's score is its own alone."""
         x = self._check(images)
-        return np.concatenate([self._score(x[i : i + batch]) for i in range(0, len(x), batch)] or [[]])
+        return np.concatenate(
+            [self._score(x[i : i + batch]) for i in range(0, len(x), batch)] or [np.empty(0)]
+        )
 
     def heatmap(self, images: np.ndarray | ImageSet, *, batch: int = 512) -> np.ndarray | None:
-        """`(N, H, W)` float32, higher where more anomalous, on one scale for all images; None if it has none."""
+        """`(N, H, W)` float32, higher where more anomalous, on one scale for all; None without maps."""
         x = self._check(images)
         maps = [self._heatmap(x[i : i + batch]) for i in range(0, len(x), batch)]
         return None if not maps or maps[0] is None else np.concatenate(maps)  # type: ignore[arg-type]
@@ -196,6 +200,7 @@ class Detector(OutlierMixin, BaseEstimator):
                 "n_train": self.n_train_,
                 "n_calibration": self.n_calibration_,
                 "fit_seconds": self.fit_seconds_,
+                "facts": self.facts_,
             }
             (new / "config.json").write_text(json.dumps(config, indent=2))
             tensors = {k: np.ascontiguousarray(v) for k, v in self._tensors().items()}
@@ -235,7 +240,7 @@ class Detector(OutlierMixin, BaseEstimator):
             )
             self.shape_ = tuple(config["shape"])
             self.n_train_, self.n_calibration_ = config["n_train"], config["n_calibration"]
-            self.fit_seconds_ = config["fit_seconds"]
+            self.fit_seconds_, self.facts_ = config["fit_seconds"], config["facts"]
             scores = json.loads((folder / "calibration.json").read_text())["held_out_normal_scores"]
             self.calibration_ = Calibration.of(np.array(scores))
             self._restore(load_file(folder / "weights.safetensors"), folder)
@@ -286,7 +291,9 @@ class Stages:
         began = time.perf_counter()
         seconds = make()
         self.earlier += max(seconds - (time.perf_counter() - began), 0.0)  # before an interruption
-        done.write_text(json.dumps({"seconds": seconds}))
+        temporary = done.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"seconds": seconds}))
+        temporary.replace(done)
 
 
 def fingerprint(*parts: object) -> str:

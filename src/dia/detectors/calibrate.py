@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_TAIL = 0.1  # upper share of the normals to which the exponential tail is fitted
+_TAIL = 0.2  # upper share of the normals to which the exponential tail is fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Calibration:
         return (1 + n - np.searchsorted(self.scores, scores, side="left")) / (n + 1)
 
     def threshold(self, false_alarm_rate: float) -> float:
-        """The score above which, strictly, p ≤ `false_alarm_rate`; infinite if n is too small for the rate."""
+        """The score above which, strictly, p ≤ `false_alarm_rate`; ∞ where n is too small for the rate."""
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"the false-alarm rate must lie between 0 and 1, not {false_alarm_rate}")
         allowed = int(np.floor(false_alarm_rate * (len(self.scores) + 1) + 1e-9))

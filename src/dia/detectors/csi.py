@@ -50,6 +50,7 @@ class CSI(Detector):
 
     method = "csi"
     Settings: ClassVar[type] = CSISettings
+    encoder_: Encoder
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         self._fit_encoder(images, stages, None, "none")
@@ -86,7 +87,7 @@ class CSI(Detector):
 
     def _ready(self) -> None:
         self.where_ = choose_device(self.device)
-        self.encoder_: Encoder = self.encoder_.to(self.where_).eval()
+        self.encoder_ = self.encoder_.to(self.where_).eval()
         channels = 3 if self.s.amplify.rgb else self.shape_[2]
         self.augment_ = Augment(self.s.amplify.augment, channels, scoring=True)
 
@@ -127,10 +128,13 @@ class CSI(Detector):
         bank = {"bank": self.bank_, "lambda": self.lambda_, "mu": self.mu_}
         return module_tensors(self.encoder_, "encoder.") | {k: v.cpu().numpy() for k, v in bank.items()}
 
-    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
+    def _restore_encoder(self, tensors: dict[str, np.ndarray]) -> None:
         self.encoder_ = build_encoder(self.shape_, self.s.amplify)
         load_module(self.encoder_, tensors, "encoder.")
         self._ready()
+
+    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
+        self._restore_encoder(tensors)
         self.bank_, self.lambda_, self.mu_ = (
             torch.from_numpy(tensors[k]).to(self.where_) for k in ("bank", "lambda", "mu")
         )

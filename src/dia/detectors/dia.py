@@ -84,4 +84,7 @@ class DIA(CSI):
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         super()._restore(tensors, folder)
+        self._restore_dissolver(folder)
+
+    def _restore_dissolver(self, folder: Path) -> None:
         self.dissolver_ = Dissolver.load(folder / "dissolver", device=self.device)

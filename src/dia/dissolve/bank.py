@@ -54,6 +54,8 @@ class DissolvedBank:
         if marker.exists() and path.exists():
             known = json.loads(marker.read_text())
             done = known.pop("done") if {k: v for k, v in known.items() if k != "done"} == key else 0
+        if not done:
+            marker.unlink(missing_ok=True)  # it speaks of pixels about to be overwritten
         mode = "r+" if done else "w+"
         array = np.lib.format.open_memmap(path, mode, None if done else np.uint8, None if done else shape)
         while done < len(images):

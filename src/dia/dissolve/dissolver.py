@@ -23,7 +23,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.imageset import DataError
@@ -78,6 +78,9 @@ class Dissolver:
         >>> dissolver.dissolve(images, t=100)  # doctest: +SKIP
     """
 
+    unet_: Any  # diffusers' classes are untyped
+    scheduler_: Any
+
     def __init__(self, settings: DissolverSettings | None = None, *, seed: int = 0, device: str = "auto"):
         self.settings = settings or DissolverSettings()
         self.seed, self.device = seed, device
@@ -113,7 +116,8 @@ class Dissolver:
             progress=progress,
         )
         unet = module.average.module if self.settings.ema_weights else module.unet
-        self.unet_, self.scheduler_ = unet.requires_grad_(False).eval(), DDPMScheduler(**_SCHEDULE)
+        self.unet_ = unet.requires_grad_(False).eval()
+        self.scheduler_ = DDPMScheduler(**_SCHEDULE)
         self._ready()
         # time of an interrupted run is kept in its checkpoint
         self.fit_seconds_ = module.seconds_before + time.perf_counter() - start
@@ -145,8 +149,8 @@ class Dissolver:
         Raises:
             DataError: images of another type or shape, t out of range, or not fitted.
         """
-        many = not isinstance(t, int | np.integer)
-        ts = [int(v) for v in (t if many else [t])]  # type: ignore[union-attr]
+        many = isinstance(t, Sequence | np.ndarray)
+        ts = [int(v) for v in np.atleast_1d(t)]
         out = np.empty((len(ts), *images.shape), np.uint8)
         for start in range(0, len(images), batch):
             x = to_tensor(images[start : start + batch])
@@ -162,7 +166,7 @@ class Dissolver:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise DataError(f"images must be (N, 1 or 3, H, W), not {tuple(x.shape)}")
         steps = torch.as_tensor(t, device=self.where_).expand(len(x))
-        if len(x) and not (0 <= int(steps.min()) and int(steps.max()) < len(self.alphas_cumprod_)):
+        if len(x) and not (int(steps.min()) >= 0 and int(steps.max()) < len(self.alphas_cumprod_)):
             raise DataError(f"t must lie in 0–{len(self.alphas_cumprod_) - 1}, not {t}")
         patch, channels = self._geometry(x.shape[1])
         y, undo = fit_in(x.to(self.where_), self.settings.size, channels, self._multiple(patch))
@@ -189,7 +193,8 @@ class Dissolver:
         """Writes a diffusers `DDPMPipeline` folder (safetensors) with our settings beside it."""
         from diffusers import DDPMPipeline
 
-        DDPMPipeline(self.unet_, self.scheduler_).save_pretrained(folder)
+        pipeline: Any = DDPMPipeline(self.unet_, self.scheduler_)
+        pipeline.save_pretrained(folder)
         facts = {"settings": asdict(self.settings), "seed": self.seed, "fit_seconds": self.fit_seconds_}
         (Path(folder) / "dissolver.json").write_text(json.dumps(facts, indent=2))
 
@@ -211,7 +216,8 @@ class Dissolver:
 
     def sha256(self) -> str:
         """Hash of weights and schedule: the same hash dissolves alike."""
-        h = hashlib.sha256(self.alphas_cumprod_.cpu().numpy().tobytes() + str(self.settings.size).encode())
+        facts = f"{self.settings.size} {self.scheduler_.config.prediction_type}"
+        h = hashlib.sha256(self.alphas_cumprod_.cpu().numpy().tobytes() + facts.encode())
         for name, value in sorted(self.unet_.state_dict().items()):
             h.update(name.encode() + value.cpu().numpy().tobytes())
         return h.hexdigest()
@@ -236,7 +242,7 @@ def _pipeline(name: str) -> Any:
         ) from error
 
 
-def build_unet(channels: int, settings: DissolverSettings) -> nn.Module:
+def build_unet(channels: int, settings: DissolverSettings) -> Any:
     """The diffusers U-Net of these settings for images of 1 or 3 channels."""
     from diffusers import UNet2DModel
 
@@ -266,7 +272,7 @@ class _Training(L.LightningModule):
             self.unet = build_unet(images.shape[-1], settings)
         self.average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.images, self.s, self.seed = images, settings, seed
-        self.scheduler = DDPMScheduler(**_SCHEDULE)
+        self.scheduler: Any = DDPMScheduler(**_SCHEDULE)
         self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def training_step(self, batch: int, _: int) -> Tensor:
@@ -282,8 +288,9 @@ class _Training(L.LightningModule):
         estimate = self.unet(self.scheduler.add_noise(x, noise, t), t).sample
         return F.l1_loss(estimate, noise) if self.s.loss == "l1" else F.mse_loss(estimate, noise)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.average.update_parameters(self.unet)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update_parameters(self.unet)  # here, so that a checkpoint of this step holds it
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.unet.parameters(), self.s.lr, betas=(0.9, 0.99))

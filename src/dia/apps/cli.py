@@ -1,0 +1,491 @@
+"""The command line `dia`: fit, score, evaluate, dissolve, report, benchmark, data, demo.
+
+Reads arguments, calls the package, prints. Bad usage or data: one line on stderr, exit status 2.
+Results go to stdout (`--json`: one JSON object), progress and remarks to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from ..data.imageset import DataError, ImageSet
+from ..presets import MAX_SIZE, PRESETS, settings
+
+err = Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 140)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _data_arguments(parser: ArgumentParser, split: str) -> None:
+    parser.add_argument("data", type=str, help="a folder, .npz, .csv or image, or a known set's name")
+    parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                        help="where known data sets lie (default: $DIA_DATA)")  # fmt: skip
+    parser.add_argument("--split", type=str, default=split, help="train, val, test or all")
+    parser.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
+    parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    parser.add_argument("--workers", type=int | None, help="processes that decode images")
+
+
+def _run_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a folder written by `dia fit`")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _json_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def build_parser(argv: Sequence[str]) -> ArgumentParser:
+    """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
+    from ..detectors import DEFAULT, METHODS
+
+    parser = ArgumentParser(
+        prog="dia", description="Finds subtle anomalies after training on normal images only."
+    )
+    commands = parser.add_subcommands(dest="command")
+
+    fit = ArgumentParser(description="Train a detector on normal images and calibrate it.")
+    fit.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
+    _data_arguments(fit, "train")
+    fit.add_argument("--out", type=str, default="runs/model", help="folder of the fitted model")
+    method, preset = _peek(argv, "method", DEFAULT), _peek(argv, "preset", "cpu")
+    fit.add_argument("--method", type=str, default=DEFAULT, help=", ".join(METHODS))
+    fit.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument(
+        "--size", type=int | None, help="read images at this side; default: at most the preset's"
+    )
+    fit.add_argument("--channels", type=int | None, help="1 or 3; default: as the images are")
+    fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    fit.add_argument("--holdout", type=float, default=0.2, help="share of the normals kept for calibration")
+    fit.add_argument("--false_alarm_rate", type=float, default=0.05, help="of the default threshold")
+    fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
+    fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
+    if method in METHODS and preset in PRESETS:
+        cls = METHODS[method].Settings
+        fit.add_argument("--settings", type=cls, default=settings(cls, preset), help="the method's own")
+    _json_argument(fit)
+    commands.add_subcommand("fit", fit)
+
+    score = ArgumentParser(description="Score images: path, score, p-value, flagged.")
+    _run_arguments(score)
+    _data_arguments(score, "test")
+    score.add_argument("--out", type=str, default="scores.csv", help=".csv or .jsonl")
+    score.add_argument("--heatmaps", type=str | None, help="folder for a heatmap PNG per image")
+    score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    _json_argument(score)
+    commands.add_subcommand("score", score)
+
+    evaluate = ArgumentParser(
+        description="AUROC, AP, FPR at 95 % TPR; pixel AUROC and PRO where masks exist."
+    )
+    _run_arguments(evaluate)
+    _data_arguments(evaluate, "test")
+    evaluate.add_argument(
+        "--ledger", type=str | None, help="append a line to this file, e.g. results/runs.jsonl"
+    )
+    _json_argument(evaluate)
+    commands.add_subcommand("evaluate", evaluate)
+
+    dissolve = ArgumentParser(description="The strip of pictures: images dissolved at several t.")
+    dissolve.add_argument("run", type=str, help="a `dia fit` folder, or any diffusers DDPM folder")
+    dissolve.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    _data_arguments(dissolve, "test")
+    dissolve.add_argument(
+        "--t", type=list[int], default=[50, 100, 200, 400], help="diffusion steps, as [50,100]"
+    )
+    dissolve.add_argument("--count", type=int, default=8, help="how many images, evenly chosen")
+    dissolve.add_argument("--out", type=str, default="dissolved.png")
+    commands.add_subcommand("dissolve", dissolve)
+
+    report = ArgumentParser(
+        description="One self-contained HTML page about a model and the images it scored."
+    )
+    _run_arguments(report)
+    _data_arguments(report, "test")
+    report.add_argument("--out", type=str, default="report.html")
+    report.add_argument("--compare", type=bool, default=True, help="fit the trivial rows beside it")
+    report.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    commands.add_subcommand("report", report)
+
+    grid = ArgumentParser(
+        description="Data sets × methods × seeds into the ledger; lines already there are kept."
+    )
+    grid.add_argument("--datasets", type=list[str], default=["phantom"])
+    grid.add_argument("--methods", type=list[str], default=list(METHODS))
+    grid.add_argument("--seeds", type=list[int], default=[0, 1, 2])
+    grid.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
+    grid.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    grid.add_argument("--ledger", type=str, default="results/runs.jsonl")
+    grid.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
+    grid.add_argument("--device", type=str, default="auto")
+    grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
+    commands.add_subcommand("benchmark", grid)
+
+    data = ArgumentParser(description="The known data sets.")
+    actions = data.add_subcommands(dest="action")
+    listing = ArgumentParser(description="What is known: normal class, split, licence, where to get it.")
+    _json_argument(listing)
+    actions.add_subcommand("list", listing)
+    check = ArgumentParser(description="Counts, sizes, duplicates, leaks across splits, sha256.")
+    check.add_argument("name", type=str, help="a known set's name, or a path")
+    check.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    check.add_argument("--normal", type=str | None)
+    check.add_argument("--skip_bad", action="store_true")
+    _json_argument(check)
+    actions.add_subcommand("check", check)
+    commands.add_subcommand("data", data)
+
+    demo = ArgumentParser(description="Everything on generated images: fit, compare, report. No download.")
+    demo.add_argument("--out", type=str, default="demo")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--device", type=str, default="auto")
+    commands.add_subcommand("demo", demo)
+    return parser
+
+
+def _peek(argv: Sequence[str], name: str, default: str) -> str:
+    """The value of an option in `argv`, or in the YAML of its `--config`, before the parser exists."""
+    import yaml
+
+    found = default
+    for i, word in enumerate(argv):
+        flag, _, value = word.partition("=")
+        value = value or (argv[i + 1] if i + 1 < len(argv) else "")
+        if flag == "--config" and Path(value).is_file():
+            loaded = yaml.safe_load(Path(value).read_text())
+            found = loaded.get(name, found) if isinstance(loaded, dict) else found
+        elif flag == f"--{name}":
+            return value
+    return found
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def _read(a: Namespace, *, size: Any = None, max_size: int | None = None, channels: Any = None) -> ImageSet:
+    from ..data.catalog import open_data
+
+    images = open_data(
+        a.data, a.split, a.data_root, normal=a.normal, size=size, max_size=max_size, channels=channels,
+        skip_bad=a.skip_bad, workers=a.workers, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    for line in images.skipped:
+        err.print(f"skipped: {line}", style="yellow", highlight=False, soft_wrap=True)
+    return images
+
+
+def _load(a: Namespace) -> tuple[Any, ImageSet]:
+    from ..detectors import Detector
+
+    detector = Detector.load(a.run, device=a.device)
+    h, w, c = detector.shape_
+    return detector, _read(a, size=(h, w), channels=c)
+
+
+def _rate(a: Namespace, detector: Any) -> float:
+    rate = detector.false_alarm_rate if a.false_alarm_rate is None else a.false_alarm_rate
+    if not 0 < rate < 1:
+        raise DataError(f"--false_alarm_rate must lie between 0 and 1, not {rate}")
+    return float(rate)
+
+
+def cmd_fit(a: Namespace) -> None:
+    """`dia fit`."""
+    from ..detectors import METHODS
+    from ..evaluate.benchmark import facts_of
+
+    if a.method not in METHODS:
+        raise DataError(f"--method {a.method} is not known; there are: {', '.join(METHODS)}")
+    if a.preset not in PRESETS:
+        raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
+    if not 0 < a.holdout < 1:
+        raise DataError(f"--holdout must lie between 0 and 1, not {a.holdout}")
+    target = Path(a.out)
+    if target.exists() and not (target / "config.json").exists():
+        raise DataError(f"{target} exists and is not a model; choose another --out")
+    if (target / "config.json").exists() and not a.overwrite:
+        if a.resume:
+            err.print(f"{target} is complete; nothing to resume")
+            return
+        raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
+    images = _read(a, size=a.size, max_size=MAX_SIZE[a.preset], channels=a.channels)
+    normals = images.normals()
+    if len(images) and not len(normals):
+        raise DataError(f"{a.data}: no image of split {a.split} is normal; see --normal and --split")
+    left_out = (
+        f" ({len(images) - len(normals)} anomalous ones left out)" if len(normals) < len(images) else ""
+    )
+    err.print(f"{a.method}: fitting on {len(normals)} normal images{left_out}", highlight=False)
+    work = target.with_name(f".{target.name}.work")
+    if not a.resume:
+        shutil.rmtree(work, ignore_errors=True)
+    detector = METHODS[a.method](
+        a.settings, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
+    )
+    detector.facts_ = facts_of(a.data, a.preset, normals) | {
+        "read": {"split": a.split, "normal": a.normal, "data_root": a.data_root}
+    }
+    detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
+    detector.save(target)
+    shutil.rmtree(work, ignore_errors=True)
+    facts = {
+        "run": str(target), "method": a.method, "n_train": detector.n_train_,
+        "n_calibration": detector.n_calibration_, "fit_seconds": round(detector.fit_seconds_, 1),
+        "threshold": _finite(detector.threshold()), "false_alarm_rate": a.false_alarm_rate,
+    }  # fmt: skip
+    _show(facts, a.json)
+
+
+def cmd_score(a: Namespace) -> None:
+    """`dia score`."""
+    if not a.out.endswith((".csv", ".jsonl")):
+        raise DataError(f"--out {a.out}: the name must end in .csv or .jsonl")
+    detector, images = _load(a)
+    rate = _rate(a, detector)
+    scores = detector.score(images)
+    p, threshold = detector.p_values(scores), detector.threshold(rate)
+    rows: list[dict[str, Any]] = [
+        {"path": name, "score": float(s), "p_value": round(float(q), 6), "flagged": bool(s > threshold)}
+        for name, s, q in zip(images.names, scores, p, strict=True)
+    ]
+    target = Path(a.out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        if a.out.endswith(".csv"):
+            import csv
+
+            writer = csv.DictWriter(file, ["path", "score", "p_value", "flagged"])
+            writer.writeheader()
+            writer.writerows({**r, "flagged": int(r["flagged"])} for r in rows)
+        else:
+            file.writelines(json.dumps(r) + "\n" for r in rows)
+    temporary.replace(target)
+    if a.heatmaps:
+        _write_heatmaps(detector.heatmap(images), images, Path(a.heatmaps), detector.method)
+    flagged = sum(r["flagged"] for r in rows)
+    facts = {"out": a.out, "images": len(rows), "flagged": flagged, "skipped": len(images.skipped),
+             "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
+    _show(facts, a.json)
+
+
+def _write_heatmaps(maps: np.ndarray | None, images: ImageSet, folder: Path, method: str) -> None:
+    from PIL import Image
+
+    from ..evaluate.pictures import colour
+
+    if maps is None:
+        raise DataError(f"{method} has no heatmaps; fit dia+ for them")
+    for name, picture in zip(images.names, colour(maps), strict=True):
+        safe = "_".join(Path(name).parts).replace("..", "_").lstrip("/\\")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{safe}.png")
+
+
+def cmd_evaluate(a: Namespace) -> None:
+    """`dia evaluate`."""
+    from ..evaluate.benchmark import record, score_set
+    from ..evaluate.ledger import Ledger
+
+    detector, images = _load(a)
+    scored = score_set(detector, images)
+    if scored.metrics is None:
+        raise DataError(
+            f"{a.data}: evaluation needs labels of both classes (normal and anomalous); "
+            f"without labels use `dia score`, or name the normal class with --normal"
+        )
+    if a.ledger:
+        Ledger(a.ledger).append(record(detector, scored, images, a.data))
+    facts = {"dataset": a.data, "method": detector.method, "images": len(images), **scored.metrics,
+             "images_per_second": round(scored.images_per_second, 1)}  # fmt: skip
+    _show(facts, a.json)
+
+
+def cmd_dissolve(a: Namespace) -> None:
+    """`dia dissolve`."""
+    from ..dissolve import Dissolver
+    from ..evaluate.pictures import sheet
+
+    folder = Path(a.run)
+    known = folder / "config.json"
+    shape = json.loads(known.read_text()).get("shape") if known.is_file() else None
+    if shape and not (folder / "dissolver").is_dir():
+        raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
+    dissolver = Dissolver.load(folder / "dissolver" if shape else folder, device=a.device)
+    size = (
+        {"size": (shape[0], shape[1]), "channels": shape[2]}
+        if shape
+        else {"max_size": dissolver.settings.size}
+    )
+    images = _read(a, **size)
+    index = np.unique(np.linspace(0, len(images) - 1, a.count).round().astype(int))
+    chosen = images.subset(index)
+    dissolved = dissolver.dissolve(chosen.images, a.t)
+    columns = [("image", chosen.images), *((f"t = {t}", d) for t, d in zip(a.t, dissolved, strict=True))]
+    sheet(Path(a.out), columns, list(chosen.names))
+    _show({"out": a.out, "images": len(chosen), "t": a.t}, False)
+
+
+def cmd_report(a: Namespace) -> None:
+    """`dia report`."""
+    from .reporting import compare_trivial, write_run_report
+
+    detector, images = _load(a)
+    comparison: list[dict[str, Any]] = []
+    if a.compare and images.labels is not None:
+        read = detector.facts_.get("read")
+        if read is None:
+            err.print("the trivial rows are left out: this model does not say where its training images are")
+        else:
+            from ..data.catalog import open_data
+
+            h, w, c = detector.shape_
+            train = open_data(
+                detector.facts_["dataset"], read["split"], read["data_root"] or a.data_root,
+                normal=read["normal"], size=(h, w), channels=c,
+            )  # fmt: skip
+            comparison = compare_trivial(train.normals(), images, detector.seed)
+    path = write_run_report(
+        Path(a.out),
+        detector,
+        images,
+        dataset=a.data,
+        false_alarm_rate=_rate(a, detector),
+        comparison=comparison,
+    )
+    _show({"out": str(path)}, False)
+
+
+def cmd_benchmark(a: Namespace) -> None:
+    """`dia benchmark`."""
+    from ..data.catalog import load
+    from ..detectors import METHODS
+    from ..evaluate.benchmark import run
+    from ..evaluate.ledger import Ledger
+
+    unknown = [m for m in a.methods if m not in METHODS]
+    if unknown:
+        raise DataError(f"--methods: {', '.join(unknown)} not known; there are: {', '.join(METHODS)}")
+    ledger, lines = Ledger(a.ledger), []
+    for name in a.datasets:
+        limit = MAX_SIZE[a.preset]
+        normals = load(name, "train", a.data_root, max_size=limit).normals()
+        test = load(name, "test", a.data_root, max_size=limit)
+        for seed in a.seeds:
+            for method in a.methods:
+                line = run(
+                    name, normals, test, method, preset=a.preset, seed=seed, device=a.device,
+                    workdir=Path(a.work, name), ledger=ledger, progress=sys.stderr.isatty(),
+                )  # fmt: skip
+                lines.append(line)
+                low, high = line["auroc_ci"]
+                err.print(
+                    f"{name} seed {seed} {method}: AUROC {line['auroc']:.3f} [{low:.3f}, {high:.3f}], "
+                    f"fit {line['fit_seconds']:.0f} s", highlight=False,
+                )  # fmt: skip
+    if a.readme:
+        from .reporting import readme_table
+
+        readme_table(Path(a.readme), ledger.rows())
+
+
+def cmd_data(a: Namespace) -> None:
+    """`dia data list|check`."""
+    from dataclasses import asdict
+
+    from ..data import catalog
+
+    if a.action == "list":
+        if a.list.json:
+            print(json.dumps({k: asdict(v) for k, v in catalog.CATALOG.items()}))
+            return
+        table = Table("name", "title", "normal", "split", "licence", "where")
+        for name, d in catalog.CATALOG.items():
+            normal = ", ".join(d.normal) if isinstance(d.normal, tuple | list) else str(d.normal)
+            table.add_row(
+                name, d.title + (" (proxy)" if d.proxy else ""), normal, d.split, d.licence, d.obtain
+            )
+        out.print(table)
+        return
+    c = a.check
+    result = catalog.check(c.name, c.data_root, normal=c.normal, skip_bad=c.skip_bad)
+    if c.json:
+        print(json.dumps(result))
+        return
+    out.print_json(json.dumps(result))
+
+
+def cmd_demo(a: Namespace) -> None:
+    """`dia demo`."""
+    from .demo import demo
+
+    demo(Path(a.out), seed=a.seed, device=a.device)
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if np.isfinite(x) else None
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        if isinstance(value, list | tuple) and value and isinstance(value[0], float):
+            text = " – ".join(f"{v:.4g}" for v in value)
+        table.add_row(key.replace("_", " "), text)
+    out.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command `dia`."""
+    from ..training import TrainingError
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # one spelling for both: --false-alarm-rate and --false_alarm_rate
+    argv = [_underscored(word) for word in argv]
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *_, **__: err.print(
+        f"warning: {message}", style="yellow", soft_wrap=True
+    )
+    parser = build_parser(argv)
+    a = parser.parse_args(argv)
+    if a.command is None:
+        parser.print_help()
+        sys.exit(2)
+    try:
+        globals()[f"cmd_{a.command}"](a[a.command])
+    except (DataError, TrainingError) as error:
+        err.print(f"dia: {error}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, DataError) else 1)
+    except KeyboardInterrupt:
+        err.print("dia: stopped; run the same command with --resume to go on with a fit")
+        sys.exit(130)
+    except OSError as error:
+        err.print(f"dia: {error}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, eq, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + eq + value

@@ -1,0 +1,133 @@
+"""`dia+`: DIA's encoder, scored in its penultimate features, joined with what dissolving removes.
+
+Ours, not of the paper. The evidence (−log of a conformal p-value, on normals that trained nothing) of the
+contrastive score and of the three residual statistics of `residual.py` is summed: Fisher's method, with
+no label and no weight to choose. Held-out normals then calibrate the sum, so its p-values are valid
+though the parts depend on each other.
+
+Contrastive scores, all from the same encoder: `paper` (csi.py), `cosine` (its first term), and
+`mahalanobis` (Lee et al., NeurIPS 2018, one class) or `neighbours` on penultimate features of the
+unaugmented image, summed over the shifts. One choice for all data sets: `mahalanobis`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from sklearn.covariance import LedoitWolf
+
+from ..amplify.learning import AmplifySettings, encoder_input
+from ..amplify.shifts import SHIFTS
+from ..dissolve import DissolverSettings
+from .base import Stages, module_tensors
+from .calibrate import Calibration
+from .csi import _CHUNK, normality
+from .dia import DIA
+from .residual import PARTS, Residual, nearest
+
+_NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class DIAPlusSettings:
+    """DIA joined with the dissolving residual.
+
+    Args:
+        dissolver, amplify, ts, live, samples: as for `dia`.
+        contrast: how the encoder scores.
+        residual_ts: diffusion steps of the residual.
+    """
+
+    dissolver: DissolverSettings = field(default_factory=DissolverSettings)
+    amplify: AmplifySettings = field(default_factory=AmplifySettings)
+    ts: tuple[int, ...] = (30, 53, 76, 99)
+    live: bool = False
+    samples: int = 10
+    contrast: Literal["paper", "cosine", "mahalanobis", "neighbours"] = "mahalanobis"
+    residual_ts: tuple[int, ...] = (20, 50, 100, 300)
+
+
+class DIAPlus(DIA):
+    """Contrast and residual, joined without labels. Has heatmaps."""
+
+    method = "dia+"
+    Settings: ClassVar[type] = DIAPlusSettings
+
+    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+        dissolver = self._fit_dissolver(images, stages)
+        self._fit_amplified(images, dissolver, stages)
+        if self.s.contrast in ("paper", "cosine"):
+            self._fit_bank(images)
+        else:
+            h = self._features(images)  # (K, N, D)
+            if self.s.contrast == "mahalanobis":
+                fits = [LedoitWolf().fit(f) for f in h]
+                self.centre_ = np.stack([f.location_ for f in fits])
+                self.precision_ = np.stack([f.precision_ for f in fits])
+            else:
+                self.features_ = h
+        self.residual_ = Residual(self._remove).fit(images, spare)
+        self.contrast_ = Calibration.of(self._contrast(spare))
+
+    def _remove(self, images: np.ndarray) -> np.ndarray:
+        return self.dissolver_.dissolve(images, self.s.residual_ts)
+
+    @torch.inference_mode()
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        """Penultimate features of each shifted image, `(K, N, D)` float32."""
+        k_shifts, shift = SHIFTS[self.s.amplify.shift]
+        parts = []
+        for start in range(0, len(images), _CHUNK):
+            x = encoder_input(images[start : start + _CHUNK], self.s.amplify).to(self.where_)
+            parts.append(np.stack([self.encoder_(shift(x, k))[0].float().cpu() for k in range(k_shifts)]))
+        return np.concatenate(parts, 1)
+
+    def _contrast(self, images: np.ndarray) -> np.ndarray:
+        """The contrastive score, `(N,)`."""
+        if self.s.contrast == "paper":
+            return super()._score(images)
+        if self.s.contrast == "cosine":
+            z, s = self._projections(images)
+            return -normality(z, 0 * s, self.bank_, self.lambda_, 0 * self.mu_).double().cpu().numpy()
+        h = self._features(images)
+        if self.s.contrast == "neighbours":
+            return np.sum(
+                [nearest(a, b, _NEIGHBOURS) for a, b in zip(h, self.features_, strict=True)], axis=0
+            )
+        c = h - self.centre_[:, None]
+        return np.sqrt(np.einsum("knd,kde,kne->kn", c, self.precision_, c, optimize=True)).sum(0)
+
+    def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The evidence of each part, `(N,)` each; the score is their sum."""
+        residual = dict(zip(PARTS, self.residual_.evidence(images).T, strict=True))
+        return {"contrast": self.contrast_.evidence(self._contrast(images)), **residual}
+
+    def _score(self, images: np.ndarray) -> np.ndarray:
+        return np.sum(list(self.parts(images).values()), axis=0)
+
+    def _heatmap(self, images: np.ndarray) -> np.ndarray:
+        return self.residual_.heatmap(images)
+
+    _OWN = ("centre", "precision", "features", "bank", "lambda", "mu")
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        own = {k: getattr(self, f"{k}_") for k in self._OWN if hasattr(self, f"{k}_")}
+        own = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in own.items()}
+        encoder = module_tensors(self.encoder_, "encoder.")
+        return encoder | own | self.residual_.tensors() | {"contrast": self.contrast_.scores}
+
+    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
+        if "bank" in tensors:
+            super()._restore(tensors, folder)
+        else:
+            self._restore_encoder(tensors)
+            self._restore_dissolver(folder)
+        for name in ("centre", "precision", "features"):
+            if name in tensors:
+                setattr(self, f"{name}_", tensors[name])
+        self.contrast_ = Calibration(tensors["contrast"])
+        self.residual_ = Residual(self._remove).restore(tensors)

@@ -1,0 +1,56 @@
+"""Sheets of pictures: rows of images with captions, as one PNG. Draws what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+DISSOLVE_TS = (50, 100, 200, 400)  # the poster's
+
+
+def colour(heatmaps: np.ndarray) -> np.ndarray:
+    """`(N, H, W)` heatmaps to `(N, H, W, 3)` uint8 on one common scale (1st to 99.9th percentile)."""
+    low, high = np.percentile(heatmaps, [1, 99.9])
+    scaled = np.clip((heatmaps - low) / max(high - low, 1e-9), 0, 1)
+    return (mpl.colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
+
+
+def sheet(
+    path: Path, columns: Sequence[tuple[str, np.ndarray]], rows: Sequence[str] = (), side: int = 128
+) -> Path:
+    """Writes a grid of images.
+
+    Args:
+        path: of the PNG.
+        columns: caption and `(N, H, W, C)` uint8 (or `(N, H, W)` bool) images of each column.
+        rows: a caption for each of the N rows.
+        side: height in pixels to which small images are enlarged, by a whole factor.
+    """
+    font = ImageFont.load_default(13)
+    height, width = columns[0][1].shape[1:3]
+    factor = max(side // height, 1)
+    h, w, gap, top = height * factor, width * factor, 4, 22
+    left = 8 + max((int(font.getlength(r)) for r in rows), default=0) if rows else 0
+    n = len(columns[0][1])
+    canvas = Image.new("RGB", (left + len(columns) * (w + gap), top + n * (h + gap)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for j, (caption, images) in enumerate(columns):
+        x = left + j * (w + gap)
+        pen.text((x + w / 2, top / 2), caption, fill="black", font=font, anchor="mm")
+        for i, image in enumerate(images):
+            pixels = image.astype(np.uint8) * 255 if image.dtype == bool else image
+            picture = Image.fromarray(
+                pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels
+            )
+            canvas.paste(
+                picture.convert("RGB").resize((w, h), Image.Resampling.NEAREST), (x, top + i * (h + gap))
+            )
+    for i, caption in enumerate(rows):
+        pen.text((left - 6, top + i * (h + gap) + h / 2), caption, fill="black", font=font, anchor="rm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
+    return path

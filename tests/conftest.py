@@ -1,0 +1,44 @@
+"""What several test files share: small smooth images, one tiny trained dissolver, no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing model must fail at once, not look for a hub
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from scipy import ndimage
+
+torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
+settings.register_profile("dia", deadline=None, derandomize=True)
+settings.load_profile("dia")
+
+
+def smooth_images(n=24, h=16, w=None, c=1, seed=0):
+    """`(n, h, w, c)` uint8: blurred noise stretched to 0–255, so neighbouring pixels agree."""
+    noise = np.random.default_rng(seed).normal(size=(n, h, w or h, c))
+    soft = ndimage.gaussian_filter(noise, (0, 2, 2, 0), mode="wrap")
+    low, high = soft.min((1, 2, 3), keepdims=True), soft.max((1, 2, 3), keepdims=True)
+    return np.rint((soft - low) / (high - low) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def make_images():
+    return smooth_images
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    from dia.dissolve import DissolverSettings
+
+    return DissolverSettings(size=16, patch=2, widths=(8, 16), steps=8, batch=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_dissolver(tiny_settings, tmp_path_factory):
+    """A dissolver after 8 steps on 24 grey images of 16 px: its output is poor, its arithmetic is real."""
+    from dia.dissolve import Dissolver
+
+    dissolver = Dissolver(tiny_settings, seed=1, device="cpu")
+    return dissolver.fit(smooth_images(), workdir=tmp_path_factory.mktemp("tiny"))
