@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.locked
+DATA ?= ../shared/data
 
-.PHONY: demo test test-slow lint lock clean
+.PHONY: demo test test-slow results lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -19,6 +20,10 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+results: $(STAMP)  ## the README's table: every method, three real sets, three seeds (about an hour)
+	$(BIN)/dia benchmark --data-root $(DATA) --datasets [pneumoniamnist,breastmnist,sarscov2ct] \
+	  --seeds [0,1,2] --ledger results/runs.jsonl --readme README.md
+
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
@@ -30,5 +35,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## everything the other targets made
-	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf .venv .work demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

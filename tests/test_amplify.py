@@ -42,7 +42,6 @@ def test_cutperms_form_the_klein_group(a, b, h, w):
     assert torch.equal(cutperm(cutperm(x, a), b), cutperm(x, a ^ b))
 
 
-@pytest.mark.xfail(strict=True, reason="halves of an odd side are rolled, which twice is not none")
 @given(four, st.integers(1, 9), st.integers(1, 9))
 def test_each_cutperm_undoes_itself_at_any_size(k, h, w):
     x = batch(h=h, w=w)

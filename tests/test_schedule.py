@@ -1,4 +1,4 @@
-"""The one-step formula and its schedule: numbers worked by hand, diffusers, and the published coefficients."""
+"""The one-step formula and its schedule: numbers by hand, diffusers, and the published coefficients."""
 
 import numpy as np
 import pytest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,8 +71,10 @@ class Encoder(nn.Module):
         self.features = inputs
         self.project = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, projection))
         self.shift = nn.Linear(inputs, shifts)
+        self.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs most of all
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(N, C, H, W)` in [0, 1] to penultimate features `(N, 8·width)`, projection, shift logits."""
-        h = self.stages(self.stem((x - 0.5) / 0.5)).mean((-2, -1))
+        x = ((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
+        h = self.stages(self.stem(x)).mean((-2, -1))
         return h, self.project(h), self.shift(h)

@@ -6,6 +6,7 @@ Instances", NeurIPS 2020.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,8 +20,14 @@ def rotate(x: Tensor, k: int) -> Tensor:
 def cutperm(x: Tensor, k: int) -> Tensor:
     """Halves swapped: top with bottom by bit 0 of k, left with right by bit 1; each is its own inverse."""
     if k & 1:
-        x = x.roll(x.shape[-2] // 2, -2)
-    return x.roll(x.shape[-1] // 2, -1) if k & 2 else x
+        x = _swap_halves(x, -2)
+    return _swap_halves(x, -1) if k & 2 else x
+
+
+def _swap_halves(x: Tensor, dim: int) -> Tensor:
+    n, half = x.shape[dim], x.shape[dim] // 2
+    middle = x.narrow(dim, half, n - 2 * half)  # of odd sides: stays in its place
+    return torch.cat([x.narrow(dim, n - half, half), middle, x.narrow(dim, 0, half)], dim)
 
 
 def none(x: Tensor, k: int) -> Tensor:

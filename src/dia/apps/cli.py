@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -137,18 +137,15 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
     commands.add_subcommand("benchmark", grid)
 
-    data = ArgumentParser(description="The known data sets.")
-    actions = data.add_subcommands(dest="action")
-    listing = ArgumentParser(description="What is known: normal class, split, licence, where to get it.")
-    _json_argument(listing)
-    actions.add_subcommand("list", listing)
-    check = ArgumentParser(description="Counts, sizes, duplicates, leaks across splits, sha256.")
-    check.add_argument("name", type=str, help="a known set's name, or a path")
-    check.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
-    check.add_argument("--normal", type=str | None)
-    check.add_argument("--skip_bad", action="store_true")
-    _json_argument(check)
-    actions.add_subcommand("check", check)
+    data = ArgumentParser(description="The known data sets, and what is in one of them or in a path.")
+    data.add_argument(
+        "action", type=Literal["list", "check"], help="list: what is known; check: counts, leaks"
+    )
+    data.add_argument("name", type=str | None, nargs="?", help="for check: a known set's name, or a path")
+    data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    data.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
+    data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    _json_argument(data)
     commands.add_subcommand("data", data)
 
     demo = ArgumentParser(description="Everything on generated images: fit, compare, report. No download.")
@@ -412,7 +409,7 @@ def cmd_data(a: Namespace) -> None:
     from ..data import catalog
 
     if a.action == "list":
-        if a.list.json:
+        if a.json:
             print(json.dumps({k: asdict(v) for k, v in catalog.CATALOG.items()}))
             return
         table = Table("name", "title", "normal", "split", "licence", "where")
@@ -423,9 +420,10 @@ def cmd_data(a: Namespace) -> None:
             )
         out.print(table)
         return
-    c = a.check
-    result = catalog.check(c.name, c.data_root, normal=c.normal, skip_bad=c.skip_bad)
-    if c.json:
+    if a.name is None:
+        raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
+    result = catalog.check(a.name, a.data_root, normal=a.normal, skip_bad=a.skip_bad)
+    if a.json:
         print(json.dumps(result))
         return
     out.print_json(json.dumps(result))
@@ -467,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"warning: {message}", style="yellow", soft_wrap=True
     )
     parser = build_parser(argv)
-    a = parser.parse_args(argv)
+    a = parser.instantiate_classes(parser.parse_args(argv))
     if a.command is None:
         parser.print_help()
         sys.exit(2)

@@ -33,6 +33,7 @@ class DataSet:
         normal_label: the label value that is normal where the set is an .npz.
         anomalous: comma-separated class folders that are anomalous; all that are not normal if empty.
         train_normals: share or number of normals that train where the folder has no split of its own.
+        channels: 1 where colour files hold grey images; as they are where None.
         proxy: a stand-in whose numbers must not be compared with the paper's.
         note: sizes, and what to beware of.
     """
@@ -48,6 +49,7 @@ class DataSet:
     normal_label: str = "0"
     anomalous: str = ""
     train_normals: float = 0.8
+    channels: int | None = None
     proxy: bool = False
     note: str = ""
 
@@ -94,6 +96,7 @@ _BREAST_0 = DataSet(
     note="28x28 grey; label 0 is malignant: only to reproduce that command",
 )
 _SARS = DataSet(
+    channels=1,
     name="sarscov2ct",
     title="SARS-CoV-2 CT: slices with and without COVID-19",
     normal="non-COVID",
@@ -106,6 +109,7 @@ _SARS = DataSet(
     note="the .npz: 983 train, 1048 test, 64x64 RGB; patients are on both sides, which lifts AUROC",
 )
 _SARS_128 = DataSet(
+    channels=1,
     name="sarscov2ct-128",
     title="SARS-CoV-2 CT at 128 pixels",
     normal=_SARS.normal,
@@ -252,7 +256,11 @@ def load(
     else:
         declared = {"normal": known.normal_label}
     given = {key: value for key, value in read_kwargs.items() if value is not None}
-    return readers.read(path, split=split, **{**declared, "train_normals": known.train_normals, **given})
+    return readers.read(
+        path,
+        split=split,
+        **{**declared, "train_normals": known.train_normals, "channels": known.channels, **given},
+    )
 
 
 def open_data(

@@ -59,9 +59,12 @@ def load(
         normals, anomalous = (n, 0) if not anomalous else (n - n // 2, n // 2)
     if size < 24 or normals + anomalous < 1:
         raise DataError("phantoms need a size of at least 24 pixels and at least one image")
+    first = SPLITS[split][0]  # index of the first anomalous image, whatever n
+    if anomalous and normals > first:
+        raise DataError(f"{split} has at most {2 * first} phantoms; another seed gives others")
     images, masks, names = [], [], []
-    for i in range(normals + anomalous):
-        kind = None if i < normals else LESIONS[i % len(LESIONS)]
+    for i in (*range(normals), *range(first, first + anomalous)):
+        kind = LESIONS[i % len(LESIONS)] if anomalous and i >= first else None
         image, mask = phantom(np.random.default_rng([seed, list(SPLITS).index(split), i]), size, kind)
         images.append(_tint(image) if colour else np.rint(image)[..., None].astype(np.uint8))
         masks.append(mask)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..dissolve.stand_ins import gaussian
 from .base import Detector, Stages
-from .residual import Residual
+from .residual import Residual, joined
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class BlurSettings:
     sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
 
 
+def blurred(images: np.ndarray, sigmas: tuple[float, ...]) -> np.ndarray:
+    """Blurs `(N, H, W, C)` images at several widths, which scale with the shorter side."""
+    unit = min(images.shape[1:3]) / 64
+    return gaussian(images, [sigma * unit for sigma in sigmas])
+
+
 class Blur(Detector):
     """What Gaussian blurs remove, judged as `dia+` judges what dissolving removes."""
 
@@ -37,11 +43,10 @@ class Blur(Detector):
         self.residual_ = Residual(self._remove).fit(images, spare)
 
     def _remove(self, images: np.ndarray) -> np.ndarray:
-        unit = min(self.shape_[:2]) / 64
-        return gaussian(images, [sigma * unit for sigma in self.s.sigmas])
+        return blurred(images, self.s.sigmas)
 
     def _score(self, images: np.ndarray) -> np.ndarray:
-        return self.residual_.evidence(images).sum(1)
+        return joined(self.residual_.evidence(images))
 
     def _heatmap(self, images: np.ndarray) -> np.ndarray:
         return self.residual_.heatmap(images)

@@ -38,6 +38,7 @@ class Calibration:
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"the false-alarm rate must lie between 0 and 1, not {false_alarm_rate}")
         allowed = int(np.floor(false_alarm_rate * (len(self.scores) + 1) + 1e-9))
+        allowed = min(allowed, len(self.scores))
         return float(self.scores[-allowed]) if allowed else float("inf")
 
     def evidence(self, scores: np.ndarray) -> np.ndarray:
@@ -53,4 +54,4 @@ class Calibration:
         spread = max(float(np.mean(self.scores[start:] - edge)), 1e-9 + 1e-3 * float(np.std(self.scores)))
         inside = np.interp(scores, self.scores, -np.log(survival))
         beyond = -np.log(survival[start]) + (np.asarray(scores) - edge) / spread
-        return np.where(scores > edge, beyond, inside)
+        return np.where(scores > edge, beyond, np.minimum(inside, -np.log(survival[start])))

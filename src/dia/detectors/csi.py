@@ -118,7 +118,7 @@ class CSI(Detector):
         norms = z.norm(dim=-1, keepdim=True)
         self.bank_ = z / norms.clamp(min=1e-12)  # (K, M, D)
         self.lambda_ = 1 / norms[..., 0].mean(1)  # (K,)
-        self.mu_ = 1 / s.mean(1)
+        self.mu_ = 1 / s.mean(1) if len(s) > 1 else 0 * s[:, 0]  # one shift teaches its head nothing
 
     def _score(self, images: np.ndarray) -> np.ndarray:
         z, s = self._projections(images)

@@ -1,9 +1,11 @@
-"""`dia+`: DIA's encoder, scored in its penultimate features, joined with what dissolving removes.
+"""`dia+`: DIA's encoder, scored in its penultimate features, joined with what dissolving and blurring remove.
 
-Ours, not of the paper. The evidence (−log of a conformal p-value, on normals that trained nothing) of the
-contrastive score and of the three residual statistics of `residual.py` is summed: Fisher's method, with
-no label and no weight to choose. Held-out normals then calibrate the sum, so its p-values are valid
-though the parts depend on each other.
+Ours, not of the paper. Seven pieces of evidence (−log of a conformal p-value, on normals that trained
+nothing): the contrastive score, the three residual statistics of `residual.py` for dissolving at several
+t, and the same three for Gaussian blurs, the control, which it contains because neither beats the other
+everywhere. They are joined by the harmonic mean of the p-values, with no label and no weight to choose.
+Held-out normals then calibrate the joined score, so its p-values are valid though the parts depend on
+each other. The heatmap comes from dissolving alone.
 
 Contrastive scores, all from the same encoder: `paper` (csi.py), `cosine` (its first term), and
 `mahalanobis` (Lee et al., NeurIPS 2018, one class) or `neighbours` on penultimate features of the
@@ -24,10 +26,11 @@ from ..amplify.learning import AmplifySettings, encoder_input
 from ..amplify.shifts import SHIFTS
 from ..dissolve import DissolverSettings
 from .base import Stages, module_tensors
+from .blur import blurred
 from .calibrate import Calibration
 from .csi import _CHUNK, normality
 from .dia import DIA
-from .residual import PARTS, Residual, nearest
+from .residual import PARTS, Residual, joined, nearest
 
 _NEIGHBOURS = 3
 
@@ -40,6 +43,7 @@ class DIAPlusSettings:
         dissolver, amplify, ts, live, samples: as for `dia`.
         contrast: how the encoder scores.
         residual_ts: diffusion steps of the residual.
+        blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
     """
 
     dissolver: DissolverSettings = field(default_factory=DissolverSettings)
@@ -49,6 +53,7 @@ class DIAPlusSettings:
     samples: int = 10
     contrast: Literal["paper", "cosine", "mahalanobis", "neighbours"] = "mahalanobis"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
+    blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
 
 
 class DIAPlus(DIA):
@@ -71,10 +76,14 @@ class DIAPlus(DIA):
             else:
                 self.features_ = h
         self.residual_ = Residual(self._remove).fit(images, spare)
+        self.blur_ = Residual(self._blur).fit(images, spare)
         self.contrast_ = Calibration.of(self._contrast(spare))
 
     def _remove(self, images: np.ndarray) -> np.ndarray:
         return self.dissolver_.dissolve(images, self.s.residual_ts)
+
+    def _blur(self, images: np.ndarray) -> np.ndarray:
+        return blurred(images, self.s.blur_sigmas)
 
     @torch.inference_mode()
     def _features(self, images: np.ndarray) -> np.ndarray:
@@ -102,12 +111,15 @@ class DIAPlus(DIA):
         return np.sqrt(np.einsum("knd,kde,kne->kn", c, self.precision_, c, optimize=True)).sum(0)
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The evidence of each part, `(N,)` each; the score is their sum."""
-        residual = dict(zip(PARTS, self.residual_.evidence(images).T, strict=True))
-        return {"contrast": self.contrast_.evidence(self._contrast(images)), **residual}
+        """The evidence of each part, `(N,)` each; `joined`, they are the score."""
+        out = {"contrast": self.contrast_.evidence(self._contrast(images))}
+        for name, residual in (("dissolve", self.residual_), ("blur", self.blur_)):
+            evidence = residual.evidence(images).T
+            out |= {f"{name}:{part}": e for part, e in zip(PARTS, evidence, strict=True)}
+        return out
 
     def _score(self, images: np.ndarray) -> np.ndarray:
-        return np.sum(list(self.parts(images).values()), axis=0)
+        return joined(np.column_stack(list(self.parts(images).values())))
 
     def _heatmap(self, images: np.ndarray) -> np.ndarray:
         return self.residual_.heatmap(images)
@@ -118,7 +130,8 @@ class DIAPlus(DIA):
         own = {k: getattr(self, f"{k}_") for k in self._OWN if hasattr(self, f"{k}_")}
         own = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in own.items()}
         encoder = module_tensors(self.encoder_, "encoder.")
-        return encoder | own | self.residual_.tensors() | {"contrast": self.contrast_.scores}
+        residuals = self.residual_.tensors() | self.blur_.tensors("blur")
+        return encoder | own | residuals | {"contrast": self.contrast_.scores}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         if "bank" in tensors:
@@ -131,3 +144,4 @@ class DIAPlus(DIA):
                 setattr(self, f"{name}_", tensors[name])
         self.contrast_ = Calibration(tensors["contrast"])
         self.residual_ = Residual(self._remove).restore(tensors)
+        self.blur_ = Residual(self._blur).restore(tensors, "blur")

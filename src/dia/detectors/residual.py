@@ -10,6 +10,8 @@ turned into evidence (−log of a conformal p-value) by normals that trained not
 - `joint`: the greatest local Mahalanobis distance of all maps together; its map is the heatmap;
 - `overall`: mean distance to the 3 nearest normals in residual energies on a 6×6 grid.
 
+They are joined by the harmonic mean of their p-values (Wilson, PNAS 2019), which needs no independence.
+
 The Mahalanobis map is that of Defard et al., "PaDiM", ICPR 2021, on residuals instead of features.
 """
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.special import logsumexp
 
 from .calibrate import Calibration
 
@@ -74,14 +77,14 @@ class Residual:
         chunks = range(0, len(images), _CHUNK)
         return np.concatenate([self._statistics(images[i : i + _CHUNK])[3] for i in chunks])
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self, prefix: str = "residual") -> dict[str, np.ndarray]:
         """Everything fitted."""
-        return {f"residual.{name}": getattr(self, f"{name}_") for name in _FITTED}
+        return {f"{prefix}.{name}": getattr(self, f"{name}_") for name in _FITTED}
 
-    def restore(self, tensors: dict[str, np.ndarray]) -> Residual:
+    def restore(self, tensors: dict[str, np.ndarray], prefix: str = "residual") -> Residual:
         """Puts it back."""
         for name in _FITTED:
-            setattr(self, f"{name}_", tensors[f"residual.{name}"])
+            setattr(self, f"{name}_", tensors[f"{prefix}.{name}"])
         return self
 
     def _maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +112,11 @@ class Residual:
         )[:, 0].numpy()
         scaled = ((energies - self.energy_mean_) / self.energy_std_).astype(np.float32)
         return greatest, distance.max((1, 2)), nearest(scaled, self.bank_, _NEIGHBOURS), heatmap
+
+
+def joined(evidence: np.ndarray) -> np.ndarray:
+    """Evidence −log p̊ of the harmonic mean p̊ of p-values, from the `(N, P)` evidence −log p of P parts."""
+    return logsumexp(evidence, axis=1) - np.log(evidence.shape[1])
 
 
 _FITTED = ("mean", "std", "precision", "energy_mean", "energy_std", "bank", "normals")

@@ -1,0 +1,241 @@
+"""The commands as a user runs them: real files in, real files out, one clear line where input is bad."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dia.apps.cli import main
+from dia.data import phantom
+
+TINY = [
+    "--settings.dissolver.steps", "4", "--settings.dissolver.widths", "[8,16]",
+    "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
+    "--settings.samples", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """32 px phantoms as MVTec-style folders of PNGs: 40 normals to train, 8 + 8 to test, with masks."""
+    root = tmp_path_factory.mktemp("phantoms")
+    train, test = phantom.load("train", size=32, n=40), phantom.load("test", size=32, n=16)
+    for images, split in ((train, "train"), (test, "test")):
+        for image, mask, label, name in zip(
+            images.images, images.masks, images.labels, images.names, strict=True
+        ):
+            kind, number = name.split("/")
+            kind = "good" if label == 0 else kind
+            target = root / split / kind / f"{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(target)
+            if label:
+                truth = root / "ground_truth" / kind / f"{number}_mask.png"
+                truth.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask.astype(np.uint8) * 255).save(truth)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("model") / "run"
+    main(["fit", str(folders), "--out", str(out), *TINY])
+    return out
+
+
+def refused(capsys, *argv):
+    """Runs a command that must end with status 2 and one line on stderr; returns the line."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in argv])
+    assert stop.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dia: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+def test_a_model_folder_holds_json_and_safetensors_only(model):
+    suffixes = {p.suffix for p in model.rglob("*") if p.is_file()}
+    assert suffixes == {".json", ".safetensors", ".md"}
+    config = json.loads((model / "config.json").read_text())
+    assert config["method"] == "dia+"
+    assert config["n_train"] + config["n_calibration"] < 40
+    assert not list(model.parent.glob(".*.work"))
+
+
+def test_score_writes_the_same_rows_as_csv_and_jsonl(model, folders, tmp_path, capsys):
+    for suffix in ("csv", "jsonl"):
+        main(["score", str(model), str(folders), "--out", str(tmp_path / f"s.{suffix}"), "--json"])
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["images"] == 16
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert list(rows[0]) == ["path", "score", "p_value", "flagged"]
+    for row, line in zip(rows, lines, strict=True):
+        assert row["path"] == line["path"]
+        assert float(row["score"]) == line["score"]
+        assert 0 < line["p_value"] <= 1
+        assert line["flagged"] == (line["p_value"] <= 0.05)
+
+
+def test_scores_do_not_depend_on_how_many_files_are_scored(model, folders, tmp_path):
+    main(["score", str(model), str(folders), "--out", str(tmp_path / "all.jsonl")])
+    every = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    one = every[3]
+    main(["score", str(model), str(folders / one["path"]), "--out", str(tmp_path / "one.jsonl")])
+    alone = json.loads((tmp_path / "one.jsonl").read_text())
+    assert alone["score"] == pytest.approx(one["score"], rel=1e-3, abs=1e-3)
+
+
+def test_heatmaps_are_written_beside_the_scores(model, folders, tmp_path):
+    main(
+        [
+            "score",
+            str(model),
+            str(folders),
+            "--out",
+            str(tmp_path / "s.csv"),
+            "--heatmaps",
+            str(tmp_path / "maps"),
+        ]
+    )
+    maps = list((tmp_path / "maps").glob("*.png"))
+    assert len(maps) == 16
+    assert Image.open(maps[0]).size == (32, 32)
+
+
+def test_evaluate_prints_the_promised_numbers_and_keeps_the_ledger(model, folders, tmp_path, capsys):
+    ledger = tmp_path / "runs.jsonl"
+    main(["evaluate", str(model), str(folders), "--json", "--ledger", str(ledger)])
+    printed = json.loads(capsys.readouterr().out)
+    assert {"auroc", "auroc_ci", "ap", "fpr95", "pixel_auroc", "pro"} <= set(printed)
+    line = json.loads(ledger.read_text())
+    assert line["auroc"] == printed["auroc"]
+    assert line["method"] == "dia+"
+
+
+def test_the_dissolve_strip_has_a_column_for_each_t(model, folders, tmp_path):
+    out = tmp_path / "strip.png"
+    main(["dissolve", str(model), str(folders), "--out", str(out), "--count", "2", "--t", "[50,400]"])
+    width, height = Image.open(out).size
+    assert width > 3 * 128
+    assert height > 2 * 128
+
+
+def test_the_report_is_one_page_with_the_trivial_rows(model, folders, tmp_path):
+    out = tmp_path / "report.html"
+    main(["report", str(model), str(folders), "--out", str(out)])
+    page = out.read_text()
+    assert "trivial:hog" in page
+    assert "dia+" in page
+    assert "not a medical device" in page.lower()
+
+
+def test_equal_seeds_give_equal_models_to_the_bit(folders, model, tmp_path):
+    main(["fit", str(folders), "--out", str(tmp_path / "again"), *TINY])
+    ours, theirs = (p / "weights.safetensors" for p in (model, tmp_path / "again"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_fit_killed_while_training_resumes_to_the_same_weights(folders, model, tmp_path, monkeypatch):
+    from dia.amplify import learning
+
+    step = learning._Amplify.training_step
+
+    def dies(self, batch, index):
+        if self.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(learning._Amplify, "training_step", dies)
+    out = tmp_path / "killed"
+    with pytest.raises(SystemExit):
+        main(["fit", str(folders), "--out", str(out), *TINY])
+    assert not out.exists()
+    monkeypatch.setattr(learning._Amplify, "training_step", step)
+    main(["fit", str(folders), "--out", str(out), "--resume", *TINY])
+    assert (out / "weights.safetensors").read_bytes() == (model / "weights.safetensors").read_bytes()
+
+
+def test_a_finished_model_is_not_overwritten_by_accident(folders, model, capsys):
+    assert "--overwrite" in refused(capsys, "fit", folders, "--out", model)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["fit", "no/such/folder"], "no such"),
+        (["fit", "pneumonia"], "pneumoniamnist"),
+        (["fit", "phantom", "--method", "patchcor"], "patchcor"),
+        (["fit", "phantom", "--preset", "tpu"], "cpu, gpu, paper"),
+        (["fit", "phantom", "--holdout", "2"], "--holdout"),
+        (["score", "no/model", "phantom"], "no/model"),
+        (["data", "check", "nothing"], "nothing"),
+        (["benchmark", "--methods", "[magic]"], "magic"),
+    ],
+)
+def test_bad_arguments_give_one_line(capsys, tmp_path, monkeypatch, argv, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *argv)
+
+
+def test_bad_images_give_one_line_or_a_listed_skip(capsys, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    assert "scans" in refused(capsys, "fit", folder, "--out", tmp_path / "m")
+    good = phantom.load("train", size=32, n=24).images[..., 0]
+    Image.fromarray(good[0]).save(folder / "000.png")
+    assert "1 normal image " in refused(capsys, "fit", folder, "--out", tmp_path / "m")
+    for i, image in enumerate(good):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    (folder / "notes.png").write_text("not an image")
+    (folder / "cut.png").write_bytes((folder / "001.png").read_bytes()[:200])
+    line = refused(capsys, "fit", folder, "--out", tmp_path / "m", "--method", "trivial:std")
+    assert "cut.png" in line or "notes.png" in line
+    assert "--skip-bad" in line
+    main(["fit", str(folder), "--out", str(tmp_path / "m"), "--method", "trivial:std", "--skip-bad"])
+    err = capsys.readouterr().err
+    assert "cut.png" in err
+    assert "notes.png" in err
+    assert "no labels" in refused(capsys, "evaluate", tmp_path / "m", folder, "--skip-bad").replace(
+        "needs labels", "no labels"
+    )
+
+
+def test_mixed_sizes_need_a_size(capsys, tmp_path):
+    for i, image in enumerate(phantom.load("train", size=32, n=24).images[..., 0]):
+        picture = Image.fromarray(image)
+        picture.resize((40, 36) if i == 5 else (32, 32)).save(tmp_path / f"{i:03}.png")
+    argv = ["fit", tmp_path, "--out", tmp_path / "m", "--method", "trivial:std"]
+    assert "--size" in refused(capsys, *argv)
+    main([str(a) for a in argv] + ["--size", "32"])
+
+
+def test_print_config_is_a_config(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "phantom", "--preset", "paper", "--method", "dia", "--print_config"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "optimizer: lars" in printed
+    (tmp_path / "c.yaml").write_text(printed)
+    with pytest.raises(SystemExit):
+        main(["fit", "phantom", "--config", str(tmp_path / "c.yaml"), "--print_config"])
+    assert capsys.readouterr().out == printed
+
+
+def test_data_list_and_check_speak_json(capsys):
+    main(["data", "list", "--json"])
+    known = json.loads(capsys.readouterr().out)
+    assert {
+        "pneumoniamnist",
+        "breastmnist",
+        "breastmnist-0",
+        "sarscov2ct",
+        "kvasir",
+        "oct2017",
+        "aptos2019",
+    } <= set(known)
+    main(["data", "check", "phantom", "--json"])
+    assert json.loads(capsys.readouterr().out)["leaks"] == []
