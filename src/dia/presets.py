@@ -46,7 +46,7 @@ _AMPLIFY = {
     "cpu": AmplifySettings(
         width=24,
         stem="patch",
-        steps=200,
+        steps=180,
         augment=AugmentSettings(jitter=(0.2, 0.2, 0.2, 0.05), crop=(0.3, 1.0)),
     ),
     "gpu": AmplifySettings(

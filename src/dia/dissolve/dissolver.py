@@ -61,7 +61,7 @@ class DissolverSettings:
     layers: int = 1
     attention: bool = False
     loss: Literal["l1", "l2"] = "l1"
-    steps: int = 600
+    steps: int = 500
     batch: int = 32
     lr: float = 2e-3
     cosine: bool = True
@@ -75,7 +75,7 @@ class Dissolver:
     """Dissolves images: removes what a diffusion model of normal images does not expect.
 
     Example:
-        >>> dissolver = Dissolver(DissolverSettings(steps=600)).fit(normals)  # doctest: +SKIP
+        >>> dissolver = Dissolver(DissolverSettings(steps=500)).fit(normals)  # doctest: +SKIP
         >>> dissolver.dissolve(images, t=100)  # doctest: +SKIP
     """
 
