@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any]:
     say = Console(stderr=True, highlight=False)
     train, test = phantom.load("train"), phantom.load("test")
     say.print(f"{len(train)} normal phantoms to fit on; {len(test)} to score, half of them with a lesion")
-    seconds = 0.0
+    start = time.perf_counter()
     metrics: dict[str, Any] = {}
     kept: dict[str, tuple[Detector, Scored]] = {}
 
@@ -45,8 +46,6 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any]:
         )  # fmt: skip
         metrics[method] = {k: line[k] for k in KEPT if k in line}
         say.print(f"{method}: AUROC {line['auroc']:.3f}, fit {line['fit_seconds']:.0f} s")
-    # parts that methods share are counted once
-    seconds = metrics[DEFAULT]["fit_seconds"] + metrics["csi"]["fit_seconds"]
     detector, scored = kept[DEFAULT]
     detector.save(out / "run")
     rows = [comparison_row(m, v) for m, v in metrics.items()]
@@ -55,6 +54,9 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any]:
         comparison=rows, scored=scored,
     )  # fmt: skip
     pictures(out / "pictures.png", detector, test, scored)
+    # fits of an earlier, interrupted demo count too; dia+ holds all of dia's
+    fits = metrics[DEFAULT]["fit_seconds"] + metrics["csi"]["fit_seconds"]
+    seconds = max(time.perf_counter() - start, fits)
     result = metrics | {"default": DEFAULT, "seconds": round(seconds, 1)}
     (out / "metrics.json").write_text(json.dumps(result, indent=2))
 
@@ -71,7 +73,7 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any]:
             f"{m['fit_seconds']:.0f}",
             style=style,
         )
-    plain = Console(highlight=False)
+    plain = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     plain.print(table)
     for sentence in verdict(DEFAULT, rows):
         plain.print(sentence)

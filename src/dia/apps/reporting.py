@@ -19,7 +19,7 @@ from ..evaluate.ledger import markdown_table, update_section
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
 
-KINDS = {"dia": "ours", "dia+": "ours", "csi": "control", "trivial:blur": "control"}
+CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # beside the method reported
 
 
 def compare_trivial(normals: ImageSet, test: ImageSet, seed: int) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def compare_trivial(normals: ImageSet, test: ImageSet, seed: int) -> list[dict[s
 
 def comparison_row(method: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the report's comparison."""
-    return {"method": method, "kind": KINDS.get(method, "trivial"), **metrics}
+    return {"method": method, "kind": "control" if method in CONTROLS else "trivial", **metrics}
 
 
 def examples(scores: np.ndarray, labels: np.ndarray | None, each: int = 2) -> np.ndarray:
@@ -62,9 +62,9 @@ def write_run_report(
     rows = list(comparison)
     if scored.metrics is not None and rows and detector.method not in {r["method"] for r in rows}:
         rows.insert(0, comparison_row(detector.method, scored.metrics))
+    rows = [{**r, "kind": "ours"} if r["method"] == detector.method else r for r in rows]
     h, w, c = detector.shape_
     run_facts = [
-        ("method", detector.method),
         ("preset", facts.get("preset", "–")),
         ("trained on", f"{facts.get('dataset', '?')}: {detector.n_train_} normal images of {h}×{w}×{c}"),
         ("held out for calibration", f"{detector.n_calibration_} normal images"),
