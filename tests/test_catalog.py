@@ -31,7 +31,7 @@ SHAPES = {
     "pneumoniamnist": (28, 28, 1),
     "breastmnist": (28, 28, 1),
     "breastmnist-0": (28, 28, 1),
-    "sarscov2ct": (64, 64, 3),
+    "sarscov2ct": (64, 64, 1),
     "sarscov2ct-128": (128, 128, 1),
     "kvasirseg_patches": (64, 64, 3),
     "kvasirseg_patches-128": (128, 128, 3),

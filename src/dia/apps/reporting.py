@@ -149,17 +149,29 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 cells = paper.setdefault(f"paper: {r['method']} (ECCV 2024)", {})
                 cells[r["dataset"]] = (float(r["auroc"]), float(r["std"]))
     cpu = [r for r in rows if r["preset"] == "cpu"]
-    datasets = list(dict.fromkeys(r["dataset"] for r in cpu))
+    in_paper = {dataset for cells in paper.values() for dataset in cells}
+    datasets = [d for d in dict.fromkeys(r["dataset"] for r in cpu) if d in in_paper]
     methods = [m for m in METHODS if any(r["method"] == m for r in cpu)]
-    lines = [markdown_table(cpu, datasets, methods, paper), ""]
+    lines = [markdown_table([r for r in cpu if r["dataset"] in datasets], datasets, methods, paper), ""]
     for dataset in datasets:
-        mean = {
-            m: float(np.mean([r["auroc"] for r in cpu if r["dataset"] == dataset and r["method"] == m]))
+        of_set = [r for r in cpu if r["dataset"] == dataset]
+        means = [
+            {"method": m, "auroc": float(np.mean([r["auroc"] for r in of_set if r["method"] == m]))}
             for m in methods
-            if any(r["dataset"] == dataset and r["method"] == m for r in cpu)
-        }
-        lines += [
-            f"- {dataset}: {s}"
-            for s in verdict(DEFAULT, [{"method": m, "auroc": v} for m, v in mean.items()])
+            if any(r["method"] == m for r in of_set)
         ]
+        best = max((m for m in means if m["method"].startswith("trivial:")), key=lambda m: m["auroc"])
+        for own in (m for m in means if m["method"] in ("dia+", "dia")):
+            beats = "beats" if own["auroc"] > best["auroc"] else "does **not** beat"
+            lines.append(
+                f"- {dataset}: {own['method']} ({own['auroc']:.3f}) {beats} the best untrained row, "
+                f"{best['method']} ({best['auroc']:.3f})."
+            )
     update_section(path, "RESULTS", "\n".join(lines))
+    maps = [r for r in rows if "pixel_auroc" in r]
+    table = ["| data set | method | seed | image AUROC | pixel AUROC | PRO |", "|---|---|---|---|---|---|"]
+    table += [
+        f"| {r['dataset']} | {r['method']} | {r['seed']} | {r['auroc']:.3f} | {r['pixel_auroc']:.3f} | {r['pro']:.3f} |"
+        for r in maps
+    ]
+    update_section(path, "HEATMAPS", "\n".join(table if maps else ["No run with masks yet."]))

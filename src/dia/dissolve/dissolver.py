@@ -236,9 +236,11 @@ _SCHEDULE = {
 
 def _pipeline(name: str) -> Any:
     from diffusers import DDPMPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     try:
-        return DDPMPipeline.from_pretrained(name)
+        return DDPMPipeline.from_pretrained(name, low_cpu_mem_usage=False)
     except OSError as error:
         raise DataError(
             f"{name}: not a diffusers DDPM folder or hub name ({str(error).splitlines()[0]})"
