@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.imageset import DataError
 from ..training import batch_indices, seed_step, train
 from .augment import Augment, AugmentSettings
 from .encoder import Encoder, Stem
@@ -161,8 +162,10 @@ class _Amplify(L.LightningModule):
         s, weights = self.s, self.encoder.parameters()
         optimizer: torch.optim.Optimizer
         if s.optimizer == "lars":
-            from timm.optim import Lars
-
+            try:
+                from timm.optim import Lars
+            except ImportError as error:
+                raise DataError("optimizer lars needs timm: pip install 'dia-anomaly[paper]'") from error
             optimizer = Lars(
                 weights,
                 lr=s.lr,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.imageset import ImageSet
-from ..detectors import DEFAULT, METHODS, TRIVIAL, Detector
+from ..detectors import METHODS, TRIVIAL, Detector
 from ..evaluate.benchmark import Scored, score_set
 from ..evaluate.ledger import markdown_table, update_section
 from ..evaluate.pictures import DISSOLVE_TS
@@ -170,8 +170,7 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     update_section(path, "RESULTS", "\n".join(lines))
     maps = [r for r in rows if "pixel_auroc" in r]
     table = ["| data set | method | seed | image AUROC | pixel AUROC | PRO |", "|---|---|---|---|---|---|"]
-    table += [
-        f"| {r['dataset']} | {r['method']} | {r['seed']} | {r['auroc']:.3f} | {r['pixel_auroc']:.3f} | {r['pro']:.3f} |"
-        for r in maps
-    ]
+    for row in maps:
+        numbers = " | ".join(f"{row[k]:.3f}" for k in ("auroc", "pixel_auroc", "pro"))
+        table.append(f"| {row['dataset']} | {row['method']} | {row['seed']} | {numbers} |")
     update_section(path, "HEATMAPS", "\n".join(table if maps else ["No run with masks yet."]))

@@ -1,0 +1,180 @@
+"""`dia+`, its residual statistics and what all detectors share, on small images and brief trainings."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+from dia.amplify.learning import AmplifySettings
+from dia.data import phantom
+from dia.data.imageset import DataError
+from dia.detectors import METHODS, Blur, Detector, DIAPlus
+from dia.detectors.diaplus import DIAPlusSettings
+from dia.detectors.residual import Residual, joined, nearest
+from dia.dissolve import DissolverSettings
+from dia.dissolve.stand_ins import gaussian
+from dia.evaluate.benchmark import run
+from dia.evaluate.ledger import Ledger
+from dia.presets import PRESETS, settings
+
+TINY = DIAPlusSettings(
+    dissolver=DissolverSettings(size=32, widths=(8, 16), steps=4, batch=8),
+    amplify=AmplifySettings(width=4, stem="patch", steps=3, batch=4),
+    ts=(40, 80),
+    samples=1,
+    residual_ts=(50, 200),
+    blur_sigmas=(1.0, 3.0),
+)
+
+
+@pytest.fixture(scope="module")
+def normals():
+    return phantom.load("train", size=32, n=40).images
+
+
+@pytest.fixture(scope="module")
+def fitted(normals):
+    return DIAPlus(TINY, device="cpu").fit(normals)
+
+
+def test_joined_is_the_harmonic_mean_of_p_values():
+    p = np.array([[0.5, 0.1, 0.02], [1.0, 1.0, 1.0]])
+    harmonic = 3 / (1 / p).sum(1)  # 3 / (2 + 10 + 50) = 0.0484
+    assert joined(-np.log(p)) == pytest.approx(-np.log(harmonic))
+    assert harmonic[0] == pytest.approx(3 / 62)
+
+
+def test_nearest_is_the_mean_distance_to_the_k_nearest():
+    bank = np.array([[0, 0], [3, 4], [0, 1], [10, 10]], np.float32)
+    query = np.zeros((1, 2), np.float32)
+    assert nearest(query, bank, 3)[0] == pytest.approx((0 + 1 + 5) / 3)
+
+
+def test_the_residual_map_is_greatest_where_something_was_put(normals):
+    residual = Residual(lambda x: gaussian(x, [1.0, 3.0])).fit(normals[:30], normals[30:])
+    marked = normals[:1].copy()
+    marked[0, 10:13, 20:23] = 255
+    y, x = np.unravel_index(residual.heatmap(marked)[0].argmax(), (32, 32))
+    assert abs(y - 11) <= 2
+    assert abs(x - 21) <= 2
+    assert residual.evidence(marked)[0, 0] > residual.evidence(normals[30:])[:, 0].max()
+
+
+def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
+    loaded = Detector.load(fitted.save(tmp_path / "run"), device="cpu")
+    assert isinstance(loaded, DIAPlus)
+    assert loaded.s == fitted.s
+    assert np.array_equal(loaded.score(normals), fitted.score(normals))
+    assert np.array_equal(loaded.heatmap(normals[:3]), fitted.heatmap(normals[:3]))
+    assert loaded.threshold() == fitted.threshold()
+
+
+def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
+    whole = fitted.score(normals)
+    assert np.allclose(fitted.score(normals, batch=7), whole, rtol=1e-3, atol=1e-3)
+    order = np.random.default_rng(0).permutation(len(normals))
+    assert np.allclose(fitted.score(normals[order]), whole[order], rtol=1e-3, atol=1e-3)
+
+
+def test_there_are_seven_parts_and_the_score_joins_them(fitted, normals):
+    parts = fitted.parts(normals)
+    assert len(parts) == 7
+    assert np.allclose(
+        joined(np.column_stack(list(parts.values()))), fitted.score(normals), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("contrast", ["paper", "cosine", "neighbours"])
+def test_every_contrastive_score_survives_saving(normals, tmp_path, contrast):
+    detector = DIAPlus(replace(TINY, contrast=contrast), device="cpu").fit(normals)
+    loaded = Detector.load(detector.save(tmp_path / contrast), device="cpu")
+    assert np.array_equal(loaded.score(normals[:5]), detector.score(normals[:5]))
+
+
+@pytest.mark.parametrize("shape", [(30, 22, 1), (28, 28, 3), (80, 64, 1)])
+def test_odd_shapes_and_colours(make_images, shape):
+    h, w, c = shape
+    images = make_images(24, h, w, c)
+    detector = DIAPlus(replace(TINY, amplify=replace(TINY.amplify, size=32)), device="cpu").fit(images)
+    assert detector.heatmap(images).shape == (24, h, w)
+    assert np.isfinite(detector.score(images)).all()
+
+
+def test_constant_images_do_not_break_it(normals):
+    images = np.full_like(normals, 7)
+    assert np.isfinite(DIAPlus(TINY, device="cpu").fit(images).score(normals)).all()
+
+
+def test_scikit_learn_sees_an_outlier_detector(fitted, normals):
+    assert clone(fitted).get_params()["settings"] == TINY
+    scores = fitted.score(normals)
+    assert np.array_equal(fitted.score_samples(normals), -scores)
+    flagged = fitted.predict(normals) == -1
+    assert np.array_equal(flagged, fitted.decision_function(normals) < 0)
+    assert np.array_equal(flagged, scores > fitted.threshold())
+
+
+def test_bad_input_is_named(fitted, normals, tmp_path):
+    with pytest.raises(DataError, match="not fitted"):
+        DIAPlus(TINY).score(normals)
+    with pytest.raises(DataError, match=r"size=\(32, 32\)"):
+        fitted.score(normals[:, :30])
+    with pytest.raises(DataError, match="uint8"):
+        fitted.score(normals.astype(np.float32))
+    with pytest.raises(DataError, match="at least 20"):
+        DIAPlus(TINY).fit(normals[:3])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="not a model folder"):
+        Detector.load(tmp_path)
+
+
+def test_blur_finds_phantom_lesions():
+    train, test = phantom.load("train", n=200), phantom.load("test", n=120)
+    scores = Blur().fit(train).score(test)
+    assert roc_auc_score(test.labels, scores) > 0.7
+
+
+def test_a_line_in_the_ledger_is_not_made_again(tmp_path):
+    train, test = phantom.load("train", size=32, n=24), phantom.load("test", size=32, n=16)
+    ledger, made = Ledger(tmp_path / "runs.jsonl"), []
+    lines = [
+        run("phantom", train, test, "trivial:std", seed=seed, workdir=tmp_path, ledger=ledger,
+            on_fitted=lambda *_: made.append(1))
+        for seed in (0, 0, 1)
+    ]  # fmt: skip
+    assert len(made) == len(ledger.rows()) == 2
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_settings_under_every_preset(method, preset):
+    cls = METHODS[method]
+    ours = cls(settings(cls.Settings, preset))
+    assert isinstance(ours.s, cls.Settings)
+    json.dumps(ours.settings_hash())
+
+
+def test_the_paper_preset_is_the_published_configuration():
+    s = settings(METHODS["dia"].Settings, "paper")
+    assert s.ts == tuple(range(30, 100))
+    assert s.live
+    assert s.samples == 10
+    a, d = s.amplify, s.dissolver
+    assert (a.width, a.batch, a.temperature, a.optimizer, a.shift, a.exclude_own) == (
+        64, 32, 0.5, "lars", "rotation", True,
+    )  # fmt: skip
+    assert a.augment.crop == (0.08, 1.0)
+    assert a.augment.score_crop == 0.54
+    assert a.augment.jitter == (0.4, 0.4, 0.4, 0.1)
+    assert (d.size, d.patch, d.lr, d.loss, d.ema, d.ema_weights) == (32, 1, 8e-5, "l1", 0.995, False)
+
+
+def test_lars_trains(normals):
+    pytest.importorskip("timm")
+    amplify = replace(TINY.amplify, optimizer="lars", rgb=True)
+    detector = METHODS["csi"](METHODS["csi"].Settings(amplify=amplify, samples=1), device="cpu").fit(normals)
+    assert np.isfinite(detector.score(normals)).all()
