@@ -155,7 +155,7 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = [markdown_table([r for r in cpu if r["dataset"] in datasets], datasets, methods, paper), ""]
     for dataset in datasets:
         of_set = [r for r in cpu if r["dataset"] == dataset]
-        means = [
+        means: list[dict[str, Any]] = [
             {"method": m, "auroc": float(np.mean([r["auroc"] for r in of_set if r["method"] == m]))}
             for m in methods
             if any(r["method"] == m for r in of_set)

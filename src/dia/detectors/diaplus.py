@@ -14,7 +14,7 @@ unaugmented image, summed over the shifts. One choice for all data sets: `mahala
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,35 +22,28 @@ import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 
-from ..amplify.learning import AmplifySettings, encoder_input
+from ..amplify.learning import encoder_input
 from ..amplify.shifts import SHIFTS
-from ..dissolve import DissolverSettings
 from .base import Stages, module_tensors
 from .blur import blurred
 from .calibrate import Calibration
 from .csi import _CHUNK, normality
-from .dia import DIA
+from .dia import DIA, DIASettings
 from .residual import PARTS, Residual, joined, nearest
 
 _NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
-class DIAPlusSettings:
-    """DIA joined with the dissolving residual.
+class DIAPlusSettings(DIASettings):
+    """DIA joined with the residuals; what is not named here is as for `dia`.
 
     Args:
-        dissolver, amplify, ts, live, samples: as for `dia`.
         contrast: how the encoder scores.
         residual_ts: diffusion steps of the residual.
         blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
     """
 
-    dissolver: DissolverSettings = field(default_factory=DissolverSettings)
-    amplify: AmplifySettings = field(default_factory=AmplifySettings)
-    ts: tuple[int, ...] = (30, 53, 76, 99)
-    live: bool = False
-    samples: int = 10
     contrast: Literal["paper", "cosine", "mahalanobis", "neighbours"] = "mahalanobis"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)

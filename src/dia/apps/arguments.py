@@ -1,0 +1,161 @@
+"""The arguments of every command. Parses; does nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from ..presets import PRESETS, settings
+
+
+def _data_arguments(parser: ArgumentParser, split: str) -> None:
+    parser.add_argument("data", type=str, help="a folder, .npz, .csv or image, or a known set's name")
+    parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                        help="where known data sets lie (default: $DIA_DATA)")  # fmt: skip
+    parser.add_argument("--split", type=str, default=split, help="train, val, test or all")
+    parser.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
+    parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    parser.add_argument("--workers", type=int | None, help="processes that decode images")
+
+
+def _run_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a folder written by `dia fit`")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _json_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def build_parser(argv: Sequence[str]) -> ArgumentParser:
+    """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
+    from ..detectors import DEFAULT, METHODS
+
+    parser = ArgumentParser(
+        prog="dia", description="Finds subtle anomalies after training on normal images only."
+    )
+    commands = parser.add_subcommands(dest="command")
+
+    fit = ArgumentParser(description="Train a detector on normal images and calibrate it.")
+    fit.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
+    _data_arguments(fit, "train")
+    fit.add_argument("--out", type=str, default="runs/model", help="folder of the fitted model")
+    method, preset = _peek(argv, "method", DEFAULT), _peek(argv, "preset", "cpu")
+    fit.add_argument("--method", type=str, default=DEFAULT, help=", ".join(METHODS))
+    fit.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument(
+        "--size", type=int | None, help="read images at this side; default: at most the preset's"
+    )
+    fit.add_argument("--channels", type=int | None, help="1 or 3; default: as the images are")
+    fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    fit.add_argument("--holdout", type=float, default=0.2, help="share of the normals kept for calibration")
+    fit.add_argument("--false_alarm_rate", type=float, default=0.05, help="of the default threshold")
+    fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
+    fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
+    if method in METHODS and preset in PRESETS:
+        cls = METHODS[method].Settings
+        fit.add_argument("--settings", type=cls, default=settings(cls, preset), help="the method's own")
+    _json_argument(fit)
+    commands.add_subcommand("fit", fit)
+
+    score = ArgumentParser(description="Score images: path, score, p-value, flagged.")
+    _run_arguments(score)
+    _data_arguments(score, "test")
+    score.add_argument("--out", type=str, default="scores.csv", help=".csv or .jsonl")
+    score.add_argument("--heatmaps", type=str | None, help="folder for a heatmap PNG per image")
+    score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    _json_argument(score)
+    commands.add_subcommand("score", score)
+
+    evaluate = ArgumentParser(
+        description="AUROC, AP, FPR at 95 % TPR; pixel AUROC and PRO where masks exist."
+    )
+    _run_arguments(evaluate)
+    _data_arguments(evaluate, "test")
+    evaluate.add_argument(
+        "--ledger", type=str | None, help="append a line to this file, e.g. results/runs.jsonl"
+    )
+    _json_argument(evaluate)
+    commands.add_subcommand("evaluate", evaluate)
+
+    dissolve = ArgumentParser(description="The strip of pictures: images dissolved at several t.")
+    dissolve.add_argument("run", type=str, help="a `dia fit` folder, or any diffusers DDPM folder")
+    dissolve.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    _data_arguments(dissolve, "test")
+    dissolve.add_argument(
+        "--t", type=list[int], default=[50, 100, 200, 400], help="diffusion steps, as [50,100]"
+    )
+    dissolve.add_argument("--count", type=int, default=8, help="how many images, evenly chosen")
+    dissolve.add_argument("--out", type=str, default="dissolved.png")
+    commands.add_subcommand("dissolve", dissolve)
+
+    report = ArgumentParser(
+        description="One self-contained HTML page about a model and the images it scored."
+    )
+    _run_arguments(report)
+    _data_arguments(report, "test")
+    report.add_argument("--out", type=str, default="report.html")
+    report.add_argument("--compare", type=bool, default=True, help="fit the trivial rows beside it")
+    report.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    commands.add_subcommand("report", report)
+
+    grid = ArgumentParser(
+        description="Data sets × methods × seeds into the ledger; lines already there are kept."
+    )
+    grid.add_argument("--datasets", type=list[str], default=["phantom"])
+    grid.add_argument("--methods", type=list[str], default=list(METHODS))
+    grid.add_argument("--seeds", type=list[int], default=[0, 1, 2])
+    grid.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
+    grid.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    grid.add_argument("--ledger", type=str, default="results/runs.jsonl")
+    grid.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
+    grid.add_argument("--device", type=str, default="auto")
+    grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
+    commands.add_subcommand("benchmark", grid)
+
+    data = ArgumentParser(description="The known data sets, and what is in one of them or in a path.")
+    data.add_argument(
+        "action", type=Literal["list", "check"], help="list: what is known; check: counts, leaks"
+    )
+    data.add_argument("name", type=str | None, nargs="?", help="for check: a known set's name, or a path")
+    data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    data.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
+    data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    _json_argument(data)
+    commands.add_subcommand("data", data)
+
+    demo = ArgumentParser(description="Everything on generated images: fit, compare, report. No download.")
+    demo.add_argument("--out", type=str, default="demo")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--device", type=str, default="auto")
+    commands.add_subcommand("demo", demo)
+    return parser
+
+
+def _peek(argv: Sequence[str], name: str, default: str) -> str:
+    """The value of an option in `argv`, or in the YAML of its `--config`, before the parser exists."""
+    import yaml
+
+    found = default
+    for i, word in enumerate(argv):
+        flag, _, value = word.partition("=")
+        value = value or (argv[i + 1] if i + 1 < len(argv) else "")
+        if flag == "--config" and Path(value).is_file():
+            loaded = yaml.safe_load(Path(value).read_text())
+            found = loaded.get(name, found) if isinstance(loaded, dict) else found
+        elif flag == f"--{name}":
+            return value
+    return found
+
+
+def underscored(word: str) -> str:
+    """One spelling for both: --false-alarm-rate and --false_alarm_rate."""
+    if not word.startswith("--"):
+        return word
+    flag, eq, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + eq + value
