@@ -305,7 +305,7 @@ def test_the_training_loss_is_contrast_plus_shift_classification(dissolved, make
     index = batch_indices(12, 6, 3, 0)
     views = 3 if dissolved else 2
     _, z, logits = again.encoder(again.augment(again.views(index)))
-    expected = float(contrastive_loss(z, *targets(6, 4, views), 0.3))
+    expected = contrastive_loss(z, *targets(6, 4, views), 0.3).item()
     kinds = [k for _ in range(views) for k in range(4) for _ in range(6)]  # the shift of every row
     log_p = logits.log_softmax(1)
     expected -= 0.7 * sum(float(log_p[r, k]) for r, k in enumerate(kinds)) / len(kinds)

@@ -35,6 +35,7 @@ _RIDGE = 0.05
 _GRID = 6
 _NEIGHBOURS = 3
 _CHUNK = 256
+_MOST = 1000
 
 
 class Residual:
@@ -44,7 +45,11 @@ class Residual:
         self.remove = remove
 
     def fit(self, images: np.ndarray, spare: np.ndarray) -> Residual:
-        """From normals `(N, H, W, C)` uint8 and other normals that set the scale of the evidence."""
+        """From normals `(N, H, W, C)` uint8 and other normals that set the scale of the evidence.
+
+        Beyond 1000 normals, 1000 evenly spaced ones are used, which bounds memory.
+        """
+        images = images[np.linspace(0, len(images) - 1, min(len(images), _MOST)).astype(int)]
         parts = [self._maps(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
         maps = np.concatenate([p[0] for p in parts])  # (N, M, H, W)
         energies = np.concatenate([p[1] for p in parts])
