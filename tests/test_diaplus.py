@@ -72,6 +72,15 @@ def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
     assert loaded.threshold() == fitted.threshold()
 
 
+def test_a_stage_found_in_the_workdir_scores_as_the_one_made_there(normals, tmp_path):
+    # wide enough that convolution weights are laid out channels-last in memory
+    wide = replace(TINY, amplify=replace(TINY.amplify, width=8))
+    made = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
+    found = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
+    assert np.array_equal(found.score(normals), made.score(normals))
+    assert found.fit_seconds_ > 0
+
+
 def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
     whole = fitted.score(normals)
     assert np.allclose(fitted.score(normals, batch=7), whole, rtol=1e-3, atol=1e-3)

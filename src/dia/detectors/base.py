@@ -333,8 +333,9 @@ def _as_images(x: np.ndarray) -> np.ndarray:
 
 
 def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
-    """The state of a network as named arrays."""
-    return {prefix + k: v.detach().cpu().numpy() for k, v in module.state_dict().items()}
+    """The state of a network as named arrays, contiguous: safetensors writes memory as it lies."""
+    state = module.state_dict()
+    return {prefix + k: np.ascontiguousarray(v.detach().cpu().numpy()) for k, v in state.items()}
 
 
 def load_module(module: torch.nn.Module, tensors: dict[str, np.ndarray], prefix: str) -> None:
