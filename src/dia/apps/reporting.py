@@ -146,7 +146,7 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if paper_csv.exists():
         with paper_csv.open(newline="") as file:
             for r in csv.DictReader(file):
-                cells = paper.setdefault(f"paper: {r['method']} (ECCV 2024)", {})
+                cells = paper.setdefault(f"{r['method']}, as printed (ECCV 2024)", {})
                 cells[r["dataset"]] = (float(r["auroc"]), float(r["std"]))
     cpu = [r for r in rows if r["preset"] == "cpu"]
     in_paper = {dataset for cells in paper.values() for dataset in cells}
