@@ -167,6 +167,11 @@ def test_every_method_has_settings_under_every_preset(method, preset):
     json.dumps(ours.settings_hash())
 
 
+def test_a_detector_without_settings_is_the_cpu_preset():
+    assert DIAPlus().s == settings(DIAPlusSettings, "cpu")
+    assert DIAPlus().settings_hash() == DIAPlus(settings(DIAPlusSettings, "cpu")).settings_hash()
+
+
 def test_the_paper_preset_is_the_published_configuration():
     s = settings(METHODS["dia"].Settings, "paper")
     assert s.ts == tuple(range(30, 100))

@@ -119,11 +119,11 @@ def test_processes_append_whole_lines(tmp_path):
 def test_has_asks_for_the_very_run(tmp_path):
     book = Ledger(tmp_path / "runs.jsonl")
     run = {"dataset": "breast", "method": "dia", "settings_hash": "s", "seed": 0, "data_sha256": "d"}
-    assert not book.has(**run)
+    assert book.find(**run) is None
     book.append(record())
-    assert book.has(**run)
+    assert book.find(**run) is not None
     for key in run:
-        assert not book.has(**{**run, key: "other"})
+        assert book.find(**{**run, key: "other"}) is None
 
 
 def test_table_by_hand():

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 
 from ..data.imageset import DataError, ImageSet
+from ..presets import settings as preset_settings
 from .calibrate import Calibration
 
 FORMAT = 1
@@ -32,7 +33,7 @@ class Detector(OutlierMixin, BaseEstimator):
     """A one-class detector of anomalous images.
 
     Args:
-        settings: the method's frozen dataclass; its defaults where None.
+        settings: the method's frozen dataclass; the `cpu` preset's where None.
         seed: of the split, the initial weights, and every random draw.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         holdout: share of the normals kept from training, to calibrate on.
@@ -66,8 +67,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     @property
     def s(self) -> Any:
-        """The settings, defaults filled in."""
-        return self.Settings() if self.settings is None else self.settings
+        """The settings; those of the `cpu` preset where none were given."""
+        return preset_settings(self.Settings, "cpu") if self.settings is None else self.settings
 
     # --- what a method provides -------------------------------------------------------------------
 

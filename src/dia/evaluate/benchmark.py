@@ -119,10 +119,8 @@ def run(
         "seed": seed,
         "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
     }
-    if ledger is not None:
-        for row in ledger.rows():
-            if all(row[k] == v for k, v in identity.items()):
-                return row
+    if ledger is not None and (made := ledger.find(**identity)):
+        return made
     reset_peak_memory()
     detector.facts_ = facts_of(dataset, preset, normals)
     detector.fit(normals, workdir=workdir, resume=True, progress=progress)

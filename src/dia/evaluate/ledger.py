@@ -74,10 +74,11 @@ class Ledger:
                 raise ValueError(f"{self.path}:{number}: not a JSON object; repair or delete this line")
         return found
 
-    def has(self, *, dataset: str, method: str, settings_hash: str, seed: int, data_sha256: str) -> bool:
-        """True if this very run has its line."""
-        wanted = (dataset, method, settings_hash, seed, data_sha256)
-        return any(tuple(r.get(k) for k in IDENTITY) == wanted for r in self.rows())
+    def find(self, **identity: Any) -> dict[str, Any] | None:
+        """The line of this run, named by all fields of `IDENTITY`; None where it was not made."""
+        if set(identity) != set(IDENTITY):
+            raise ValueError(f"a run is named by {', '.join(IDENTITY)}")
+        return next((r for r in self.rows() if all(r[k] == v for k, v in identity.items())), None)
 
     def _mend(self, file: Any) -> None:
         """Under the lock: end a last line that lacks only its line end, drop one that is torn."""
