@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dia.amplify.learning as module
-from dia.amplify.augment import Augment, AugmentSettings, crop_matrices
+from dia.amplify.augment import Augment, AugmentSettings, colour_matrices, crop_matrices
 from dia.amplify.encoder import Encoder
 from dia.amplify.learning import AmplifySettings, build_encoder, encoder_input, learn
 from dia.amplify.loss import contrastive_loss, targets
@@ -122,6 +122,56 @@ def test_no_strength_is_no_change(channels):
     for scoring in (True, False):
         y = Augment(still, channels, scoring=scoring)(x)
         torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
+
+
+def test_colour_maps_of_known_draws(monkeypatch):
+    # every uniform draw is .75: jitter is half its range upwards, and with p = .8 it is applied
+    monkeypatch.setattr(torch, "rand", lambda *shape: torch.full(shape, 0.75))
+    s = AugmentSettings(jitter=(0.2, 0.4, 0, 0), jitter_p=0.8, grey_p=0.2)
+    torch.testing.assert_close(colour_matrices(1, s, 1), torch.tensor([[[1.2, 0.1 * 1.2]]]))
+    m = colour_matrices(1, s, 3)[0]
+    torch.testing.assert_close(m[:, :3], 1.2 * torch.eye(3))
+    torch.testing.assert_close(m[:, 3], torch.full((3,), 0.12))
+    halfway = colour_matrices(1, AugmentSettings(jitter=(0, 0, 1, 0), grey_p=0), 3)[0, :, :3]
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    torch.testing.assert_close(halfway, 1.5 * torch.eye(3) - 0.5 * luma.expand(3, 3))
+    third = colour_matrices(1, AugmentSettings(jitter=(0, 0, 0, 2 / 3), grey_p=0), 3)[0, :, :3]
+    # a third of the circle takes red to green, green to blue, blue to red
+    torch.testing.assert_close(third, torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), atol=1e-6, rtol=0)
+
+
+@given(st.integers(0, 10**6))
+def test_colour_maps_leave_grey_pixels_grey(seed):
+    torch.manual_seed(seed)
+    m = colour_matrices(5, AugmentSettings(), 3)
+    out = m[:, :, :3] @ torch.full((3, 1), 0.4) + m[:, :, 3:]
+    torch.testing.assert_close(out, out[:, :1].expand(5, 3, 1))
+
+
+def test_matrix_jitter_of_equal_channels_is_that_of_one_channel():
+    s = AugmentSettings()
+    grey = batch(6)
+    for seed in range(5):
+        ys = []
+        for channels in (1, 3):
+            torch.manual_seed(seed)
+            m = colour_matrices(6, s, channels)
+            x = grey.expand(-1, channels, -1, -1)
+            ys.append(torch.baddbmm(m[:, :, -1:], m[:, :, :-1], x.flatten(2)))
+        torch.testing.assert_close(ys[1], ys[0].expand(-1, 3, -1))
+
+
+def test_rows_of_the_draws_augment_as_in_the_whole_batch():
+    augment, x = Augment(AugmentSettings(), 3), batch(8, 3)
+    draws = augment.draw(8)
+    index = torch.tensor([6, 1, 3])
+    torch.testing.assert_close(augment(x[index], draws.rows(index)), augment(x, draws)[index])
+
+
+def test_hsv_jitter_is_kornias():
+    assert Augment(AugmentSettings(colour="hsv"), 3).hsv is not None
+    assert Augment(AugmentSettings(colour="hsv"), 1).hsv is None
+    assert Augment(AugmentSettings(), 3).hsv is None
 
 
 def test_grey_makes_the_channels_equal():

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import dia.dissolve.bank as module
 from dia.dissolve.bank import DissolvedBank, LiveDissolving
+from dia.training import batch_indices, used_indices
 
 TS = (30, 99, 300)
 N = 10
@@ -119,3 +120,34 @@ def test_a_marker_without_its_file_is_not_believed(images, tiny_dissolver, tmp_p
     path.unlink()
     assert json.loads(path.with_suffix(".json").read_text())["done"] == N
     assert np.array_equal(DissolvedBank.build(images, tiny_dissolver, TS, path).array, first)
+
+
+# --- a part of the images -----------------------------------------------------------------------------
+
+
+def test_a_bank_of_some_images_holds_their_copies_only(images, bank, tiny_dissolver, tmp_path):
+    index = np.array([1, 4, 5, 9])
+    counting = Counting(tiny_dissolver)
+    some = DissolvedBank.build(images, counting, TS, tmp_path / "bank.npy", index)
+    assert some.array.shape[:3] == (len(TS), 2, 4)
+    assert counting.images == 2 * 4
+    asked, flip, level = np.array([9, 1, 4, 1]), np.array([0, 1, 1, 0], bool), np.array([0, 2, 1, 1])
+    np.testing.assert_array_equal(some.take(asked, flip, level), bank.take(asked, flip, level))
+
+
+def test_a_bank_of_other_images_is_built_anew(images, tiny_dissolver, tmp_path):
+    for index in ([0, 1, 2], [3, 4, 5]):
+        counting = Counting(tiny_dissolver)
+        made = DissolvedBank.build(images, counting, TS, tmp_path / "bank.npy", np.array(index))
+        assert counting.images == 6
+        np.testing.assert_array_equal(made.array[0, 0], tiny_dissolver.dissolve(images[index], TS[0]))
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5), st.integers(1, 30))
+def test_every_image_that_a_batch_holds_is_named_beforehand(n, batch, seed, steps):
+    used = used_indices(n, batch, seed, steps)
+    asked = np.unique(np.concatenate([batch_indices(n, batch, seed, s) for s in range(steps)]))
+    assert (np.diff(used) > 0).all()
+    assert set(asked) <= set(used)
+    if steps < 2 * (n // min(batch, n)):
+        assert set(asked) == set(used)

@@ -1,14 +1,21 @@
 """The CSI score by hand, and the detectors that use it: each image alone, and the same after saving."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from dia.amplify.learning import AmplifySettings
+from dia import training
+from dia.amplify.learning import AmplifySettings, encoder_input
+from dia.amplify.shifts import SHIFTS
+from dia.data.imageset import DataError
+from dia.detectors import csi
 from dia.detectors.base import Detector
-from dia.detectors.csi import CSI, CSISettings, normality
+from dia.detectors.csi import CSI, CSISettings, normality, spread
 from dia.detectors.dia import DIA, DIASettings
 from dia.dissolve import DissolverSettings
+from dia.training import seed_step
 
 
 def test_normality_by_hand():
@@ -95,3 +102,75 @@ def test_a_fit_with_the_same_seed_scores_alike(make_images):
     scores = [CSI(SETTINGS["csi"], seed=s, device="cpu").fit(x).score(x) for s in (0, 0, 1)]
     assert np.array_equal(scores[0], scores[1])
     assert not np.allclose(scores[0], scores[2])
+
+
+def test_a_search_in_parts_finds_the_same_neighbour(monkeypatch):
+    torch.manual_seed(0)
+    z, bank = torch.randn(2, 5, 3), torch.randn(2, 23, 3)
+    rest = torch.zeros(2, 5), bank, torch.ones(2), torch.ones(2)
+    whole = normality(z, *rest)
+    monkeypatch.setattr(csi, "_BANK", 4)
+    torch.testing.assert_close(normality(z, *rest), whole)
+
+
+def test_one_pass_over_all_views_scores_as_one_view_at_a_time(fitted, monkeypatch):
+    detector, x = fitted
+    whole = detector.score(x)
+    monkeypatch.setattr(csi, "_ROWS", 1)  # one image per pass
+    np.testing.assert_allclose(detector.score(x), whole, rtol=1e-3, atol=1e-4)
+    k_shifts, shift = SHIFTS[detector.s.amplify.shift]
+    inputs = encoder_input(x, detector.s.amplify)
+    z = torch.zeros(k_shifts, len(x), detector.bank_.shape[-1])
+    s = torch.zeros(k_shifts, len(x))
+    with torch.inference_mode():
+        for k in range(k_shifts):
+            for sample in range(detector.s.samples):
+                with torch.random.fork_rng():
+                    seed_step(detector.seed, sample)
+                    _, projected, logits = detector.encoder_(detector.augment_(shift(inputs, k)))
+                z[k] += projected / detector.s.samples
+                s[k] += logits[:, k] / detector.s.samples
+        expected = -normality(z, s, detector.bank_, detector.lambda_, detector.mu_)
+    np.testing.assert_allclose(whole, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_bank_above_its_size_holds_evenly_spaced_normals(make_images):
+    x = make_images(30, 16, 16, 1)
+    detector = CSI(replace(SETTINGS["csi"], bank_size=7), seed=1, device="cpu").fit(x)
+    assert detector.bank_.shape[1] == 7
+    assert np.isfinite(detector.score(x)).all()
+    assert spread(x, 30) is x
+    np.testing.assert_array_equal(spread(x, 4), x[[0, 9, 19, 29]])
+
+
+def test_too_little_room_for_the_dissolved_bank_trains_on_fewer_images_and_says_so(make_images, tmp_path):
+    x = make_images(60, 16, 16, 1)
+    per_image = 2 * 2 * 16 * 16
+    long = replace(AMPLIFY, steps=14)  # longer than two epochs
+    s = replace(SETTINGS["dia"], amplify=long, bank_gb=25 * per_image / 2**30)
+    with pytest.warns(UserWarning, match="25 of 48 images"):
+        DIA(s, seed=1, device="cpu").fit(x, workdir=tmp_path)
+    (bank,) = tmp_path.glob("bank-*/bank.npy")
+    assert np.load(bank, mmap_mode="r").shape == (2, 2, 25, 16, 16, 1)
+    with pytest.raises(DataError, match="room for 3 images"):
+        DIA(replace(s, bank_gb=3 * per_image / 2**30), seed=1, device="cpu").fit(x, workdir=tmp_path)
+
+
+def test_a_memory_map_scores_as_the_array_it_maps(make_images, tmp_path):
+    x = make_images(40, 16, 16, 1)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    scores = [CSI(SETTINGS["csi"], seed=1, device="cpu").fit(images).score(x) for images in (x, mapped)]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_training_precision_follows_its_setting(make_images, tmp_path, monkeypatch):
+    x = make_images(24, 16, 16, 1)
+    monkeypatch.setattr(training, "bf16_is_fast", lambda device: True)
+    scores = {}
+    for precision in ("32", "bf16", "auto"):
+        s = replace(SETTINGS["csi"], amplify=replace(AMPLIFY, precision=precision))
+        scores[precision] = CSI(s, seed=1, device="cpu").fit(x).score(x)
+    np.testing.assert_array_equal(scores["auto"], scores["bf16"])
+    assert not np.array_equal(scores["32"], scores["bf16"])
+    np.testing.assert_allclose(scores["32"], scores["bf16"], rtol=0.1, atol=0.1)

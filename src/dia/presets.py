@@ -39,6 +39,7 @@ _DISSOLVER = {
         cosine=False,
         ema=0.995,
         ema_weights=False,
+        precision="32",
     ),
 }
 
@@ -57,7 +58,15 @@ _AMPLIFY = {
         augment=AugmentSettings(jitter=(0.2, 0.2, 0.2, 0.05), crop=(0.3, 1.0)),
     ),
     "paper": AmplifySettings(
-        size=224, rgb=True, steps=200_000, optimizer="lars", lr=1.0, warmup=0.01, weight_decay=1e-6
+        size=224,
+        rgb=True,
+        steps=200_000,
+        optimizer="lars",
+        lr=1.0,
+        warmup=0.01,
+        weight_decay=1e-6,
+        augment=AugmentSettings(colour="hsv"),
+        precision="32",
     ),
 }
 

@@ -1,23 +1,30 @@
-"""Runs a Lightning module for a number of steps: checkpoints, resume, precision, progress. Knows no model.
+"""Runs a Lightning module for a number of steps: checkpoints, resume, precision, processes. Knows no model.
 
 The modules it runs draw every batch and every random number from (seed, step) alone, through
 `batch_indices` and `seed_step`, so a run killed at any moment and resumed ends with the same weights.
+
+Several processes (`torchrun ... dia fit ...`) share each batch: all draw the whole of it, and each works on
+its `share`. So the settings mean the same whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
 
 CHECKPOINT = "last.ckpt"
+Precision = Literal["auto", "32", "bf16"]
 
 
 class TrainingError(RuntimeError):
@@ -35,10 +42,77 @@ class _StopOnNonFinite(Callback):
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
+    """`auto` is the first CUDA device where there is one (this process's own of several), else the CPU."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = int(os.environ.get("LOCAL_RANK", 0)) if processes()[1] > 1 else 0
+        return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(device)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public name for it
+
+
+# --- several processes ----------------------------------------------------------------------------------
+
+
+def join_processes() -> None:
+    """Joins the other processes, where `torchrun` started this one; does nothing otherwise."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def processes() -> tuple[int, int]:
+    """(rank of this process, their number)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files."""
+    return processes()[0] == 0
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if processes()[1] > 1:
+        dist.barrier()
+
+
+def of_all(value: Any) -> list[Any]:
+    """The values of all processes, in each of them."""
+    values = [value] * processes()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """`(W, *x.shape)` of all W processes; gradients flow back to each, added up over the processes."""
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.stack(all_gather(x))
+
+
+def share(n: int) -> slice:
+    """This process's part of a batch of n.
+
+    Raises:
+        TrainingError: the batch cannot be shared equally.
+    """
+    rank, size = processes()
+    if n % size:
+        raise TrainingError(
+            f"a batch of {n} cannot be shared by {size} processes; choose a multiple of {size}"
+        )
+    return slice(rank * (n // size), (rank + 1) * (n // size))
+
+
+# --- batches ---------------------------------------------------------------------------------------------
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -53,6 +127,13 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
     return _permutation(n, seed, epoch)[place * batch : (place + 1) * batch]
 
 
+def used_indices(n: int, batch: int, seed: int, steps: int) -> np.ndarray:
+    """Which of n images any of the first `steps` batches holds, ascending."""
+    if steps >= 2 * (n // min(batch, n)):
+        return np.arange(n)  # but perhaps for a few that each epoch dropped
+    return np.unique(np.concatenate([batch_indices(n, batch, seed, step) for step in range(steps)]))
+
+
 @lru_cache(maxsize=8)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
@@ -65,6 +146,7 @@ def train(
     workdir: Path,
     resume: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
     progress: bool = False,
     checkpoint_every: int = 100,
 ) -> None:
@@ -74,16 +156,21 @@ def train(
         module: its `training_step` makes its own batch from `self.global_step`.
         workdir: holds `last.ckpt` while training; a finished run leaves it there.
         resume: go on from that checkpoint if there is one; otherwise it is ignored and overwritten.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; bf16 mixed precision on CUDA.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
 
     Raises:
         TrainingError: the loss is NaN or infinite.
     """
-    where = choose_device(device)
+    where, (_, size) = choose_device(device), processes()
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint = workdir / CHECKPOINT
-    if not resume:
+    if not resume and is_main():
         checkpoint.unlink(missing_ok=True)
+    barrier()
+    low = precision == "bf16" or (precision == "auto" and bf16_is_fast(where))
+    devices: int | list[int] = [where.index or 0] if where.type == "cuda" else 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     callbacks: list[Callback] = [
         _StopOnNonFinite(),
         ModelCheckpoint(
@@ -94,7 +181,7 @@ def train(
             enable_version_counter=False,
         ),
     ]
-    if progress:
+    if progress and is_main():
         callbacks.append(RichProgressBar(leave=True))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -103,11 +190,16 @@ def train(
         trainer = L.Trainer(
             max_steps=steps,
             accelerator="gpu" if where.type == "cuda" else "cpu",
-            devices=[where.index or 0] if where.type == "cuda" else 1,
-            precision="bf16-mixed" if where.type == "cuda" else "32-true",
+            devices=devices if size == 1 else local,
+            num_nodes=size // local,
+            # the shift head learns nothing where there is one shift
+            strategy="auto" if size == 1 else "ddp_find_unused_parameters_true",
+            sync_batchnorm=size > 1 and where.type == "cuda",  # torch has it for accelerators only
+            use_distributed_sampler=False,  # the loader only counts steps
+            precision="bf16-mixed" if low else "32-true",
             callbacks=callbacks,
             logger=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=progress and is_main(),
             enable_model_summary=False,
             default_root_dir=workdir,
         )

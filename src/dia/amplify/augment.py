@@ -1,18 +1,25 @@
 """The SimCLR augmentation of CSI, batched on the device. Knows only `(N, C, H, W)` images in [0, 1].
 
-Colour jitter and grey come from kornia; the random resized crop is one affine grid with reflection
-padding, as CSI has it and kornia does not.
+All a view's colour changes are one affine map of its channels, and its random resized crop is one affine
+grid with reflection padding, so a view is made in two passes over its pixels. The draws come first, for a
+whole batch, on the CPU: they do not depend on the device, nor on how many processes share the batch.
+
+Colour as one matrix: Karras et al., "Training GANs with Limited Data", NeurIPS 2020, appendix C: hue turns
+about the grey axis. `colour="hsv"` is the published per-image HSV jitter instead, through kornia.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as in all of `data`
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class AugmentSettings:
         crop: least and greatest area of the crop, as a fraction of the image.
         ratio: least and greatest width : height of the crop.
         score_crop: area of the crop when scoring.
+        colour: `matrix`, one affine map of the channels; or `hsv`, kornia's jitter in HSV, several times
+            slower on colour images (grey ones always take the first).
     """
 
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -34,10 +43,22 @@ class AugmentSettings:
     crop: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
     score_crop: float = 0.54
+    colour: Literal["matrix", "hsv"] = "matrix"
+
+
+class Draws(NamedTuple):
+    """What chance decided for n views: colour maps `(n, C, C + 1)` and crops `(n, 2, 3)`."""
+
+    colour: Tensor
+    crop: Tensor
+
+    def rows(self, index: Tensor) -> Draws:
+        """Those of some views."""
+        return Draws(self.colour[index], self.crop[index])
 
 
 class Augment(nn.Module):
-    """Random colour jitter, grey and crop; each image of the batch draws its own.
+    """Random colour jitter, grey and crop; each image of the batch has its own draw.
 
     Args:
         settings: the ranges.
@@ -48,24 +69,52 @@ class Augment(nn.Module):
 
     def __init__(self, settings: AugmentSettings, channels: int, *, scoring: bool = False):
         super().__init__()
-        s, self.s, self.scoring = settings, settings, scoring
-        steps: list[nn.Module] = []
-        if channels == 3:
-            steps.append(K.ColorJiggle(*s.jitter, p=s.jitter_p, same_on_batch=scoring))
-            steps.append(K.RandomGrayscale(p=s.grey_p, same_on_batch=scoring))
-        elif any(s.jitter[:2]):
-            for amount, kind in zip(s.jitter[:2], (K.RandomBrightness, K.RandomContrast), strict=True):
-                steps.append(kind((1 - amount, 1 + amount), p=s.jitter_p, same_on_batch=scoring))
-        self.colour = nn.Sequential(*steps)
+        s, self.s, self.channels, self.scoring = settings, settings, channels, scoring
+        self.hsv: nn.Module | None = None
+        if s.colour == "hsv" and channels == 3:
+            self.hsv = nn.Sequential(
+                K.ColorJiggle(*s.jitter, p=s.jitter_p, same_on_batch=scoring),
+                K.RandomGrayscale(p=s.grey_p, same_on_batch=scoring),
+            )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` in [0, 1] to the same shape and range."""
-        x = self.colour(x)
-        n = 1 if self.scoring else len(x)
+    def draw(self, n: int) -> Draws:
+        """The draws for n views, from torch's CPU generator; one for all of them when scoring."""
+        n = 1 if self.scoring else n
         area = (self.s.score_crop, self.s.score_crop) if self.scoring else self.s.crop
-        theta = crop_matrices(n, area, self.s.ratio).to(x)
-        grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+        return Draws(colour_matrices(n, self.s, self.channels), crop_matrices(n, area, self.s.ratio))
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """`(N, C, H, W)` in [0, 1] to the same shape and range."""
+        colour, crop = self.draw(len(x)) if draws is None else draws
+        if self.hsv is not None:
+            x = self.hsv(x)
+        elif self.channels == 1:
+            m = colour.to(x)[..., None]
+            x = (x * m[:, :, :1] + m[:, :, 1:]).clamp_(0, 1)
+        else:
+            m = colour.to(x).expand(len(x), 3, 4)
+            x = torch.baddbmm(m[:, :, 3:], m[:, :, :3], x.flatten(2)).clamp_(0, 1).view(x.shape)
+        grid = F.affine_grid(crop.to(x).expand(len(x), 2, 3), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def colour_matrices(n: int, s: AugmentSettings, channels: int) -> Tensor:
+    """`(n, C, C + 1)` affine maps of the channels: brightness added, then contrast, saturation, hue, grey.
+
+    Brightness b and contrast c are (x + b)·c, as kornia has them; saturation blends with the luma.
+    """
+    wide = torch.tensor(s.jitter)
+    b, c, saturation, turn = ((torch.rand(n, 4) * 2 - 1) * wide * (torch.rand(n, 1) < s.jitter_p)).unbind(1)
+    shift = b * (1 + c)
+    if channels == 1:
+        return torch.stack([1 + c, shift], 1)[:, None]
+    grey = (torch.rand(n) < s.grey_p).float()
+    keep, angle = ((1 + saturation) * (1 - grey))[:, None, None], turn[:, None, None] * (2 * math.pi)
+    eye, third = torch.eye(3), torch.full((3, 3), 1 / 3)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # [n×] of the grey axis
+    hue = angle.cos() * eye + (1 - angle.cos()) * third + angle.sin() * cross
+    m = hue @ (keep * eye + (1 - keep) * _LUMA.expand(3, 3)) * (1 + c)[:, None, None]
+    return torch.cat([m, shift[:, None, None].expand(n, 3, 1)], 2)
 
 
 def crop_matrices(n: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:

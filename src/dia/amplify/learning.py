@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.imageset import DataError
-from ..training import batch_indices, seed_step, train
+from ..training import Precision, batch_indices, gather, processes, seed_step, share, train, used_indices
 from .augment import Augment, AugmentSettings
 from .encoder import Encoder, Stem
 from .loss import contrastive_loss, targets
@@ -55,6 +55,7 @@ class AmplifySettings:
         lr: peak learning rate; warmed up linearly, then lowered along a half cosine.
         warmup: share of the steps that warm up.
         weight_decay: of all weights.
+        precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
     """
 
     size: int = 64
@@ -72,15 +73,24 @@ class AmplifySettings:
     lr: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 1e-6
+    precision: Precision = "auto"
 
 
-def encoder_input(images: np.ndarray, settings: AmplifySettings) -> Tensor:
+def encoder_input(
+    images: np.ndarray, settings: AmplifySettings, device: torch.device | str = "cpu"
+) -> Tensor:
     """`(N, H, W, C)` uint8 to square `(N, C', S, S)` float32 in [0, 1], S = min(size, longer side)."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     side = min(settings.size, max(x.shape[-2:]))
     if x.shape[-2:] != (side, side):
         x = F.interpolate(x, (side, side), mode="bilinear", antialias=True).clamp_(0, 1)
     return x.expand(-1, 3, -1, -1) if settings.rgb and x.shape[1] == 1 else x
+
+
+def trained_on(n: int, settings: AmplifySettings, seed: int) -> np.ndarray:
+    """Which of n images training will ever look at: fewer than all where it is shorter than an epoch."""
+    return used_indices(n, settings.batch, seed, settings.steps)
 
 
 def build_encoder(shape: tuple[int, int, int], settings: AmplifySettings) -> Encoder:
@@ -110,7 +120,15 @@ def learn(
     """
     start = time.perf_counter()
     module = _Amplify(images, dissolved, settings, seed)
-    train(module, steps=settings.steps, workdir=workdir, resume=resume, device=device, progress=progress)
+    train(
+        module,
+        steps=settings.steps,
+        workdir=workdir,
+        resume=resume,
+        device=device,
+        precision=settings.precision,
+        progress=progress,
+    )
     return module.encoder.requires_grad_(False), module.seconds_before + time.perf_counter() - start
 
 
@@ -125,38 +143,58 @@ class _Amplify(L.LightningModule):
         self.k, self.shift = SHIFTS[settings.shift]
         self.started, self.seconds_before = time.perf_counter(), 0.0
 
-    def views(self, index: np.ndarray) -> Tensor:
-        """Rows `(views·K·B, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
+    def views(self, index: np.ndarray, part: slice = slice(None)) -> Tensor:
+        """Rows `(views·K·b, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
 
-        Plain views: x and its mirror image. Dissolved view: a flip and a t of its own for each shift.
+        Plain views: x and its mirror image. Dissolved view: a flip and a t of its own for each shift,
+        drawn for the whole batch; `part` is the share of the batch that is made.
         """
-        b = len(index)
-        x = encoder_input(self.images[index], self.s)
+        batch, index = len(index), index[part]
+        x = encoder_input(self.images[index], self.s, self.device)
         rows = [self.shift(v, k) for v in (x, x.flip(-1)) for k in range(self.k)]
         if self.dissolved is not None:
-            flip = torch.randint(0, 2, (self.k, b)).numpy().astype(bool)
+            flip = torch.randint(0, 2, (self.k, batch)).numpy().astype(bool)[:, part]
             level = torch.randint(0, len(self.dissolved.ts), (self.k,)).numpy()  # one t per batch and shift
             for k in range(self.k):
-                v3 = self.dissolved.take(index, flip[k], np.full(b, level[k]))
-                rows.append(self.shift(encoder_input(v3, self.s), k))
+                v3 = self.dissolved.take(index, flip[k], np.full(len(index), level[k]))
+                rows.append(self.shift(encoder_input(v3, self.s, self.device), k))
         return torch.cat(rows)
+
+    @torch.no_grad()
+    def augmented(self, index: np.ndarray) -> Tensor:
+        """This process's augmented rows of the batch `index`, `(views·K·b, C, S, S)`."""
+        part = share(len(index))
+        rows = self.views(index, part)
+        blocks = len(rows) // (part.stop - part.start)  # views·K
+        draws = self.augment.draw(blocks * len(index))
+        mine = torch.arange(blocks * len(index)).view(blocks, -1)[:, part].flatten()
+        if rank := processes()[0]:
+            torch.manual_seed(torch.initial_seed() + rank)  # for draws that are made row by row
+        return self.augment(rows, draws.rows(mine))
+
+    def loss(self, z: Tensor, logits: Tensor) -> Tensor:
+        """Loss of the whole batch from this process's projections and shift logits `(views·K·b, ...)`.
+
+        Every process sums over all anchors; the gradients, added up where projections were gathered and
+        averaged by DDP over the processes, are those of one process with the whole batch.
+        """
+        size = processes()[1]
+        n_views = 2 if self.dissolved is None else 3
+        local = len(z) // (n_views * self.k)
+        if size > 1:  # (W, views·K·b, D) to (views·K·B, D)
+            z = gather(z).view(size, n_views * self.k, local, -1).transpose(0, 1).flatten(0, 2)
+        positive, excluded = targets(local * size, self.k, n_views, self.s.exclude_own)
+        loss = contrastive_loss(z, positive.to(z.device), excluded.to(z.device), self.s.temperature)
+        if self.k > 1:
+            shift = torch.arange(self.k, device=z.device).repeat_interleave(local).repeat(n_views)
+            loss = loss + self.s.shift_weight * F.cross_entropy(logits.float(), shift)
+        return loss
 
     def training_step(self, batch: int, _: int) -> Tensor:
         seed_step(self.seed, self.global_step)
         index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
-        rows = self.views(index).to(self.device)
-        with torch.no_grad():
-            rows = self.augment(rows)
-        _, z, logits = self.encoder(rows)
-        n_views = len(rows) // (self.k * len(index))
-        positive, excluded = (
-            v.to(self.device) for v in targets(len(index), self.k, n_views, self.s.exclude_own)
-        )
-        loss = contrastive_loss(z, positive, excluded, self.s.temperature)
-        if self.k > 1:
-            shift = torch.arange(self.k, device=self.device).repeat_interleave(len(index)).repeat(n_views)
-            loss = loss + self.s.shift_weight * F.cross_entropy(logits.float(), shift)
-        return loss
+        _, z, logits = self.encoder(self.augmented(index))
+        return self.loss(z, logits)
 
     def configure_optimizers(self) -> Any:
         s, weights = self.s, self.encoder.parameters()
@@ -175,7 +213,7 @@ class _Amplify(L.LightningModule):
                 always_adapt=True,
             )
         else:
-            optimizer = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay)
+            optimizer = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay, fused=True)
         warm = max(round(s.warmup * s.steps), 1)
         sequence = torch.optim.lr_scheduler.SequentialLR(
             optimizer,

@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 
 from ..data.imageset import DataError, ImageSet
 from ..presets import settings as preset_settings
+from ..training import barrier, is_main, join_processes, of_all
 from .calibrate import Calibration
 
 FORMAT = 1
@@ -116,6 +117,7 @@ class Detector(OutlierMixin, BaseEstimator):
             DataError: fewer than 20 normal images, or not images at all.
         """
         x = images.normals().images if isinstance(images, ImageSet) else _as_images(images)
+        join_processes()
         if len(x) < MIN_NORMALS:
             raise DataError(
                 f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
@@ -128,9 +130,13 @@ class Detector(OutlierMixin, BaseEstimator):
         self.n_train_, self.n_calibration_ = len(train), len(calibration)
         train, spare = np.sort(train), np.sort(spare)  # in file order, for memory maps
         with tempfile.TemporaryDirectory() as temporary:
-            stages = Stages(Path(workdir or temporary), resume=resume, progress=progress)
-            self._fit(x[train], x[spare], stages)
-        self.calibration_ = Calibration.of(self.score(x[np.sort(calibration)]))
+            shared = Path(of_all(temporary)[0])  # several processes work in one folder
+            stages = Stages(Path(workdir or shared), resume=resume, progress=progress)
+            self._fit(_rows(x, train, Path(temporary)), x[spare], stages)
+            barrier()
+        calibration.sort()
+        parts = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
+        self.calibration_ = Calibration.of(np.concatenate([self._score(x[part]) for part in parts]))
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
         return self
 
@@ -286,15 +292,17 @@ class Stages:
     def part(self, path: Path, make: Callable[[], float], load: Callable[[], None]) -> None:
         """Runs `make`, which saves into `path` and returns its seconds; or `load` if that was done before."""
         done = path / "done.json"
-        if done.exists():
+        if of_all(done.exists())[0]:
             self.earlier += json.loads(done.read_text())["seconds"]
             return load()
         began = time.perf_counter()
         seconds = make()
         self.earlier += max(seconds - (time.perf_counter() - began), 0.0)  # before an interruption
-        temporary = done.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"seconds": seconds}))
-        temporary.replace(done)
+        if is_main():
+            temporary = done.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"seconds": seconds}))
+            temporary.replace(done)
+        barrier()
 
 
 def fingerprint(*parts: object) -> str:
@@ -302,7 +310,9 @@ def fingerprint(*parts: object) -> str:
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            h.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+            h.update(repr(part.shape).encode())
+            for start in range(0, len(part), 1024):  # a memory map stays one
+                h.update(np.ascontiguousarray(part[start : start + 1024]).data)
         else:
             plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
             h.update(json.dumps(plain, sort_keys=True).encode())
@@ -331,6 +341,16 @@ def _as_images(x: np.ndarray) -> np.ndarray:
         what = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise DataError(f"images must be a uint8 array (N, H, W, 1 or 3), not {what}")
     return x
+
+
+def _rows(x: np.ndarray, index: np.ndarray, folder: Path) -> np.ndarray:
+    """`x[index]`; of a memory map, as another one."""
+    if not isinstance(x, np.memmap):
+        return x[index]
+    rows = np.lib.format.open_memmap(folder / "train.npy", "w+", x.dtype, (len(index), *x.shape[1:]))
+    for start in range(0, len(index), 1024):
+        rows[start : start + 1024] = x[index[start : start + 1024]]
+    return rows
 
 
 def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ does not depend on which others are scored with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -26,10 +27,11 @@ from ..amplify.augment import Augment
 from ..amplify.encoder import Encoder
 from ..amplify.learning import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
 from ..amplify.shifts import SHIFTS
-from ..training import choose_device, seed_step
+from ..training import choose_device, is_main, seed_step
 from .base import Detector, Stages, load_module, module_tensors
 
-_CHUNK = 256
+_ROWS = 512  # views per forward pass: more do not go faster
+_BANK = 8192  # normals per product of the search
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class CSISettings:
     Args:
         amplify: encoder and training.
         samples: seeded augmentations averaged per shift when scoring.
+        bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
     """
 
     amplify: AmplifySettings = field(default_factory=AmplifySettings)
     samples: int = 10
+    bank_size: int = 16384
 
 
 class CSI(Detector):
@@ -75,7 +79,8 @@ class CSI(Detector):
                 resume=stages.resume,
                 progress=stages.progress,
             )
-            save_file(module_tensors(self.encoder_, ""), path / "encoder.safetensors")
+            if is_main():
+                save_file(module_tensors(self.encoder_, ""), path / "encoder.safetensors")
             return seconds
 
         def load() -> None:
@@ -93,28 +98,34 @@ class CSI(Detector):
 
     @torch.inference_mode()
     def _projections(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Mean projections z `(K, N, D)` and mean logits of the right shift `(K, N)` over the samples."""
+        """Mean projections z `(K, N, D)` and mean logits of the right shift `(K, N)` over the samples.
+
+        All shifts and samples of some images share one forward pass.
+        """
         k_shifts, shift = SHIFTS[self.s.amplify.shift]
+        many = self.s.samples
         z_parts, s_parts = [], []
-        for start in range(0, len(images), _CHUNK):
-            x = encoder_input(images[start : start + _CHUNK], self.s.amplify).to(self.where_)
-            zs, ss = [], []
-            for k in range(k_shifts):
-                z_sum, s_sum = 0.0, 0.0
-                for sample in range(self.s.samples):
-                    with torch.random.fork_rng(devices=[]):
-                        seed_step(self.seed, sample)
-                        view = self.augment_(shift(x, k))
-                    _, z, logits = self.encoder_(view)
-                    z_sum, s_sum = z_sum + z, s_sum + logits[:, k]
-                zs.append(z_sum / self.s.samples)
-                ss.append(s_sum / self.s.samples)
-            z_parts.append(torch.stack(zs))
-            s_parts.append(torch.stack(ss))
+        for x in self._inputs(images, k_shifts * many):
+            shifted = torch.cat([shift(x, k) for k in range(k_shifts)])
+            views = []
+            with torch.random.fork_rng(devices=[]):
+                for sample in range(many):
+                    seed_step(self.seed, sample)
+                    views.append(self.augment_(shifted))
+            _, z, logits = self.encoder_(torch.cat(views))
+            z_parts.append(z.view(many, k_shifts, len(x), -1).mean(0))
+            of_shift = logits.view(many, k_shifts, len(x), k_shifts).mean(0)
+            s_parts.append(of_shift.diagonal(dim1=0, dim2=2).T)
         return torch.cat(z_parts, 1), torch.cat(s_parts, 1)
 
+    def _inputs(self, images: np.ndarray, views: int) -> Iterator[Tensor]:
+        """What the encoder takes, on its device, of as many images at a time as fill a pass."""
+        step = max(_ROWS // views, 1)
+        for start in range(0, len(images), step):
+            yield encoder_input(images[start : start + step], self.s.amplify, self.where_)
+
     def _fit_bank(self, images: np.ndarray) -> None:
-        z, s = self._projections(images)
+        z, s = self._projections(spread(images, self.s.bank_size))
         norms = z.norm(dim=-1, keepdim=True)
         self.bank_ = z / norms.clamp(min=1e-12)  # (K, M, D)
         self.lambda_ = 1 / norms[..., 0].mean(1)  # (K,)
@@ -142,5 +153,13 @@ class CSI(Detector):
 
 def normality(z: Tensor, s: Tensor, bank: Tensor, lambda_: Tensor, mu: Tensor) -> Tensor:
     """The CSI score of one batch: z `(K, N, D)`, s `(K, N)`, bank `(K, M, D)`, weights `(K,)` to `(N,)`."""
-    nearest = torch.bmm(z, bank.transpose(1, 2)).amax(2)  # (K, N)
+    products = (torch.bmm(z, part.transpose(1, 2)).amax(2) for part in bank.split(_BANK, 1))
+    nearest = torch.stack(list(products)).amax(0)  # (K, N)
     return (nearest * lambda_[:, None] + s * mu[:, None]).mean(0)
+
+
+def spread(images: np.ndarray, most: int) -> np.ndarray:
+    """The images, or of more than `most` so many evenly spaced ones."""
+    if len(images) <= most:
+        return images
+    return images[np.linspace(0, len(images) - 1, most).astype(int)]

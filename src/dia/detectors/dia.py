@@ -10,17 +10,20 @@ once (`live=False`), where the paper dissolves anew at every step.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from ..amplify.learning import AmplifySettings
+from ..amplify.learning import AmplifySettings, trained_on
+from ..data.imageset import DataError
 from ..dissolve import Dissolver, DissolverSettings
 from ..dissolve.bank import DissolvedBank, LiveDissolving
-from .base import Stages
-from .csi import CSI
+from ..training import is_main
+from .base import MIN_NORMALS, Stages
+from .csi import CSI, spread
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class DIASettings:
         ts: diffusion steps from which t is drawn for each batch and shift.
         live: dissolve during training instead of once before it; the same views, slower.
         samples: seeded augmentations averaged per shift when scoring.
+        bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
+        bank_gb: room on disk for the dissolved copies; where it is too small for all images that training
+            asks for, the encoder trains on fewer images, evenly spaced.
     """
 
     dissolver: DissolverSettings = field(default_factory=DissolverSettings)
@@ -40,6 +46,8 @@ class DIASettings:
     ts: tuple[int, ...] = (30, 53, 76, 99)
     live: bool = False
     samples: int = 10
+    bank_size: int = 16384
+    bank_gb: float = 16.0
 
 
 class DIA(CSI):
@@ -60,7 +68,8 @@ class DIA(CSI):
 
         def make() -> float:
             self.dissolver_.fit(images, workdir=path, resume=stages.resume, progress=stages.progress)
-            self.dissolver_.save(path / "model")
+            if is_main():
+                self.dissolver_.save(path / "model")
             return self.dissolver_.fit_seconds_
 
         def load() -> None:
@@ -75,8 +84,20 @@ class DIA(CSI):
         if self.s.live:
             views = LiveDissolving(images, dissolver, self.s.ts)
         else:
-            path = stages.path("bank", key, list(self.s.ts), images)
-            views = DissolvedBank.build(images, dissolver, self.s.ts, path / "bank.npy")
+            index = trained_on(len(images), self.s.amplify, self.seed)
+            room = int(self.s.bank_gb * 2**30) // (2 * len(self.s.ts) * int(np.prod(images.shape[1:])))
+            if len(index) > room:
+                if room < MIN_NORMALS:
+                    raise DataError(f"bank_gb {self.s.bank_gb} has room for {room} images; raise it")
+                warnings.warn(
+                    f"the encoder trains on {room} of {len(images)} images, for which bank_gb "
+                    f"{self.s.bank_gb:g} has room",
+                    stacklevel=2,
+                )
+                images = spread(images, room)
+                index = trained_on(len(images), self.s.amplify, self.seed)
+            path = stages.path("bank", key, list(self.s.ts), images, index)
+            views = DissolvedBank.build(images, dissolver, self.s.ts, path / "bank.npy", index)
         self._fit_encoder(images, stages, views, key)
 
     def _save_parts(self, folder: Path) -> None:

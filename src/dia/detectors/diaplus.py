@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 
-from ..amplify.learning import encoder_input
 from ..amplify.shifts import SHIFTS
 from .base import Stages, module_tensors
 from .blur import blurred
 from .calibrate import Calibration
-from .csi import _CHUNK, normality
+from .csi import normality, spread
 from .dia import DIA, DIASettings
 from .residual import PARTS, Residual, joined, nearest
 
@@ -61,7 +60,7 @@ class DIAPlus(DIA):
         if self.s.contrast in ("paper", "cosine"):
             self._fit_bank(images)
         else:
-            h = self._features(images)  # (K, N, D)
+            h = self._features(spread(images, self.s.bank_size))  # (K, N, D)
             if self.s.contrast == "mahalanobis":
                 fits = [LedoitWolf().fit(f) for f in h]
                 self.centre_ = np.stack([f.location_ for f in fits])
@@ -83,9 +82,9 @@ class DIAPlus(DIA):
         """Penultimate features of each shifted image, `(K, N, D)` float32."""
         k_shifts, shift = SHIFTS[self.s.amplify.shift]
         parts = []
-        for start in range(0, len(images), _CHUNK):
-            x = encoder_input(images[start : start + _CHUNK], self.s.amplify).to(self.where_)
-            parts.append(np.stack([self.encoder_(shift(x, k))[0].float().cpu() for k in range(k_shifts)]))
+        for x in self._inputs(images, k_shifts):
+            h = self.encoder_(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
+            parts.append(h.view(k_shifts, len(x), -1).float().cpu().numpy())
         return np.concatenate(parts, 1)
 
     def _contrast(self, images: np.ndarray) -> np.ndarray:

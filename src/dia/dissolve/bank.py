@@ -5,11 +5,13 @@ Both give the same pixels; the bank keeps the U-Net out of the training loop. Kn
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
+from ..training import barrier, of_all, processes
 from .dissolver import Dissolver
 
 _CHUNK = 256
@@ -34,41 +36,65 @@ class LiveDissolving:
 
 
 class DissolvedBank:
-    """Every training image, plain and mirrored, dissolved at every t of a grid: `(T, 2, N, H, W, C)` uint8.
+    """Training images, plain and mirrored, dissolved at every t of a grid: `(T, 2, M, H, W, C)` uint8.
 
-    On disk as a memory map; building goes on where an earlier run was stopped.
+    On disk as a memory map; building goes on where an earlier run was stopped. Only the M images of `index`
+    are dissolved: training shorter than an epoch never asks for the others.
     """
 
-    def __init__(self, array: np.ndarray, ts: tuple[int, ...]):
-        self.array, self.ts = array, ts
+    def __init__(self, array: np.ndarray, ts: tuple[int, ...], index: np.ndarray):
+        self.array, self.ts, self.index = array, ts, index
 
     @classmethod
     def build(
-        cls, images: np.ndarray, dissolver: Dissolver, ts: tuple[int, ...], path: Path
+        cls,
+        images: np.ndarray,
+        dissolver: Dissolver,
+        ts: tuple[int, ...],
+        path: Path,
+        index: np.ndarray | None = None,
     ) -> DissolvedBank:
-        """Computes the bank into `path` (.npy), or opens it if it is complete and of this dissolver."""
-        shape = (len(ts), 2, *images.shape)
-        marker = path.with_suffix(".json")
-        key = {"dissolver": dissolver.sha256(), "ts": list(ts), "shape": list(shape)}
+        """Computes the bank into `path` (.npy), or opens it if it is complete and of this dissolver.
+
+        Args:
+            images: `(N, H, W, C)` uint8.
+            dissolver: fitted.
+            ts: the grid of t.
+            path: of the file; several processes must see the same one, and build it together.
+            index: ascending indices of the images that will be asked for; all by default.
+        """
+        index = np.arange(len(images)) if index is None else index
+        rank, size = processes()
+        shape = (len(ts), 2, len(index), *images.shape[1:])
+        marker = path.with_suffix(f".{rank}.json" if size > 1 else ".json")
+        key = {"dissolver": dissolver.sha256(), "ts": list(ts), "shape": list(shape), "size": size}
+        key["index"] = hashlib.sha256(index.astype(np.int64).tobytes()).hexdigest()
         done = 0
         if marker.exists() and path.exists():
             known = json.loads(marker.read_text())
             done = known.pop("done") if {k: v for k, v in known.items() if k != "done"} == key else 0
+        done = min(of_all(done))  # where one process starts anew, all do
         if not done:
             marker.unlink(missing_ok=True)  # it speaks of pixels about to be overwritten
-        mode = "r+" if done else "w+"
-        array = np.lib.format.open_memmap(path, mode, None if done else np.uint8, None if done else shape)
-        while done < len(images):
-            part = slice(done, done + _CHUNK)
-            array[:, 0, part] = dissolver.dissolve(images[part], ts)
-            array[:, 1, part] = dissolver.dissolve(images[part][:, :, ::-1], ts)
-            done = min(done + _CHUNK, len(images))
+            if rank == 0:
+                np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+        barrier()
+        array = np.lib.format.open_memmap(path, "r+")
+        while done < len(index):
+            part = slice(done, min(done + _CHUNK * size, len(index)))
+            mine = np.arange(part.start, part.stop)[rank::size]
+            if len(mine):
+                chosen = images[index[mine]]
+                array[:, 0, mine] = dissolver.dissolve(chosen, ts)
+                array[:, 1, mine] = dissolver.dissolve(chosen[:, :, ::-1], ts)
+            done = part.stop
             array.flush()
             temporary = marker.with_suffix(".tmp")
             temporary.write_text(json.dumps(key | {"done": done}))
             temporary.replace(marker)
-        return cls(array, ts)
+        barrier()
+        return cls(array, ts, index)
 
     def take(self, index: np.ndarray, flip: np.ndarray, level: np.ndarray) -> np.ndarray:
         """As `LiveDissolving.take`."""
-        return self.array[level, flip.astype(int), index]
+        return self.array[level, flip.astype(int), np.searchsorted(self.index, index)]

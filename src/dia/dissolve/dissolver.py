@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.imageset import DataError
-from ..training import batch_indices, choose_device, seed_step, train
+from ..training import Precision, batch_indices, choose_device, seed_step, share, train
 from .schedule import one_step, to_epsilon
 
 T_MAX = 1000
@@ -52,6 +52,8 @@ class DissolverSettings:
         ema: decay of the weight average.
         ema_weights: dissolve with the averaged weights; the official code uses the raw ones.
         hflip: flip half of the training images.
+        precision: of training: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it.
+            Dissolving is in 32 bits.
         pretrained: folder or hub name of an unconditional diffusers DDPM to use instead of training.
     """
 
@@ -68,6 +70,7 @@ class DissolverSettings:
     ema: float = 0.99
     ema_weights: bool = True
     hflip: bool = True
+    precision: Precision = "auto"
     pretrained: str | None = None
 
 
@@ -114,6 +117,7 @@ class Dissolver:
             workdir=workdir,
             resume=resume,
             device=self.device,
+            precision=self.settings.precision,
             progress=progress,
         )
         unet = module.average.module if self.settings.ema_weights else module.unet
@@ -150,11 +154,12 @@ class Dissolver:
         Raises:
             DataError: images of another type or shape, t out of range, or not fitted.
         """
+        self._check_fitted()
         many = isinstance(t, Sequence | np.ndarray)
         ts = [int(v) for v in np.atleast_1d(t)]
         out = np.empty((len(ts), *images.shape), np.uint8)
         for start in range(0, len(images), batch):
-            x = to_tensor(images[start : start + batch])
+            x = to_tensor(images[start : start + batch], self.where_)
             for j, v in enumerate(ts):
                 out[j, start : start + batch] = to_uint8(self(x, v))
         return out if many else out[0]
@@ -162,8 +167,7 @@ class Dissolver:
     @torch.inference_mode()
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Dissolves `(N, C, H, W)` float images in [−1, 1]; t a number or `(N,)`. Same shape and device."""
-        if not hasattr(self, "unet_"):
-            raise DataError("this Dissolver is not fitted; call fit() or load() first")
+        self._check_fitted()
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise DataError(f"images must be (N, 1 or 3, H, W), not {tuple(x.shape)}")
         steps = torch.as_tensor(t, device=self.where_).expand(len(x))
@@ -175,6 +179,10 @@ class Dissolver:
         a = self.alphas_cumprod_[steps]
         epsilon = to_epsilon(self.unet_(z, steps).sample, z, a, self.scheduler_.config.prediction_type)
         return undo(F.pixel_shuffle(one_step(z, epsilon, a), patch)).to(x.device)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "unet_"):
+            raise DataError("this Dissolver is not fitted; call fit() or load() first")
 
     def _geometry(self, channels: int) -> tuple[int, int]:
         """(patch, channels) the U-Net works on; a loaded RGB model takes grey images repeated."""
@@ -276,6 +284,7 @@ class _Training(L.LightningModule):
             seed_step(seed, -1 % 2**32)
             self.unet = build_unet(images.shape[-1], settings).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.average.requires_grad_(False)
         self.images, self.s, self.seed = images, settings, seed
         self.scheduler: Any = DDPMScheduler(**_SCHEDULE)
         self.started, self.seconds_before = time.perf_counter(), 0.0
@@ -283,15 +292,18 @@ class _Training(L.LightningModule):
     def training_step(self, batch: int, _: int) -> Tensor:
         seed_step(self.seed, self.global_step)
         index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
-        x = to_tensor(self.images[index]).to(self.device)
+        n, part = len(index), share(len(index))
+        x = to_tensor(self.images[index[part]], self.device)
         if self.s.hflip:
-            x = torch.where((torch.rand(len(x)) < 0.5).to(x.device)[:, None, None, None], x.flip(-1), x)
+            x = torch.where((torch.rand(n) < 0.5)[part].to(x.device)[:, None, None, None], x.flip(-1), x)
         multiple = self.s.patch * 2 ** (len(self.s.widths) - 1)
         x = F.pixel_unshuffle(fit_in(x, self.s.size, x.shape[1], multiple)[0], self.s.patch)
         x = x.contiguous(memory_format=torch.channels_last)
-        t = torch.randint(0, T_MAX, (len(x),)).to(x.device)
-        noise = torch.randn(x.shape).to(x.device)
+        # drawn for the whole batch, on the CPU: the same whatever the device or the number of processes
+        t = torch.randint(0, T_MAX, (n,))[part].to(x.device)
+        noise = torch.randn(n, *x.shape[1:])[part].to(x.device)
         estimate = self.unet(self.scheduler.add_noise(x, noise, t), t).sample
+        estimate = estimate.float()
         return F.l1_loss(estimate, noise) if self.s.loss == "l1" else F.mse_loss(estimate, noise)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -299,7 +311,7 @@ class _Training(L.LightningModule):
         self.average.update_parameters(self.unet)  # here, so that a checkpoint of this step holds it
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.unet.parameters(), self.s.lr, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(self.unet.parameters(), self.s.lr, betas=(0.9, 0.99), fused=True)
         if not self.s.cosine:
             return optimizer
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.s.steps)
@@ -312,11 +324,12 @@ class _Training(L.LightningModule):
         self.seconds_before = checkpoint["seconds"]
 
 
-def to_tensor(images: np.ndarray) -> Tensor:
+def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """`(N, H, W, C)` uint8 to `(N, C, H, W)` float32 in [−1, 1]."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise DataError(f"images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {images.shape}")
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
