@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow results lint lock clean
+.PHONY: demo test test-slow results bench bench-quick bench-peers lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -24,8 +24,20 @@ results: $(STAMP)  ## the README's table: every method, three real sets, three s
 	$(BIN)/dia benchmark --data-root $(DATA) --datasets [pneumoniamnist,breastmnist,sarscov2ct] \
 	  --seeds [0,1,2] --ledger results/runs.jsonl --readme README.md
 
+bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
+	for b in train_step dissolve score fit choices scale; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	$(BIN)/python benchmarks/quick.py --keep
+
+bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fell
+	$(BIN)/python benchmarks/quick.py
+
+bench-peers: $(STAMP)  ## beside anomalib, which gets an environment of its own (6 GB)
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q anomalib==2.7.0 torch==2.15.0 torchvision==0.29.2
+	$(BIN)/python benchmarks/peers.py
+
 lock:  ## renew requirements.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra dev \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra cluster --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml
@@ -35,5 +47,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## everything the other targets made
-	rm -rf .venv .work demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf .venv .venv-peers .work demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
