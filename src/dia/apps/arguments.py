@@ -67,8 +67,24 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _run_arguments(score)
     _data_arguments(score, "test")
     score.add_argument("--out", type=str, default="scores.csv", help=".csv or .jsonl")
-    score.add_argument("--heatmaps", type=str | None, help="folder for a heatmap PNG per image")
+    score.add_argument(
+        "--heatmaps", type=str | None,
+        help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
+    )  # fmt: skip
     score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
+    score.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run of the same --out"
+    )
+    score.add_argument(
+        "--executor", type=Literal["local", "ray"], default="local",
+        help="ray: a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be "
+        "able to read the model folder and the images, under the same paths",
+    )  # fmt: skip
+    score.add_argument(
+        "--ray_address", type=str | None,
+        help="HOST:PORT of a Ray cluster that runs; default: start Ray on this machine",
+    )  # fmt: skip
     _json_argument(score)
     commands.add_subcommand("score", score)
 

@@ -7,23 +7,29 @@ progress and remarks to stderr.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jsonargparse import Namespace
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from ..data.imageset import DataError, ImageSet
 from ..presets import MAX_SIZE, PRESETS
 from .arguments import build_parser, underscored
+
+if TYPE_CHECKING:
+    from .scorefile import ScoreFile
 
 err = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 140)
@@ -36,9 +42,13 @@ def _read(a: Namespace, *, size: Any = None, max_size: int | None = None, channe
         a.data, a.split, a.data_root, normal=a.normal, size=size, max_size=max_size, channels=channels,
         skip_bad=a.skip_bad, workers=a.workers, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    for line in images.skipped:
-        err.print(f"skipped: {line}", style="yellow", highlight=False, soft_wrap=True)
+    _say_skipped(images.skipped)
     return images
+
+
+def _say_skipped(lines: Sequence[str]) -> None:
+    for line in lines:
+        err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(a: Namespace) -> tuple[Any, ImageSet]:
@@ -60,7 +70,10 @@ def cmd_fit(a: Namespace) -> None:
     """`dia fit`."""
     from ..detectors import METHODS
     from ..evaluate.benchmark import facts_of
+    from ..training import barrier, is_main, join_processes
 
+    join_processes()
+    err.quiet = not is_main()
     if a.method not in METHODS:
         raise DataError(f"--method {a.method} is not known; there are: {', '.join(METHODS)}")
     if a.preset not in PRESETS:
@@ -84,8 +97,9 @@ def cmd_fit(a: Namespace) -> None:
     )
     err.print(f"{a.method}: fitting on {len(normals)} normal images{left_out}", highlight=False)
     work = target.with_name(f".{target.name}.work")
-    if not a.resume:
+    if not a.resume and is_main():
         shutil.rmtree(work, ignore_errors=True)
+    barrier()
     detector = METHODS[a.method](
         a.settings, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
     )
@@ -93,6 +107,8 @@ def cmd_fit(a: Namespace) -> None:
         "read": {"split": a.split, "normal": a.normal, "data_root": a.data_root}
     }
     detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
+    if not is_main():
+        return
     detector.save(target)
     shutil.rmtree(work, ignore_errors=True)
     facts = {
@@ -105,47 +121,81 @@ def cmd_fit(a: Namespace) -> None:
 
 def cmd_score(a: Namespace) -> None:
     """`dia score`."""
+    from ..data.catalog import open_listing
+    from ..detectors import Detector
+    from .executors import EXECUTORS, Job
+    from .scorefile import ScoreFile
+
     if not a.out.endswith((".csv", ".jsonl")):
         raise DataError(f"--out {a.out}: the name must end in .csv or .jsonl")
-    detector, images = _load(a)
+    if a.batch < 1:
+        raise DataError(f"--batch must be at least 1, not {a.batch}")
+    detector = Detector.load(a.run, device=a.device if a.executor == "local" else "cpu")
     rate = _rate(a, detector)
-    scores = detector.score(images)
-    p, threshold = detector.p_values(scores), detector.threshold(rate)
-    rows: list[dict[str, Any]] = [
-        {"path": name, "score": float(s), "p_value": round(float(q), 6), "flagged": bool(s > threshold)}
-        for name, s, q in zip(images.names, scores, p, strict=True)
-    ]
-    target = Path(a.out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        if a.out.endswith(".csv"):
-            import csv
-
-            writer = csv.DictWriter(file, ["path", "score", "p_value", "flagged"])
-            writer.writeheader()
-            writer.writerows({**r, "flagged": int(r["flagged"])} for r in rows)
-        else:
-            file.writelines(json.dumps(r) + "\n" for r in rows)
-    temporary.replace(target)
-    if a.heatmaps:
-        _write_heatmaps(detector.heatmap(images), images, Path(a.heatmaps), detector.method)
-    flagged = sum(r["flagged"] for r in rows)
-    facts = {"out": a.out, "images": len(rows), "flagged": flagged, "skipped": len(images.skipped),
+    threshold = detector.threshold(rate)
+    h, w, c = detector.shape_
+    listing = open_listing(
+        a.data, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=a.skip_bad
+    )
+    about = {
+        "model": _hash_of(Path(a.run)), "data": a.data, "split": a.split,
+        "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
+        "false-alarm rate": rate, "threshold": _finite(threshold), "--heatmaps": a.heatmaps,
+    }  # fmt: skip
+    bad: list[str] = []
+    rows = ScoreFile(Path(a.out), about, listing.names, a.batch, resume=a.resume, gaps=a.skip_bad)
+    bar = Progress(console=err, disable=not sys.stderr.isatty())
+    with rows, bar:
+        if a.resume:
+            err.print(f"going on after {rows.start} of {len(listing)} images", highlight=False)
+        shown = bar.add_task("Scoring", total=len(listing), completed=rows.start)
+        job = Job(
+            a.run, detector, listing, rows.start, a.batch, a.heatmaps is not None, a.device, a.workers,
+            a.ray_address,
+        )  # fmt: skip
+        with closing(EXECUTORS[a.executor](job)) as batches:
+            for names, scores, maps, skipped in batches:
+                _say_skipped(skipped)
+                bad += skipped[: not bad]  # the first is enough
+                if a.heatmaps and len(names):
+                    _write_heatmaps(maps, names, Path(a.heatmaps), detector.method, rows)
+                p = detector.p_values(scores)
+                rows.append([
+                    (name, float(s), round(float(q), 6), bool(s > threshold))
+                    for name, s, q in zip(names, scores, p, strict=True)
+                ])  # fmt: skip
+                bar.update(shown, advance=len(names) + len(skipped))
+        if not rows.rows:
+            raise DataError(f"none of {len(listing)} images could be read; the first: {bad[0]}")
+        rows.finish()
+    facts = {"out": a.out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,
              "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
     _show(facts, a.json)
 
 
-def _write_heatmaps(maps: np.ndarray | None, images: ImageSet, folder: Path, method: str) -> None:
+def _hash_of(run: Path) -> str:
+    """Of all that decides a model's scores and p-values."""
+    h = hashlib.sha256()
+    for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
+        h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return h.hexdigest()[:16]
+
+
+def _write_heatmaps(
+    maps: np.ndarray | None, names: Sequence[str], folder: Path, method: str, rows: ScoreFile
+) -> None:
+    """One picture each; the first batch's range of values is the scale of the whole run."""
     from PIL import Image
 
-    from ..evaluate.pictures import colour
+    from ..evaluate.pictures import colour, scale_of
 
     if maps is None:
         raise DataError(f"{method} has no heatmaps; fit dia+ for them")
-    for name, picture in zip(images.names, colour(maps), strict=True):
+    if rows.scale is None:
+        rows.keep_scale(scale_of(maps))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, colour(maps, rows.scale), strict=True):
         safe = "_".join(Path(name).parts).replace("..", "_").lstrip("/\\")
-        folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{safe}.png")
 
 
@@ -315,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = [underscored(word) for word in argv]
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_, **__: err.print(
-        f"warning: {message}", style="yellow", soft_wrap=True
+        f"warning: {message}", style="yellow", markup=False, soft_wrap=True
     )
     parser = build_parser(argv)
     a = parser.instantiate_classes(parser.parse_args(argv))
@@ -325,11 +375,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         globals()[f"cmd_{a.command}"](a[a.command])
     except (DataError, TrainingError) as error:
-        err.print(f"dia: {error}", style="red", highlight=False, soft_wrap=True)
+        err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, DataError) else 1)
     except KeyboardInterrupt:
-        err.print("dia: stopped; run the same command with --resume to go on with a fit")
+        err.print("dia: stopped; run the same command with --resume to go on with a fit or a score")
         sys.exit(130)
     except OSError as error:
-        err.print(f"dia: {error}", style="red", highlight=False, soft_wrap=True)
+        err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

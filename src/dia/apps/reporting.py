@@ -18,6 +18,7 @@ from ..evaluate.benchmark import Scored, score_set
 from ..evaluate.ledger import markdown_table, update_section
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
+from ..presets import settings as preset_settings
 
 CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # beside the method reported
 
@@ -140,7 +141,12 @@ def verdict(method: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the ledger's `cpu` rows into the README, beside the paper's, and says who beats whom."""
+    """Draws the ledger's `cpu` rows into the README, beside the paper's, and says who beats whom.
+
+    Only lines of the preset as it is now: those of earlier settings stay in the ledger as history.
+    """
+    hashes = {m: cls(preset_settings(cls.Settings, "cpu")).settings_hash() for m, cls in METHODS.items()}
+    rows = [r for r in rows if r["settings_hash"] == hashes.get(r["method"])]
     paper_csv = path.parent / "docs" / "paper_table.csv"
     paper: dict[str, dict[str, tuple[float, float]]] = {}
     if paper_csv.exists():

@@ -10,6 +10,7 @@ import difflib
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,20 +248,8 @@ def load(
         MissingSplit: the set has no such split.
         DataError: an unknown name, no such file, or a file that cannot be used.
     """
-    known = _known(name)
-    if name == _PHANTOM.name:
-        return _phantom(split, **read_kwargs)
-    path = find(name, data_root)
-    if path.is_dir():
-        declared: dict[str, Any] = {"normal": known.normal, "anomalous": known.anomalous or None}
-    else:
-        declared = {"normal": known.normal_label}
-    given = {key: value for key, value in read_kwargs.items() if value is not None}
-    return readers.read(
-        path,
-        split=split,
-        **{**declared, "train_normals": known.train_normals, "channels": known.channels, **given},
-    )
+    read_kwargs, how = _divided(read_kwargs)
+    return _listing(name, split, data_root, **read_kwargs).read(**how)
 
 
 def open_data(
@@ -274,12 +263,23 @@ def open_data(
     Raises:
         DataError: neither; the message lists the known names and the nearest.
     """
+    read_kwargs, how = _divided(read_kwargs)
+    return open_listing(spec, split, data_root, **read_kwargs).read(**how)
+
+
+def open_listing(
+    spec: str | os.PathLike[str],
+    split: str | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    **listing_kwargs: Any,
+) -> readers.Listing:
+    """As `open_data`, before any pixel is read (but the phantoms are drawn, and an `.npz` is read whole)."""
     spec = os.fspath(spec)
     if os.path.exists(spec):
-        return readers.read(spec, split=split, **read_kwargs)
+        return readers.listing(spec, split=split, **listing_kwargs)
     if os.path.basename(spec) != spec or Path(spec).suffix.lower() in (".npz", ".csv", *readers.SUFFIXES):
         raise DataError(f"{spec}: no such file or folder")
-    return load(spec, split, data_root, **read_kwargs)
+    return _listing(spec, split, data_root, **listing_kwargs)
 
 
 def check(name: str, data_root: str | os.PathLike[str] | None = None, **read_kwargs: Any) -> dict[str, Any]:
@@ -299,16 +299,44 @@ def _known(name: str) -> DataSet:
     raise DataError(f"{name}: no such path or data set{hint} (known: {', '.join(CATALOG)})")
 
 
-def _phantom(split: str | None, **read_kwargs: Any) -> ImageSet:
-    """The generated set, with those options of `readers.read` that make sense for it."""
+def _divided(read_kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of `readers.read`: what to read, and how."""
+    how = {k: v for k, v in read_kwargs.items() if k in ("workers", "memmap_above", "progress")}
+    return {k: v for k, v in read_kwargs.items() if k not in how}, how
+
+
+def _listing(
+    name: str, split: str | None, data_root: str | os.PathLike[str] | None, **listing_kwargs: Any
+) -> readers.Listing:
+    known = _known(name)
+    if name == _PHANTOM.name:
+        return _phantom(split, **listing_kwargs)
+    path = find(name, data_root)
+    if path.is_dir():
+        declared: dict[str, Any] = {"normal": known.normal, "anomalous": known.anomalous or None}
+    else:
+        declared = {"normal": known.normal_label}
+    given = {key: value for key, value in listing_kwargs.items() if value is not None}
+    return readers.listing(
+        path,
+        split=split,
+        **{**declared, "train_normals": known.train_normals, "channels": known.channels, **given},
+    )
+
+
+def _phantom(split: str | None, **listing_kwargs: Any) -> readers.Listing:
+    """The generated set, with those options of `readers.listing` that make sense for it."""
     from . import phantom  # only where asked for: it brings the generator's libraries
 
     if split not in (*phantom.SPLITS, "all", None):
         raise readers.MissingSplit(f"phantom: no split {split!r}; there are: {', '.join(phantom.SPLITS)}")
     wanted = [split] if split in phantom.SPLITS else list(phantom.SPLITS)
-    size = read_kwargs.get("size")
+    size = listing_kwargs.get("size")
     drawn: dict[str, Any] = (
         {"size": size} if isinstance(size, int) else {}
     )  # drawn at that size, not resized to it
     images = readers.joined("phantom", [phantom.load(str(s), **drawn) for s in wanted])
-    return readers.conform(images, size, read_kwargs.get("max_size"), read_kwargs.get("channels"))
+    limit, channels = listing_kwargs.get("max_size"), listing_kwargs.get("channels")
+    return readers.Listing(
+        partial(readers.conform, size=size, max_size=limit, channels=channels), whole=images
+    )

@@ -18,13 +18,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +41,7 @@ from rich.progress import Progress
 from .imageset import DataError, ImageSet
 
 _POOL_FROM = 64  # fewer files are decoded before a pool has started
-_BLOCK = 1024  # files in flight, so that decoded images do not pile up
+_CHUNK = 16  # files that a decoding process takes at once
 
 
 class Source(NamedTuple):
@@ -85,11 +89,32 @@ def decode(
     Raises:
         DataError: an unreadable file, images of different sizes, or no room for the memory map.
     """
-    count = (os.cpu_count() or 1) if workers is None else workers
     bar = Progress(console=Console(stderr=True), disable=progress is None)
-    with bar, closing(_map(partial(_load, fit=fit), sources, count)) as loaded:
+    with bar, closing(_map(partial(_load, fit=fit), sources, workers)) as loaded:
         shown = bar.track(loaded, len(sources), description=escape(progress or ""))
-        return _collect(sources, shown, skip_bad, memmap_above)
+        whole = _collect(sources, shown, fit, skip_bad, memmap_above)
+    if not whole.kept:
+        raise DataError(f"none of {len(sources)} images could be read; the first: {whole.skipped[0]}")
+    return whole
+
+
+def decode_batches(
+    sources: Sequence[Source],
+    fit: partial[ImageSet],
+    batch: int,
+    *,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    memmap_above: int = 2**30,
+) -> Generator[Decoded, None, None]:
+    """As `decode`, `batch` sources at a time, in order; up to a batch more is decoded while one is used.
+
+    Each batch is decoded as a set of its own. One of which no image can be read is empty, with `skip_bad`.
+    """
+    with closing(_map(partial(_load, fit=fit), sources, workers, ahead=batch)) as loaded:
+        for start in range(0, len(sources), batch):
+            part = sources[start : start + batch]
+            yield _collect(part, islice(loaded, len(part)), fit, skip_bad, memmap_above)
 
 
 def conform(
@@ -170,25 +195,62 @@ def _load(source: Source, fit: partial[ImageSet]) -> ImageSet | str:
         return f"{source.file}: no image, or damaged{or_mask} ({first_line(e)})"
 
 
-def _map(load: partial, sources: Sequence[Source], workers: int) -> Generator[ImageSet | str, None, None]:
-    """`load` over the sources, in order; in a process pool when that is worth its start."""
+def _map(
+    load: partial, sources: Sequence[Source], workers: int | None, ahead: int = 0
+) -> Generator[ImageSet | str, None, None]:
+    """`load` over the sources, in order; in a process pool when that is worth its start.
+
+    The pool works on a sliding window: `ahead` sources, or what keeps every process busy if that is more.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
     done = 0
     if workers > 1 and len(sources) > _POOL_FROM:
+        workers = min(workers, len(sources) // _CHUNK)
         context = multiprocessing.get_context("spawn")  # no fork: the caller may hold threads or a GPU
         try:
-            with ProcessPoolExecutor(min(workers, len(sources) // 16), mp_context=context) as pool:
-                for start in range(0, len(sources), _BLOCK):
-                    for loaded in pool.map(load, sources[start : start + _BLOCK], chunksize=16):
-                        yield loaded
-                        done += 1
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
+                starts = range(0, len(sources), _CHUNK)
+                chunks = (pool.submit(_load_all, load, sources[i : i + _CHUNK]) for i in starts)
+                window = deque(islice(chunks, max(-(-ahead // _CHUNK), 4 * workers)))
+                try:
+                    while window:
+                        ready = window.popleft().result()
+                        window.extend(islice(chunks, 1))
+                        for loaded in ready:
+                            yield loaded
+                            done += 1
+                finally:
+                    for future in window:  # the caller has had enough
+                        future.cancel()
         except BrokenProcessPool:
             reason = 'a script needs `if __name__ == "__main__":`, or memory ran out'
             warnings.warn(f"decoding processes ended early ({reason}); going on in one", stacklevel=2)
     yield from map(load, sources[done:])
 
 
+def _load_all(load: partial, sources: Sequence[Source]) -> list[ImageSet | str]:
+    return [load(source) for source in sources]
+
+
+def _begin() -> None:
+    """In a decoding process: leave Ctrl-C to the parent, and end when it ends, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def _collect(
-    sources: Sequence[Source], loaded: Iterable[ImageSet | str], skip_bad: bool, memmap_above: int
+    sources: Sequence[Source],
+    loaded: Iterable[ImageSet | str],
+    fit: partial[ImageSet],
+    skip_bad: bool,
+    memmap_above: int,
 ) -> Decoded:
     """Each result straight into its place in one array."""
     images = masks = None
@@ -215,8 +277,8 @@ def _collect(
         if masks is not None and one.masks is not None:
             masks[len(kept)] = one.masks[0]
         kept.append(i)
-    if images is None:
-        raise DataError(f"none of {len(sources)} images could be read; the first: {skipped[0]}")
+    if images is None:  # empty, but of the size and channels asked for
+        images = fit(ImageSet(np.zeros((1, 1, 1, 3), np.uint8))).images
     n = len(kept)
     return Decoded(images[:n], None if masks is None else masks[:n], kept, skipped)
 

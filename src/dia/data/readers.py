@@ -1,4 +1,4 @@
-"""Readers: a folder, MedMNIST-like .npz, CSV manifest or image file in, an `ImageSet` out.
+"""Readers: a folder, MedMNIST-like .npz, CSV manifest or image file in; an `ImageSet`, or a stream, out.
 
 Knows layouts, splits, labels and names; leaves files to pixels to `decode`, where the rules for pixels are
 written, and particular data sets to `catalog`. Knows nothing of models.
@@ -11,14 +11,16 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .decode import Source, conform, decode, first_line, from_16_bit
+from .decode import Decoded, Source, conform, decode, decode_batches, first_line, from_16_bit
 from .imageset import ANOMALOUS, NORMAL, DataError, ImageSet
 
 SPLITS = ("train", "val", "test")
@@ -95,6 +97,109 @@ def read(
         MissingSplit: `split` is not among the source's splits.
         DataError: anything else that cannot be used; one line saying what, where, and the remedy.
     """
+    found = listing(
+        path,
+        split=split,
+        normal=normal,
+        anomalous=anomalous,
+        size=size,
+        max_size=max_size,
+        channels=channels,
+        train_normals=train_normals,
+        skip_bad=skip_bad,
+    )
+    return found.read(workers=workers, memmap_above=memmap_above, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a path holds, before its pixels are read: see `listing`. Pickles; a part pickles small.
+
+    Args:
+        fit: `conform` with the size and channels asked for.
+        entries: the image files, none where there is `whole`.
+        whole: all images at once, where they come from one file or are generated.
+        skip_bad: leave unreadable files out; one line each goes to `ImageSet.skipped`.
+        title: for the progress bar.
+    """
+
+    fit: partial[ImageSet]
+    entries: Sequence[_Entry] = ()
+    whole: ImageSet | None = None
+    skip_bad: bool = False
+    title: str = ""
+
+    def __len__(self) -> int:
+        return len(self.entries if self.whole is None else self.whole)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """As those of `ImageSet`, of files that may prove unreadable too."""
+        return tuple(e.name for e in self.entries) if self.whole is None else self.whole.names
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """As those of `ImageSet`, of files that may prove unreadable too."""
+        return _labels(self.entries) if self.whole is None else self.whole.labels
+
+    def part(self, start: int, stop: int) -> Listing:
+        """Images `start` to `stop` (not included) as a listing, for another process or machine to read."""
+        if self.whole is not None:
+            return replace(self, whole=self.whole.subset(slice(start, stop)))
+        return replace(self, entries=self.entries[start:stop])
+
+    def read(
+        self, *, workers: int | None = None, memmap_above: int = 2**30, progress: bool = False
+    ) -> ImageSet:
+        """All images as one set; the arguments are those of `read`."""
+        if self.whole is not None:
+            return self.fit(self.whole)
+        decoded = decode(
+            _sources(self.entries),
+            self.fit,
+            skip_bad=self.skip_bad,
+            workers=workers,
+            memmap_above=memmap_above,
+            progress=f"Reading {self.title}" if progress else None,
+        )
+        return _as_set(self.entries, decoded)
+
+    def stream(
+        self, batch: int = 512, start: int = 0, *, workers: int | None = None
+    ) -> Generator[ImageSet, None, None]:
+        """The images from `start` on in sets of `batch`, in order; memory is bounded by the batch.
+
+        While one set is used, up to a batch more is decoded by one pool of processes. Each batch is a set of
+        its own: give size and channels for sets of one shape; it has masks if one of its images has. With
+        `skip_bad` it has fewer images, perhaps none, and says in `skipped` which it lacks.
+        """
+        if self.whole is not None:
+            for i in range(start, len(self), batch):
+                yield self.fit(self.whole.subset(slice(i, i + batch)))
+            return
+        entries = self.entries[start:]
+        batches = decode_batches(_sources(entries), self.fit, batch, skip_bad=self.skip_bad, workers=workers)
+        with closing(batches):
+            for i, decoded in enumerate(batches):
+                yield _as_set(entries[i * batch : (i + 1) * batch], decoded)
+
+
+def listing(
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    normal: str | None = None,
+    anomalous: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    max_size: int | None = None,
+    channels: int | None = None,
+    train_normals: float = 0.8,
+    skip_bad: bool = False,
+) -> Listing:
+    """What `read` would read, told before any pixel is: its names and labels, and its images as a stream.
+
+    Only an `.npz` is read whole, and its stream cut from that. Arguments and errors are those of `read`.
+    """
     path = Path(path)
     if split not in (*SPLITS, "all", None):
         raise DataError(f"split must be {', '.join(SPLITS)} or all, not {split!r}")
@@ -106,7 +211,7 @@ def read(
     if path.is_dir():
         entries = _folder(path, _words(normal), _words(anomalous), train_normals)
     elif suffix == ".npz":
-        return fit(_npz(path, split, _words(normal) or ["0"]))
+        return Listing(fit, whole=_npz(path, split, _words(normal) or ["0"]))
     elif suffix == ".csv":
         entries = _manifest(path, _words(normal))
     elif suffix in SUFFIXES:
@@ -117,17 +222,22 @@ def read(
     bare = [e.file for e in entries if e.mask is None and e.label != NORMAL]
     if bare and any(e.mask for e in entries):
         raise DataError(f"{bare[0]}: no mask, though others have one; add it or remove the masks")
-    images, masks, kept, skipped = decode(
-        [Source(e.file, e.mask) for e in entries],
-        fit,
-        skip_bad=skip_bad,
-        workers=workers,
-        memmap_above=memmap_above,
-        progress=f"Reading {path.name}" if progress else None,
-    )
+    return Listing(fit, entries, skip_bad=skip_bad, title=path.name)
+
+
+def _sources(entries: Sequence[_Entry]) -> list[Source]:
+    return [Source(e.file, e.mask) for e in entries]
+
+
+def _labels(entries: Sequence[_Entry]) -> np.ndarray | None:
+    known = bool(entries) and entries[0].label is not None  # all have one or none has
+    return np.array([e.label for e in entries], np.int8) if known else None
+
+
+def _as_set(entries: Sequence[_Entry], decoded: Decoded) -> ImageSet:
+    images, masks, kept, skipped = decoded
     entries = [entries[i] for i in kept]
-    labels = None if entries[0].label is None else np.array([e.label for e in entries], np.int8)
-    return ImageSet(images, labels, masks, tuple(e.name for e in entries), tuple(skipped))
+    return ImageSet(images, _labels(entries), masks, tuple(e.name for e in entries), tuple(skipped))
 
 
 def image_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -209,7 +319,7 @@ def _warn_of_classes(root: Path, classes: list[str]) -> None:
         named = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
         warnings.warn(
             f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME",
-            stacklevel=4,  # the caller of `read`
+            stacklevel=5,  # the caller of `read`
         )
 
 

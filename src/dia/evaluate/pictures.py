@@ -12,9 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 DISSOLVE_TS = (50, 100, 200, 400)  # the poster's
 
 
-def colour(heatmaps: np.ndarray) -> np.ndarray:
-    """`(N, H, W)` heatmaps to `(N, H, W, 3)` uint8 on one common scale (1st to 99.9th percentile)."""
+def scale_of(heatmaps: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99.9th percentile of all pixels: where the colours begin and end."""
     low, high = np.percentile(heatmaps, [1, 99.9])
+    return float(low), float(high)
+
+
+def colour(heatmaps: np.ndarray, scale: tuple[float, float] | None = None) -> np.ndarray:
+    """`(N, H, W)` heatmaps to `(N, H, W, 3)` uint8 on one common scale, their own if none is given."""
+    low, high = scale_of(heatmaps) if scale is None else scale
     scaled = np.clip((heatmaps - low) / max(high - low, 1e-9), 0, 1)
     return (mpl.colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
 

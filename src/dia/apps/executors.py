@@ -1,0 +1,159 @@
+"""Where images are decoded and scored, batch by batch and in order: in this process, or in Ray actors.
+
+Knows listings and detectors; knows nothing of rows or files of scores. Ray is imported only here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.imageset import DataError, ImageSet
+from ..data.readers import Listing
+from ..detectors import Detector
+
+_IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to score, and how.
+
+    Args:
+        run: the model folder, which every machine that scores must be able to read.
+        detector: the same, loaded.
+        listing: the images, which those machines must be able to read too.
+        start: images done before.
+        batch: images scored at a time.
+        heatmaps: make them too.
+        device: of each model.
+        workers: decoding processes; Ray's actors decode for themselves.
+        address: of a Ray cluster; Ray is started on this machine where None.
+    """
+
+    run: str
+    detector: Detector
+    listing: Listing
+    start: int = 0
+    batch: int = 512
+    heatmaps: bool = False
+    device: str = "auto"
+    workers: int | None = None
+    address: str | None = None
+
+
+class Scored(NamedTuple):
+    """One batch: names, `(N,)` scores, `(N, H, W)` heatmaps if asked for, and a line per skipped file."""
+
+    names: Sequence[str]
+    scores: np.ndarray
+    heatmaps: np.ndarray | None
+    skipped: Sequence[str]
+
+
+def local(job: Job) -> Generator[Scored, None, None]:
+    """Scores in this process, while others decode."""
+    with contextlib.closing(job.listing.stream(job.batch, job.start, workers=job.workers)) as batches:
+        for images in batches:
+            yield _scored(job.detector, images, job.heatmaps)
+
+
+def on_ray(job: Job) -> Generator[Scored, None, None]:
+    """Scores in one Ray actor per free GPU, or CPU core where there is no GPU; each decodes its own slices.
+
+    Raises:
+        DataError: Ray is not installed, or failed; and what an actor finds in model and images.
+    """
+    if job.start >= len(job.listing):
+        return
+    ray, ours = _ray(job.address)
+    actors: list[Any] = []
+    try:
+        free = ray.available_resources()
+        gpus = 0 if job.device == "cpu" else int(free.get("GPU", 0))
+        starts = range(job.start, len(job.listing), job.batch)
+        number = max(1, min(gpus or int(free.get("CPU", 0)), len(starts)))
+        device = "cuda" if job.device.startswith("cuda") else job.device  # an actor sees its own GPU only
+        # scoring again changes nothing, so an actor that dies is replaced
+        kind = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_restarts=2, max_task_retries=2)(_Scorer)
+        actors = [kind.remote(os.getcwd(), job.run, device) for _ in range(number)]
+        parts = (job.listing.part(i, i + job.batch) for i in starts)
+        tasks = (a.score.remote(part, job.heatmaps) for a, part in zip(cycle(actors), parts, strict=False))
+        window = deque(islice(tasks, _IN_FLIGHT * number))
+        while window:
+            scored = ray.get(window.popleft())
+            window.extend(islice(tasks, 1))  # the actor just done is the next in the cycle
+            if isinstance(scored, str):
+                raise DataError(scored)
+            yield scored
+    except ray.exceptions.RayError as error:
+        raise DataError(f"Ray gave up ({_last_line(error)}); go on with --resume") from error
+    finally:
+        if ours:
+            ray.shutdown()
+        else:
+            for actor in actors:
+                ray.kill(actor)
+
+
+EXECUTORS = {"local": local, "ray": on_ray}
+
+
+class _Scorer:
+    """In an actor: the model, loaded once, and what it makes of slices of a listing."""
+
+    def __init__(self, folder: str, run: str, device: str):
+        import torch
+
+        torch.set_num_threads(1)  # the other cores have actors of their own
+        with contextlib.suppress(OSError):
+            os.chdir(folder)  # relative paths mean what they mean to the caller
+        self.run, self.device = run, device
+        self.detector: Detector | None = None
+
+    def score(self, part: Listing, heatmaps: bool) -> Scored | str:
+        """The scores, or the line that says why there are none."""
+        try:
+            self.detector = self.detector or Detector.load(self.run, device=self.device)
+            (images,) = part.stream(len(part), workers=1)
+            return _scored(self.detector, images, heatmaps)
+        except DataError as error:
+            return str(error)
+
+
+def _scored(detector: Detector, images: ImageSet, heatmaps: bool) -> Scored:
+    maps = detector.heatmap(images) if heatmaps else None
+    return Scored(images.names, detector.score(images), maps, images.skipped)
+
+
+def _ray(address: str | None) -> tuple[Any, bool]:
+    """Ray, running, and whether it was started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it announces a change to come
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise DataError("--executor ray needs Ray: pip install 'dia-anomaly[cluster]'") from error
+    if ray.is_initialized():
+        return ray, False
+    try:
+        ray.init(
+            address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False
+        )  # a cluster that runs keeps its own dashboard
+    except Exception as error:  # no one class for what may fail here
+        where = address or "this machine"
+        raise DataError(f"Ray: no start on {where} ({_last_line(error)}); see --ray-address") from error
+    return ray, True
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray's long texts say what happened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]

@@ -1,0 +1,157 @@
+"""The file of scores while it grows: rows appended batch by batch, so that a killed run can go on.
+
+Until all are there, the rows are in `.NAME.part` beside the file, and `.NAME.part.json` says what they were
+made from. Knows rows and names; knows nothing of images, models or executors.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from ..data.imageset import DataError
+
+FIELDS = ("path", "score", "p_value", "flagged")
+Row = tuple[str, float, float, bool]
+
+
+class ScoreFile:
+    """Rows of scores on their way to `target`, a .csv or .jsonl. A context manager; `finish` completes it.
+
+    Args:
+        target: the file; what is there is replaced at the end.
+        about: what an interrupted run must share with this one for `resume`, as JSON.
+        names: of all images, in order.
+        batch: images scored at a time; a run is resumed at a whole batch, so that its bytes are the same.
+        resume: go on with an interrupted run of the same target, if there is one.
+        gaps: names may be left out (unreadable files).
+
+    Attributes:
+        start: images done before.
+        rows, flagged: numbers of rows, from before included.
+        scale: of the colours of heatmaps, kept for a resumed run; None if not yet known.
+
+    Raises:
+        DataError: an interrupted run that differs in `about`, or whose rows do not fit the names.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        about: dict[str, Any],
+        names: Sequence[str],
+        batch: int,
+        *,
+        resume: bool = False,
+        gaps: bool = False,
+    ):
+        self.target, self.about = target, about
+        self.part = target.with_name(f".{target.name}.part")
+        self.sidecar = target.with_name(f".{target.name}.part.json")
+        self.start = self.rows = self.flagged = 0
+        self.scale: tuple[float, float] | None = None
+        if resume and self.part.exists():
+            self._compare()
+            self._take_up(names, batch, gaps)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.part.unlink(missing_ok=True)  # before the sidecar stops to describe it
+            self._describe()
+        self._file = self.part.open("a", newline="", encoding="utf-8", errors="surrogateescape")
+        if self._csv and not self._file.tell():
+            csv.writer(self._file).writerow(FIELDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def keep_scale(self, scale: tuple[float, float]) -> None:
+        """Remembers the scale, for a resumed run too."""
+        self.scale = scale
+        self._describe()
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Writes rows out."""
+        if self._csv:
+            csv.writer(self._file).writerows((*row, int(flagged)) for *row, flagged in rows)
+        else:
+            self._file.writelines(json.dumps(dict(zip(FIELDS, row, strict=True))) + "\n" for row in rows)
+        self._file.flush()
+        self.rows += len(rows)
+        self.flagged += sum(row[3] for row in rows)
+
+    def finish(self) -> None:
+        """All rows are there: the file gets its name."""
+        self._file.close()
+        self.part.replace(self.target)
+        self.sidecar.unlink(missing_ok=True)
+
+    @property
+    def _csv(self) -> bool:
+        return self.target.suffix == ".csv"
+
+    def _describe(self) -> None:
+        new = self.sidecar.with_name(f"{self.sidecar.name}.new")
+        new.write_text(json.dumps({**self.about, "scale": self.scale}, indent=2))
+        new.replace(self.sidecar)
+
+    def _compare(self) -> None:
+        try:
+            before = json.loads(self.sidecar.read_text())
+            self.scale = before["scale"] and tuple(before["scale"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{self.sidecar} does not say what the rows were made from; begin anew without --resume"
+            ) from error
+        for key, value in self.about.items():
+            if (old := before.get(key)) != value:
+                differs = f"{self.part} was begun with another {key} ({old}, now {value})"
+                raise DataError(f"{differs}; give the same, or begin anew without --resume")
+
+    def _take_up(self, names: Sequence[str], batch: int, gaps: bool) -> None:
+        """Counts the rows of whole batches and cuts off what follows them."""
+        order = iter(enumerate(names))
+        done = rows = flagged = end = 0
+        kept = (0, 0, 0, 0)  # the same, at the end of a batch
+        for name, flag, after in self._complete_rows():
+            position = next((i for i, other in order if other == name), None)
+            if position is None or (position > done and not gaps):
+                raise DataError(
+                    f"{self.part}: the rows up to {name} are not those of the first images; "
+                    "begin anew without --resume, or give --skip-bad if the interrupted run had it"
+                )
+            if (begin := position // batch * batch) >= done:
+                kept = (begin, rows, flagged, end)
+            done, rows, flagged, end = position + 1, rows + 1, flagged + flag, after
+        if done % batch == 0 or done == len(names):
+            kept = (done, rows, flagged, end)
+        self.start, self.rows, self.flagged, end = kept
+        os.truncate(self.part, end)
+
+    def _complete_rows(self) -> Iterator[tuple[str, bool, int]]:
+        """Name, flag and end (in bytes) of each row up to a torn one."""
+        end = 0
+
+        def lines(file: Iterable[bytes]) -> Iterator[str]:
+            nonlocal end
+            for line in file:
+                if line.endswith(b"\n"):
+                    end += len(line)
+                    yield line.decode(errors="surrogateescape")
+
+        with self.part.open("rb") as file, suppress(ValueError, csv.Error):  # a row no one can read is torn
+            if self._csv:
+                rows: Iterator[Any] = csv.reader(lines(file))
+                next(rows, None)  # the header
+            else:
+                rows = (tuple(json.loads(line).values()) for line in lines(file))
+            for row in rows:
+                if len(row) == len(FIELDS):  # else torn inside a name of several lines
+                    yield row[0], row[3] in (True, "1"), end
