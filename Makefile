@@ -26,7 +26,9 @@ results: $(STAMP)  ## the README's table: every method, three real sets, three s
 
 bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
 	for b in train_step dissolve score fit choices scale; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	$(BIN)/python benchmarks/breakdown.py
 	$(BIN)/python benchmarks/quick.py --keep
+	$(BIN)/python benchmarks/page.py
 
 bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fell
 	$(BIN)/python benchmarks/quick.py
@@ -35,6 +37,7 @@ bench-peers: $(STAMP)  ## beside anomalib, which gets an environment of its own 
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q anomalib==2.7.0 torch==2.15.0 torchvision==0.29.2
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/page.py
 
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra cluster --extra dev \

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[DissolverSettings, int, int]] = {
 }
 
 
-def measure(case: str, *, repeats: int = 7, batch: int = 64) -> tuple[dict[str, Any], Rounds]:
+def measure(case: str, *, repeats: int = 7, batch: int = 32) -> tuple[dict[str, Any], Rounds]:
     """A row of the table, and the seconds of each round."""
     s, side, n = CASES[case]
     images = load("train", size=side, n=n).images

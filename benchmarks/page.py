@@ -1,4 +1,4 @@
-"""Draws the tables of docs/performance.md from `results/*.json`, between their marks. Nothing is typed."""
+"""Draws docs/performance.md's tables, and the README's few lines, from `results/*.json`. Nothing is typed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from common import HERE, RESULTS
 from dia.evaluate.ledger import update_section
 
 PAGE = HERE.parent / "docs" / "performance.md"
+README = HERE.parent / "README.md"
+# what the README says: benchmark, ratio, words
+HEADLINES = (
+    ("train_step", "paper encoder, 28 px: whole / bare", "training step of the paper's encoder: {:.2f} of "
+     "the rate of its bare forward and backward"),
+    ("train_step", "cpu preset, 64 px grey: whole / bare", "step of the `cpu` preset: {:.2f} of that"),
+    ("train_step", "cpu preset, 64 px grey: reference / whole", "{:.0f} times faster than the official order "
+     "of work with the same encoder, batch and size"),
+    ("fit", "reference, as many steps as dia+ / dia+", "a whole `dia+` fit: {:.0f} times faster than as many "
+     "steps of the reference (whose time is extrapolated)"),
+    ("score", "dia: memory / bare", "scoring with `dia` from memory: {:.2f} of the bare encoder's rate"),
+    ("score", "dia: files / limit", "from PNG files: {:.2f} of the smaller of decoder's and encoder's rate"),
+    ("dissolve", "cpu preset, 64 px: dissolve / bare", "dissolving: {:.2f} of the bare U-Net's rate"),
+    ("scale", "peak memory, longest / shortest stream", "peak memory of scoring a million images: {:.2f} of "
+     "that of ten thousand"),
+)  # fmt: skip
 
 
 def cell(value: Any) -> str:
@@ -39,6 +55,10 @@ def main() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         update_section(PAGE, path.stem, table(json.loads(path.read_text())))
         print(path.stem)
+    found = {name: RESULTS / f"{name}.json" for name, _, _ in HEADLINES}
+    ratios = {name: json.loads(p.read_text())["ratios"] for name, p in found.items() if p.exists()}
+    lines = [f"- {words.format(ratios[b][key])}" for b, key, words in HEADLINES if key in ratios.get(b, {})]
+    update_section(README, "SPEED", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -41,18 +41,18 @@ def bare_networks(detector: Any, n: int) -> Any:
     shifts = SHIFTS[s.amplify.shift][0]
     plus = detector.method == "dia+"
     views = shifts if plus else shifts * s.samples
-    ready = torch.rand(512, 1, SIDE, SIDE, device=detector.where_)
+    ready = torch.rand(256, 1, SIDE, SIDE, device=detector.where_)
     side = SIDE // s.dissolver.patch
-    z = torch.randn(64, s.dissolver.patch**2, side, side, device=detector.where_)
+    z = torch.randn(32, s.dissolver.patch**2, side, side, device=detector.where_)
     z = z.contiguous(memory_format=torch.channels_last)
-    steps = torch.full((64,), 50, device=detector.where_)
+    steps = torch.full((32,), 50, device=detector.where_)
 
     @torch.inference_mode()
     def bare() -> None:
-        for _ in range(n * views // 512):
+        for _ in range(n * views // 256):
             detector.encoder_(ready)
         if plus:
-            for _ in range(n * len(s.residual_ts) // 64):
+            for _ in range(n * len(s.residual_ts) // 32):
                 detector.dissolver_.unet_(z, steps)
 
     return bare

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dia.amplify.learning as module
-from dia.amplify.augment import Augment, AugmentSettings, colour_matrices, crop_matrices
+from dia.amplify.augment import Augment, AugmentSettings, colour_matrices, crop_grid, crop_matrices
 from dia.amplify.encoder import Encoder
 from dia.amplify.learning import AmplifySettings, build_encoder, encoder_input, learn
 from dia.amplify.loss import contrastive_loss, targets
@@ -91,6 +91,11 @@ def test_crops_lie_inside_the_image_within_area_and_ratio(area, ratio, seed):
     assert ((w * h)[free] >= area[0] - 1e-5).all()
     aspect = (w / h)[free]
     assert ((aspect >= ratio[0] - 1e-4) & (aspect <= ratio[1] + 1e-4)).all()
+
+
+def test_the_grid_of_a_crop_is_torchs():
+    m = crop_matrices(7, (0.2, 0.9), (0.5, 2))
+    torch.testing.assert_close(crop_grid(m, 5, 8), F.affine_grid(m, [7, 1, 5, 8], align_corners=False))
 
 
 def test_a_crop_takes_the_place_it_names():

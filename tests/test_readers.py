@@ -574,22 +574,12 @@ def many(tmp_path_factory) -> Path:
     return root
 
 
-def test_processes_read_as_one_does(many):
+def test_threads_read_as_one_does(many):
     serial, pool = (read(many, workers=n, skip_bad=True) for n in (1, 2))
     assert serial.sha256() == pool.sha256()
     assert (serial.names, serial.skipped) == (pool.names, pool.skipped)
     assert len(pool) == 79
     fails(r"30\.png", many, workers=2)
-
-
-def test_broken_processes_are_replaced(many, monkeypatch):
-    class Broken:
-        def __init__(self, *args, **kwargs):
-            raise decode.BrokenProcessPool
-
-    monkeypatch.setattr(decode, "ProcessPoolExecutor", Broken)
-    with pytest.warns(UserWarning, match="decoding processes ended early"):
-        assert len(read(many, workers=2, skip_bad=True)) == 79
 
 
 def test_memory_map_reads_as_memory_does(many):

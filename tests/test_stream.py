@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,9 +34,7 @@ from dia.evaluate.pictures import colour, scale_of
 
 
 class Inline:
-    """A pool that does its work at once and here. From `breaks` on it is broken."""
-
-    breaks = 10**9
+    """A pool that does its work at once and here."""
 
     def __init__(self, *args, **kwargs):
         self.futures: list[Future] = []
@@ -51,10 +48,7 @@ class Inline:
     def submit(self, work, *args):
         future: Future = Future()
         self.futures.append(future)
-        if len(self.futures) > self.breaks:
-            future.set_exception(BrokenProcessPool())
-        else:
-            future.set_result(work(*args))
+        future.set_result(work(*args))
         return future
 
 
@@ -62,25 +56,12 @@ class Inline:
 def test_the_window_keeps_order_and_its_bound(n, workers, ahead):
     loaded = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "ProcessPoolExecutor", Inline)
+        patch.setattr(decode, "ThreadPoolExecutor", Inline)
         results = decode._map(partial(lambda x: loaded.append(x) or x), range(n), workers, ahead)
         for i, x in enumerate(results):
             assert x == i
             assert len(loaded) - i <= max(ahead + 16, 4 * 16 * workers) + 16
     assert loaded == list(range(n))
-
-
-@given(n=st.integers(65, 400), breaks=st.integers(0, 20))
-def test_a_pool_that_breaks_at_any_time_loses_nothing(n, breaks):
-    with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as broken:
-        patch.setattr(decode, "ProcessPoolExecutor", Inline)
-        broken.setattr(Inline, "breaks", breaks)
-        results = decode._map(partial(int), range(n), 2)
-        if breaks * 16 < n:
-            with pytest.warns(UserWarning, match="going on in one"):
-                assert list(results) == list(range(n))
-        else:
-            assert list(results) == list(range(n))
 
 
 def test_a_stream_left_early_cancels_what_has_not_begun(monkeypatch):
@@ -94,7 +75,7 @@ def test_a_stream_left_early_cancels_what_has_not_begun(monkeypatch):
                 self.futures[-1] = future = Future()
             return future
 
-    monkeypatch.setattr(decode, "ProcessPoolExecutor", Lazy)
+    monkeypatch.setattr(decode, "ThreadPoolExecutor", Lazy)
     results = decode._map(partial(int), range(1000), 2)
     assert list(islice(results, 16)) == list(range(16))
     results.close()
@@ -214,7 +195,7 @@ def test_unreadable_files_leave_their_batch_smaller(damaged, workers):
 def test_a_stream_decodes_a_bounded_number_ahead(damaged, monkeypatch):
     decoded = []
     load = decode._load
-    monkeypatch.setattr(decode, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(decode, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(decode, "_load", lambda s, fit: decoded.append(s) or load(s, fit))
     monkeypatch.setattr(decode, "_CHUNK", 1)
     for workers, bound in ((1, 0), (2, 10)):

@@ -19,7 +19,7 @@ def _data_arguments(parser: ArgumentParser, split: str) -> None:
     parser.add_argument("--split", type=str, default=split, help="train, val, test or all")
     parser.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
     parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
-    parser.add_argument("--workers", type=int | None, help="processes that decode images")
+    parser.add_argument("--workers", type=int | None, help="threads that decode images")
 
 
 def _run_arguments(parser: ArgumentParser) -> None:

@@ -35,7 +35,7 @@ class Job:
         batch: images scored at a time.
         heatmaps: make them too.
         device: of each model.
-        workers: decoding processes; Ray's actors decode for themselves.
+        workers: decoding threads; Ray's actors decode for themselves.
         address: of a Ray cluster; Ray is started on this machine where None.
     """
 
@@ -60,7 +60,7 @@ class Scored(NamedTuple):
 
 
 def local(job: Job) -> Generator[Scored, None, None]:
-    """Scores in this process, while others decode."""
+    """Scores in this thread, while others decode."""
     with contextlib.closing(job.listing.stream(job.batch, job.start, workers=job.workers)) as batches:
         for images in batches:
             yield _scored(job.detector, images, job.heatmaps)

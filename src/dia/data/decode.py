@@ -16,16 +16,11 @@ The rules:
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import tempfile
-import threading
-import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -40,8 +35,7 @@ from rich.progress import Progress
 
 from .imageset import DataError, ImageSet
 
-_POOL_FROM = 64  # fewer files are decoded before a pool has started
-_CHUNK = 16  # files that a decoding process takes at once
+_CHUNK = 16  # files that a thread takes at once
 
 
 class Source(NamedTuple):
@@ -82,7 +76,7 @@ def decode(
         sources: what to decode, at least one.
         fit: `conform` with the asked size and channels; applied to every image as a set of one.
         skip_bad: leave out what cannot be read, instead of raising.
-        workers: processes, by default one per core; 1 decodes in this process.
+        workers: decoding threads, by default one per core; 1 decodes in the caller's.
         memmap_above: images of more bytes than this go to a memory map on an unlinked temporary file.
         progress: title of a bar on stderr; None for no bar.
 
@@ -180,7 +174,7 @@ def _mask(file: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _load(source: Source, fit: partial[ImageSet]) -> ImageSet | str:
-    """One image with its mask, or the line that says why not. Runs in the decoding processes."""
+    """One image with its mask, or the line that says why not. Runs in the decoding threads."""
     try:
         with Image.open(source.file) as opened:
             pixels = _pixels(ImageOps.exif_transpose(opened))
@@ -198,51 +192,30 @@ def _load(source: Source, fit: partial[ImageSet]) -> ImageSet | str:
 def _map(
     load: partial, sources: Sequence[Source], workers: int | None, ahead: int = 0
 ) -> Generator[ImageSet | str, None, None]:
-    """`load` over the sources, in order; in a process pool when that is worth its start.
+    """`load` over the sources, in order, in threads: Pillow decodes and resizes without Python's lock.
 
-    The pool works on a sliding window: `ahead` sources, or what keeps every process busy if that is more.
+    They work on a sliding window: `ahead` sources, or what keeps every thread busy if that is more.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    done = 0
-    if workers > 1 and len(sources) > _POOL_FROM:
-        workers = min(workers, len(sources) // _CHUNK)
-        context = multiprocessing.get_context("spawn")  # no fork: the caller may hold threads or a GPU
+    if workers == 1 or len(sources) <= _CHUNK:
+        yield from map(load, sources)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        starts = range(0, len(sources), _CHUNK)
+        chunks = (pool.submit(_load_all, load, sources[i : i + _CHUNK]) for i in starts)
+        window = deque(islice(chunks, max(-(-ahead // _CHUNK), 4 * workers)))
         try:
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
-                starts = range(0, len(sources), _CHUNK)
-                chunks = (pool.submit(_load_all, load, sources[i : i + _CHUNK]) for i in starts)
-                window = deque(islice(chunks, max(-(-ahead // _CHUNK), 4 * workers)))
-                try:
-                    while window:
-                        ready = window.popleft().result()
-                        window.extend(islice(chunks, 1))
-                        for loaded in ready:
-                            yield loaded
-                            done += 1
-                finally:
-                    for future in window:  # the caller has had enough
-                        future.cancel()
-        except BrokenProcessPool:
-            reason = 'a script needs `if __name__ == "__main__":`, or memory ran out'
-            warnings.warn(f"decoding processes ended early ({reason}); going on in one", stacklevel=2)
-    yield from map(load, sources[done:])
+            while window:
+                ready = window.popleft().result()
+                window.extend(islice(chunks, 1))
+                yield from ready
+        finally:
+            for future in window:  # the caller has had enough
+                future.cancel()
 
 
 def _load_all(load: partial, sources: Sequence[Source]) -> list[ImageSet | str]:
     return [load(source) for source in sources]
-
-
-def _begin() -> None:
-    """In a decoding process: leave Ctrl-C to the parent, and end when it ends, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _collect(

@@ -88,8 +88,7 @@ def read(
         channels: 1 (grey) or 3 (RGB); by default as the files are.
         train_normals: share (float) or number (int) of the normals in the train split made for class folders.
         skip_bad: leave unreadable files out; one line each goes to `ImageSet.skipped`.
-        workers: decoding processes, by default one per core; 1 decodes in this process. Scripts that read
-            more than 64 files with several need the usual `if __name__ == "__main__":`.
+        workers: decoding threads, by default one per core; 1 decodes in the caller's.
         memmap_above: images of more bytes than this go to a memory map on an unlinked temporary file.
         progress: show a bar with the time left on stderr.
 
@@ -169,7 +168,7 @@ class Listing:
     ) -> Generator[ImageSet, None, None]:
         """The images from `start` on in sets of `batch`, in order; memory is bounded by the batch.
 
-        While one set is used, up to a batch more is decoded by one pool of processes. Each batch is a set of
+        While one set is used, up to a batch more is decoded by one pool of threads. Each batch is a set of
         its own: give size and channels for sets of one shape; it has masks if one of its images has. With
         `skip_bad` it has fewer images, perhaps none, and says in `skipped` which it lacks.
         """

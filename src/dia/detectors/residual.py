@@ -18,6 +18,7 @@ The Mahalanobis map is that of Defard et al., "PaDiM", ICPR 2021, on residuals i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -136,5 +137,12 @@ def nearest(features: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
 
 
 def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian smoothing of the last two axes."""
-    return ndimage.gaussian_filter(x, (0,) * (x.ndim - 2) + (sigma, sigma))
+    """Gaussian smoothing of the last two axes, as scipy's, by products with its matrix for each axis."""
+    rows, columns = (_smoothing(side, sigma) for side in x.shape[-2:])
+    return np.asarray(rows @ x.astype(np.float32, copy=False) @ columns.T)
+
+
+@lru_cache(maxsize=64)
+def _smoothing(side: int, sigma: float) -> np.ndarray:
+    """`(side, side)`: scipy's Gaussian filter of a line, as a matrix."""
+    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(np.float32)
