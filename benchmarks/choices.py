@@ -1,6 +1,6 @@
 """What each saving costs in AUROC: `dia`, `cpu` preset, on the `val` split of PneumoniaMNIST, three seeds.
 
-Training: dissolved bank or live dissolving, with their loss curves; a bank of fewer images; precision.
+Training: dissolved bank or live dissolving, with their loss curves; a bank of fewer images.
 Scoring: number of seeded samples and normals in the bank, of the first seed's encoder. Development data only.
 """
 
@@ -31,14 +31,10 @@ CPU = settings(DIASettings, "cpu")
 def variants(n: int, image_bytes: int) -> dict[str, DIASettings]:
     """Settings by name; n training images."""
     gb = n * 2 * len(CPU.ts) * image_bytes / 2**30
-    single = replace(
-        CPU, dissolver=replace(CPU.dissolver, precision="32"), amplify=replace(CPU.amplify, precision="32")
-    )
     return {
         "bank": CPU,
         "live": replace(CPU, live=True),
         "bank of half the images": replace(CPU, bank_gb=gb / 2),
-        "32 bits": single,
     }
 
 

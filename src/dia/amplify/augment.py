@@ -95,8 +95,9 @@ class Augment(nn.Module):
             m = colour.to(x).expand(len(x), 3, 4)
             x = torch.baddbmm(m[:, :, 3:], m[:, :, :3], x.flatten(2)).clamp_(0, 1).view(x.shape)
         grid = crop_grid(crop.to(x), *x.shape[-2:])
-        grid = grid.expand(len(x), *grid.shape[1:])
-        return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+        # where all share one crop they are channels of one image, for which its weights are found once
+        y = x.flatten(0, 1)[None] if len(grid) == 1 else x
+        return F.grid_sample(y, grid, padding_mode="reflection", align_corners=False).view(x.shape)
 
 
 def colour_matrices(n: int, s: AugmentSettings, channels: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import socket
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,9 @@ def _ray(address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
+        if address:  # Ray itself would knock for a quarter of an hour
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False
         )  # a cluster that runs keeps its own dashboard
