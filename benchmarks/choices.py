@@ -56,6 +56,7 @@ def main() -> None:
     p.add_argument("--data-root", default="../shared/data")
     p.add_argument("--dataset", default="pneumoniamnist")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--variants", nargs="+", default=["bank", "live", "bank of half the images"])
     a = p.parse_args()
     train = load(a.dataset, "train", a.data_root).normals()
     val = load(a.dataset, "val", a.data_root)
@@ -68,6 +69,8 @@ def main() -> None:
     for seed in a.seeds:
         with tempfile.TemporaryDirectory() as folder:
             for name, s in variants(round(0.8 * len(train)), image_bytes).items():
+                if name not in a.variants:
+                    continue
                 losses: list[float] = []
                 learning._Amplify = recorded(losses)  # type: ignore[misc]
                 work = Path(folder, "live" if s.live else "bank")  # both would find the other's encoder
