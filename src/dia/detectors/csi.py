@@ -13,10 +13,11 @@ does not depend on which others are scored with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -104,19 +105,25 @@ class CSI(Detector):
         """
         k_shifts, shift = SHIFTS[self.s.amplify.shift]
         many = self.s.samples
+        draws = [self._seeded(sample, partial(self.augment_.draw, 1)) for sample in range(many)]
         z_parts, s_parts = [], []
         for x in self._inputs(images, k_shifts * many):
             shifted = torch.cat([shift(x, k) for k in range(k_shifts)])
-            views = []
-            with torch.random.fork_rng(devices=[]):
-                for sample in range(many):
-                    seed_step(self.seed, sample)
-                    views.append(self.augment_(shifted))
+            if self.augment_.hsv is None:
+                views = [self.augment_(shifted, d) for d in draws]
+            else:  # kornia draws for itself
+                views = [self._seeded(sample, partial(self.augment_, shifted)) for sample in range(many)]
             _, z, logits = self.encoder_(torch.cat(views))
             z_parts.append(z.view(many, k_shifts, len(x), -1).mean(0))
             of_shift = logits.view(many, k_shifts, len(x), k_shifts).mean(0)
             s_parts.append(of_shift.diagonal(dim1=0, dim2=2).T)
         return torch.cat(z_parts, 1), torch.cat(s_parts, 1)
+
+    def _seeded(self, sample: int, make: Callable[[], Any]) -> Any:
+        """What `make` returns under the seed of a sample; the caller's random numbers stay as they are."""
+        with torch.random.fork_rng(devices=[]):
+            seed_step(self.seed, sample)
+            return make()
 
     def _inputs(self, images: np.ndarray, views: int) -> Iterator[Tensor]:
         """What the encoder takes, on its device, of as many images at a time as fill a pass."""
