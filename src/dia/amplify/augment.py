@@ -130,7 +130,7 @@ def crop_matrices(n: int, area: tuple[float, float], ratio: tuple[float, float])
 
 
 def crop_grid(matrices: Tensor, height: int, width: int) -> Tensor:
-    """`(n, H, W, 2)`: what `F.affine_grid` gives, twice as fast, for crops do not turn or shear."""
+    """`(n, H, W, 2)`: what `F.affine_grid` gives, without its matrix product: crops do not turn."""
     grid = matrices.new_empty(len(matrices), height, width, 2)
     for axis, side in enumerate((width, height)):
         place = (torch.arange(side, device=grid.device, dtype=grid.dtype) * 2 + 1) / side - 1
