@@ -283,3 +283,77 @@ def test_data_list_and_check_speak_json(capsys):
     } <= set(known)
     main(["data", "check", "phantom", "--json"])
     assert json.loads(capsys.readouterr().out)["leaks"] == []
+
+
+def config_printed(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "x", *argv, "--print_config"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["dia", "csi", "dia+"])
+def test_print_config_marks_what_differs_from_the_paper(method, capsys):
+    import yaml
+
+    from dia.detectors import METHODS
+    from dia.presets import settings
+    from dia.settings import differences, from_dict
+
+    cls = METHODS[method].Settings
+    text = config_printed(capsys, "--method", method)
+    differ = differences(settings(cls, "cpu"), settings(cls, "paper"))
+    assert text.startswith(f"# {method}: {len(differ)} settings differ from the paper's configuration\n")
+    assert text.count("# paper: ") == len(differ)
+    assert "    width: 24  # paper: 64\n" in text
+    assert from_dict(cls, yaml.safe_load(text)["settings"]) == settings(cls, "cpu")  # the marks are comments
+    if method != "csi":
+        assert "ts: [30, 53, 76, 99]  # paper: 30 to 99\n" in text
+    paper = config_printed(capsys, "--method", method, "--preset", "paper")
+    assert paper.startswith(f"# {method}: as published\n")
+    assert "# paper:" not in paper
+
+
+def test_print_config_marks_a_changed_switch_and_reads_back(folders, tmp_path, capsys):
+    text = config_printed(
+        capsys, "--method", "dia", "--preset", "paper", "--settings.dissolver.kind", "gaussian"
+    )
+    assert "# dia: 1 settings differ" in text
+    assert "kind: gaussian  # paper: diffusion\n" in text
+    written = config_printed(capsys, "--method", "csi", *TINY[6:], "--out", str(tmp_path / "run"))
+    (tmp_path / "c.yaml").write_text(written.replace("data: x\n", ""))
+    main(["fit", str(folders), "--config", str(tmp_path / "c.yaml")])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["amplify"]["steps"] == 3
+
+
+def test_settings_that_cannot_be_are_one_line(capsys, folders, tmp_path):
+    target = tmp_path / "run"
+    said = refused(
+        capsys, "fit", folders, "--method", "dia", "--out", target, "--settings.dissolver.kernel", "4"
+    )
+    assert "dissolver.kernel must be odd, from 3, not 4" in said
+    said = refused(
+        capsys, "fit", folders, "--method", "dia", "--out", target, "--settings.amplify.shift", "none",
+        "--settings.score_parts", "[shift]",
+    )  # fmt: skip
+    assert "score_parts of shift alone needs shifts" in said
+    assert not target.exists()
+
+
+def test_a_contaminated_fit_uses_marked_anomalies_unmarked(capsys, folders, tmp_path):
+    args = [
+        "fit",
+        str(folders),
+        "--split",
+        "test",
+        "--method",
+        "csi",
+        "--out",
+        str(tmp_path / "run"),
+        *TINY[6:],
+    ]
+    said = refused(capsys, *args[:-2], "--split", "train", "--contamination", "0.1")
+    assert "a contamination of 0.1 of 40 normals takes 4 anomalous images with labels; there are 0" in said
+    with pytest.raises(SystemExit):  # 8 normals are too few to fit on, 16 with half of them anomalous too
+        main([*args, "--contamination", "0.5"])
+    assert "16 normal images to fit on" in capsys.readouterr().err

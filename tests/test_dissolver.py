@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import dia.dissolve.dissolver as module
 from dia.data.imageset import DataError
-from dia.dissolve import Dissolver
+from dia.dissolve import Dissolver, base
 from dia.training import TrainingError
 
 TS = (30, 100, 400)
@@ -213,7 +213,7 @@ def test_uint8_survives_the_way_to_the_network_and_back():
     x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     y = module.to_tensor(x)
     assert (float(y.min()), float(y.max())) == (-1, 1)
-    assert np.array_equal(module.to_uint8(y), x)
+    assert np.array_equal(base.to_uint8(y), x)
 
 
 # --- folders and foreign models -----------------------------------------------------------------------

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..settings import chosen, require
+
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as in all of `data`
 
 
@@ -44,6 +46,22 @@ class AugmentSettings:
     ratio: tuple[float, float] = (0.75, 4 / 3)
     score_crop: float = 0.54
     colour: Literal["matrix", "hsv"] = "matrix"
+
+    def __post_init__(self) -> None:
+        chosen(self, "colour")
+        require(
+            len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
+            "augment.jitter", f"must be four numbers from 0, the last (hue) at most .5, not {self.jitter}",
+        )  # fmt: skip
+        for name in ("jitter_p", "grey_p"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"augment.{name}", f"must lie in [0, 1], not {value}")
+        for name, most in (("crop", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, name)
+            require(
+                0 < low <= high <= most, f"augment.{name}", f"must be low, high above 0, not {low}, {high}"
+            )
+        require(0 < self.score_crop <= 1, "augment.score_crop", f"must lie in (0, 1], not {self.score_crop}")
 
 
 class Draws(NamedTuple):

@@ -6,8 +6,10 @@ Source: "Dissolving Is Amplifying", ECCV 2024; without dissolved views it is CSI
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,13 +17,14 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.imageset import DataError
+from ..settings import added, chosen, require
 from ..training import Precision, batch_indices, gather, processes, seed_step, share, train, used_indices
 from .augment import Augment, AugmentSettings
 from .encoder import Encoder, Stem
-from .loss import contrastive_loss, targets
+from .loss import contrastive_loss, simsiam_loss, targets
 from .shifts import SHIFTS
 
 
@@ -56,6 +59,15 @@ class AmplifySettings:
         warmup: share of the steps that warm up.
         weight_decay: of all weights.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
+        dissolved_in_shift: the shift classifier is taught the dissolved rows too, as published.
+        simsiam_weight: weight of a SimSiam term between the plain views, an option of the official code;
+            with its predictor 128–32–128, which plays no part in scores.
+        t_per: t is drawn anew for each `batch`, each `shift` of it (as published), or each `image`.
+        t_sampler: which of the diffusion steps: `uniform`; `beta`, by Beta(`t_beta`) from the least to the
+            greatest; or `cycled`: from that Beta to its mirror image and back every `t_period` epochs, along
+            a cosine (the official code has such an option; only its period is known).
+        t_beta: the two parameters; (1, 1.7) prefers small t, (1.7, 1) large ones.
+        t_period: epochs.
     """
 
     size: int = 64
@@ -74,6 +86,34 @@ class AmplifySettings:
     warmup: float = 0.05
     weight_decay: float = 1e-6
     precision: Precision = "auto"
+    dissolved_in_shift: bool = added(True)
+    simsiam_weight: float = added(0.0)
+    t_per: Literal["batch", "shift", "image"] = added("shift")
+    t_sampler: Literal["uniform", "beta", "cycled"] = added("uniform")
+    t_beta: tuple[float, float] = added((1.0, 1.7))
+    t_period: int = added(30)
+
+    def __post_init__(self) -> None:
+        for name in ("stem", "shift", "optimizer", "precision", "t_per", "t_sampler"):
+            chosen(self, name)
+        for name, least in (("size", 8), ("width", 1), ("steps", 1), ("batch", 2), ("t_period", 1)):
+            value = getattr(self, name)
+            require(value >= least, f"amplify.{name}", f"must be at least {least}, not {value}")
+        for name in ("temperature", "lr"):
+            require(getattr(self, name) > 0, f"amplify.{name}", f"must be above 0, not {getattr(self, name)}")
+        for name in ("shift_weight", "simsiam_weight", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"amplify.{name}", f"must not be negative, as {value} is")
+        require(0 <= self.warmup <= 1, "amplify.warmup", f"must be a share of the steps, not {self.warmup}")
+        require(
+            len(self.t_beta) == 2 and min(self.t_beta) > 0,
+            "amplify.t_beta", f"must be two numbers above 0, not {self.t_beta}",
+        )  # fmt: skip
+
+    def check_installed(self) -> None:
+        """Complains before any training where a library of these settings is absent."""
+        if self.optimizer == "lars" and find_spec("timm") is None:
+            raise DataError("amplify.optimizer lars needs timm: pip install 'dia-anomaly[paper]'")
 
 
 def encoder_input(
@@ -132,13 +172,38 @@ def learn(
     return module.encoder.requires_grad_(False), module.seconds_before + time.perf_counter() - start
 
 
+def untrained_encoder(shape: tuple[int, int, int], settings: AmplifySettings, seed: int) -> Encoder:
+    """The encoder with the weights from which `learn` starts."""
+    with torch.random.fork_rng():
+        seed_step(seed, 2**32 - 2)
+        return build_encoder(shape, settings)
+
+
+def draw_levels(count: int, shifts: int, batch: int, settings: AmplifySettings, epoch: int) -> Tensor:
+    """Which of `count` diffusion steps each dissolved view takes: `(shifts, batch)` int64 in [0, count).
+
+    A level is ⌊count·U⌋, so that with the steps 30–99 t = ⌊100·(.3 + .7·U)⌋ as published.
+    """
+    s = settings
+    shape = {"batch": (1, 1), "shift": (shifts, 1), "image": (shifts, batch)}[s.t_per]
+    if s.t_sampler == "uniform":
+        level = torch.randint(0, count, shape)
+    else:
+        a, b = s.t_beta
+        turn = 0.0
+        if s.t_sampler == "cycled":
+            turn = (1 - math.cos(2 * math.pi * epoch / s.t_period)) / 2
+        beta = torch.distributions.Beta(a + turn * (b - a), b + turn * (a - b))
+        level = (count * beta.sample(shape)).long().clamp(max=count - 1)
+    return level.expand(shifts, batch)
+
+
 class _Amplify(L.LightningModule):
     def __init__(self, images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, seed: int):
         super().__init__()
         self.images, self.dissolved, self.s, self.seed = images, dissolved, settings, seed
-        with torch.random.fork_rng():
-            seed_step(seed, 2**32 - 2)
-            self.encoder = build_encoder(images.shape[1:], settings)
+        self.encoder = untrained_encoder(images.shape[1:], settings, seed)
+        self.predictor = _predictor(self.encoder, seed) if settings.simsiam_weight else None
         self.augment = Augment(settings.augment, 3 if settings.rgb else images.shape[-1])
         self.k, self.shift = SHIFTS[settings.shift]
         self.started, self.seconds_before = time.perf_counter(), 0.0
@@ -146,17 +211,18 @@ class _Amplify(L.LightningModule):
     def views(self, index: np.ndarray, part: slice = slice(None)) -> Tensor:
         """Rows `(views·K·b, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
 
-        Plain views: x and its mirror image. Dissolved view: a flip and a t of its own for each shift,
-        drawn for the whole batch; `part` is the share of the batch that is made.
+        Plain views: x and its mirror image. Dissolved view: for each shift a flip of its own, and a t as
+        `draw_levels` says, drawn for the whole batch; `part` is the share of the batch that is made.
         """
         batch, index = len(index), index[part]
         x = encoder_input(self.images[index], self.s, self.device)
         rows = [self.shift(v, k) for v in (x, x.flip(-1)) for k in range(self.k)]
         if self.dissolved is not None:
             flip = torch.randint(0, 2, (self.k, batch)).numpy().astype(bool)[:, part]
-            level = torch.randint(0, len(self.dissolved.ts), (self.k,)).numpy()  # one t per batch and shift
+            epoch = self.global_step // max(len(self.images) // batch, 1)
+            level = draw_levels(len(self.dissolved.ts), self.k, batch, self.s, epoch).numpy()[:, part]
             for k in range(self.k):
-                v3 = self.dissolved.take(index, flip[k], np.full(len(index), level[k]))
+                v3 = self.dissolved.take(index, flip[k], level[k])
                 rows.append(self.shift(encoder_input(v3, self.s, self.device), k))
         return torch.cat(rows)
 
@@ -181,13 +247,17 @@ class _Amplify(L.LightningModule):
         size = processes()[1]
         n_views = 2 if self.dissolved is None else 3
         local = len(z) // (n_views * self.k)
+        plain = z[: 2 * self.k * local]
         if size > 1:  # (W, views·K·b, D) to (views·K·B, D)
             z = gather(z).view(size, n_views * self.k, local, -1).transpose(0, 1).flatten(0, 2)
         positive, excluded = targets(local * size, self.k, n_views, self.s.exclude_own)
         loss = contrastive_loss(z, positive.to(z.device), excluded.to(z.device), self.s.temperature)
         if self.k > 1:
-            shift = torch.arange(self.k, device=z.device).repeat_interleave(local).repeat(n_views)
-            loss = loss + self.s.shift_weight * F.cross_entropy(logits.float(), shift)
+            taught = n_views if self.s.dissolved_in_shift else 2
+            shift = torch.arange(self.k, device=z.device).repeat_interleave(local).repeat(taught)
+            loss = loss + self.s.shift_weight * F.cross_entropy(logits[: len(shift)].float(), shift)
+        if self.predictor is not None:
+            loss = loss + self.s.simsiam_weight * simsiam_loss(self.predictor(plain), plain)
         return loss
 
     def training_step(self, batch: int, _: int) -> Tensor:
@@ -197,13 +267,12 @@ class _Amplify(L.LightningModule):
         return self.loss(z, logits)
 
     def configure_optimizers(self) -> Any:
-        s, weights = self.s, self.encoder.parameters()
+        s, weights = self.s, self.parameters()
         optimizer: torch.optim.Optimizer
         if s.optimizer == "lars":
-            try:
-                from timm.optim import Lars
-            except ImportError as error:
-                raise DataError("optimizer lars needs timm: pip install 'dia-anomaly[paper]'") from error
+            s.check_installed()
+            from timm.optim import Lars
+
             optimizer = Lars(
                 weights,
                 lr=s.lr,
@@ -230,3 +299,18 @@ class _Amplify(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds_before = checkpoint["seconds"]
+
+
+def _predictor(encoder: Encoder, seed: int) -> nn.Module:
+    """SimSiam's predictor, a bottleneck of a quarter of the projection."""
+    last = encoder.project[-1]
+    assert isinstance(last, nn.Linear)
+    width = last.out_features
+    with torch.random.fork_rng():
+        seed_step(seed, 2**32 - 3)
+        return nn.Sequential(
+            nn.Linear(width, width // 4, bias=False),
+            nn.BatchNorm1d(width // 4),
+            nn.ReLU(),
+            nn.Linear(width // 4, width),
+        )

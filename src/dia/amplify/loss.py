@@ -1,8 +1,8 @@
 """The fine-grained contrastive loss, as pure functions of projections. Knows neither images nor networks.
 
 Source: "Dissolving Is Amplifying", ECCV 2024 (target-similarity matrix of its poster); NT-Xent of
-SimCLR with the shifted instances of CSI. Rows are ordered (view, shift, image): row (v·K + k)·B + i.
-Views 0 and 1 are plain, view 2, if present, is dissolved.
+SimCLR with the shifted instances of CSI; SimSiam: Chen and He, CVPR 2021, eqs. 1 and 2. Rows are ordered
+(view, shift, image): row (v·K + k)·B + i. Views 0 and 1 are plain, view 2, if present, is dissolved.
 """
 
 from __future__ import annotations
@@ -52,3 +52,16 @@ def contrastive_loss(z: Tensor, positive: Tensor, excluded: Tensor, temperature:
     similarity = z[: len(positive)] @ z.T / temperature  # (A, R)
     logits = similarity.masked_fill(excluded, -torch.inf)
     return F.cross_entropy(logits, positive, reduction="sum") / len(z)
+
+
+def simsiam_loss(p: Tensor, z: Tensor) -> Tensor:
+    """The SimSiam term: −cos(p, stop-gradient z) over the ordered pairs of plain views, their mean.
+
+    −1/2M · Σ_r [ cos(p_r, z_{r+M}) + cos(p_{r+M}, z_r) ] over the M rows of one view.
+
+    Args:
+        p: predictions `(2·M, D)` from the projections of both plain views, view 0 first, and
+        z: those projections, of which no gradient is taken.
+    """
+    z = z.detach().float().roll(len(z) // 2, 0)
+    return -F.cosine_similarity(p.float(), z, dim=1).mean()

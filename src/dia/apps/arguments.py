@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from ..detectors import DEFAULT, METHODS
 from ..presets import PRESETS, settings
+from ..settings import differences, from_dict
 
 
 def _data_arguments(parser: ArgumentParser, split: str) -> None:
@@ -33,14 +35,15 @@ def _json_argument(parser: ArgumentParser) -> None:
 
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
     """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
-    from ..detectors import DEFAULT, METHODS
-
     parser = ArgumentParser(
         prog="dia", description="Finds subtle anomalies after training on normal images only."
     )
     commands = parser.add_subcommands(dest="command")
 
-    fit = ArgumentParser(description="Train a detector on normal images and calibrate it.")
+    fit = MarkedParser(
+        description="Train a detector on normal images and calibrate it. --print_config shows every setting, "
+        "with the paper's value beside each that differs."
+    )
     fit.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     _data_arguments(fit, "train")
     fit.add_argument("--out", type=str, default="runs/model", help="folder of the fitted model")
@@ -55,6 +58,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     fit.add_argument("--holdout", type=float, default=0.2, help="share of the normals kept for calibration")
     fit.add_argument("--false_alarm_rate", type=float, default=0.05, help="of the default threshold")
+    fit.add_argument(
+        "--contamination", type=float, default=0.0,
+        help="share of anomalies mixed, unmarked, among the normals: to see what they cost",
+    )  # fmt: skip
     fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
     fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
     if method in METHODS and preset in PRESETS:
@@ -110,6 +117,22 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     dissolve.add_argument("--out", type=str, default="dissolved.png")
     commands.add_subcommand("dissolve", dissolve)
 
+    illustrate = ArgumentParser(
+        description="Pictures of the method: the target matrix of the loss, similarities before and after "
+        "training, images dissolved at several t, what is lost over t. "
+        "Example: dia illustrate runs/mine scans/labelled --normal good --out pictures"
+    )
+    _run_arguments(illustrate)
+    _data_arguments(illustrate, "test")
+    illustrate.add_argument("--out", type=str, default="pictures", help="folder")
+    illustrate.add_argument(
+        "--t", type=list[int], default=[50, 100, 200, 400], help="diffusion steps, as [50,100]"
+    )
+    illustrate.add_argument("--count", type=int, default=4, help="images of each kind in the strips")
+    illustrate.add_argument("--seed", type=int, default=0, help="of the choice of images")
+    illustrate.add_argument("--format", type=Literal["png", "svg"], default="png", help="of the figures")
+    commands.add_subcommand("illustrate", illustrate)
+
     report = ArgumentParser(
         description="One self-contained HTML page about a model and the images it scored."
     )
@@ -134,6 +157,29 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
     commands.add_subcommand("benchmark", grid)
 
+    ablate = ArgumentParser(
+        description="A grid of settings × data sets × seeds into the ledger; a page with tables and a plot. "
+        "Example: dia ablate dissolver-masking --data-root data"
+    )
+    ablate.add_argument("grid", type=str | None, nargs="?", help="a shipped grid's name, or a YAML file")
+    ablate.add_argument("--list", action="store_true", help="what grids are shipped")
+    ablate.add_argument("--datasets", type=list[str] | None, help="default: the grid's own")
+    ablate.add_argument("--seeds", type=list[int] | None, help="default: the grid's own")
+    ablate.add_argument("--preset", type=str | None, help="default: the grid's own")
+    ablate.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    ablate.add_argument("--ledger", type=str, default="results/ablations.jsonl")
+    ablate.add_argument(
+        "--scores", type=str, default="results/scores", help="raw scores, for paired intervals"
+    )
+    ablate.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
+    ablate.add_argument(
+        "--out", type=str, default="results/ablations", help="folder of the page and the plot"
+    )
+    ablate.add_argument("--device", type=str, default="auto")
+    ablate.add_argument("--draw", action="store_true", help="run nothing; draw what the ledger holds")
+    ablate.add_argument("--dry_run", action="store_true", help="list the cells and what each changes")
+    commands.add_subcommand("ablate", ablate)
+
     data = ArgumentParser(description="The known data sets, and what is in one of them or in a path.")
     data.add_argument(
         "action", type=Literal["list", "check"], help="list: what is known; check: counts, leaks"
@@ -151,6 +197,56 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     demo.add_argument("--device", type=str, default="auto")
     commands.add_subcommand("demo", demo)
     return parser
+
+
+class MarkedParser(ArgumentParser):
+    """Prints its configuration with the paper's value beside each setting that differs from it."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:  # what --print_config prints
+        """The configuration as YAML."""
+        import yaml
+
+        config = yaml.safe_load(super().dump(*args, **kwargs))
+        method = config.get("method")
+        if method not in METHODS or "settings" not in config:
+            return marked(config, {})
+        paper = settings(METHODS[method].Settings, "paper")
+        differ = differences(from_dict(METHODS[method].Settings, config["settings"]), paper)
+        count = f"{len(differ)} settings differ from the paper's configuration" if differ else "as published"
+        return f"# {method}: {count}\n" + marked(config, {f"settings.{k}": v[1] for k, v in differ.items()})
+
+
+def marked(config: dict[str, Any], paper: dict[str, Any], path: str = "") -> str:
+    """YAML with `# paper: VALUE` beside the dotted names of `paper`; lists in one line."""
+    lines = []
+    for key, value in config.items():
+        indent = "  " * path.count(".")
+        if isinstance(value, dict) and value:
+            lines.append(f"{indent}{key}:\n{marked(value, paper, f'{path}{key}.')}")
+            continue
+        mark = f"  # paper: {shortened(paper[path + key])}" if path + key in paper else ""
+        lines.append(f"{indent}{key}: {in_line(value)}{mark}\n")
+    return "".join(lines)
+
+
+def shortened(value: Any) -> str:
+    """As `in_line`, but a long run of whole numbers by its ends."""
+    if isinstance(value, tuple) and len(value) > 8 and list(value) == list(range(value[0], value[-1] + 1)):
+        return f"{value[0]} to {value[-1]}"
+    return in_line(value)
+
+
+def in_line(value: Any) -> str:
+    """A value as YAML in one line."""
+    import yaml
+
+    plain = list(value) if isinstance(value, tuple) else value
+    return (
+        yaml.safe_dump(plain, default_flow_style=True, width=1e9)
+        .removesuffix("\n")
+        .removesuffix("...")
+        .strip()
+    )
 
 
 def _peek(argv: Sequence[str], name: str, default: str) -> str:

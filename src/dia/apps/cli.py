@@ -1,4 +1,4 @@
-"""The command line `dia`: fit, score, evaluate, dissolve, report, benchmark, data, demo.
+"""The command line `dia`: fit, score, evaluate, dissolve, illustrate, report, benchmark, ablate, data, demo.
 
 Calls the package and prints; what can be asked of it is in `arguments.py`.
 Bad usage or data: one line on stderr, exit status 2. Results go to stdout (`--json`: one JSON object),
@@ -26,6 +26,7 @@ from rich.table import Table
 
 from ..data.imageset import DataError, ImageSet
 from ..presets import MAX_SIZE, PRESETS
+from ..training import TrainingError
 from .arguments import build_parser, underscored
 
 if TYPE_CHECKING:
@@ -90,11 +91,14 @@ def cmd_fit(a: Namespace) -> None:
         raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
     images = _read(a, size=a.size, max_size=MAX_SIZE[a.preset], channels=a.channels)
     normals = images.normals()
+    if a.contamination:
+        normals = normals.contaminated(images.anomalies(), a.contamination, a.seed)
     if len(images) and not len(normals):
         raise DataError(f"{a.data}: no image of split {a.split} is normal; see --normal and --split")
-    left_out = (
-        f" ({len(images) - len(normals)} anomalous ones left out)" if len(normals) < len(images) else ""
-    )
+    left = len(images) - len(normals)
+    left_out = f" ({left} anomalous ones left out)" if left else ""
+    if a.contamination:
+        left_out += f", of which {a.contamination:.3g} are anomalous and not marked"
     err.print(f"{a.method}: fitting on {len(normals)} normal images{left_out}", highlight=False)
     work = target.with_name(f".{target.name}.work")
     if not a.resume and is_main():
@@ -104,7 +108,12 @@ def cmd_fit(a: Namespace) -> None:
         a.settings, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
     )
     detector.facts_ = facts_of(a.data, a.preset, normals) | {
-        "read": {"split": a.split, "normal": a.normal, "data_root": a.data_root}
+        "read": {
+            "split": a.split,
+            "normal": a.normal,
+            "data_root": a.data_root,
+            "contamination": a.contamination,
+        }
     }
     detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
     if not is_main():
@@ -220,7 +229,7 @@ def cmd_evaluate(a: Namespace) -> None:
 
 def cmd_dissolve(a: Namespace) -> None:
     """`dia dissolve`."""
-    from ..dissolve import Dissolver
+    from ..dissolve import load_dissolver
     from ..evaluate.pictures import sheet
 
     folder = Path(a.run)
@@ -228,7 +237,7 @@ def cmd_dissolve(a: Namespace) -> None:
     shape = json.loads(known.read_text()).get("shape") if known.is_file() else None
     if shape and not (folder / "dissolver").is_dir():
         raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
-    dissolver = Dissolver.load(folder / "dissolver" if shape else folder, device=a.device)
+    dissolver = load_dissolver(folder / "dissolver" if shape else folder, device=a.device)
     size = (
         {"size": (shape[0], shape[1]), "channels": shape[2]}
         if shape
@@ -241,6 +250,15 @@ def cmd_dissolve(a: Namespace) -> None:
     columns = [("image", chosen.images), *((f"t = {t}", d) for t, d in zip(a.t, dissolved, strict=True))]
     sheet(Path(a.out), columns, list(chosen.names))
     _show({"out": a.out, "images": len(chosen), "t": a.t}, False)
+
+
+def cmd_illustrate(a: Namespace) -> None:
+    """`dia illustrate`."""
+    from .illustrate import illustrate
+
+    detector, images = _load(a)
+    for path in illustrate(Path(a.out), detector, images, ts=a.t, count=a.count, seed=a.seed, form=a.format):
+        out.print(str(path), soft_wrap=True, highlight=False)
 
 
 def cmd_report(a: Namespace) -> None:
@@ -261,7 +279,9 @@ def cmd_report(a: Namespace) -> None:
                 detector.facts_["dataset"], read["split"], read["data_root"] or a.data_root,
                 normal=read["normal"], size=(h, w), channels=c,
             )  # fmt: skip
-            comparison = compare_trivial(train.normals(), images, detector.seed)
+            share = read.get("contamination", 0.0)  # absent in older models
+            normals = train.normals().contaminated(train.anomalies(), share, detector.seed)
+            comparison = compare_trivial(normals, images, detector.seed)
     path = write_run_report(
         Path(a.out),
         detector,
@@ -304,6 +324,51 @@ def cmd_benchmark(a: Namespace) -> None:
         from .reporting import readme_table
 
         readme_table(Path(a.readme), ledger.rows())
+
+
+def cmd_ablate(a: Namespace) -> None:
+    """`dia ablate`."""
+    from dataclasses import replace
+
+    from ..evaluate.ablation import label, load_ablation, shipped
+    from ..evaluate.ledger import Ledger
+    from .ablate import ablate, draw
+
+    if a.list or a.grid is None:
+        table = Table("grid", "title", "cells", "data sets")
+        for name in shipped():
+            g = load_ablation(name)
+            table.add_row(name, g.title, str(len(g.cells())), ", ".join(g.datasets))
+        out.print(table)
+        if not a.list:
+            raise DataError("dia ablate: name a grid of these, or a YAML file")
+        return
+    given: dict[str, Any] = {"datasets": a.datasets, "seeds": a.seeds, "preset": a.preset}
+    grid = load_ablation(a.grid)
+    grid = replace(grid, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v})
+    if a.dry_run:
+        for cell in grid.cells():
+            out.print(f"{label(cell)}: {grid.changes(cell)}", markup=False, highlight=False)
+        runs = len(grid.cells()) * len(grid.datasets) * len(grid.seeds)
+        out.print(f"{runs} runs on {', '.join(grid.datasets)} with seeds {', '.join(map(str, grid.seeds))}")
+        return
+    where: dict[str, Any] = {"ledger": Ledger(a.ledger), "scores": Path(a.scores), "datasets": grid.datasets}
+    failed: list[str] = []
+    if a.draw:
+        draw(grid, Path(a.out), **where)
+    else:
+        failed = ablate(
+            grid,
+            Path(a.out),
+            seeds=grid.seeds,
+            data_root=a.data_root,
+            workdir=Path(a.work),
+            device=a.device,
+            **where,
+        )
+    out.print(str(Path(a.out, f"{grid.name}.md")), soft_wrap=True)
+    if failed:
+        raise TrainingError(f"{len(failed)} runs failed; the first: {failed[0]}; run again to try them anew")
 
 
 def cmd_data(a: Namespace) -> None:
@@ -359,20 +424,18 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command `dia`."""
-    from ..training import TrainingError
-
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [underscored(word) for word in argv]
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_, **__: err.print(
         f"warning: {message}", style="yellow", markup=False, soft_wrap=True
     )
-    parser = build_parser(argv)
-    a = parser.instantiate_classes(parser.parse_args(argv))
-    if a.command is None:
-        parser.print_help()
-        sys.exit(2)
     try:
+        parser = build_parser(argv)
+        a = parser.instantiate_classes(parser.parse_args(argv))
+        if a.command is None:
+            parser.print_help()
+            sys.exit(2)
         globals()[f"cmd_{a.command}"](a[a.command])
     except (DataError, TrainingError) as error:
         err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

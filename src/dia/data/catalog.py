@@ -252,6 +252,34 @@ def load(
     return _listing(name, split, data_root, **read_kwargs).read(**how)
 
 
+def load_training(
+    name: str,
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    contamination: float = 0.0,
+    seed: int = 0,
+    **read_kwargs: Any,
+) -> ImageSet:
+    """The training normals of a known data set, with a share of unmarked anomalies on request.
+
+    Those come from the training split, or from `val` where the training split has none; never from `test`.
+
+    Raises:
+        DataError: as `load`, and where neither split has enough anomalies.
+    """
+    train = load(name, "train", data_root, **read_kwargs)
+    if not contamination:
+        return train.normals()
+    anomalies = train.anomalies()
+    if not len(anomalies):
+        with suppress(readers.MissingSplit):
+            anomalies = load(name, "val", data_root, **read_kwargs).anomalies()
+    try:
+        return train.normals().contaminated(anomalies, contamination, seed)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
 def open_data(
     spec: str | os.PathLike[str],
     split: str | None = None,

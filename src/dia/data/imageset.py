@@ -85,6 +85,37 @@ class ImageSet:
             return self  # no copy: a memory map stays one
         return self.subset(self.labels == NORMAL)
 
+    def anomalies(self) -> ImageSet:
+        """Only the images known to be anomalous."""
+        return self.subset([] if self.labels is None else self.labels == ANOMALOUS)
+
+    def contaminated(self, anomalies: ImageSet, share: float, seed: int = 0) -> ImageSet:
+        """These normals and, unmarked among them, so many of `anomalies` that they are `share` of all.
+
+        What is added is drawn by `seed` and labelled normal, as it would be by someone who does not know.
+
+        Raises:
+            DataError: a share outside [0, 1), or too few anomalies for it.
+        """
+        if not 0 <= share < 1:
+            raise DataError(f"contamination must lie in [0, 1), not {share}")
+        count = round(share / (1 - share) * len(self))
+        if count > len(anomalies):
+            raise DataError(
+                f"a contamination of {share:g} of {len(self)} normals takes {count} anomalous images "
+                f"with labels; there are {len(anomalies)}"
+            )
+        if not count:
+            return self
+        drawn = anomalies.subset(
+            np.sort(np.random.default_rng([seed, 2]).choice(len(anomalies), count, replace=False))
+        ).with_channels(self.shape[2])
+        return ImageSet(
+            np.concatenate([self.images, drawn.images]),
+            np.zeros(len(self) + count, np.int8),
+            names=(*self.names, *(f"contamination/{name}" for name in drawn.names)),
+        )
+
     def resized(self, height: int, width: int) -> ImageSet:
         """Every image at `height` × `width`: Lanczos for images, nearest for masks; self if it fits."""
         if self.shape[:2] == (height, width):

@@ -12,9 +12,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 
 from ..data.imageset import DataError, ImageSet
 from ..presets import settings as preset_settings
+from ..settings import from_dict, identity, plain
 from ..training import barrier, is_main, join_processes, of_all
 from .calibrate import Calibration
 
@@ -199,7 +200,7 @@ class Detector(OutlierMixin, BaseEstimator):
             config = {
                 "format": FORMAT,
                 "method": self.method,
-                "settings": asdict(self.s),
+                "settings": plain(self.s),
                 "seed": self.seed,
                 "holdout": self.holdout,
                 "false_alarm_rate": self.false_alarm_rate,
@@ -262,7 +263,7 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def settings_hash(self) -> str:
         """Hash of method, settings and hold-out: what the ledger tells runs apart by, beside the seed."""
-        return fingerprint(self.method, asdict(self.s), self.holdout)
+        return fingerprint(self.method, self.s, self.holdout)
 
     def _card(self) -> str:
         h, w, c = self.shape_
@@ -314,26 +315,9 @@ def fingerprint(*parts: object) -> str:
             for start in range(0, len(part), 1024):  # a memory map stays one
                 h.update(np.ascontiguousarray(part[start : start + 1024]).data)
         else:
-            plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
-            h.update(json.dumps(plain, sort_keys=True).encode())
+            values = identity(part) if is_dataclass(part) and not isinstance(part, type) else part
+            h.update(json.dumps(values, sort_keys=True).encode())
     return h.hexdigest()[:16]
-
-
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """A settings dataclass from its JSON form; unknown names are refused."""
-    hints = get_type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise DataError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
-    made = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if is_dataclass(hint) and isinstance(value, dict):
-            value = from_dict(hint, value)  # type: ignore[arg-type]
-        elif isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):
-            value = tuple(value)
-        made[name] = value
-    return cls(**made)
 
 
 def _as_images(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,9 @@ Instances", NeurIPS 2020, eqs. 5–8; as used by "Dissolving Is Amplifying", ECC
 
 normality(x) = 1/K Σ_k [ max_m ⟨z_k, z̄_{k,m}⟩·λ_k + s_k[k]·μ_k ], with z_k the mean projection and s_k the
 mean shift logits of shift k over seeded augmentations, z̄_{k,m} the L2-normalised z_k of the m-th training
-normal, λ_k = 1/mean‖z_k‖ and μ_k = 1/mean s_k[k] over training. The score is −normality.
+normal, λ_k = 1/mean‖z_k‖ and μ_k = 1/mean s_k[k] over training. The score is −normality. Its three parts
+can be had alone (`score_parts`): the greatest cosine, the norm ‖z_k‖·λ_k, which multiplies it, and the shift
+term, which is added.
 
 Deviation: each of the seeded augmentations is one draw shared by all images, so that an image's score
 does not depend on which others are scored with it.
@@ -13,11 +15,11 @@ does not depend on which others are scored with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,11 +30,14 @@ from ..amplify.augment import Augment
 from ..amplify.encoder import Encoder
 from ..amplify.learning import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
 from ..amplify.shifts import SHIFTS
+from ..settings import added, require
 from ..training import choose_device, is_main, seed_step
 from .base import Detector, Stages, load_module, module_tensors
 
+Part = Literal["cosine", "norm", "shift"]
 _ROWS = 256  # views per forward pass: more go slower on a CPU
 _BANK = 8192  # normals per product of the search
+PARTS: tuple[Part, ...] = ("cosine", "norm", "shift")
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,28 @@ class CSISettings:
         amplify: encoder and training.
         samples: seeded augmentations averaged per shift when scoring.
         bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
+        score_parts: which of `cosine`, `norm` and `shift` make the score; all three as published.
     """
 
     amplify: AmplifySettings = field(default_factory=AmplifySettings)
     samples: int = 10
     bank_size: int = 16384
+    score_parts: tuple[Part, ...] = added(PARTS)
+
+    def __post_init__(self) -> None:
+        check_scoring(self)
+
+
+def check_scoring(s: Any) -> None:
+    """What settings with CSI's score must fulfil."""
+    for name in ("samples", "bank_size"):
+        require(getattr(s, name) >= 1, name, f"must be at least 1, not {getattr(s, name)}")
+    known = set(s.score_parts) <= set(PARTS) and len(set(s.score_parts)) == len(s.score_parts)
+    require(known and bool(s.score_parts), "score_parts", f"must be some of {', '.join(PARTS)}, once each")
+    require(
+        s.amplify.shift != "none" or set(s.score_parts) != {"shift"},
+        "score_parts", "of shift alone needs shifts: choose another amplify.shift than none",
+    )  # fmt: skip
 
 
 class CSI(Detector):
@@ -65,6 +87,7 @@ class CSI(Detector):
         self, images: np.ndarray, stages: Stages, dissolved: Dissolved | None, dissolver_hash: str
     ) -> None:
         a = self.s.amplify
+        a.check_installed()
         self.where_ = choose_device(self.device)
         ts = list(dissolved.ts) if dissolved else []
         path = stages.path("encoder", a, ts, dissolver_hash, self.seed, images)
@@ -140,7 +163,8 @@ class CSI(Detector):
 
     def _score(self, images: np.ndarray) -> np.ndarray:
         z, s = self._projections(images)
-        return -normality(z, s, self.bank_, self.lambda_, self.mu_).double().cpu().numpy()
+        parts = self.s.score_parts
+        return -normality(z, s, self.bank_, self.lambda_, self.mu_, parts).double().cpu().numpy()
 
     def _tensors(self) -> dict[str, np.ndarray]:
         bank = {"bank": self.bank_, "lambda": self.lambda_, "mu": self.mu_}
@@ -158,11 +182,21 @@ class CSI(Detector):
         )
 
 
-def normality(z: Tensor, s: Tensor, bank: Tensor, lambda_: Tensor, mu: Tensor) -> Tensor:
-    """The CSI score of one batch: z `(K, N, D)`, s `(K, N)`, bank `(K, M, D)`, weights `(K,)` to `(N,)`."""
+def normality(
+    z: Tensor, s: Tensor, bank: Tensor, lambda_: Tensor, mu: Tensor, parts: Collection[Part] = PARTS
+) -> Tensor:
+    """The CSI score of one batch: z `(K, N, D)`, s `(K, N)`, bank `(K, M, D)`, weights `(K,)` to `(N,)`.
+
+    With `parts`, of the terms max⟨z, z̄⟩·λ + s·μ only those: (greatest cosine)·(‖z‖·λ) + (s·μ).
+    """
+    shift = s * mu[:, None] if "shift" in parts else torch.zeros_like(s)
+    norm = z.norm(dim=-1)
+    if "cosine" not in parts:
+        return (shift + norm * lambda_[:, None] * ("norm" in parts)).mean(0)
     products = (torch.bmm(z, part.transpose(1, 2)).amax(2) for part in bank.split(_BANK, 1))
     nearest = torch.stack(list(products)).amax(0)  # (K, N)
-    return (nearest * lambda_[:, None] + s * mu[:, None]).mean(0)
+    scale = lambda_[:, None] if "norm" in parts else 1 / norm.clamp(min=1e-12)
+    return (nearest * scale + shift).mean(0)
 
 
 def spread(images: np.ndarray, most: int) -> np.ndarray:

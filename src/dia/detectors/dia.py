@@ -11,7 +11,8 @@ once (`live=False`), where the paper dissolves anew at every step.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +20,14 @@ import numpy as np
 
 from ..amplify.learning import AmplifySettings, trained_on
 from ..data.imageset import DataError
-from ..dissolve import Dissolver, DissolverSettings
+from ..dissolve import DissolverSettings, Dissolving, load_dissolver, make_dissolver
 from ..dissolve.bank import DissolvedBank, LiveDissolving
+from ..dissolve.base import T_MAX
+from ..dissolve.stand_ins import StandIn
+from ..settings import added, require
 from ..training import is_main
 from .base import MIN_NORMALS, Stages
-from .csi import CSI, spread
+from .csi import CSI, PARTS, Part, check_scoring, spread
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,15 @@ class DIASettings:
     """DIA as published.
 
     Args:
-        dissolver: the diffusion model.
+        dissolver: the diffusion model, or what stands in for it.
         amplify: encoder and contrastive training.
-        ts: diffusion steps from which t is drawn for each batch and shift.
+        ts: diffusion steps from which t is drawn, ascending; `amplify.t_per` and `t_sampler` say how.
         live: dissolve during training instead of once before it; the same views, slower.
         samples: seeded augmentations averaged per shift when scoring.
         bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
         bank_gb: room on disk for the dissolved copies; where it is too small for all images that training
             asks for, the encoder trains on fewer images, evenly spaced.
+        score_parts: which of `cosine`, `norm` and `shift` make the score; all three as published.
     """
 
     dissolver: DissolverSettings = field(default_factory=DissolverSettings)
@@ -48,6 +53,16 @@ class DIASettings:
     samples: int = 10
     bank_size: int = 16384
     bank_gb: float = 16.0
+    score_parts: tuple[Part, ...] = added(PARTS)
+
+    def __post_init__(self) -> None:
+        check_scoring(self)
+        rising = all(a < b for a, b in pairwise(self.ts))
+        require(
+            bool(self.ts) and rising and self.ts[0] >= 0 and self.ts[-1] < T_MAX,
+            "ts", f"must be ascending diffusion steps in 0–{T_MAX - 1}, not {list(self.ts)}",
+        )  # fmt: skip
+        require(self.bank_gb > 0, "bank_gb", f"must be above 0, not {self.bank_gb}")
 
 
 class DIA(CSI):
@@ -55,30 +70,39 @@ class DIA(CSI):
 
     method = "dia"
     Settings: ClassVar[type] = DIASettings
+    dissolver_: Dissolving
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        dissolver = self._fit_dissolver(images, stages)
-        self._fit_amplified(images, dissolver, stages)
+        self.s.amplify.check_installed()
+        if self.s.dissolver.kind == "none":
+            self._fit_encoder(images, stages, None, "none")
+        else:
+            self._fit_amplified(images, self._fit_dissolver(images, stages), stages)
         self._fit_bank(images)
 
-    def _fit_dissolver(self, images: np.ndarray, stages: Stages) -> Dissolver:
+    def _fit_dissolver(self, images: np.ndarray, stages: Stages) -> Dissolving:
         d = self.s.dissolver
-        path = stages.path("dissolver", d, self.seed, images)
-        self.dissolver_ = Dissolver(d, seed=self.seed, device=self.device)
+        dissolver = make_dissolver(d, seed=self.seed, device=self.device)
+        self.dissolver_ = dissolver
+        if isinstance(dissolver, StandIn):
+            return dissolver
+        # the range in which it will dissolve changes nothing in its training
+        path = stages.path("dissolver", replace(d, input_range="right"), self.seed, images)
 
         def make() -> float:
-            self.dissolver_.fit(images, workdir=path, resume=stages.resume, progress=stages.progress)
+            dissolver.fit(images, workdir=path, resume=stages.resume, progress=stages.progress)
             if is_main():
-                self.dissolver_.save(path / "model")
-            return self.dissolver_.fit_seconds_
+                dissolver.save(path / "model")
+            return dissolver.fit_seconds_
 
         def load() -> None:
-            self.dissolver_ = Dissolver.load(path / "model", device=self.device)
+            self.dissolver_ = load_dissolver(path / "model", device=self.device)
+            self.dissolver_.settings = d
 
         stages.part(path, make, load)
         return self.dissolver_
 
-    def _fit_amplified(self, images: np.ndarray, dissolver: Dissolver, stages: Stages) -> None:
+    def _fit_amplified(self, images: np.ndarray, dissolver: Dissolving, stages: Stages) -> None:
         views: LiveDissolving | DissolvedBank
         key = dissolver.sha256()
         if self.s.live:
@@ -101,11 +125,13 @@ class DIA(CSI):
         self._fit_encoder(images, stages, views, key)
 
     def _save_parts(self, folder: Path) -> None:
-        self.dissolver_.save(folder / "dissolver")
+        if hasattr(self, "dissolver_"):
+            self.dissolver_.save(folder / "dissolver")
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         super()._restore(tensors, folder)
         self._restore_dissolver(folder)
 
     def _restore_dissolver(self, folder: Path) -> None:
-        self.dissolver_ = Dissolver.load(folder / "dissolver", device=self.device)
+        if self.s.dissolver.kind != "none":
+            self.dissolver_ = load_dissolver(folder / "dissolver", device=self.device)

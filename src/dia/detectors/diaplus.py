@@ -23,6 +23,8 @@ import torch
 from sklearn.covariance import LedoitWolf
 
 from ..amplify.shifts import SHIFTS
+from ..dissolve.base import T_MAX
+from ..settings import chosen, require
 from .base import Stages, module_tensors
 from .blur import blurred
 from .calibrate import Calibration
@@ -46,6 +48,23 @@ class DIAPlusSettings(DIASettings):
     contrast: Literal["paper", "cosine", "mahalanobis", "neighbours"] = "mahalanobis"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chosen(self, "contrast")
+        kind = self.dissolver.kind
+        require(
+            kind not in ("none", "identity"),
+            "dissolver.kind",
+            f"{kind} leaves dia+ no residual; use dia with it",
+        )
+        for name, most in (("residual_ts", T_MAX - 1), ("blur_sigmas", np.inf)):
+            values = getattr(self, name)
+            require(
+                bool(values) and min(values) >= 0 and max(values) <= most,
+                name,
+                f"must lie in 0–{most}, not {values}",
+            )
 
 
 class DIAPlus(DIA):
@@ -93,7 +112,8 @@ class DIAPlus(DIA):
             return super()._score(images)
         if self.s.contrast == "cosine":
             z, s = self._projections(images)
-            return -normality(z, 0 * s, self.bank_, self.lambda_, 0 * self.mu_).double().cpu().numpy()
+            n = normality(z, s, self.bank_, self.lambda_, self.mu_, ("cosine", "norm"))
+            return -n.double().cpu().numpy()
         h = self._features(images)
         if self.s.contrast == "neighbours":
             return np.sum(

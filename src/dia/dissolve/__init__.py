@@ -1,6 +1,17 @@
 """Dissolving: a diffusion model of normal images removes fine features in one reverse step."""
 
-from .dissolver import Dissolver, DissolverSettings
+from .base import DissolverSettings, Dissolving
+from .dissolver import Dissolver, load_dissolver, make_dissolver
 from .schedule import cosine_alphas_cumprod, one_step
+from .stand_ins import StandIn
 
-__all__ = ["Dissolver", "DissolverSettings", "cosine_alphas_cumprod", "one_step"]
+__all__ = [
+    "Dissolver",
+    "DissolverSettings",
+    "Dissolving",
+    "StandIn",
+    "cosine_alphas_cumprod",
+    "load_dissolver",
+    "make_dissolver",
+    "one_step",
+]

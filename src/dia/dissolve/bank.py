@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..training import barrier, of_all, processes
-from .dissolver import Dissolver
+from .base import Dissolving
 
 _CHUNK = 256
 
@@ -20,7 +20,7 @@ _CHUNK = 256
 class LiveDissolving:
     """Dissolves on demand. `take` is the interface both share."""
 
-    def __init__(self, images: np.ndarray, dissolver: Dissolver, ts: tuple[int, ...]):
+    def __init__(self, images: np.ndarray, dissolver: Dissolving, ts: tuple[int, ...]):
         self.images, self.dissolver, self.ts = images, dissolver, ts
 
     def take(self, index: np.ndarray, flip: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -29,10 +29,7 @@ class LiveDissolving:
         Args: three arrays `(B,)`: int, bool, int. Returns `(B, H, W, C)` uint8.
         """
         chosen = np.where(flip[:, None, None, None], self.images[index][:, :, ::-1], self.images[index])
-        out = np.empty_like(chosen)
-        for j in np.unique(level):
-            out[level == j] = self.dissolver.dissolve(chosen[level == j], self.ts[j])
-        return out
+        return self.dissolver.dissolve_each(chosen, np.asarray(self.ts)[level])
 
 
 class DissolvedBank:
@@ -49,7 +46,7 @@ class DissolvedBank:
     def build(
         cls,
         images: np.ndarray,
-        dissolver: Dissolver,
+        dissolver: Dissolving,
         ts: tuple[int, ...],
         path: Path,
         index: np.ndarray | None = None,
@@ -58,7 +55,7 @@ class DissolvedBank:
 
         Args:
             images: `(N, H, W, C)` uint8.
-            dissolver: fitted.
+            dissolver: fitted, or a stand-in.
             ts: the grid of t.
             path: of the file; several processes must see the same one, and build it together.
             index: ascending indices of the images that will be asked for; all by default.

@@ -22,7 +22,7 @@ def cosine_alphas_cumprod(steps: int = 1000, offset: float = 0.008, max_beta: fl
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
 
 
-def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float) -> Tensor:
+def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float, *, clamp: bool = True) -> Tensor:
     """The dissolving transformation x̂_{t→0} = √(1/ᾱ_t)·x − √(1/ᾱ_t − 1)·ε_θ(x, t), clamped to [−1, 1].
 
     The clean image stands in the place of x_t and no noise is drawn: the result is a function of (x, t).
@@ -31,12 +31,14 @@ def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float) -> Tensor:
         x: images `(N, C, H, W)` in [−1, 1].
         epsilon: the network's noise estimate for them, same shape.
         alpha_bar: ᾱ_t, a number or `(N,)`, in (0, 1].
+        clamp: off for latents, which have no bounds.
     """
     a = torch.as_tensor(alpha_bar, dtype=x.dtype, device=x.device)
     if x.shape != epsilon.shape or a.ndim > 1 or (a.ndim == 1 and len(a) != len(x)):
         raise ValueError(f"x {tuple(x.shape)}, epsilon {tuple(epsilon.shape)}, ᾱ {tuple(a.shape)} do not fit")
     a = a.reshape(-1, *[1] * (x.ndim - 1))
-    return ((1 / a).sqrt() * x - (1 / a - 1).sqrt() * epsilon).clamp(-1, 1)
+    y = (1 / a).sqrt() * x - (1 / a - 1).sqrt() * epsilon
+    return y.clamp(-1, 1) if clamp else y
 
 
 def to_epsilon(output: Tensor, x: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:

@@ -1,18 +1,94 @@
 """What stands in for the diffusion model in controls and ablations. Knows no network.
 
-Each has the interface of `Dissolver.dissolve`: `(N, H, W, C)` uint8 and a strength, or several.
+`StandIn` has the interface of `Dissolver`. Gaussian and median windows have a fixed side (7 in the paper's
+ablation), whatever t; the Gaussian's width follows from its side by OpenCV's rule. Noise takes the place of
+the network's estimate in the one-step formula, x + √(1/ᾱ_t − 1)·ε, so that t means the same as for
+diffusion; ε is drawn from the pixels and t, so the same image is always given the same noise.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d, median_blur
 from scipy import ndimage
+from torch import Tensor
+
+from ..settings import from_dict, plain
+from ..training import choose_device
+from .base import DissolverSettings, Dissolving
+from .schedule import cosine_alphas_cumprod
+
+
+class StandIn(Dissolving):
+    """Dissolves by a Gaussian, a median, noise, or not at all (`identity`), as `settings.kind` says.
+
+    It works at `settings.size` as a Dissolver does, so that resizing falls on both alike.
+    """
+
+    def __init__(self, settings: DissolverSettings, *, seed: int = 0, device: str = "auto"):
+        self.settings, self.seed, self.device = settings, seed, device
+        self.where_ = choose_device(device)
+        self.fit_seconds_ = 0.0
+        self._alphas = cosine_alphas_cumprod()
+
+    def _remove(self, z: Tensor, t: Tensor) -> Tensor:
+        kind, kernel = self.settings.kind, self.settings.kernel
+        if kind == "gaussian":
+            sigma = gaussian_width(kernel)
+            side = min(kernel, *(2 * s - 1 for s in z.shape[-2:]))  # reflection reaches no further
+            return gaussian_blur2d(z, side, (sigma, sigma), border_type="reflect")
+        if kind == "median":
+            # kornia pads with zeros, which are grey here: reflect first, cut off afterwards
+            wide = F.pad(z, [min(kernel // 2, z.shape[-1] - 1)] * 2 + [min(kernel // 2, z.shape[-2] - 1)] * 2,
+                         mode="reflect")  # fmt: skip
+            y = median_blur(wide, kernel)
+            top, left = ((wide.shape[i] - z.shape[i]) // 2 for i in (-2, -1))
+            return y[..., top : top + z.shape[-2], left : left + z.shape[-1]]
+        if kind == "noise":
+            strength = (1 / self._alphas[t.cpu()] - 1).sqrt().to(z).view(-1, 1, 1, 1)
+            return (
+                z + strength * torch.stack([self._noise(x, int(v)) for x, v in zip(z, t, strict=True)])
+            ).clamp(-1, 1)
+        return z
+
+    def _noise(self, x: Tensor, t: int) -> Tensor:
+        pixels = x.cpu().contiguous().numpy()
+        own = torch.Generator().manual_seed(zlib.crc32(pixels.tobytes()) << 10 | t)
+        return torch.randn(x.shape, generator=own).to(x)
+
+    def save(self, folder: Path) -> None:
+        """Writes `dissolver.json`, which is all there is."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        facts = {"settings": plain(self.settings), "seed": self.seed, "fit_seconds": 0.0}
+        (Path(folder) / "dissolver.json").write_text(json.dumps(facts, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "auto") -> StandIn:
+        """A saved stand-in."""
+        known = json.loads((Path(folder) / "dissolver.json").read_text())
+        return cls(from_dict(DissolverSettings, known["settings"]), seed=known["seed"], device=device)
+
+    def sha256(self) -> str:
+        """Hash of kind, window and working size: the same hash dissolves alike."""
+        s = self.settings
+        return hashlib.sha256(f"{s.kind} {s.kernel} {s.size}".encode()).hexdigest()
+
+
+def gaussian_width(kernel: int) -> float:
+    """σ in pixels of a Gaussian window of `kernel` pixels, as OpenCV has it: 1.4 for 7."""
+    return 0.3 * ((kernel - 1) / 2 - 1) + 0.8
 
 
 def gaussian(images: np.ndarray, sigma: float | Sequence[float]) -> np.ndarray:
-    """Gaussian blur of each image, `sigma` in pixels; reflected at the borders."""
+    """Gaussian blur of each `(N, H, W, C)` uint8 image, `sigma` in pixels; reflected at the borders."""
     if isinstance(sigma, int | float):
         return ndimage.gaussian_filter(images, (0, sigma, sigma, 0), mode="reflect")
     return np.stack([gaussian(images, s) for s in sigma])

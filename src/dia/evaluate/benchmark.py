@@ -16,6 +16,7 @@ import numpy as np
 from ..data.imageset import DataError, ImageSet
 from ..detectors import METHODS, Detector
 from ..presets import settings
+from ..settings import replaced
 from .ledger import Ledger, environment, peak_memory_mb, reset_peak_memory
 from .metrics import image_metrics, pixel_metrics
 
@@ -92,6 +93,21 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
     }
 
 
+def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
+    """Where the raw scores of a ledger line lie."""
+    kind = line["method"].replace(":", "_")
+    parts = line["dataset"], kind, line["settings_hash"], line["data_sha256"][:8], line["seed"]
+    return folder / f"{'-'.join(map(str, parts))}.npz"
+
+
+def keep_scores(path: Path, scores: np.ndarray, test: ImageSet) -> None:
+    """Writes `scores` float64 and `labels` int8, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}")
+    np.savez_compressed(new, scores=scores, labels=np.asarray(test.labels))
+    new.replace(path)
+
+
 def run(
     dataset: str,
     normals: ImageSet,
@@ -103,15 +119,23 @@ def run(
     device: str = "auto",
     workdir: Path,
     ledger: Ledger | None = None,
+    changes: Mapping[str, Any] | None = None,
+    scores: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_fitted: Callable[[Detector, Scored], None] | None = None,
 ) -> Mapping[str, Any]:
     """Fits one method on `normals`, measures it on `test`, writes the line; a line already there is returned.
 
-    `workdir` shares finished stages between methods, and an interrupted fit goes on from there.
+    Args:
+        changes: settings by dotted name that differ from the preset's.
+        scores: folder in which the raw scores and labels are kept too, for paired comparisons.
+        about: further fields of the line.
+        workdir: shares finished stages between methods, and an interrupted fit goes on from there.
     """
     cls = METHODS[method]
-    detector = cls(settings(cls.Settings, preset), seed=seed, device=device)
+    wanted = settings(cls.Settings, preset)
+    detector = cls(replaced(wanted, changes) if changes else wanted, seed=seed, device=device)
     identity = {
         "dataset": dataset,
         "method": method,
@@ -119,13 +143,16 @@ def run(
         "seed": seed,
         "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
     }
-    if ledger is not None and (made := ledger.find(**identity)):
+    made = None if ledger is None else ledger.find(**identity)
+    if made and (scores is None or scores_path(scores, made).exists()):
         return made
     reset_peak_memory()
     detector.facts_ = facts_of(dataset, preset, normals)
     detector.fit(normals, workdir=workdir, resume=True, progress=progress)
     scored = score_set(detector, test)
-    line = record(detector, scored, test, dataset)
+    line = record(detector, scored, test, dataset) | dict(about or {})
+    if scores is not None:
+        keep_scores(scores_path(scores, line), scored.scores, test)
     if ledger is not None:
         ledger.append(line)
     if on_fitted is not None:
