@@ -179,6 +179,16 @@ def untrained_encoder(shape: tuple[int, int, int], settings: AmplifySettings, se
         return build_encoder(shape, settings)
 
 
+def training_rows(
+    images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, *, seed: int = 0
+) -> Tensor:
+    """What the encoder is shown of a batch in its first step, `(views·K·B, C, S, S)`, ordered as the loss."""
+    with torch.random.fork_rng():
+        module = _Amplify(images, dissolved, settings, seed)
+        seed_step(seed, 0)
+        return module.augmented(np.arange(len(images)))
+
+
 def draw_levels(count: int, shifts: int, batch: int, settings: AmplifySettings, epoch: int) -> Tensor:
     """Which of `count` diffusion steps each dissolved view takes: `(shifts, batch)` int64 in [0, count).
 

@@ -343,9 +343,13 @@ def cmd_ablate(a: Namespace) -> None:
         if not a.list:
             raise DataError("dia ablate: name a grid of these, or a YAML file")
         return
-    given: dict[str, Any] = {"datasets": a.datasets, "seeds": a.seeds, "preset": a.preset}
     grid = load_ablation(a.grid)
-    grid = replace(grid, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v})
+    grid = replace(
+        grid,
+        datasets=tuple(a.datasets or grid.datasets),
+        seeds=tuple(a.seeds or grid.seeds),
+        preset=a.preset or grid.preset,
+    )
     if a.dry_run:
         for cell in grid.cells():
             out.print(f"{label(cell)}: {grid.changes(cell)}", markup=False, highlight=False)

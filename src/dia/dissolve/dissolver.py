@@ -92,6 +92,7 @@ class Dissolver(Dissolving):
         return self
 
     def _adopt(self, pipeline: Any) -> Dissolver:
+        check_network(pipeline.unet, pipeline.scheduler)
         self.unet_, self.scheduler_ = pipeline.unet.requires_grad_(False).eval(), pipeline.scheduler
         self._ready()
         return self
@@ -132,7 +133,9 @@ class Dissolver(Dissolving):
             z = (z + 1) / 2
         z = F.pixel_unshuffle(z, patch).contiguous(memory_format=torch.channels_last)
         a = self.alphas_cumprod_[t]
-        epsilon = to_epsilon(self.unet_(z, t).sample, z, a, self.scheduler_.config.prediction_type)
+        # the network in its own type, the formula in that of the image: ᾱ needs more digits than 16 bits have
+        output = self.unet_(z.to(self.unet_.dtype), t).sample.to(z.dtype)
+        epsilon = to_epsilon(output, z, a, self.scheduler_.config.prediction_type)
         y = F.pixel_shuffle(one_step(z, epsilon, a), patch)
         return y.clamp(0, 1) * 2 - 1 if released else y
 
@@ -159,8 +162,8 @@ class Dissolver(Dissolving):
             self.fit_seconds_ = known["fit_seconds"]
         self._adopt(_pipeline(str(folder)))
         if not facts.exists():
-            size = self.unet_.config.sample_size
-            self.settings = DissolverSettings(size=max(size) if isinstance(size, list | tuple) else size)
+            patch, _ = self._geometry(3)
+            self.settings = DissolverSettings(size=working_size(self.unet_) * patch)
         return self
 
     def sha256(self) -> str:
@@ -209,6 +212,39 @@ def _pipeline(name: str) -> Any:
         raise DataError(
             f"{name}: not a diffusers DDPM folder or hub name ({str(error).splitlines()[0]})"
         ) from error
+
+
+def check_network(unet: Any, scheduler: Any, channels: int | None = None) -> None:
+    """Complains about a diffusers U-Net or scheduler that one step cannot use.
+
+    Args:
+        unet: a U-Net on images or, where `channels` is given, on latents of so many channels.
+        scheduler: any.
+    """
+    c = unet.config
+    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
+        raise DataError(f"{type(scheduler).__name__} has no alphas_cumprod; take a DDPM or DDIM scheduler")
+    prediction = scheduler.config.prediction_type
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise DataError(f"prediction type must be epsilon, v_prediction or sample, not {prediction!r}")
+    if c.out_channels != c.in_channels:
+        raise DataError(
+            f"a U-Net from {c.in_channels} to {c.out_channels} channels does not estimate the noise alone"
+        )
+    if channels is None and getattr(c, "cross_attention_dim", None) is not None:
+        raise DataError(f"{type(unet).__name__} asks for a prompt; use Dissolve.from_stable_diffusion")
+    if channels not in (None, c.in_channels):
+        raise DataError(f"this U-Net takes {c.in_channels} channels, the VAE gives {channels}")
+    if c.class_embed_type is not None or c.num_class_embeds is not None:
+        raise DataError("this U-Net asks for a class; take an unconditional one")
+    if getattr(c, "addition_embed_type", None) is not None:
+        raise DataError("this U-Net asks for more than a prompt, as that of Stable Diffusion XL does")
+
+
+def working_size(unet: Any) -> int:
+    """Longer side of the images or latents that a diffusers U-Net was made for; no bound if it names none."""
+    size = unet.config.sample_size
+    return max(size) if isinstance(size, list | tuple) else size or 1 << 24
 
 
 def build_unet(channels: int, settings: DissolverSettings) -> Any:

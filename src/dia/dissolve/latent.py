@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.imageset import DataError
 from .base import DissolverSettings, Dissolving
+from .dissolver import check_network, working_size
 from .schedule import one_step, to_epsilon
 
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -106,39 +107,6 @@ class LatentDissolver(Dissolving):
         epsilon = to_epsilon(output, latents, a, self.scheduler_.config.prediction_type)
         latents = one_step(latents, epsilon, a, clamp=False)
         return vae.decode((latents / scale + shift).to(vae.dtype)).sample.to(z.dtype).clamp(-1, 1)
-
-
-def check_network(unet: Any, scheduler: Any, channels: int | None = None) -> None:
-    """Complains about a diffusers U-Net or scheduler that one step cannot use.
-
-    Args:
-        unet: a U-Net on images or, where `channels` is given, on latents of so many channels.
-        scheduler: any.
-    """
-    c = unet.config
-    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-        raise DataError(f"{type(scheduler).__name__} has no alphas_cumprod; take a DDPM or DDIM scheduler")
-    prediction = scheduler.config.prediction_type
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise DataError(f"prediction type must be epsilon, v_prediction or sample, not {prediction!r}")
-    if c.out_channels != c.in_channels:
-        raise DataError(
-            f"a U-Net from {c.in_channels} to {c.out_channels} channels does not estimate the noise alone"
-        )
-    if channels is None and getattr(c, "cross_attention_dim", None) is not None:
-        raise DataError(f"{type(unet).__name__} asks for a prompt; use Dissolve.from_stable_diffusion")
-    if channels not in (None, c.in_channels):
-        raise DataError(f"this U-Net takes {c.in_channels} channels, the VAE gives {channels}")
-    if c.class_embed_type is not None or c.num_class_embeds is not None:
-        raise DataError("this U-Net asks for a class; take an unconditional one")
-    if getattr(c, "addition_embed_type", None) is not None:
-        raise DataError("this U-Net asks for more than a prompt, as that of Stable Diffusion XL does")
-
-
-def working_size(unet: Any) -> int:
-    """Longer side of the images or latents that a diffusers U-Net was made for; no bound if it names none."""
-    size = unet.config.sample_size
-    return max(size) if isinstance(size, list | tuple) else size or 1 << 24
 
 
 def _halvings(network: Any) -> int:

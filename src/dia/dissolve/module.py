@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten  # as torchvision's
 
 from ..data.imageset import DataError
 from .base import DissolverSettings, Dissolving
-from .dissolver import Dissolver, load_dissolver
-from .latent import LatentDissolver, check_network, working_size
+from .dissolver import Dissolver, load_dissolver, working_size
+from .latent import LatentDissolver
 
 _SLACK = 1e-3  # by which rounding may carry a value out of [0, 1]
 
@@ -248,9 +248,7 @@ def _dissolving(model: Any, scheduler: Any) -> Dissolving:
         made = _adopted(model, scheduler)
     made._check_fitted()
     if isinstance(made, Dissolver):
-        check_network(made.unet_, made.scheduler_)
         made._working(3)  # complains about other channels
-        made.unet_.register_forward_pre_hook(_own_type)
     return made
 
 
@@ -272,14 +270,8 @@ def _adopted(model: Any, scheduler: Any) -> Dissolver:
         raise DataError(f"cannot dissolve with {type(model).__name__}: name a folder, or a diffusers U-Net")
     if scheduler is None:
         raise DataError(f"a bare {type(unet).__name__} needs its scheduler: Dissolve(unet, t, scheduler=...)")
-    check_network(unet, scheduler)
     made = Dissolver(device=str(unet.device))
     made._adopt(SimpleNamespace(unet=copy.deepcopy(unet), scheduler=scheduler))
     patch, _ = made._geometry(3)
     made.settings = DissolverSettings(size=working_size(unet) * patch)
     return made
-
-
-def _own_type(unet: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Images come in the type that the formula is computed in; the network has its own."""
-    return (args[0].to(unet.dtype), *args[1:])

@@ -1,1 +1,1 @@
-"""Results out: how well scores separate, the ledger of runs, the report on one. Knows nothing of models."""
+"""Results out: metrics and intervals, the ledger, ablations, reports and pictures. Trains only to measure."""

@@ -25,14 +25,13 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from ..amplify.encoder import Encoder
-from ..amplify.learning import _Amplify, untrained_encoder
+from ..amplify.learning import training_rows, untrained_encoder
 from ..amplify.loss import targets
 from ..amplify.shifts import SHIFTS
 from ..data.imageset import DataError
 from ..detectors.base import Detector
 from ..detectors.dia import DIA
 from ..dissolve.bank import LiveDissolving
-from ..training import seed_step
 from .pictures import DISSOLVE_TS, sheet
 
 EXCLUDED, NEGATIVE, POSITIVE = 0, 1, 2  # what a cell of the target matrix can be
@@ -284,9 +283,7 @@ def similarities(detector: Detector, images: np.ndarray, *, seed: int = 0) -> tu
         raise DataError(f"a batch must be (B, {', '.join(map(str, detector.shape_))}), not {images.shape}")
     s = detector.s.amplify
     live = LiveDissolving(images, detector.dissolver_, detector.s.ts)
-    with torch.random.fork_rng():
-        seed_step(seed, 0)
-        rows = _Amplify(images, live, s, seed).augmented(np.arange(len(images)))
+    rows = training_rows(images, live, s, seed=seed)
     before = untrained_encoder(detector.shape_, s, detector.seed)
     rows = rows.to(detector.where_)
     return _cosines(before.to(detector.where_), rows), _cosines(detector.encoder_, rows)
