@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 from common import HERE, RESULTS
 
 from dia.evaluate.ledger import update_section
@@ -40,7 +41,13 @@ def table(made: dict[str, Any]) -> str:
     rows = made["rows"]
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(cell(v) for v in row.values()) + " |" for row in rows]
-    lines += ["", *(f"- {name}: **{value:.3f}**" for name, value in made["ratios"].items())]
+    lines.append("")
+    if "losses" in made:  # of choices.py, whose ratios are but a column of its table
+        bank, live = (np.mean(made["losses"][k], axis=0) for k in ("bank", "live"))
+        apart = np.abs(bank - live).mean()
+        lines.append(f"- loss curves of bank and live: {apart:.4f} apart in the mean, of {bank.mean():.3f}")
+    else:
+        lines += [f"- {name}: **{value:.3f}**" for name, value in made["ratios"].items()]
     if "operators" in made:
         for what, found in made["operators"].items():
             shares = ", ".join(f"{o['operator']} {o['share']:.0%}" for o in found)
