@@ -232,6 +232,20 @@ def test_a_grid_without_any_run_is_drawn_with_dashes(finished, tmp_path):
     assert plot(tmp_path / "a" / "x.png", grid, made).exists()
 
 
+def test_a_cell_that_lacks_a_seed_says_so_and_is_paired_by_the_others(finished):
+    grid, out = load_ablation(str(finished[0])), finished[1]
+    lines = Ledger(out / "l.jsonl").rows()
+    lines.remove(next(r for r in lines if r["ablation"]["cell"] == ["none", "out"] and r["seed"] == 1))
+    made = results(grid, lines, out / "s", ["breastmnist"])
+    none, base = (
+        next(r for r in made["breastmnist"] if r.cell == c) for c in (("none", "out"), grid.reference)
+    )
+    assert none.difference.value == pytest.approx(none.aurocs[0] - base.aurocs[0])
+    page = markdown(grid, made)
+    assert f"| none | out | {none.aurocs[0]:.3f} (1 of 2 seeds) |" in page
+    assert page.count("seeds) |") == 1
+
+
 def test_drawing_runs_nothing(finished, root, tmp_path):
     grid, out = finished
     ablate(grid, root, out, "--draw", "--out", str(tmp_path), "--work", str(tmp_path / "w"))

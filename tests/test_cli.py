@@ -320,7 +320,7 @@ def test_print_config_marks_a_changed_switch_and_reads_back(folders, tmp_path, c
     )
     assert "# dia: 1 settings differ" in text
     assert "kind: gaussian  # paper: diffusion\n" in text
-    written = config_printed(capsys, "--method", "csi", *TINY[6:], "--out", str(tmp_path / "run"))
+    written = config_printed(capsys, "--method", "csi", *TINY[4:], "--out", str(tmp_path / "run"))
     (tmp_path / "c.yaml").write_text(written.replace("data: x\n", ""))
     main(["fit", str(folders), "--config", str(tmp_path / "c.yaml")])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["amplify"]["steps"] == 3
@@ -350,10 +350,37 @@ def test_a_contaminated_fit_uses_marked_anomalies_unmarked(capsys, folders, tmp_
         "csi",
         "--out",
         str(tmp_path / "run"),
-        *TINY[6:],
+        *TINY[4:],
     ]
     said = refused(capsys, *args[:-2], "--split", "train", "--contamination", "0.1")
     assert "a contamination of 0.1 of 40 normals takes 4 anomalous images with labels; there are 0" in said
     with pytest.raises(SystemExit):  # 8 normals are too few to fit on, 16 with half of them anomalous too
         main([*args, "--contamination", "0.5"])
     assert "16 normal images to fit on" in capsys.readouterr().err
+
+
+def test_the_list_of_methods_is_that_of_the_registry(capsys):
+    from dia.detectors import METHODS, TRIVIAL
+
+    main(["methods", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed) == list(METHODS)
+    for name, facts in listed.items():
+        assert facts["family"]
+        assert facts["smallest"] >= 8
+        assert (facts["family"] == "untrained") == (name in TRIVIAL)
+    assert listed["dia"]["settings"]["amplify"]["width"] == 24
+    some = ("dia+", "dia", "csi", "trivial:blur", "trivial:hog")
+    assert [m for m in some if listed[m]["heatmaps"]] == ["dia+", "trivial:blur"]
+    main(["methods"])
+    shown = capsys.readouterr().out
+    assert all(name[:16] in shown for name in METHODS)  # narrow columns cut long names
+    assert "--preset tpu is not known" in refused(capsys, "methods", "--preset", "tpu")
+
+
+def test_a_method_that_claims_heatmaps_has_them(make_images):
+    from dia.detectors import METHODS, TRIVIAL
+
+    x = make_images(40, 16, 16, 1)
+    for name, cls in TRIVIAL.items():
+        assert (METHODS[name]().fit(x).heatmap(x[:2]) is not None) == cls.has_heatmaps(), name

@@ -157,6 +157,11 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
     commands.add_subcommand("benchmark", grid)
 
+    methods = ArgumentParser(description="What methods there are, what they want, and their settings.")
+    methods.add_argument("--preset", type=str, default="cpu", help=f"of the settings: {', '.join(PRESETS)}")
+    _json_argument(methods)
+    commands.add_subcommand("methods", methods)
+
     ablate = ArgumentParser(
         description="A grid of settings × data sets × seeds into the ledger; a page with tables and a plot. "
         "Example: dia ablate dissolver-masking --data-root data"

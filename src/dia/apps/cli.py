@@ -326,6 +326,33 @@ def cmd_benchmark(a: Namespace) -> None:
         readme_table(Path(a.readme), ledger.rows())
 
 
+def cmd_methods(a: Namespace) -> None:
+    """`dia methods`."""
+    from ..detectors import METHODS
+    from ..presets import settings
+    from ..settings import flat, plain
+
+    if a.preset not in PRESETS:
+        raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
+    if a.json:
+        facts = {
+            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest")}
+            | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, a.preset))}
+            for m, cls in METHODS.items()
+        }
+        print(json.dumps(facts))
+        return
+    table = Table(
+        "method", "family", "paper", "published with weights of", "smallest side", "heatmaps", "settings"
+    )
+    for m, c in METHODS.items():
+        count = len(flat(settings(c.Settings, a.preset)))
+        heat = "yes" if c.has_heatmaps() else "no"
+        table.add_row(m, c.family, c.paper or "–", c.pretrained or "–", str(c.smallest), heat, str(count))
+    out.print(table)
+    out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
+
+
 def cmd_ablate(a: Namespace) -> None:
     """`dia ablate`."""
     from dataclasses import replace

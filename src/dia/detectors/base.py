@@ -50,6 +50,10 @@ class Detector(OutlierMixin, BaseEstimator):
 
     method: ClassVar[str]
     Settings: ClassVar[type]
+    family: ClassVar[str]
+    paper: ClassVar[str] = ""  # where it was published
+    pretrained: ClassVar[str] = ""  # the network whose ImageNet weights the publication starts from
+    smallest: ClassVar[int] = 8  # side in pixels
 
     def __init__(
         self,
@@ -66,6 +70,11 @@ class Detector(OutlierMixin, BaseEstimator):
         self.device = device
         self.holdout = holdout
         self.false_alarm_rate = false_alarm_rate
+
+    @classmethod
+    def has_heatmaps(cls) -> bool:
+        """Whether the method says where."""
+        return cls._heatmap is not Detector._heatmap
 
     @property
     def s(self) -> Any:

@@ -37,6 +37,7 @@ class Blur(Detector):
     """What Gaussian blurs remove, judged as `dia+` judges what dissolving removes."""
 
     method = "trivial:blur"
+    family = "untrained"
     Settings: ClassVar[type] = BlurSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:

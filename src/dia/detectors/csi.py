@@ -76,6 +76,8 @@ class CSI(Detector):
     """Contrastive learning on shifted instances: the baseline DIA builds on."""
 
     method = "csi"
+    family = "contrastive"
+    paper = "Tack et al., CSI, NeurIPS 2020"
     Settings: ClassVar[type] = CSISettings
     encoder_: Encoder
 

@@ -69,6 +69,8 @@ class DIA(CSI):
     """Dissolving Is Amplifying."""
 
     method = "dia"
+    family = "contrastive"
+    paper = "Shi et al., Dissolving Is Amplifying, ECCV 2024"
     Settings: ClassVar[type] = DIASettings
     dissolver_: Dissolving
 

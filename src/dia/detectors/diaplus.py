@@ -71,6 +71,8 @@ class DIAPlus(DIA):
     """Contrast and residual, joined without labels. Has heatmaps."""
 
     method = "dia+"
+    family = "contrastive and residual"
+    paper = ""
     Settings: ClassVar[type] = DIAPlusSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:

@@ -71,6 +71,7 @@ def resized(x: np.ndarray, low: int, high: int) -> np.ndarray:
 class _Measured(Detector):
     """Features of each image, standardised by mean and std of the training normals."""
 
+    family = "untrained"
     Settings: ClassVar[type] = TrivialSettings
 
     @staticmethod

@@ -242,7 +242,7 @@ def markdown(grid: Ablation, made: Mapping[str, Sequence[Result]], picture: str 
             _row(head),
             _row(["---"] * len(grid.factors) + ["---:"] * (len(head) - len(grid.factors))),
         ]
-        text += [_row(_cells(r, published, r.cell == tuple(grid.reference))) for r in found]
+        text += [_row(_cells(r, grid, published)) for r in found]
         text.append("")
     rest = {d: v for d, v in grid.published.items() if d not in made}
     if rest:
@@ -261,10 +261,13 @@ def _number(value: float | None, signed: bool = False) -> str:
     return "–" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
-def _cells(r: Result, published: bool, reference: bool) -> list[str]:
+def _cells(r: Result, grid: Ablation, published: bool) -> list[str]:
+    reference = r.cell == tuple(grid.reference)
     values = list(r.aurocs.values())
     middle = mean(values) if values else None
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    if 0 < len(values) < len(grid.seeds):
+        spread += f" ({len(values)} of {len(grid.seeds)} seeds)"
     cells = [*r.cell, _number(middle) + spread]
     if published:
         apart = None if middle is None or r.published is None else middle - r.published
