@@ -246,6 +246,17 @@ def test_a_cell_that_lacks_a_seed_says_so_and_is_paired_by_the_others(finished):
     assert page.count("seeds) |") == 1
 
 
+def test_another_reference_turns_the_difference_round(finished, root, tmp_path):
+    grid, out = finished
+    ablate(grid, root, out, "--draw", "--out", str(tmp_path), "--reference", "[none,out]")
+    page = (tmp_path / "mine.md").read_text()
+    own = load_ablation(str(grid))
+    made = results(own, Ledger(out / "l.jsonl").rows(), out / "s", ["breastmnist"])["breastmnist"]
+    d = next(r for r in made if r.cell == ("none", "out")).difference
+    (row,) = (line for line in page.splitlines() if line.startswith("| gaussian | out |"))
+    assert f"{-d.value:+.3f} [{-d.high:+.3f}, {-d.low:+.3f}]" in row
+
+
 def test_drawing_runs_nothing(finished, root, tmp_path):
     grid, out = finished
     ablate(grid, root, out, "--draw", "--out", str(tmp_path), "--work", str(tmp_path / "w"))

@@ -171,6 +171,9 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     ablate.add_argument("--datasets", type=list[str] | None, help="default: the grid's own")
     ablate.add_argument("--seeds", type=list[int] | None, help="default: the grid's own")
     ablate.add_argument("--preset", type=str | None, help="default: the grid's own")
+    ablate.add_argument(
+        "--reference", type=list[str] | None, help="levels of the cell to compare with, as [none,excluded]"
+    )
     ablate.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
     ablate.add_argument("--ledger", type=str, default="results/ablations.jsonl")
     ablate.add_argument(

@@ -376,6 +376,7 @@ def cmd_ablate(a: Namespace) -> None:
         datasets=tuple(a.datasets or grid.datasets),
         seeds=tuple(a.seeds or grid.seeds),
         preset=a.preset or grid.preset,
+        reference=tuple(a.reference or grid.reference),
     )
     if a.dry_run:
         for cell in grid.cells():
