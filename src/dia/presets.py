@@ -85,5 +85,7 @@ def settings(settings_class: type, preset: str = "cpu") -> Any:
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
+    if hasattr(settings_class, "preset"):
+        return settings_class.preset(preset)
     values = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}
     return settings_class(**{f.name: values[f.name] for f in fields(settings_class) if f.name in values})
