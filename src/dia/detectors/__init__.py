@@ -5,10 +5,11 @@ from .blur import Blur
 from .csi import CSI
 from .dia import DIA
 from .diaplus import DIAPlus
+from .msc import MSC
 from .trivial import TRIVIAL
 
 TRIVIAL = TRIVIAL | {Blur.method: Blur}
-METHODS: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI)} | TRIVIAL
+METHODS: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI, MSC)} | TRIVIAL
 DEFAULT = DIAPlus.method
 
-__all__ = ["CSI", "DEFAULT", "DIA", "METHODS", "TRIVIAL", "Blur", "DIAPlus", "Detector"]
+__all__ = ["CSI", "DEFAULT", "DIA", "METHODS", "MSC", "TRIVIAL", "Blur", "DIAPlus", "Detector"]

@@ -102,6 +102,10 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         with torch.random.fork_rng(devices=[]):
             seed_step(seed, 2**32 - 4)
             if weights == "none":
+                if (
+                    "resnet" in name
+                ):  # whose residual branches timm starts at zero: untrained, they do nothing
+                    timm_kwargs.setdefault("zero_init_last", False)
                 model = timm.create_model(name, pretrained=False, **timm_kwargs)
             elif weights == "imagenet":
                 model = _fetched(name, timm_kwargs)
