@@ -269,3 +269,9 @@ def test_it_finds_turned_phantoms_with_random_weights():
     detector = MSC(replace(TINY, lr=1e-3, epochs=1), device="cpu").fit(train)
     scores = detector.score(np.concatenate([test, turned]))
     assert roc_auc_score(np.repeat([0, 1], len(test)), scores) > FLOOR
+
+
+def test_the_ledger_is_told_the_weights():
+    detector = MSC(replace(TINY, weights="none"), seed=3, device="cpu")
+    assert detector.weights_source() == "none (random, seed 3)"
+    assert MSC(MSCSettings.preset("paper")).weights_source() == "imagenet (resnet152.tv_in1k via timm)"

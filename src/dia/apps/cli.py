@@ -107,7 +107,7 @@ def cmd_fit(a: Namespace) -> None:
     detector = METHODS[a.method](
         a.settings, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
     )
-    detector.facts_ = facts_of(a.data, a.preset, normals) | {
+    detector.facts_ = facts_of(detector, a.data, a.preset, normals) | {
         "read": {
             "split": a.split,
             "normal": a.normal,

@@ -157,7 +157,9 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     cpu = [r for r in rows if r["preset"] == "cpu"]
     in_paper = {dataset for cells in paper.values() for dataset in cells}
     datasets = [d for d in dict.fromkeys(r["dataset"] for r in cpu) if d in in_paper]
-    methods = [m for m in METHODS if any(r["method"] == m for r in cpu)]
+    # a method that is published with pretrained weights belongs in a table that says which it had
+    shown = [m for m, cls in METHODS.items() if not cls.pretrained]
+    methods = [m for m in shown if any(r["method"] == m for r in cpu)]
     lines = [markdown_table([r for r in cpu if r["dataset"] in datasets], datasets, methods, paper), ""]
     for dataset in datasets:
         of_set = [r for r in cpu if r["dataset"] == dataset]

@@ -76,6 +76,10 @@ class Detector(OutlierMixin, BaseEstimator):
         """Whether the method says where."""
         return cls._heatmap is not Detector._heatmap
 
+    def weights_source(self) -> str:
+        """Where the first weights are from, as the ledger says it."""
+        return "none (trained from scratch on the normals)"
+
     @property
     def s(self) -> Any:
         """The settings; those of the `cpu` preset where none were given."""
@@ -279,7 +283,7 @@ class Detector(OutlierMixin, BaseEstimator):
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
             f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} others (seed {self.seed}). "
-            "Weights: trained from scratch. For research; not a medical device.\n"
+            f"Weights: {self.weights_source()}. For research; not a medical device.\n"
         )
 
 

@@ -124,6 +124,9 @@ class MSC(Detector):
     """A pretrained ResNet, adapted by the mean-shifted contrastive loss, with nearest normals."""
 
     method = "msc"
+    family = "contrastive"
+    paper = "Reiss and Hoshen, MeanShift (MSC), AAAI 2023"
+    pretrained = "resnet152"
     Settings: ClassVar[type] = MSCSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
@@ -131,8 +134,7 @@ class MSC(Detector):
         self.where_ = choose_device(self.device)
         network = backbone(s.backbone, s.weights, seed=self.seed).to(self.where_)
         scoring = {"neighbours": MSCSettings.neighbours, "bank_size": MSCSettings.bank_size}
-        source = describe(s.backbone, s.weights, seed=self.seed)
-        path = stages.path("msc", replace(s, **scoring), source, self.seed, images)
+        path = stages.path("msc", replace(s, **scoring), self.weights_source(), self.seed, images)
 
         def make() -> float:
             start = time.perf_counter()
@@ -159,6 +161,10 @@ class MSC(Detector):
 
         stages.part(path, make, load)
         self.bank_ = features(self.network_, spread(images, s.bank_size), s.size)
+
+    def weights_source(self) -> str:
+        """Where the network's first weights are from."""
+        return describe(self.s.backbone, self.s.weights, seed=self.seed)
 
     def _score(self, images: np.ndarray) -> np.ndarray:
         phi = features(self.network_, images, self.s.size)

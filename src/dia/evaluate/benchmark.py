@@ -53,13 +53,13 @@ def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_
     return Scored(scores, maps, speed, metrics)
 
 
-def facts_of(dataset: str, preset: str, normals: ImageSet) -> dict[str, Any]:
+def facts_of(detector: Detector, dataset: str, preset: str, normals: ImageSet) -> dict[str, Any]:
     """What a saved run remembers of how it came about."""
     return {
         "dataset": dataset,
         "preset": preset,
         "train_sha256": normals.sha256(),
-        "weights": "none (trained from scratch on the normals)",
+        "weights": detector.weights_source(),
         **environment(),
     }
 
@@ -147,7 +147,7 @@ def run(
     if made and (scores is None or scores_path(scores, made).exists()):
         return made
     reset_peak_memory()
-    detector.facts_ = facts_of(dataset, preset, normals)
+    detector.facts_ = facts_of(detector, dataset, preset, normals)
     detector.fit(normals, workdir=workdir, resume=True, progress=progress)
     scored = score_set(detector, test)
     line = record(detector, scored, test, dataset) | dict(about or {})
