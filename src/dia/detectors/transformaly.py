@@ -97,6 +97,9 @@ class Transformaly(Detector):
     """Class tokens of a frozen vision transformer, and the errors of a student of its blocks."""
 
     method = "transformaly"
+    family = "teacher and student"
+    paper = "Cohen and Avidan, Transformaly, CVPR Workshops 2022"
+    pretrained = "vit_base_patch16_384"
     Settings: ClassVar[type] = TransformalySettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
@@ -105,8 +108,7 @@ class Transformaly(Detector):
         self.teacher_: Any = backbone(s.backbone, s.weights, seed=self.seed, img_size=s.size).to(self.where_)
         self.student_ = student_of(s, self.seed).to(self.where_)
         key = replace(s, variance=TransformalySettings.variance, bank_size=TransformalySettings.bank_size)
-        source = describe(s.backbone, s.weights, seed=self.seed)
-        path = stages.path("transformaly", key, source, self.seed, images)
+        path = stages.path("transformaly", key, self.weights_source(), self.seed, images)
 
         def make() -> float:
             start = time.perf_counter()
@@ -137,6 +139,10 @@ class Transformaly(Detector):
         self.whiten_ = np.ascontiguousarray((axes[:kept] / scale[:, None]).T)  # (D, d)
         self.of_class_ = Gaussian.of((classes - self.mean_) @ self.whiten_)
         self.of_errors_ = Gaussian.of(errors)
+
+    def weights_source(self) -> str:
+        """Where the teacher's weights are from."""
+        return describe(self.s.backbone, self.s.weights, seed=self.seed)
 
     @torch.inference_mode()
     def _spaces(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
