@@ -49,10 +49,12 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         chosen(self, "colour")
+        turn = 0.5 if self.colour == "hsv" else 1.0  # of the colour circle, that hue can be asked to take
         require(
-            len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
-            "augment.jitter", f"must be four numbers from 0, the last (hue) at most .5, not {self.jitter}",
-        )  # fmt: skip
+            len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= turn,
+            "augment.jitter",
+            f"must be four numbers from 0, the last (hue) at most {turn:g}, not {self.jitter}",
+        )
         for name in ("jitter_p", "grey_p"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"augment.{name}", f"must lie in [0, 1], not {value}")
