@@ -237,6 +237,12 @@ def test_our_own_encoder_gives_its_penultimate_features(run, make_images):
     with torch.no_grad():
         expected = detector.encoder_(encoder_input(x, detector.s.amplify))[0]
         torch.testing.assert_close(own(to_input(x, 32)), expected, rtol=1e-4, atol=1e-5)
+        if detector.shape_[2] == 1:  # of colour, it sees the mean of the channels
+            coloured = make_images(3, 32, 32, 3)
+            grey = torch.from_numpy(coloured).float().mean(-1)[:, None] / 255
+            torch.testing.assert_close(
+                own(to_input(coloured, 32)), detector.encoder_(grey)[0], rtol=1e-3, atol=1e-4
+            )
     assert own.num_features == expected.shape[1]
     assert "sha256" in describe("resnet18", f"dia:{folder}")
 
