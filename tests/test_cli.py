@@ -384,3 +384,12 @@ def test_a_method_that_claims_heatmaps_has_them(make_images):
     x = make_images(40, 16, 16, 1)
     for name, cls in TRIVIAL.items():
         assert (METHODS[name]().fit(x).heatmap(x[:2]) is not None) == cls.has_heatmaps(), name
+
+
+def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
+    from dia.apps.arguments import build_parser
+    from dia.detectors import METHODS
+
+    asked = build_parser(["benchmark"]).parse_args(["benchmark"]).benchmark.methods
+    assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
+    assert set(METHODS) - set(asked) == {"msc", "transformaly"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -54,6 +55,26 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public name for it
+
+
+class Timed(L.LightningModule):
+    """A module that remembers, in its checkpoints, how long it was trained before an interruption.
+
+    Attributes:
+        seconds_before: of the runs before this one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started, self.seconds_before = time.perf_counter(), 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the seconds so far."""
+        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them up."""
+        self.seconds_before = checkpoint["seconds"]
 
 
 # --- several processes ----------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,17 @@ from torch import Tensor, nn
 
 from ..data.imageset import DataError
 from ..settings import added, chosen, require
-from ..training import Precision, batch_indices, gather, processes, seed_step, share, train, used_indices
+from ..training import (
+    Precision,
+    Timed,
+    batch_indices,
+    gather,
+    processes,
+    seed_step,
+    share,
+    train,
+    used_indices,
+)
 from .augment import Augment, AugmentSettings
 from .encoder import Encoder, Stem
 from .loss import contrastive_loss, simsiam_loss, targets
@@ -208,7 +217,7 @@ def draw_levels(count: int, shifts: int, batch: int, settings: AmplifySettings, 
     return level.expand(shifts, batch)
 
 
-class _Amplify(L.LightningModule):
+class _Amplify(Timed):
     def __init__(self, images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, seed: int):
         super().__init__()
         self.images, self.dissolved, self.s, self.seed = images, dissolved, settings, seed
@@ -216,7 +225,6 @@ class _Amplify(L.LightningModule):
         self.predictor = _predictor(self.encoder, seed) if settings.simsiam_weight else None
         self.augment = Augment(settings.augment, 3 if settings.rgb else images.shape[-1])
         self.k, self.shift = SHIFTS[settings.shift]
-        self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def views(self, index: np.ndarray, part: slice = slice(None)) -> Tensor:
         """Rows `(views·K·b, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
@@ -303,12 +311,6 @@ class _Amplify(L.LightningModule):
             milestones=[warm],
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": sequence, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seconds_before = checkpoint["seconds"]
 
 
 def _predictor(encoder: Encoder, seed: int) -> nn.Module:

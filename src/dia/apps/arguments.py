@@ -147,7 +147,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         description="Data sets × methods × seeds into the ledger; lines already there are kept."
     )
     grid.add_argument("--datasets", type=list[str], default=["phantom"])
-    grid.add_argument("--methods", type=list[str], default=list(METHODS))
+    grid.add_argument(
+        "--methods", type=list[str], default=[m for m, cls in METHODS.items() if not cls.pretrained],
+        help="default: all but those that are published with pretrained weights",
+    )  # fmt: skip
     grid.add_argument("--seeds", type=list[int], default=[0, 1, 2])
     grid.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
     grid.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))

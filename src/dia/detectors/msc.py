@@ -23,10 +23,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import kornia.filters as KF
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,7 @@ from ..amplify.loss import contrastive_loss, targets
 from ..settings import chosen, require
 from ..training import (
     Precision,
+    Timed,
     batch_indices,
     choose_device,
     gather,
@@ -203,7 +203,7 @@ def nearest_sum(phi: Tensor, bank: Tensor, k: int) -> Tensor:
     return (2 - 2 * best).clamp(min=0).sum(1)
 
 
-class MeanShifted(L.LightningModule):
+class MeanShifted(Timed):
     """The training: two views of each image of a batch, all drawn from (seed, step).
 
     Args:
@@ -225,7 +225,6 @@ class MeanShifted(L.LightningModule):
             getattr(network, name).requires_grad_(True)
         self.register_buffer("centre", centre.clone())
         self.augment = Augment(settings.augment, images.shape[-1])
-        self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def train(self, mode: bool = True) -> Self:
         """Never the network: its batch-norm keeps the statistics it came with."""
@@ -279,14 +278,6 @@ class MeanShifted(L.LightningModule):
         """Plain SGD of the trained layers."""
         trained = [p for p in self.network.parameters() if p.requires_grad]
         return torch.optim.SGD(trained, self.s.lr, weight_decay=self.s.weight_decay)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers the time taken."""
-        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the time taken before an interruption."""
-        self.seconds_before = checkpoint["seconds"]
 
 
 def blurred(x: Tensor, sigma: Tensor, greatest: float) -> Tensor:

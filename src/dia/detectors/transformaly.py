@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import lightning as L
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
@@ -35,7 +34,7 @@ from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
 from ..settings import chosen, require
-from ..training import Precision, batch_indices, choose_device, is_main, seed_step, share, train
+from ..training import Precision, Timed, batch_indices, choose_device, is_main, seed_step, share, train
 from .base import Detector, Stages, load_module, module_tensors
 from .csi import spread
 from .weights import backbone, check_weights, describe, restored, to_input
@@ -206,7 +205,7 @@ def block_errors(between: list[Tensor], student: nn.ModuleList) -> list[Tensor]:
     return [(block(x).float() - y.float()).square().mean((1, 2)) for block, x, y in pairs]
 
 
-class Imitation(L.LightningModule):
+class Imitation(Timed):
     """The student's training; every batch comes from (seed, step).
 
     Args:
@@ -227,7 +226,6 @@ class Imitation(L.LightningModule):
     ):
         super().__init__()
         self.tokens, self.student, self.images, self.s, self.seed = tokens, student, images, settings, seed
-        self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def training_step(self, batch: int, _: int) -> Tensor:
         """One batch of its own making; the mean over its images of Σ_i e_i."""
@@ -239,14 +237,6 @@ class Imitation(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam of the student."""
         return torch.optim.Adam(self.student.parameters(), self.s.lr)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers the time taken."""
-        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the time taken before an interruption."""
-        self.seconds_before = checkpoint["seconds"]
 
 
 @dataclass(frozen=True)

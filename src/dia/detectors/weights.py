@@ -37,7 +37,8 @@ from ..training import seed_step
 from .base import Detector, load_module
 from .csi import CSI
 
-# The weights the papers used, or those nearest to them that timm has.
+# The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and
+# the large ViT's are to be verified.
 TAGS = {
     "resnet18": "resnet18.tv_in1k",
     "resnet50": "resnet50.tv_in1k",

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.imageset import DataError
 from ..settings import from_dict, plain
-from ..training import batch_indices, choose_device, seed_step, share, train
+from ..training import Timed, batch_indices, choose_device, seed_step, share, train
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, to_tensor
 from .schedule import one_step, to_epsilon
 from .stand_ins import StandIn
@@ -265,7 +264,7 @@ def build_unet(channels: int, settings: DissolverSettings) -> Any:
     )
 
 
-class _Training(L.LightningModule):
+class _Training(Timed):
     """Noise estimation on random t: L = E‖ε − ε_θ(√ᾱ_t·x + √(1−ᾱ_t)·ε, t)‖."""
 
     def __init__(self, images: np.ndarray, settings: DissolverSettings, seed: int):
@@ -279,7 +278,6 @@ class _Training(L.LightningModule):
         self.average.requires_grad_(False)
         self.images, self.s, self.seed = images, settings, seed
         self.scheduler: Any = DDPMScheduler(**_SCHEDULE)
-        self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def training_step(self, batch: int, _: int) -> Tensor:
         seed_step(self.seed, self.global_step)
@@ -308,9 +306,3 @@ class _Training(L.LightningModule):
             return optimizer
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.s.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seconds_before = checkpoint["seconds"]
