@@ -306,6 +306,7 @@ def plot(path: Path, grid: Ablation, made: Mapping[str, Sequence[Result]]) -> Pa
         left.set_title(dataset, loc="left", fontweight="bold", fontsize=10)
         right.set(xlabel="difference from the reference")
         for ax in (left, right):
+            ax.locator_params(axis="x", nbins=5)  # more run into each other
             ax.grid(axis="x", color="#dddddd", linewidth=0.6)
             ax.set_axisbelow(True)
             ax.spines[["top", "right"]].set_visible(False)
