@@ -40,7 +40,7 @@ bench-peers: $(STAMP)  ## beside anomalib, which gets an environment of its own 
 	$(BIN)/python benchmarks/page.py
 
 lock:  ## renew requirements.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra dev \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml

@@ -111,7 +111,7 @@ def test_cells_are_the_product_without_what_is_left_out(tmp_path):
             {"factors": {"a": {"b": {"samples": 0}}}, "reference": ["b"]},
             "mine, b: samples must be at least 1",
         ),
-        ({"method": "magic"}, "no method 'magic'"),
+        ({"method": "magic"}, "method magic is not known"),
         ({"preset": "tpu"}, "preset 'tpu'"),
         ({"colour": "red"}, r"not a grid \(colour\)"),
     ],

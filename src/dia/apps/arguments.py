@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from ..detectors import DEFAULT, METHODS
+from ..data.imageset import DataError
+from ..detectors import DEFAULT, METHODS, detector_class
 from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
 
@@ -64,9 +66,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     )  # fmt: skip
     fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
     fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
-    if method in METHODS and preset in PRESETS:
-        cls = METHODS[method].Settings
-        fit.add_argument("--settings", type=cls, default=settings(cls, preset), help="the method's own")
+    with contextlib.suppress(DataError):  # of an unknown method the command itself complains
+        cls = detector_class(method).Settings
+        if preset in PRESETS:
+            fit.add_argument("--settings", type=cls, default=settings(cls, preset), help="the method's own")
     _json_argument(fit)
     commands.add_subcommand("fit", fit)
 
@@ -219,10 +222,10 @@ class MarkedParser(ArgumentParser):
 
         config = yaml.safe_load(super().dump(*args, **kwargs))
         method = config.get("method")
-        if method not in METHODS or "settings" not in config:
+        if "settings" not in config:
             return marked(config, {})
-        paper = settings(METHODS[method].Settings, "paper")
-        differ = differences(from_dict(METHODS[method].Settings, config["settings"]), paper)
+        cls = detector_class(str(method)).Settings
+        differ = differences(from_dict(cls, config["settings"]), settings(cls, "paper"))
         count = f"{len(differ)} settings differ from the paper's configuration" if differ else "as published"
         return f"# {method}: {count}\n" + marked(config, {f"settings.{k}": v[1] for k, v in differ.items()})
 

@@ -69,14 +69,13 @@ def _rate(a: Namespace, detector: Any) -> float:
 
 def cmd_fit(a: Namespace) -> None:
     """`dia fit`."""
-    from ..detectors import METHODS
+    from ..detectors import detector_class
     from ..evaluate.benchmark import facts_of
     from ..training import barrier, is_main, join_processes
 
     join_processes()
     err.quiet = not is_main()
-    if a.method not in METHODS:
-        raise DataError(f"--method {a.method} is not known; there are: {', '.join(METHODS)}")
+    cls = detector_class(a.method)
     if a.preset not in PRESETS:
         raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
     if not 0 < a.holdout < 1:
@@ -104,7 +103,7 @@ def cmd_fit(a: Namespace) -> None:
     if not a.resume and is_main():
         shutil.rmtree(work, ignore_errors=True)
     barrier()
-    detector = METHODS[a.method](
+    detector = cls(
         a.settings, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
     )
     detector.facts_ = facts_of(detector, a.data, a.preset, normals) | {

@@ -1,5 +1,6 @@
 """Detectors: fit on normals, score new images, say where, carry their calibration."""
 
+from ..data.imageset import DataError
 from .base import Detector
 from .blur import Blur
 from .csi import CSI
@@ -13,6 +14,18 @@ TRIVIAL = TRIVIAL | {Blur.method: Blur}
 METHODS: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI, MSC, Transformaly)} | TRIVIAL
 DEFAULT = DIAPlus.method
 
+
+def detector_class(method: str) -> type[Detector]:
+    """The class of a method by its name.
+
+    Raises:
+        DataError: no such method.
+    """
+    if method not in METHODS:
+        raise DataError(f"method {method} is not known; there are: {', '.join(METHODS)}")
+    return METHODS[method]
+
+
 __all__ = [
     "CSI",
     "DEFAULT",
@@ -24,4 +37,5 @@ __all__ = [
     "DIAPlus",
     "Detector",
     "Transformaly",
+    "detector_class",
 ]

@@ -242,16 +242,14 @@ class Detector(OutlierMixin, BaseEstimator):
     @staticmethod
     def load(folder: Path | str, *, device: str = "auto") -> Detector:
         """The detector saved in `folder`, of whatever method. Runs no code from the folder."""
-        from . import METHODS
+        from . import detector_class
 
         folder = Path(folder)
         try:
             config = json.loads((folder / "config.json").read_text())
-            if config["format"] != FORMAT or config["method"] not in METHODS:
-                raise DataError(
-                    f"{folder}: format {config['format']}, method {config['method']!r} is not known here"
-                )
-            cls = METHODS[config["method"]]
+            if config["format"] != FORMAT:
+                raise DataError(f"{folder}: format {config['format']} is not known here; there is {FORMAT}")
+            cls = detector_class(config["method"])
             self = cls(
                 from_dict(cls.Settings, config["settings"]),
                 seed=config["seed"],

@@ -20,7 +20,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from ..data.imageset import DataError
-from ..detectors import METHODS
+from ..detectors import detector_class
 from ..presets import MAX_SIZE, PRESETS
 from ..presets import settings as preset_settings
 from ..settings import SettingsError, replaced
@@ -67,8 +67,8 @@ class Ablation:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS or self.preset not in PRESETS:
-            raise DataError(f"{self.name}: no method {self.method!r} with preset {self.preset!r}")
+        if self.preset not in PRESETS:
+            raise DataError(f"{self.name}: no preset {self.preset!r}; there are: {', '.join(PRESETS)}")
         if not self.factors or not all(self.factors.values()):
             raise DataError(f"{self.name}: an ablation needs factors, each with levels")
         if tuple(self.reference) not in self.cells():
@@ -94,7 +94,7 @@ class Ablation:
     def settings(self, cell: Cell) -> Any:
         """The whole settings of a cell."""
         changes = {k: v for k, v in self.changes(cell).items() if k != CONTAMINATION}
-        return replaced(preset_settings(METHODS[self.method].Settings, self.preset), changes)
+        return replaced(preset_settings(detector_class(self.method).Settings, self.preset), changes)
 
     @property
     def side(self) -> int:
@@ -184,7 +184,7 @@ def _of_set(
 
 
 def _runs(grid: Ablation, cell: Cell, lines: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    cls = METHODS[grid.method]
+    cls = detector_class(grid.method)
     wanted = cls(grid.settings(cell)).settings_hash()
     share = grid.changes(cell).get(CONTAMINATION, 0)
     found = {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.imageset import DataError, ImageSet
-from ..detectors import METHODS, Detector
+from ..detectors import Detector, detector_class
 from ..presets import settings
 from ..settings import replaced
 from .ledger import Ledger, environment, peak_memory_mb, reset_peak_memory
@@ -133,7 +133,7 @@ def run(
         about: further fields of the line.
         workdir: shares finished stages between methods, and an interrupted fit goes on from there.
     """
-    cls = METHODS[method]
+    cls = detector_class(method)
     wanted = settings(cls.Settings, preset)
     detector = cls(replaced(wanted, changes) if changes else wanted, seed=seed, device=device)
     identity = {
