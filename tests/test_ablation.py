@@ -280,7 +280,7 @@ def test_one_failure_does_not_stop_the_others(root, tmp_path, capsys):
         "breastmnist seed 0 much: breastmnist: a contamination of 0.5 of 40 normals takes 40 anomalous"
         in said
     )
-    assert "1 runs failed" in said
+    assert "1 run failed" in said
     cells = [r["ablation"]["cell"] for r in Ledger(tmp_path / "l.jsonl").rows()]
     assert cells == [["0"], ["some"]]
     n = {

@@ -35,6 +35,33 @@ def _json_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
+def _grid_arguments(parser: ArgumentParser, ledger: str) -> None:
+    parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    parser.add_argument("--ledger", type=str, default=ledger, help="file of a JSON line for each run")
+    parser.add_argument(
+        "--scores", type=str, default="results/scores", help="raw scores, for paired intervals and curves"
+    )
+    parser.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--workers", type=int | None,
+        help="runs at a time, each in a process of its own with its share of the cores; default: one, in "
+        "this process; with ray one for each GPU, or else CPU core",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory_gb", type=float | None,
+        help="of all workers together; default: with several, four fifths of the machine's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", type=Literal["local", "ray"], default="local",
+        help="ray: over a cluster, whose machines must see data, ledger, scores and work under one path each",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ray_address", type=str | None,
+        help="HOST:PORT of a Ray cluster that runs; default: start Ray on this machine",
+    )  # fmt: skip
+
+
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
     """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
     parser = ArgumentParser(
@@ -147,8 +174,12 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     commands.add_subcommand("report", report)
 
     grid = ArgumentParser(
-        description="Data sets × methods × seeds into the ledger; lines already there are kept."
+        description="Data sets × methods × seeds into the ledger. What is there already is not run again, so "
+        "a grid that was stopped goes on with the same command; one failure does not stop the rest. "
+        "Example: dia benchmark --datasets [pneumoniamnist,breastmnist] --methods [dia,msc,trivial:hog] "
+        "--weights [none,dia] --data-root data --workers 2"
     )
+    grid.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     grid.add_argument("--datasets", type=list[str], default=["phantom"])
     grid.add_argument(
         "--methods", type=list[str], default=[m for m, cls in METHODS.items() if not cls.pretrained],
@@ -156,11 +187,21 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     )  # fmt: skip
     grid.add_argument("--seeds", type=list[int], default=[0, 1, 2])
     grid.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
-    grid.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
-    grid.add_argument("--ledger", type=str, default="results/runs.jsonl")
-    grid.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
-    grid.add_argument("--device", type=str, default="auto")
+    grid.add_argument(
+        "--weights", type=list[str], default=[],
+        help="of methods that start from a pretrained network, a row of runs for each: none, imagenet, a "
+        "file, dia:RUN, or dia: the encoder of dia fitted on the same normals; default: the preset's",
+    )  # fmt: skip
+    grid.add_argument(
+        "--settings", type=dict[str, dict[str, Any]], default={},
+        help="changes of a method's settings, as '{patchcore: {size: 96}}'",
+    )  # fmt: skip
+    grid.add_argument(
+        "--max_size", type=int | None, help="read images at this side at most; default: the preset's"
+    )
+    _grid_arguments(grid, ledger="results/runs.jsonl")
     grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
+    grid.add_argument("--dry_run", action="store_true", help="show which runs are missing, and their cost")
     commands.add_subcommand("benchmark", grid)
 
     methods = ArgumentParser(description="What methods there are, what they want, and their settings.")
@@ -180,16 +221,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     ablate.add_argument(
         "--reference", type=list[str] | None, help="levels of the cell to compare with, as [none,excluded]"
     )
-    ablate.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
-    ablate.add_argument("--ledger", type=str, default="results/ablations.jsonl")
-    ablate.add_argument(
-        "--scores", type=str, default="results/scores", help="raw scores, for paired intervals"
-    )
-    ablate.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
     ablate.add_argument(
         "--out", type=str, default="results/ablations", help="folder of the page and the plot"
     )
-    ablate.add_argument("--device", type=str, default="auto")
+    _grid_arguments(ablate, ledger="results/ablations.jsonl")
     ablate.add_argument("--draw", action="store_true", help="run nothing; draw what the ledger holds")
     ablate.add_argument("--dry_run", action="store_true", help="list the cells and what each changes")
     commands.add_subcommand("ablate", ablate)

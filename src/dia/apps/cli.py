@@ -294,35 +294,66 @@ def cmd_report(a: Namespace) -> None:
 
 def cmd_benchmark(a: Namespace) -> None:
     """`dia benchmark`."""
-    from ..data.catalog import load
-    from ..detectors import METHODS
-    from ..evaluate.benchmark import run
     from ..evaluate.ledger import Ledger
+    from .grid import benchmark_tasks, missing
 
-    unknown = [m for m in a.methods if m not in METHODS]
-    if unknown:
-        raise DataError(f"--methods: {', '.join(unknown)} not known; there are: {', '.join(METHODS)}")
-    ledger, lines = Ledger(a.ledger), []
-    for name in a.datasets:
-        limit = MAX_SIZE[a.preset]
-        normals = load(name, "train", a.data_root, max_size=limit).normals()
-        test = load(name, "test", a.data_root, max_size=limit)
-        for seed in a.seeds:
-            for method in a.methods:
-                line = run(
-                    name, normals, test, method, preset=a.preset, seed=seed, device=a.device,
-                    workdir=Path(a.work, name), ledger=ledger, progress=sys.stderr.isatty(),
-                )  # fmt: skip
-                lines.append(line)
-                low, high = line["auroc_ci"]
-                err.print(
-                    f"{name} seed {seed} {method}: AUROC {line['auroc']:.3f} [{low:.3f}, {high:.3f}], "
-                    f"fit {line['fit_seconds']:.0f} s", highlight=False,
-                )  # fmt: skip
+    tasks, remarks = benchmark_tasks(
+        a.datasets, a.methods, a.seeds, a.preset, a.max_size or MAX_SIZE[a.preset],
+        weights=a.weights, settings=a.settings,
+    )  # fmt: skip
+    for remark in remarks:
+        err.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if a.dry_run:
+        _show_cost(missing(tasks, _place(a)), len(tasks), Ledger(a.ledger).rows())
+        return
+    failed = _run_grid(a, tasks)
     if a.readme:
         from .reporting import readme_table
 
-        readme_table(Path(a.readme), ledger.rows())
+        readme_table(Path(a.readme), Ledger(a.ledger).rows())
+    _say_failed(failed)
+
+
+def _place(a: Namespace) -> Any:
+    from .grid import Place
+
+    alone = a.executor == "local" and a.workers in (None, 1)
+    return Place(a.ledger, a.scores, a.work, a.data_root, a.device, sys.stderr.isatty() and alone)
+
+
+def _run_grid(a: Namespace, tasks: Sequence[Any]) -> list[str]:
+    from .grid import run_grid
+    from .workers import memory_of_machine_gb, workers_of
+
+    memory = a.memory_gb
+    if memory is None and (a.workers or 1) > 1 and a.executor == "local":
+        memory = 0.8 * memory_of_machine_gb()
+    with workers_of(
+        a.executor, a.workers, device=a.device, apart=a.memory_gb is not None, address=a.ray_address
+    ) as workers:
+        return run_grid(tasks, _place(a), workers, memory_gb=memory)
+
+
+def _say_failed(failed: Sequence[str]) -> None:
+    if failed:
+        number = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
+        raise TrainingError(f"{number}; the first: {failed[0]}; the same command tries them anew")
+
+
+def _show_cost(left: Sequence[Any], total: int, lines: Sequence[Any]) -> None:
+    """What is not in the ledger, and what the ledger's lines say of its time."""
+    from .grid import Costs
+
+    costs = Costs(lines)
+    table = Table("method", "data set", "runs to make", "minutes, by earlier runs")
+    for method, dataset in dict.fromkeys((t.method, t.dataset) for t in left):
+        own = [t for t in left if (t.method, t.dataset) == (method, dataset)]
+        minutes = costs.minutes(own, 1)
+        table.add_row(method, dataset, str(len(own)), "unknown" if minutes is None else f"{minutes:.1f}")
+    out.print(table)
+    whole = costs.minutes(left, 1)
+    about = "an unknown time" if whole is None else f"about {whole:.0f} minutes"
+    out.print(f"{len(left)} of {total} runs are to be made: {about} with one worker", highlight=False)
 
 
 def cmd_methods(a: Namespace) -> None:
@@ -358,7 +389,7 @@ def cmd_ablate(a: Namespace) -> None:
 
     from ..evaluate.ablation import label, load_ablation, shipped
     from ..evaluate.ledger import Ledger
-    from .ablate import ablate, draw
+    from .ablate import ablation_tasks, draw
 
     if a.list or a.grid is None:
         table = Table("grid", "title", "cells", "data sets")
@@ -383,23 +414,10 @@ def cmd_ablate(a: Namespace) -> None:
         runs = len(grid.cells()) * len(grid.datasets) * len(grid.seeds)
         out.print(f"{runs} runs on {', '.join(grid.datasets)} with seeds {', '.join(map(str, grid.seeds))}")
         return
-    where: dict[str, Any] = {"ledger": Ledger(a.ledger), "scores": Path(a.scores), "datasets": grid.datasets}
-    failed: list[str] = []
-    if a.draw:
-        draw(grid, Path(a.out), **where)
-    else:
-        failed = ablate(
-            grid,
-            Path(a.out),
-            seeds=grid.seeds,
-            data_root=a.data_root,
-            workdir=Path(a.work),
-            device=a.device,
-            **where,
-        )
-    out.print(str(Path(a.out, f"{grid.name}.md")), soft_wrap=True)
-    if failed:
-        raise TrainingError(f"{len(failed)} runs failed; the first: {failed[0]}; run again to try them anew")
+    failed = [] if a.draw else _run_grid(a, ablation_tasks(grid))
+    page = draw(grid, Path(a.out), ledger=Ledger(a.ledger), scores=Path(a.scores), datasets=grid.datasets)
+    out.print(str(page), soft_wrap=True)
+    _say_failed(failed)
 
 
 def cmd_data(a: Namespace) -> None:

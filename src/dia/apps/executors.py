@@ -75,7 +75,7 @@ def on_ray(job: Job) -> Generator[Scored, None, None]:
     """
     if job.start >= len(job.listing):
         return
-    ray, ours = _ray(job.address)
+    ray, ours = start_ray(job.address)
     actors: list[Any] = []
     try:
         free = ray.available_resources()
@@ -96,7 +96,7 @@ def on_ray(job: Job) -> Generator[Scored, None, None]:
                 raise DataError(scored)
             yield scored
     except ray.exceptions.RayError as error:
-        raise DataError(f"Ray gave up ({_last_line(error)}); go on with --resume") from error
+        raise DataError(f"Ray gave up ({last_line(error)}); go on with --resume") from error
     finally:
         if ours:
             ray.shutdown()
@@ -135,7 +135,7 @@ def _scored(detector: Detector, images: ImageSet, heatmaps: bool) -> Scored:
     return Scored(images.names, detector.score(images), maps, images.skipped)
 
 
-def _ray(address: str | None) -> tuple[Any, bool]:
+def start_ray(address: str | None) -> tuple[Any, bool]:
     """Ray, running, and whether it was started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it announces a change to come
@@ -154,10 +154,10 @@ def _ray(address: str | None) -> tuple[Any, bool]:
         )  # a cluster that runs keeps its own dashboard
     except Exception as error:  # no one class for what may fail here
         where = address or "this machine"
-        raise DataError(f"Ray: no start on {where} ({_last_line(error)}); see --ray-address") from error
+        raise DataError(f"Ray: no start on {where} ({last_line(error)}); see --ray-address") from error
     return ray, True
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """Where Ray's long texts say what happened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]

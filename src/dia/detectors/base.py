@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from contextlib import nullcontext
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 
 from ..data.imageset import DataError, ImageSet
+from ..locks import locked
 from ..presets import settings as preset_settings
 from ..settings import from_dict, identity, plain
 from ..training import barrier, is_main, join_processes, of_all
@@ -67,6 +69,7 @@ class Detector(OutlierMixin, BaseEstimator):
         self.settings = settings
         self.seed = seed
         self.facts_: dict[str, Any] = {}
+        self.hash_: str | None = None  # as it was when the model was saved
         self.device = device
         self.holdout = holdout
         self.false_alarm_rate = false_alarm_rate
@@ -214,6 +217,7 @@ class Detector(OutlierMixin, BaseEstimator):
                 "format": FORMAT,
                 "method": self.method,
                 "settings": plain(self.s),
+                "settings_hash": self.settings_hash(),
                 "seed": self.seed,
                 "holdout": self.holdout,
                 "false_alarm_rate": self.false_alarm_rate,
@@ -260,6 +264,7 @@ class Detector(OutlierMixin, BaseEstimator):
             self.shape_ = tuple(config["shape"])
             self.n_train_, self.n_calibration_ = config["n_train"], config["n_calibration"]
             self.fit_seconds_, self.facts_ = config["fit_seconds"], config["facts"]
+            self.hash_ = config.get("settings_hash")
             scores = json.loads((folder / "calibration.json").read_text())["held_out_normal_scores"]
             self.calibration_ = Calibration.of(np.array(scores))
             self._restore(load_file(folder / "weights.safetensors"), folder)
@@ -273,8 +278,18 @@ class Detector(OutlierMixin, BaseEstimator):
         return self
 
     def settings_hash(self) -> str:
-        """Hash of method, settings and hold-out: what the ledger tells runs apart by, beside the seed."""
-        return fingerprint(self.method, self.s, self.holdout)
+        """Hash of method, settings and hold-out: what the ledger tells runs apart by, beside the seed.
+
+        Weights from a file or a run enter by what they are, not by where they lie.
+        """
+        if self.hash_:
+            return self.hash_
+        from .weights import identity_of  # which knows this class
+
+        s = self.s
+        if hasattr(s, "weights"):
+            s = replace(s, weights=identity_of(s.weights))
+        return fingerprint(self.method, s, self.holdout)
 
     def _card(self) -> str:
         h, w, c = self.shape_
@@ -302,19 +317,23 @@ class Stages:
         return path
 
     def part(self, path: Path, make: Callable[[], float], load: Callable[[], None]) -> None:
-        """Runs `make`, which saves into `path` and returns its seconds; or `load` if that was done before."""
+        """Runs `make`, which saves into `path` and returns its seconds; or `load` if that was done before.
+
+        Of two fits that want the same part at once, one waits for the other.
+        """
         done = path / "done.json"
-        if of_all(done.exists())[0]:
-            self.earlier += json.loads(done.read_text())["seconds"]
-            return load()
-        began = time.perf_counter()
-        seconds = make()
-        self.earlier += max(seconds - (time.perf_counter() - began), 0.0)  # before an interruption
-        if is_main():
-            temporary = done.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"seconds": seconds}))
-            temporary.replace(done)
-        barrier()
+        with locked(path / "lock") if is_main() else nullcontext():
+            if of_all(done.exists())[0]:
+                self.earlier += json.loads(done.read_text())["seconds"]
+                return load()
+            began = time.perf_counter()
+            seconds = make()
+            self.earlier += max(seconds - (time.perf_counter() - began), 0.0)  # before an interruption
+            if is_main():
+                temporary = done.with_suffix(".tmp")
+                temporary.write_text(json.dumps({"seconds": seconds}))
+                temporary.replace(done)
+            barrier()
 
 
 def fingerprint(*parts: object) -> str:

@@ -13,6 +13,7 @@ method. A setting `weights` says where they come from:
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import socket
@@ -135,8 +136,30 @@ def describe(name: str, weights: str, *, seed: int = 0) -> str:
     file = path / "weights.safetensors" if weights.startswith(OWN) else path
     if not file.is_file():
         raise DataError(f"weights {weights}: no file {file}; {_CHOICES}")
-    with file.open("rb") as f:
-        return f"{weights} (sha256 {hashlib.file_digest(f, 'sha256').hexdigest()[:16]})"
+    return f"{weights} (sha256 {_sha256(file)})"
+
+
+def identity_of(weights: str) -> str:
+    """What weights are, wherever they lie: a file by its sha256, `dia:RUN` by how the run was made.
+
+    What is no longer there keeps its name.
+    """
+    if weights in ("none", "imagenet"):
+        return weights
+    path = Path(weights.removeprefix(OWN))
+    if not weights.startswith(OWN):
+        return f"sha256:{_sha256(path)}" if path.is_file() else weights
+    try:
+        config = json.loads((path / "config.json").read_text())
+        return own_identity(config["settings_hash"], config["seed"], config["facts"]["train_sha256"])
+    except (OSError, ValueError, KeyError):  # not there, or fitted without such facts
+        file = path / "weights.safetensors"
+        return f"{OWN}{_sha256(file)}" if file.is_file() else weights
+
+
+def own_identity(settings_hash: str, seed: int, train_sha256: str) -> str:
+    """`identity_of` a `dia:RUN` with these settings, this seed and these training images."""
+    return f"{OWN}{settings_hash}-{seed}-{train_sha256[:32]}"
 
 
 def to_input(
@@ -204,6 +227,11 @@ class OwnResNet(nn.Module):
 
 
 _CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 
 def _line(error: BaseException) -> str:

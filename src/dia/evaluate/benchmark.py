@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.imageset import DataError, ImageSet
-from ..detectors import Detector, detector_class
+from ..detectors import DIA, Detector, detector_class
+from ..detectors.base import fingerprint
+from ..detectors.weights import own_identity
+from ..locks import locked
 from ..presets import settings
 from ..settings import replaced
 from .ledger import Ledger, environment, peak_memory_mb, reset_peak_memory
 from .metrics import image_metrics, pixel_metrics
+
+OWN_WEIGHTS = "dia"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +89,7 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
         "fit_seconds": round(detector.fit_seconds_, 2),
         "score_images_per_second": round(scored.images_per_second, 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
+        "threads": torch.get_num_threads(),
         "device": now["device"],
         "cpu_count": now["cpu_count"],
         "weights": facts["weights"],
@@ -128,33 +135,73 @@ def run(
     """Fits one method on `normals`, measures it on `test`, writes the line; a line already there is returned.
 
     Args:
-        changes: settings by dotted name that differ from the preset's.
+        changes: settings by dotted name that differ from the preset's. `weights` may be `dia` here: the
+            encoder of `dia` with this preset and seed, fitted on the same normals before.
         scores: folder in which the raw scores and labels are kept too, for paired comparisons.
         about: further fields of the line.
         workdir: shares finished stages between methods, and an interrupted fit goes on from there.
     """
-    cls = detector_class(method)
-    wanted = settings(cls.Settings, preset)
-    detector = cls(replaced(wanted, changes) if changes else wanted, seed=seed, device=device)
+    wanted = wanted_settings(method, preset, changes)
     identity = {
         "dataset": dataset,
         "method": method,
-        "settings_hash": detector.settings_hash(),
+        "settings_hash": wanted_hash(method, wanted, preset, seed, normals.sha256()),
         "seed": seed,
         "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
     }
-    made = None if ledger is None else ledger.find(**identity)
-    if made and (scores is None or scores_path(scores, made).exists()):
-        return made
-    reset_peak_memory()
-    detector.facts_ = facts_of(detector, dataset, preset, normals)
-    detector.fit(normals, workdir=workdir, resume=True, progress=progress)
-    scored = score_set(detector, test)
-    line = record(detector, scored, test, dataset) | dict(about or {})
-    if scores is not None:
-        keep_scores(scores_path(scores, line), scored.scores, test)
-    if ledger is not None:
-        ledger.append(line)
-    if on_fitted is not None:
-        on_fitted(detector, scored)
-    return line
+    # of several processes that want this run at once, the others find its line
+    with locked(workdir / "locks" / fingerprint(*identity.values())):
+        made = None if ledger is None else ledger.find(**identity)
+        if made and (scores is None or scores_path(scores, made).exists()):
+            return made
+        start = time.perf_counter()
+        common: dict[str, Any] = {"seed": seed, "device": device}
+        if getattr(wanted, "weights", None) == OWN_WEIGHTS:
+            encoder = own_encoder(dataset, normals, preset, workdir, progress=progress, **common)
+            wanted = replace(wanted, weights=f"{OWN_WEIGHTS}:{encoder}")
+        reset_peak_memory()
+        detector = detector_class(method)(wanted, **common)
+        detector.facts_ = facts_of(detector, dataset, preset, normals)
+        detector.fit(normals, workdir=workdir, resume=True, progress=progress)
+        scored = score_set(detector, test)
+        line = record(detector, scored, test, dataset) | dict(about or {})
+        line["run_seconds"] = round(time.perf_counter() - start, 2)
+        if scores is not None:
+            keep_scores(scores_path(scores, line), scored.scores, test)
+        if ledger is not None:
+            ledger.append(line)
+        if on_fitted is not None:
+            on_fitted(detector, scored)
+        return line
+
+
+def wanted_settings(method: str, preset: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """A preset's settings of a method, with changes by dotted name.
+
+    Raises:
+        DataError: no such method.
+        SettingsError: no such setting, or a value it cannot have.
+    """
+    wanted = settings(detector_class(method).Settings, preset)
+    return replaced(wanted, changes) if changes else wanted
+
+
+def wanted_hash(method: str, wanted: Any, preset: str, seed: int, train_sha256: str) -> str:
+    """The `settings_hash` of the line that a run with these settings makes, before anything is fitted."""
+    if getattr(wanted, "weights", None) == OWN_WEIGHTS:
+        encoder = DIA(settings(DIA.Settings, preset)).settings_hash()
+        wanted = replace(wanted, weights=own_identity(encoder, seed, train_sha256))
+    return detector_class(method)(wanted).settings_hash()
+
+
+def own_encoder(
+    dataset: str, normals: ImageSet, preset: str, workdir: Path, *, seed: int, device: str, progress: bool
+) -> Path:
+    """The folder of `dia` fitted on these normals, made if absent: weights without outside data."""
+    detector = DIA(settings(DIA.Settings, preset), seed=seed, device=device)
+    folder = workdir / f"own-{fingerprint(detector.settings_hash(), seed, normals.sha256())}"
+    with locked(workdir / "locks" / folder.name):
+        if not folder.exists():
+            detector.facts_ = facts_of(detector, dataset, preset, normals)
+            detector.fit(normals, workdir=workdir, resume=True, progress=progress).save(folder)
+    return folder

@@ -45,16 +45,7 @@ class Ledger:
         Raises:
             ValueError: a required field is missing, or a value is not finite or not JSON.
         """
-        line = _encoded(record)
-        import fcntl  # POSIX only: reading and tables work without
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:  # O_APPEND
-            fcntl.flock(file, fcntl.LOCK_EX)  # released on close
-            self._mend(file)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, _encoded(record))
 
     def rows(self) -> list[dict[str, Any]]:
         """All records, oldest first; a torn last line is left out.
@@ -80,20 +71,39 @@ class Ledger:
             raise ValueError(f"a run is named by {', '.join(IDENTITY)}")
         return next((r for r in self.rows() if all(r[k] == v for k, v in identity.items())), None)
 
-    def _mend(self, file: Any) -> None:
-        """Under the lock: end a last line that lacks only its line end, drop one that is torn."""
-        file.seek(0)
-        start = 0
-        last = b""
-        for last in file:
-            start += len(last)
-        if not last or last.endswith(b"\n"):
-            return
-        if _decoded(last) is not None:
-            file.write(b"\n")
-            return
-        warnings.warn(f"{self.path}: dropped a torn last line ({len(last)} bytes)", stacklevel=3)
-        file.truncate(start - len(last))
+
+def append_line(path: Path, line: bytes) -> None:
+    """Adds a whole line of JSON to a file that several processes may append to; mends a torn last one."""
+    import fcntl  # POSIX only: reading and tables work without
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:  # O_APPEND
+        fcntl.flock(file, fcntl.LOCK_EX)  # released on close
+        _mend(path, file)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def failures_path(ledger: Path) -> Path:
+    """Where the reasons of failed runs stand, a JSON line each."""
+    return ledger.with_suffix(f".failures{ledger.suffix}")
+
+
+def _mend(path: Path, file: Any) -> None:
+    """Under the lock: end a last line that lacks only its line end, drop one that is torn."""
+    file.seek(0)
+    start = 0
+    last = b""
+    for last in file:
+        start += len(last)
+    if not last or last.endswith(b"\n"):
+        return
+    if _decoded(last) is not None:
+        file.write(b"\n")
+        return
+    warnings.warn(f"{path}: dropped a torn last line ({len(last)} bytes)", stacklevel=3)
+    file.truncate(start - len(last))
 
 
 def _encoded(record: Mapping[str, Any]) -> bytes:
