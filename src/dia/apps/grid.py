@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from ..data.catalog import load, load_training
 from ..data.imageset import DataError, ImageSet
+from ..detectors import DIA
 from ..evaluate.benchmark import OWN_WEIGHTS, run, wanted_hash, wanted_settings
 from ..evaluate.ledger import Ledger, append_line, failures_path
 from ..settings import SettingsError
@@ -44,6 +46,7 @@ class Task:
         side: images are read at this longer side at most.
         contamination: share of anomalies, unmarked, among the training normals.
         about: further fields of the line.
+        encoder: changes of `dia`'s settings, where weights are `dia`.
     """
 
     dataset: str
@@ -54,6 +57,7 @@ class Task:
     side: int | None = None
     contamination: float = 0.0
     about: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         weights = f" (weights: {self.changes['weights']})" if "weights" in self.changes else ""
@@ -115,6 +119,7 @@ def perform(task: Task, place: Place) -> Outcome:
     try:
         line = run(
             task.dataset, *images(task, place), task.method, preset=task.preset, changes=task.changes,
+            encoder=task.encoder,
             seed=task.seed, device=place.device, workdir=Path(place.work, task.dataset),
             ledger=Ledger(place.ledger), scores=Path(place.scores), progress=place.progress,
             about={"began": began, **task.about},
@@ -192,7 +197,7 @@ def run_grid(
                 if future in stopped and outcome.line is None:
                     if costs.needs_all(task):
                         outcome = Outcome(
-                            None, reason=f"needs more than the {memory_gb:g} GiB of --memory_gb"
+                            None, reason=f"needs more than the {memory_gb:.3g} GiB of --memory_gb"
                         )
                     else:
                         costs.put_off(task)
@@ -277,7 +282,8 @@ def missing(tasks: Sequence[Task], place: Place) -> list[Task]:
     for task in tasks:
         normals, test = images(task, place)
         wanted = wanted_settings(task.method, task.preset, task.changes)
-        known = wanted_hash(task.method, wanted, task.preset, task.seed, normals.sha256())
+        own = DIA(wanted_settings(DIA.method, task.preset, task.encoder), seed=task.seed)
+        known = wanted_hash(task.method, wanted, own, normals.sha256())
         data = f"{normals.sha256()[:32]}{test.sha256()[:32]}"
         if (task.dataset, task.method, task.seed, known, data) not in lines:
             left.append(task)
@@ -313,25 +319,25 @@ def benchmark_tasks(
         DataError: no such method.
         SettingsError: a setting that is not there, or cannot be so.
     """
-    tasks, remarks = [], []
+    given, remarks = settings or {}, list[str]()
+    ways: list[tuple[str, dict[str, Any]]] = []
     for method in methods:
-        own = dict((settings or {}).get(method, {}))
-        takes = hasattr(wanted_settings(method, preset, own), "weights") and "weights" not in own
-        ways: list[dict[str, Any]] = []
-        for source in weights if takes and weights else [None]:
-            try:
-                way = own if source is None else own | {"weights": source}
-                # of `dia`, whether the method takes a run's encoder at all
+        own = dict(given.get(method, {}))
+        takes = "weights" not in own and hasattr(wanted_settings(method, preset, own), "weights")
+        for changed in [{"weights": w} for w in weights if takes] or [{}]:
+            way, source = own | changed, changed.get("weights")
+            try:  # of `dia`, whether the method takes the encoder of a run at all
                 wanted_settings(
                     method, preset, way | ({"weights": "dia:RUN"} if source == OWN_WEIGHTS else {})
                 )
-                ways.append(way)
             except SettingsError as error:
-                remarks.append(f"{method} with weights {source} is left out: {error}")
-        tasks += [(method, way) for way in ways]
-    return [
-        Task(d, method, seed, preset, way, side) for d in datasets for method, way in tasks for seed in seeds
-    ], remarks
+                remarks.append(f"{method} is left out with weights {source}: {error}")
+            else:
+                ways.append((method, way))
+    encoder = given.get(DIA.method, {})
+    every = product(datasets, ways, seeds)
+    tasks = [Task(d, m, seed, preset, way, side, encoder=encoder) for d, (m, way), seed in every]
+    return tasks, remarks
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:

@@ -127,6 +127,7 @@ def run(
     workdir: Path,
     ledger: Ledger | None = None,
     changes: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
     scores: Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -137,15 +138,17 @@ def run(
     Args:
         changes: settings by dotted name that differ from the preset's. `weights` may be `dia` here: the
             encoder of `dia` with this preset and seed, fitted on the same normals before.
+        encoder: that `dia`'s own changes, likewise.
         scores: folder in which the raw scores and labels are kept too, for paired comparisons.
         about: further fields of the line.
         workdir: shares finished stages between methods, and an interrupted fit goes on from there.
     """
     wanted = wanted_settings(method, preset, changes)
+    own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
     identity = {
         "dataset": dataset,
         "method": method,
-        "settings_hash": wanted_hash(method, wanted, preset, seed, normals.sha256()),
+        "settings_hash": wanted_hash(method, wanted, own, normals.sha256()),
         "seed": seed,
         "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
     }
@@ -155,12 +158,11 @@ def run(
         if made and (scores is None or scores_path(scores, made).exists()):
             return made
         start = time.perf_counter()
-        common: dict[str, Any] = {"seed": seed, "device": device}
         if getattr(wanted, "weights", None) == OWN_WEIGHTS:
-            encoder = own_encoder(dataset, normals, preset, workdir, progress=progress, **common)
-            wanted = replace(wanted, weights=f"{OWN_WEIGHTS}:{encoder}")
+            own.facts_ = facts_of(own, dataset, preset, normals)
+            wanted = replace(wanted, weights=f"{OWN_WEIGHTS}:{_kept(own, normals, workdir, progress)}")
         reset_peak_memory()
-        detector = detector_class(method)(wanted, **common)
+        detector = detector_class(method)(wanted, seed=seed, device=device)
         detector.facts_ = facts_of(detector, dataset, preset, normals)
         detector.fit(normals, workdir=workdir, resume=True, progress=progress)
         scored = score_set(detector, test)
@@ -186,22 +188,24 @@ def wanted_settings(method: str, preset: str, changes: Mapping[str, Any] | None 
     return replaced(wanted, changes) if changes else wanted
 
 
-def wanted_hash(method: str, wanted: Any, preset: str, seed: int, train_sha256: str) -> str:
-    """The `settings_hash` of the line that a run with these settings makes, before anything is fitted."""
+def wanted_hash(method: str, wanted: Any, own: Detector, train_sha256: str) -> str:
+    """The `settings_hash` of the line that a run with these settings makes, before anything is fitted.
+
+    Args:
+        method: its name.
+        wanted: its settings.
+        own: the `dia` whose encoder it takes, if its weights are `dia`.
+        train_sha256: of the training normals.
+    """
     if getattr(wanted, "weights", None) == OWN_WEIGHTS:
-        encoder = DIA(settings(DIA.Settings, preset)).settings_hash()
-        wanted = replace(wanted, weights=own_identity(encoder, seed, train_sha256))
+        wanted = replace(wanted, weights=own_identity(own.settings_hash(), own.seed, train_sha256))
     return detector_class(method)(wanted).settings_hash()
 
 
-def own_encoder(
-    dataset: str, normals: ImageSet, preset: str, workdir: Path, *, seed: int, device: str, progress: bool
-) -> Path:
-    """The folder of `dia` fitted on these normals, made if absent: weights without outside data."""
-    detector = DIA(settings(DIA.Settings, preset), seed=seed, device=device)
-    folder = workdir / f"own-{fingerprint(detector.settings_hash(), seed, normals.sha256())}"
+def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:
+    """The folder of this detector fitted on these normals, made if absent."""
+    folder = workdir / f"own-{fingerprint(own.settings_hash(), own.seed, normals.sha256())}"
     with locked(workdir / "locks" / folder.name):
         if not folder.exists():
-            detector.facts_ = facts_of(detector, dataset, preset, normals)
-            detector.fit(normals, workdir=workdir, resume=True, progress=progress).save(folder)
+            own.fit(normals, workdir=workdir, resume=True, progress=progress).save(folder)
     return folder
