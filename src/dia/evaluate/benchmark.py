@@ -157,7 +157,7 @@ def run(
         made = None if ledger is None else ledger.find(**identity)
         if made and (scores is None or scores_path(scores, made).exists()):
             return made
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         if getattr(wanted, "weights", None) == OWN_WEIGHTS:
             own.facts_ = facts_of(own, dataset, preset, normals)
             wanted = replace(wanted, weights=f"{OWN_WEIGHTS}:{_kept(own, normals, workdir, progress)}")
@@ -168,6 +168,7 @@ def run(
         scored = score_set(detector, test)
         line = record(detector, scored, test, dataset) | dict(about or {})
         line["run_seconds"] = round(time.perf_counter() - start, 2)
+        line["cpu_seconds"] = round(time.process_time() - cpu, 2)  # of all threads: other work counts less
         if scores is not None:
             keep_scores(scores_path(scores, line), scored.scores, test)
         if ledger is not None:
