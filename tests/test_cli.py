@@ -386,6 +386,25 @@ def test_a_method_that_claims_heatmaps_has_them(make_images):
         assert (METHODS[name]().fit(x).heatmap(x[:2]) is not None) == cls.has_heatmaps(), name
 
 
+def test_weights_are_a_flag_of_methods_that_start_from_some(make_images, tmp_path, capsys):
+    for argv, said in (
+        (["--method", "csi", "--weights", "none"], "--weights: csi starts from no other network"),
+        (["--method", "transformaly", "--weights", "dia:x"], "transformaly cannot take"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", "phantom", "--out", str(tmp_path / "m"), *argv])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i, image in enumerate(make_images(24, 16, 16, 1)[..., 0]):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    absent = str(tmp_path / "absent.pth")
+    with pytest.raises(SystemExit):
+        main(["fit", str(folder), "--method", "msc", "--weights", absent, "--out", str(tmp_path / "m")])
+    assert f"weights {absent}: no " in capsys.readouterr().err
+
+
 def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
     from dia.apps.arguments import build_parser
     from dia.detectors import METHODS

@@ -33,7 +33,8 @@ TINY = {
     "msc": {"size": 16, "epochs": 1},
 }
 OF_THE_RUN = {
-    "began", "fit_seconds", "run_seconds", "cpu_seconds", "score_images_per_second", "peak_memory_mb", "commit", "weights",
+    "began", "fit_seconds", "run_seconds", "cpu_seconds", "score_images_per_second", "peak_memory_mb",
+    "commit", "weights",
 }  # fmt: skip
 
 

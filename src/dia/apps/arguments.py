@@ -62,6 +62,38 @@ def _grid_arguments(parser: ArgumentParser, ledger: str) -> None:
     )  # fmt: skip
 
 
+def _model_report() -> ArgumentParser:
+    report = ArgumentParser(
+        description="One self-contained HTML page about a model and the images it scored. "
+        "`dia report benchmark` is another command: the table of a benchmark; see its --help."
+    )
+    _run_arguments(report)
+    _data_arguments(report, "test")
+    report.add_argument("--out", type=str, default="report.html")
+    report.add_argument("--compare", type=bool, default=True, help="fit the trivial rows beside it")
+    report.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    return report
+
+
+def _benchmark_report() -> ArgumentParser:
+    report = ArgumentParser(
+        description="The table of a benchmark from the ledger's lines, with statistics and curves, as HTML "
+        "page, Markdown, CSV and LaTeX. Example: dia report benchmark --ledger results/runs.jsonl"
+    )
+    report.add_argument("what", type=Literal["benchmark"])
+    report.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
+    report.add_argument("--ledger", type=str, default="results/runs.jsonl", help="what `dia benchmark` wrote")
+    report.add_argument("--scores", type=str, default="results/scores", help="the raw scores it kept")
+    report.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
+    report.add_argument("--datasets", type=list[str] | None, help="default: all in the ledger")
+    report.add_argument("--methods", type=list[str] | None, help="default: all in the ledger")
+    report.add_argument(
+        "--settings", type=dict[str, dict[str, Any]], default={}, help="as they were given to `dia benchmark`"
+    )
+    report.add_argument("--out", type=str, default="results/benchmark", help="folder")
+    return report
+
+
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
     """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
     parser = ArgumentParser(
@@ -90,6 +122,11 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     fit.add_argument(
         "--contamination", type=float, default=0.0,
         help="share of anomalies mixed, unmarked, among the normals: to see what they cost",
+    )  # fmt: skip
+    fit.add_argument(
+        "--weights", type=str | None,
+        help="of a method that starts from a pretrained network: imagenet (fetched by timm from the Hugging "
+        "Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights",
     )  # fmt: skip
     fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
     fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
@@ -163,15 +200,8 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     illustrate.add_argument("--format", type=Literal["png", "svg"], default="png", help="of the figures")
     commands.add_subcommand("illustrate", illustrate)
 
-    report = ArgumentParser(
-        description="One self-contained HTML page about a model and the images it scored."
-    )
-    _run_arguments(report)
-    _data_arguments(report, "test")
-    report.add_argument("--out", type=str, default="report.html")
-    report.add_argument("--compare", type=bool, default=True, help="fit the trivial rows beside it")
-    report.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
-    commands.add_subcommand("report", report)
+    of_benchmark = list(argv[:2]) == ["report", "benchmark"]
+    commands.add_subcommand("report", _benchmark_report() if of_benchmark else _model_report())
 
     grid = ArgumentParser(
         description="Data sets × methods × seeds into the ledger. What is there already is not run again, so "

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from ..data.imageset import DataError, ImageSet
 from ..presets import MAX_SIZE, PRESETS
+from ..settings import replaced
 from ..training import TrainingError
 from .arguments import build_parser, underscored
 
@@ -78,6 +79,9 @@ def cmd_fit(a: Namespace) -> None:
     cls = detector_class(a.method)
     if a.preset not in PRESETS:
         raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
+    if a.weights and not hasattr(a.settings, "weights"):
+        raise DataError(f"--weights: {a.method} starts from no other network; leave the flag out")
+    given = replaced(a.settings, {"weights": a.weights}) if a.weights else a.settings
     if not 0 < a.holdout < 1:
         raise DataError(f"--holdout must lie between 0 and 1, not {a.holdout}")
     target = Path(a.out)
@@ -104,7 +108,7 @@ def cmd_fit(a: Namespace) -> None:
         shutil.rmtree(work, ignore_errors=True)
     barrier()
     detector = cls(
-        a.settings, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
+        given, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
     )
     detector.facts_ = facts_of(detector, a.data, a.preset, normals) | {
         "read": {
@@ -262,6 +266,8 @@ def cmd_illustrate(a: Namespace) -> None:
 
 def cmd_report(a: Namespace) -> None:
     """`dia report`."""
+    if "what" in a:
+        return _report_benchmark(a)
     from .reporting import compare_trivial, write_run_report
 
     detector, images = _load(a)
@@ -290,6 +296,23 @@ def cmd_report(a: Namespace) -> None:
         comparison=comparison,
     )
     _show({"out": str(path)}, False)
+
+
+def _report_benchmark(a: Namespace) -> None:
+    from ..evaluate.benchmark import current_lines
+    from ..evaluate.ledger import Ledger, failures_path
+    from .reporting import write_benchmark_report
+
+    if a.preset not in PRESETS:
+        raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
+    lines = current_lines(
+        Ledger(a.ledger).rows(), a.preset, datasets=a.datasets, methods=a.methods, changes=a.settings
+    )
+    if not lines:
+        raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
+    failures = Ledger(failures_path(Path(a.ledger))).rows()
+    for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures):
+        out.print(str(path), soft_wrap=True, highlight=False)
 
 
 def cmd_benchmark(a: Namespace) -> None:

@@ -6,7 +6,7 @@ Knows detectors and metrics; test labels are used for the numbers in the line an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,59 @@ def wanted_hash(method: str, wanted: Any, own: Detector, train_sha256: str) -> s
     if getattr(wanted, "weights", None) == OWN_WEIGHTS:
         wanted = replace(wanted, weights=own_identity(own.settings_hash(), own.seed, train_sha256))
     return detector_class(method)(wanted).settings_hash()
+
+
+def current_lines(
+    rows: Sequence[Mapping[str, Any]],
+    preset: str,
+    *,
+    datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Mapping[str, Any]]:
+    """Of a ledger's lines those that a benchmark with this preset makes today: one for each run.
+
+    Left out are ablations, lines of earlier settings, of data other than the newest line's, and of methods
+    that are no longer there. Of a run made twice the later line counts.
+
+    Args:
+        rows: oldest first.
+        preset: of the settings.
+        datasets: all where None.
+        methods: likewise.
+        changes: of settings by dotted name, by method.
+    """
+    wanted: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for r in rows:
+        asked = r["dataset"] in (datasets or [r["dataset"]]) and r["method"] in (methods or [r["method"]])
+        if not asked or r["preset"] != preset or "ablation" in r:
+            continue
+        if r["settings_hash"] == _hash_today(r, preset, changes or {}):
+            wanted[r["dataset"], r["method"], weights_kind(r["weights"]), r["seed"]] = r
+    newest = {r["dataset"]: r["data_sha256"] for r in rows if any(r is w for w in wanted.values())}
+    return [r for r in wanted.values() if r["data_sha256"] == newest[r["dataset"]]]
+
+
+def weights_kind(weights: str) -> str:
+    """`none`, `imagenet`, `dia` or `file`, of what a line's field `weights` says."""
+    first = weights.split(" ")[0]
+    if first in ("none", "imagenet"):
+        return first
+    return OWN_WEIGHTS if first.startswith(f"{OWN_WEIGHTS}:") else "file"
+
+
+def _hash_today(line: Mapping[str, Any], preset: str, changes: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the hash of such a line would be now; None where there is no such method."""
+    try:
+        wanted = wanted_settings(line["method"], preset, changes.get(line["method"]))
+    except DataError:
+        return None
+    if hasattr(wanted, "weights"):
+        kind = weights_kind(line["weights"])
+        sha256 = line["weights"].rpartition("sha256 ")[2].rstrip(")")
+        wanted = replace(wanted, weights=f"sha256:{sha256}" if kind == "file" else kind)
+    own = DIA(wanted_settings(DIA.method, preset, changes.get(DIA.method)), seed=line["seed"])
+    return wanted_hash(line["method"], wanted, own, line["data_sha256"][:32])
 
 
 def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:
