@@ -33,9 +33,7 @@ bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine 
 bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fell
 	$(BIN)/python benchmarks/quick.py
 
-bench-peers: $(STAMP)  ## beside anomalib, which gets an environment of its own (6 GB)
-	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install -q anomalib==2.7.0 torch==2.15.0 torchvision==0.29.2
+bench-peers: $(STAMP)  ## beside three of anomalib's methods
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/page.py
 
@@ -50,5 +48,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## everything the other targets made
-	rm -rf .venv .venv-peers .work demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf .venv .work demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,15 +4,16 @@
     python benchmarks/peers.py --size 64    # EfficientAD cannot; its own error says why
 
 All read the same PNG files of generated images and run alone, one after the other, each in a process of its
-own on the CPU, decoding in that process. anomalib's live in another environment (`--python`), for it pins
-other versions. Fitting and scoring both start from files. What takes anomalib's methods hours is measured
-for some steps and extrapolated, never without `yes` in the column `extrapolated`. Their weights are random,
-for there is no network here: time does not depend on weights' values, AUROC does.
+own on the CPU, decoding in that process. Fitting and scoring both start from files. What takes
+anomalib's methods hours is measured for some steps and extrapolated, never without `yes` in the column
+`extrapolated`. Their weights are random, for there is no network here: time does not depend on weights'
+values, AUROC does.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -141,8 +142,7 @@ def ratios(all_facts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def main() -> None:
     """Runs the methods one after the other and publishes `peers-SIZE`."""
     p = parser(__doc__)
-    p.add_argument("--python", default=str(HERE.parent / ".venv-peers" / "bin" / "python"),
-                   help="interpreter of the environment that has anomalib")  # fmt: skip
+    p.add_argument("--python", default=sys.executable, help="interpreter that has anomalib")
     p.add_argument("--size", type=int, default=256, help="side of the files, and what anomalib works at")
     p.add_argument("--train", type=int, default=256, help="normal images to train on")
     p.add_argument("--test", type=int, default=128, help="images to score, half of them anomalous")

@@ -1,6 +1,6 @@
 """One method of anomalib 2.7.0, fitted and scored in a process of its own; prints one line of JSON.
 
-Run by `peers.py` in an environment in which anomalib is installed, so it imports neither `dia` nor
+Run by `peers.py`, in whatever environment has the anomalib to be measured, so it imports neither `dia` nor
 `common`. Needs no network: backbones get random weights, and EfficientAD a random teacher of the true shape
 and stand-ins for Imagenette. Work of many equal steps is measured for some of them and extrapolated to its
 published length, and the answer says so.

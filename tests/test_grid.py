@@ -21,7 +21,7 @@ from dia.apps.cli import main
 from dia.apps.grid import Costs, Outcome, Place, Task, benchmark_tasks, run_grid
 from dia.apps.workers import Here, Process, memory_of_machine_gb, workers_of
 from dia.data.imageset import DataError
-from dia.evaluate.benchmark import scores_path
+from dia.evaluate.benchmark import current_lines, scores_path, weights_kind
 from dia.evaluate.ledger import IDENTITY, Ledger, failures_path
 from dia.settings import SettingsError
 from dia.training import TrainingError
@@ -361,6 +361,51 @@ def test_a_dry_run_shows_what_is_missing_and_its_cost(root, alone, tmp_path, cap
     assert (alone / "l.jsonl").read_bytes() == before
     main([*benchmark(root, tmp_path), "--dry-run"])
     assert "12 of 12 runs are to be made: an unknown time" in capsys.readouterr().out
+
+
+# --- which lines count -----------------------------------------------------------------------------------
+
+
+def test_lines_of_today_are_those_that_the_same_grid_would_make(alone):
+    rows = lines_of(alone)
+    chosen = current_lines(rows, "cpu", changes=TINY)
+    assert chosen == rows
+    assert {r["method"] for r in current_lines(rows, "cpu")} == {"trivial:hog", "trivial:std"}
+    assert current_lines(rows, "gpu", changes=TINY) == []
+    one = current_lines(rows, "cpu", changes=TINY, datasets=["breastmnist"], methods=["csi"])
+    assert [(r["dataset"], r["method"], r["seed"]) for r in one] == [
+        ("breastmnist", "csi", s) for s in (0, 1)
+    ]
+
+
+def test_later_lines_replace_earlier_ones_and_other_data_ablations_and_lost_methods_are_left_out(alone):
+    rows = lines_of(alone)
+    again = rows[0] | {"auroc": 0.123}
+    ablated = rows[1] | {"ablation": {}}
+    lost = rows[2] | {"method": "magic"}
+    chosen = current_lines([*rows, again, ablated, lost], "cpu", changes=TINY)
+    assert len(chosen) == len(rows)
+    assert again in chosen
+    assert rows[0] not in chosen
+    other = [r | {"data_sha256": "f" * 64} for r in rows if r["dataset"] == "breastmnist" and r["seed"] == 0]
+    newest = [r for r in current_lines([*rows, *other], "cpu", changes=TINY) if r["dataset"] == "breastmnist"]
+    assert newest == other  # seed 1 was of the data before
+
+
+def test_weights_of_a_run_are_told_by_how_it_was_made(root, tmp_path, capsys):
+    main(
+        benchmark(
+            root, tmp_path, methods=["msc"], weights=["dia", "none"], seeds=[1], datasets=["breastmnist"]
+        )
+    )
+    rows = lines_of(tmp_path)
+    assert [weights_kind(r["weights"]) for r in rows] == ["dia", "none"]
+    assert current_lines(rows, "cpu", changes=TINY) == rows
+    other = {**TINY, "dia": TINY["dia"] | {"samples": 2}}
+    assert current_lines(rows, "cpu", changes=other) == rows[1:]  # another dia's encoder
+    assert weights_kind("none (trained from scratch on the normals)") == "none"
+    assert weights_kind("imagenet (x via timm)") == "imagenet"
+    assert weights_kind("w/x.pth (sha256 0123)") == "file"
 
 
 def test_workers_are_as_asked():

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from dia.amplify.learning import AmplifySettings, encoder_input
 from dia.data.imageset import DataError
-from dia.detectors import METHODS
+from dia.detectors import METHODS, MSC, Detector
 from dia.detectors.base import module_tensors
 from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.msc import MSCSettings
 from dia.detectors.weights import (
     MEAN,
     STD,
@@ -23,6 +24,8 @@ from dia.detectors.weights import (
     backbone,
     check_weights,
     describe,
+    identity_of,
+    own_identity,
     restored,
     to_input,
 )
@@ -245,6 +248,39 @@ def test_our_own_encoder_gives_its_penultimate_features(run, make_images):
             )
     assert own.num_features == expected.shape[1]
     assert "sha256" in describe("resnet18", f"dia:{folder}")
+
+
+def test_weights_are_what_they_are_wherever_they_lie(run, tmp_path):
+    assert (identity_of("none"), identity_of("imagenet")) == ("none", "imagenet")
+    (tmp_path / "a.pth").write_bytes(b"1")
+    (tmp_path / "b.pth").write_bytes(b"1")
+    (tmp_path / "c.pth").write_bytes(b"2")
+    a, b, c = (identity_of(str(tmp_path / f"{n}.pth")) for n in "abc")
+    assert a == b != c
+    assert a.startswith("sha256:")
+    assert identity_of("absent.pth") == "absent.pth"
+    assert identity_of(f"dia:{tmp_path}") == f"dia:{tmp_path}"
+    detector, folder = run
+    detector.facts_ |= {"train_sha256": "5" * 64}
+    for copy in (tmp_path / "x", tmp_path / "y"):
+        detector.save(copy)
+    expected = own_identity(detector.settings_hash(), detector.seed, "5" * 64)
+    assert identity_of(f"dia:{tmp_path / 'x'}") == identity_of(f"dia:{tmp_path / 'y'}") == expected
+    assert f"-{detector.seed}-{'5' * 32}" in expected
+    hashes = {MSC(MSCSettings(weights=f"dia:{tmp_path / name}")).settings_hash() for name in ("x", "y")}
+    assert len(hashes) == 1
+    assert hashes != {MSC(MSCSettings(weights=f"dia:{folder}")).settings_hash()}  # without such facts
+
+
+def test_a_loaded_model_keeps_the_hash_it_was_fitted_with(tmp_path, make_images):
+    weights = tmp_path / "w.pth"
+    torch.save(backbone("resnet18", "none", seed=3).state_dict(), weights)
+    s = MSCSettings(backbone="resnet18", weights=str(weights), size=16, epochs=1, batch=8)
+    detector = MSC(s, device="cpu").fit(make_images(24))
+    before = detector.settings_hash()
+    detector.save(tmp_path / "m")
+    weights.unlink()
+    assert Detector.load(tmp_path / "m").settings_hash() == before
 
 
 def test_a_saved_backbone_comes_back_without_its_source(run, images):
