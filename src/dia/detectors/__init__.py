@@ -6,12 +6,14 @@ from .blur import Blur
 from .csi import CSI
 from .dia import DIA
 from .diaplus import DIAPlus
+from .kdad import KDAD
 from .msc import MSC
 from .transformaly import Transformaly
 from .trivial import TRIVIAL
 
 TRIVIAL = TRIVIAL | {Blur.method: Blur}
-METHODS: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI, MSC, Transformaly)} | TRIVIAL
+_TRAINED: tuple[type[Detector], ...] = (DIAPlus, DIA, CSI, MSC, Transformaly, KDAD)
+METHODS: dict[str, type[Detector]] = {c.method: c for c in _TRAINED} | TRIVIAL
 DEFAULT = DIAPlus.method
 
 
@@ -30,6 +32,7 @@ __all__ = [
     "CSI",
     "DEFAULT",
     "DIA",
+    "KDAD",
     "METHODS",
     "MSC",
     "TRIVIAL",
