@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 from trained_checks import (
-    auroc_of_turned_phantoms,
+    auroc_of_phantoms,
     batches_do_not_matter,
     loads_without_a_hub,
     resumes_as_uninterrupted,
@@ -277,4 +277,4 @@ def test_presets():
 
 
 def test_it_finds_turned_phantoms_with_random_weights():
-    assert auroc_of_turned_phantoms(KDAD(replace(TINY, epochs=4), device="cpu")) > FLOOR
+    assert auroc_of_phantoms(KDAD(replace(TINY, epochs=4), device="cpu")) > FLOOR

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from trained_checks import (
-    auroc_of_turned_phantoms,
+    auroc_of_phantoms,
     batches_do_not_matter,
     loads_without_a_hub,
     resumes_as_uninterrupted,
@@ -253,4 +253,4 @@ def test_presets():
 
 
 def test_it_finds_turned_phantoms_with_random_weights():
-    assert auroc_of_turned_phantoms(Transformaly(replace(TINY, epochs=1), device="cpu")) > FLOOR
+    assert auroc_of_phantoms(Transformaly(replace(TINY, epochs=1), device="cpu")) > FLOOR

@@ -10,9 +10,10 @@ from .kdad import KDAD
 from .msc import MSC
 from .transformaly import Transformaly
 from .trivial import TRIVIAL
+from .uniad import UniAD
 
 TRIVIAL = TRIVIAL | {Blur.method: Blur}
-_TRAINED: tuple[type[Detector], ...] = (DIAPlus, DIA, CSI, MSC, Transformaly, KDAD)
+_TRAINED: tuple[type[Detector], ...] = (DIAPlus, DIA, CSI, MSC, Transformaly, KDAD, UniAD)
 METHODS: dict[str, type[Detector]] = {c.method: c for c in _TRAINED} | TRIVIAL
 DEFAULT = DIAPlus.method
 
@@ -40,5 +41,6 @@ __all__ = [
     "DIAPlus",
     "Detector",
     "Transformaly",
+    "UniAD",
     "detector_class",
 ]
