@@ -11,6 +11,7 @@ from hypothesis import settings
 from scipy import ndimage
 
 torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
+pytest.register_assert_rewrite("trained_checks")
 settings.register_profile("dia", deadline=None, derandomize=True)
 settings.load_profile("dia")
 

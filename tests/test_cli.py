@@ -370,8 +370,8 @@ def test_the_list_of_methods_is_that_of_the_registry(capsys):
         assert facts["smallest"] >= 8
         assert (facts["family"] == "untrained") == (name in TRIVIAL)
     assert listed["dia"]["settings"]["amplify"]["width"] == 24
-    some = ("dia+", "dia", "csi", "trivial:blur", "trivial:hog")
-    assert [m for m in some if listed[m]["heatmaps"]] == ["dia+", "trivial:blur"]
+    some = ("dia+", "dia", "csi", "msc", "transformaly", "kdad", "uniad", "trivial:blur", "trivial:hog")
+    assert [m for m in some if listed[m]["heatmaps"]] == ["dia+", "kdad", "uniad", "trivial:blur"]
     main(["methods"])
     shown = capsys.readouterr().out
     assert all(name[:16] in shown for name in METHODS)  # narrow columns cut long names
@@ -411,4 +411,4 @@ def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
 
     asked = build_parser(["benchmark"]).parse_args(["benchmark"]).benchmark.methods
     assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
-    assert set(METHODS) - set(asked) == {"msc", "transformaly"}
+    assert set(METHODS) - set(asked) == {"msc", "transformaly", "kdad", "uniad"}

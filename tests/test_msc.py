@@ -9,11 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from trained_checks import (
+    auroc_of_phantoms,
+    batches_do_not_matter,
+    loads_without_a_hub,
+    resumes_as_uninterrupted,
+)
 
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.learning import AmplifySettings
-from dia.data import phantom
 from dia.detectors import METHODS, MSC, Detector, msc
 from dia.detectors.csi import CSI, CSISettings
 from dia.detectors.msc import MeanShifted, MSCSettings, blurred, features, nearest_sum
@@ -24,7 +28,6 @@ from dia.settings import SettingsError, replaced
 pytest.importorskip("timm")
 
 TINY = MSCSettings(backbone="resnet18", size=32, epochs=2, batch=8, lr=0.05)
-PHANTOMS = (("train", 100), ("val", 120))
 FLOOR = 0.9  # measured: .95, 1.0, 1.0 with the seeds 0, 1, 2
 STILL = AugmentSettings(jitter=(0, 0, 0, 0), grey_p=0, crop=(1, 1), ratio=(1, 1))
 
@@ -173,23 +176,11 @@ def test_a_blur_by_its_own_width_keeps_constants_and_smooths_more_when_wider():
 
 
 def test_scores_do_not_depend_on_batch_or_order(fitted):
-    detector, x = fitted
-    whole, order = detector.score(x), np.random.default_rng(0).permutation(9)
-    assert whole.dtype == np.float64
-    assert np.ptp(whole) > 1e-4
-    np.testing.assert_allclose(detector.score(x, batch=1), whole, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(detector.score(x[order], batch=4), whole[order], rtol=1e-3, atol=1e-6)
-    torch.manual_seed(123)  # the caller's random numbers play no part
-    assert np.array_equal(detector.score(x), whole)
+    batches_do_not_matter(*fitted)
 
 
 def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
-    detector, x = fitted
-    folder = detector.save(tmp_path / "model")
-    monkeypatch.setattr("dia.detectors.weights._fetched", lambda *_: pytest.fail("asked the hub"))
-    loaded = Detector.load(folder, device="cpu")
-    assert loaded.settings == detector.settings
-    assert np.array_equal(loaded.score(x), detector.score(x))
+    loaded = loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
     assert not any(m.training for m in loaded.network_.modules())
 
 
@@ -207,25 +198,8 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_p
 
 
 def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
-    whole = MSC(TINY, device="cpu").fit(normals)
-    monkeypatch.setattr(msc, "train", partial(msc.train, checkpoint_every=2))
-    real, seen, armed = MeanShifted.training_step, [], [True]
-
-    def training_step(self, batch, index):
-        if self.global_step == 3 and armed:
-            armed.clear()
-            raise RuntimeError("killed")
-        seen.append(self.global_step)
-        return real(self, batch, index)
-
-    monkeypatch.setattr(MeanShifted, "training_step", training_step)
-    with pytest.raises(RuntimeError, match="killed"):
-        MSC(TINY, device="cpu").fit(normals, workdir=tmp_path)
-    seen.clear()
-    resumed = MSC(TINY, device="cpu").fit(normals, workdir=tmp_path, resume=True)
-    assert seen == [2, 3]  # 19 images in batches of 8, twice
-    for name, value in whole._tensors().items():
-        assert np.array_equal(resumed._tensors()[name], value), name
+    make = partial(MSC, TINY, device="cpu")
+    resumes_as_uninterrupted(make, MeanShifted, normals, tmp_path, monkeypatch)
 
 
 def test_it_starts_from_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path):
@@ -264,11 +238,7 @@ def test_presets():
 
 
 def test_it_finds_turned_phantoms_with_random_weights():
-    train, test = (phantom.load(split, size=32, n=n).normals().images for split, n in PHANTOMS)
-    turned = np.rot90(test, axes=(1, 2))
-    detector = MSC(replace(TINY, lr=1e-3, epochs=1), device="cpu").fit(train)
-    scores = detector.score(np.concatenate([test, turned]))
-    assert roc_auc_score(np.repeat([0, 1], len(test)), scores) > FLOOR
+    assert auroc_of_phantoms(MSC(replace(TINY, lr=1e-3, epochs=1), device="cpu")) > FLOOR
 
 
 def test_the_ledger_is_told_the_weights():

@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score
+from trained_checks import (
+    auroc_of_phantoms,
+    batches_do_not_matter,
+    loads_without_a_hub,
+    resumes_as_uninterrupted,
+)
 
-from dia.data import phantom
-from dia.detectors import METHODS, Detector, Transformaly, transformaly
+from dia.detectors import METHODS, Detector, Transformaly
 from dia.detectors.transformaly import (
     Gaussian,
     Imitation,
@@ -192,22 +196,11 @@ def test_equal_images_do_not_break_it(normals):
 
 
 def test_scores_do_not_depend_on_batch_or_order(fitted):
-    detector, x = fitted
-    whole, order = detector.score(x), np.random.default_rng(0).permutation(9)
-    assert whole.dtype == np.float64
-    assert np.ptp(whole) > 1e-3
-    np.testing.assert_allclose(detector.score(x, batch=1), whole, rtol=1e-2, atol=1e-2)
-    np.testing.assert_allclose(detector.score(x[order], batch=4), whole[order], rtol=1e-2, atol=1e-2)
-    assert np.array_equal(detector.score(x), whole)
+    batches_do_not_matter(*fitted, spread=1e-3, rtol=1e-2, atol=1e-2)
 
 
 def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
-    detector, x = fitted
-    folder = detector.save(tmp_path / "model")
-    monkeypatch.setattr("dia.detectors.weights._fetched", lambda *_: pytest.fail("asked the hub"))
-    loaded = Detector.load(folder, device="cpu")
-    assert loaded.settings == detector.settings
-    assert np.array_equal(loaded.score(x), detector.score(x))
+    loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
 
 
 def test_a_teacher_from_a_file_is_that_file_and_loads_when_it_is_gone(normals, tmp_path):
@@ -237,25 +230,8 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_p
 
 
 def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
-    whole = Transformaly(TINY, device="cpu").fit(normals)
-    monkeypatch.setattr(transformaly, "train", partial(transformaly.train, checkpoint_every=2))
-    real, seen, armed = Imitation.training_step, [], [True]
-
-    def training_step(self, batch, index):
-        if self.global_step == 3 and armed:
-            armed.clear()
-            raise RuntimeError("killed")
-        seen.append(self.global_step)
-        return real(self, batch, index)
-
-    monkeypatch.setattr(Imitation, "training_step", training_step)
-    with pytest.raises(RuntimeError, match="killed"):
-        Transformaly(TINY, device="cpu").fit(normals, workdir=tmp_path)
-    seen.clear()
-    resumed = Transformaly(TINY, device="cpu").fit(normals, workdir=tmp_path, resume=True)
-    assert seen == [2, 3]  # 19 images in batches of 8, twice
-    for name, value in whole._tensors().items():
-        assert np.array_equal(resumed._tensors()[name], value), name
+    make = partial(Transformaly, TINY, device="cpu")
+    resumes_as_uninterrupted(make, Imitation, normals, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -277,10 +253,4 @@ def test_presets():
 
 
 def test_it_finds_turned_phantoms_with_random_weights():
-    train, test = (
-        phantom.load(split, size=32, n=n).normals().images for split, n in (("train", 100), ("val", 120))
-    )
-    turned = np.rot90(test, axes=(1, 2))
-    detector = Transformaly(replace(TINY, epochs=1), device="cpu").fit(train)
-    scores = detector.score(np.concatenate([test, turned]))
-    assert roc_auc_score(np.repeat([0, 1], len(test)), scores) > FLOOR
+    assert auroc_of_phantoms(Transformaly(replace(TINY, epochs=1), device="cpu")) > FLOOR

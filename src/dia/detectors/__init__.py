@@ -6,12 +6,15 @@ from .blur import Blur
 from .csi import CSI
 from .dia import DIA
 from .diaplus import DIAPlus
+from .kdad import KDAD
 from .msc import MSC
 from .transformaly import Transformaly
 from .trivial import TRIVIAL
+from .uniad import UniAD
 
 TRIVIAL = TRIVIAL | {Blur.method: Blur}
-METHODS: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI, MSC, Transformaly)} | TRIVIAL
+_TRAINED: tuple[type[Detector], ...] = (DIAPlus, DIA, CSI, MSC, Transformaly, KDAD, UniAD)
+METHODS: dict[str, type[Detector]] = {c.method: c for c in _TRAINED} | TRIVIAL
 DEFAULT = DIAPlus.method
 
 
@@ -30,6 +33,7 @@ __all__ = [
     "CSI",
     "DEFAULT",
     "DIA",
+    "KDAD",
     "METHODS",
     "MSC",
     "TRIVIAL",
@@ -37,5 +41,6 @@ __all__ = [
     "DIAPlus",
     "Detector",
     "Transformaly",
+    "UniAD",
     "detector_class",
 ]

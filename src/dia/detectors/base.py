@@ -26,7 +26,7 @@ from ..data.imageset import DataError, ImageSet
 from ..locks import locked
 from ..presets import settings as preset_settings
 from ..settings import from_dict, identity, plain
-from ..training import barrier, is_main, join_processes, of_all
+from ..training import Timed, barrier, is_main, join_processes, of_all, train
 from .calibrate import Calibration
 
 FORMAT = 1
@@ -334,6 +334,39 @@ class Stages:
                 temporary.write_text(json.dumps({"seconds": seconds}))
                 temporary.replace(done)
             barrier()
+
+    def trained(self, path: Path, module: Timed, images: int, s: Any, device: str) -> None:
+        """Trains `module` as settings with `epochs`, `batch` and `precision` say; or finds it trained.
+
+        Its whole state is kept in `path`, so frozen networks that are saved elsewhere should not be part of
+        it. It ends frozen, in eval mode.
+
+        Args:
+            path: of the part.
+            module: trained in place; makes its own batches.
+            images: their number.
+            s: the method's settings.
+            device: as in the detector.
+        """
+        file = path / "trained.safetensors"
+
+        def make() -> float:
+            start = time.perf_counter()
+            train(
+                module,
+                steps=s.epochs * (images // min(s.batch, images)),
+                workdir=path,
+                resume=self.resume,
+                device=device,
+                precision=s.precision,
+                progress=self.progress,
+            )
+            if is_main():
+                save_file(module_tensors(module, ""), file)
+            return module.seconds_before + time.perf_counter() - start
+
+        self.part(path, make, lambda: load_module(module, load_file(file), ""))
+        module.eval().requires_grad_(False)
 
 
 def fingerprint(*parts: object) -> str:

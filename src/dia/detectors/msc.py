@@ -20,7 +20,6 @@ a file, or `dia:RUN` is what the method is about.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -29,7 +28,6 @@ import kornia.filters as KF
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from ..amplify.augment import Augment, AugmentSettings
@@ -41,13 +39,11 @@ from ..training import (
     batch_indices,
     choose_device,
     gather,
-    is_main,
     processes,
     seed_step,
     share,
-    train,
 )
-from .base import Detector, Stages, load_module, module_tensors
+from .base import Detector, Stages, module_tensors
 from .csi import spread
 from .weights import backbone, check_weights, describe, normalised, restored, to_input
 
@@ -132,34 +128,13 @@ class MSC(Detector):
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         s = self.s
         self.where_ = choose_device(self.device)
-        network = backbone(s.backbone, s.weights, seed=self.seed).to(self.where_)
+        self.network_ = backbone(s.backbone, s.weights, seed=self.seed).to(self.where_)
         scoring = {"neighbours": MSCSettings.neighbours, "bank_size": MSCSettings.bank_size}
         path = stages.path("msc", replace(s, **scoring), self.weights_source(), self.seed, images)
-
-        def make() -> float:
-            start = time.perf_counter()
-            centre = features(network, images, s.size).mean(0)
-            module = MeanShifted(network, centre, images, s, self.seed)
-            train(
-                module,
-                steps=s.epochs * (len(images) // min(s.batch, len(images))),
-                workdir=path,
-                resume=stages.resume,
-                device=self.device,
-                precision=s.precision,
-                progress=stages.progress,
-            )
-            self.network_, self.centre_ = network.requires_grad_(False), centre
-            if is_main():
-                save_file(self._network_tensors(), path / "network.safetensors")
-            return module.seconds_before + time.perf_counter() - start
-
-        def load() -> None:
-            tensors = load_file(path / "network.safetensors")
-            load_module(network, tensors, "network.")
-            self.network_, self.centre_ = network, torch.from_numpy(tensors["centre"]).to(self.where_)
-
-        stages.part(path, make, load)
+        centre = features(self.network_, images, s.size).mean(0)
+        module = MeanShifted(self.network_, centre, images, s, self.seed)
+        stages.trained(path, module, len(images), s, self.device)
+        self.centre_ = module.centre  # of the network as it was before training, found or made
         self.bank_ = features(self.network_, spread(images, s.bank_size), s.size)
 
     def weights_source(self) -> str:
@@ -170,11 +145,9 @@ class MSC(Detector):
         phi = features(self.network_, images, self.s.size)
         return nearest_sum(phi, self.bank_, self.s.neighbours).cpu().numpy()
 
-    def _network_tensors(self) -> dict[str, np.ndarray]:
-        return module_tensors(self.network_, "network.") | {"centre": self.centre_.cpu().numpy()}
-
     def _tensors(self) -> dict[str, np.ndarray]:
-        return self._network_tensors() | {"bank": self.bank_.cpu().numpy()}
+        own = {"centre": self.centre_.cpu().numpy(), "bank": self.bank_.cpu().numpy()}
+        return module_tensors(self.network_, "network.") | own
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         self.where_ = choose_device(self.device)

@@ -20,7 +20,6 @@ or a file is what the method is about.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +28,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
 from ..settings import chosen, require
-from ..training import Precision, Timed, batch_indices, choose_device, is_main, seed_step, share, train
+from ..training import Precision, Timed, batch_indices, choose_device, seed_step, share
 from .base import Detector, Stages, load_module, module_tensors
 from .csi import spread
 from .weights import backbone, check_weights, describe, restored, to_input
@@ -108,27 +106,8 @@ class Transformaly(Detector):
         self.student_ = student_of(s, self.seed).to(self.where_)
         key = replace(s, variance=TransformalySettings.variance, bank_size=TransformalySettings.bank_size)
         path = stages.path("transformaly", key, self.weights_source(), self.seed, images)
-
-        def make() -> float:
-            start = time.perf_counter()
-            module = Imitation(partial(tokens, self.teacher_), self.student_, images, s, self.seed)
-            train(
-                module,
-                steps=s.epochs * (len(images) // min(s.batch, len(images))),
-                workdir=path,
-                resume=stages.resume,
-                device=self.device,
-                precision=s.precision,
-                progress=stages.progress,
-            )
-            if is_main():
-                save_file(module_tensors(self.student_, ""), path / "student.safetensors")
-            return module.seconds_before + time.perf_counter() - start
-
-        stages.part(
-            path, make, lambda: load_module(self.student_, load_file(path / "student.safetensors"), "")
-        )
-        self.student_.eval().requires_grad_(False)
+        module = Imitation(partial(tokens, self.teacher_), self.student_, images, s, self.seed)
+        stages.trained(path, module, len(images), s, self.device)
         classes, errors = self._spaces(spread(images, s.bank_size))
         self.mean_ = classes.mean(0)
         _, values, axes = np.linalg.svd(classes - self.mean_, full_matrices=False)

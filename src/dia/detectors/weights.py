@@ -171,7 +171,8 @@ def to_input(
     std: tuple[float, float, float] = STD,
 ) -> Tensor:
     """`(N, H, W, 1 or 3)` uint8 to `(N, 3, size, size)` float32, bilinear antialiased, normalised."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
+    x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if x.shape[-2:] != (size, size):
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
@@ -214,12 +215,20 @@ class OwnResNet(nn.Module):
         self.num_features, self.side, self.channels = encoder.features, side, channels
         self.register_buffer("plan", torch.tensor([channels, width, stem, side]))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalised to the last feature map `(N, num_features, h, w)`."""
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """`(N, 3, H, W)` normalised to what `layer1` to `layer4` make of it."""
         x = x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
         x = x.mean(1, keepdim=True) if self.channels == 1 else x
         x = self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        made = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            made.append(x)
+        return made
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """`(N, 3, H, W)` normalised to the last feature map `(N, num_features, h, w)`."""
+        return self.stages(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, 3, H, W)` normalised to features `(N, num_features)`."""
