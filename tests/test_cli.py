@@ -388,8 +388,8 @@ def test_a_method_that_claims_heatmaps_has_them(make_images):
 
 def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
     from dia.apps.arguments import build_parser
-    from dia.detectors import METHODS
+    from dia.detectors import METHODS, PEERS
 
     asked = build_parser(["benchmark"]).parse_args(["benchmark"]).benchmark.methods
     assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
-    assert set(METHODS) - set(asked) == {"msc", "transformaly"}
+    assert set(METHODS) - set(asked) == {"msc", "transformaly", *PEERS}

@@ -295,13 +295,12 @@ def cmd_report(a: Namespace) -> None:
 def cmd_benchmark(a: Namespace) -> None:
     """`dia benchmark`."""
     from ..data.catalog import load
-    from ..detectors import METHODS
+    from ..detectors import detector_class
     from ..evaluate.benchmark import run
     from ..evaluate.ledger import Ledger
 
-    unknown = [m for m in a.methods if m not in METHODS]
-    if unknown:
-        raise DataError(f"--methods: {', '.join(unknown)} not known; there are: {', '.join(METHODS)}")
+    for method in a.methods:
+        detector_class(method)  # complains before anything is fitted
     ledger, lines = Ledger(a.ledger), []
     for name in a.datasets:
         limit = MAX_SIZE[a.preset]
@@ -335,7 +334,7 @@ def cmd_methods(a: Namespace) -> None:
         raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
     if a.json:
         facts = {
-            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest")}
+            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
             | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, a.preset))}
             for m, cls in METHODS.items()
         }
@@ -349,6 +348,9 @@ def cmd_methods(a: Namespace) -> None:
         heat = "yes" if c.has_heatmaps() else "no"
         table.add_row(m, c.family, c.paper or "–", c.pretrained or "–", str(c.smallest), heat, str(count))
     out.print(table)
+    out.print(
+        "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
+    )
     out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
 
 

@@ -7,22 +7,29 @@ from .csi import CSI
 from .dia import DIA
 from .diaplus import DIAPlus
 from .msc import MSC
+from .peers import PEERS, PREFIX, anomalib_class
 from .transformaly import Transformaly
 from .trivial import TRIVIAL
 
 TRIVIAL = TRIVIAL | {Blur.method: Blur}
-METHODS: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI, MSC, Transformaly)} | TRIVIAL
+_OWN: dict[str, type[Detector]] = {c.method: c for c in (DIAPlus, DIA, CSI, MSC, Transformaly)}
+METHODS = _OWN | PEERS | TRIVIAL
 DEFAULT = DIAPlus.method
 
 
 def detector_class(method: str) -> type[Detector]:
-    """The class of a method by its name.
+    """The class of a method by its name: one of `METHODS`, or `anomalib:NAME` for any of anomalib's models.
 
     Raises:
-        DataError: no such method.
+        DataError: no such method, or anomalib is missing.
     """
+    if method.startswith(PREFIX):
+        return anomalib_class(method)
     if method not in METHODS:
-        raise DataError(f"method {method} is not known; there are: {', '.join(METHODS)}")
+        raise DataError(
+            f"method {method} is not known; there are: {', '.join(METHODS)}, and {PREFIX}NAME for any other "
+            "image model of anomalib"
+        )
     return METHODS[method]
 
 
@@ -32,6 +39,7 @@ __all__ = [
     "DIA",
     "METHODS",
     "MSC",
+    "PEERS",
     "TRIVIAL",
     "Blur",
     "DIAPlus",
