@@ -1,13 +1,14 @@
 """Detectors: fit on normals, score new images, say where, carry their calibration."""
 
 from ..data.imageset import DataError
+from .anomalib import PREFIX, anomalib_class
 from .base import Detector
 from .blur import Blur
 from .csi import CSI
 from .dia import DIA
 from .diaplus import DIAPlus
 from .msc import MSC
-from .peers import PEERS, PREFIX, anomalib_class
+from .peers import PEERS
 from .transformaly import Transformaly
 from .trivial import TRIVIAL
 
