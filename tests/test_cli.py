@@ -407,8 +407,8 @@ def test_weights_are_a_flag_of_methods_that_start_from_some(make_images, tmp_pat
 
 def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
     from dia.apps.arguments import build_parser
-    from dia.detectors import METHODS
+    from dia.detectors import METHODS, PEERS
 
     asked = build_parser(["benchmark"]).parse_args(["benchmark"]).benchmark.methods
     assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
-    assert set(METHODS) - set(asked) == {"msc", "transformaly", "kdad", "uniad"}
+    assert set(METHODS) - set(asked) == {"msc", "transformaly", "kdad", "uniad", *PEERS}

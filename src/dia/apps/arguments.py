@@ -109,7 +109,7 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _data_arguments(fit, "train")
     fit.add_argument("--out", type=str, default="runs/model", help="folder of the fitted model")
     method, preset = _peek(argv, "method", DEFAULT), _peek(argv, "preset", "cpu")
-    fit.add_argument("--method", type=str, default=DEFAULT, help=", ".join(METHODS))
+    fit.add_argument("--method", type=str, default=DEFAULT, help=f"{', '.join(METHODS)}, or anomalib:NAME")
     fit.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument(
@@ -212,8 +212,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     grid.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     grid.add_argument("--datasets", type=list[str], default=["phantom"])
     grid.add_argument(
-        "--methods", type=list[str], default=[m for m, cls in METHODS.items() if not cls.pretrained],
-        help="default: all but those that are published with pretrained weights",
+        "--methods", type=list[str],
+        default=[m for m, cls in METHODS.items() if not cls.pretrained and not cls.extra],
+        help="default: all but those that are published with pretrained weights, or need an extra package; "
+        "anomalib:NAME is any of anomalib's",
     )  # fmt: skip
     grid.add_argument("--seeds", type=list[int], default=[0, 1, 2])
     grid.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))

@@ -389,7 +389,7 @@ def cmd_methods(a: Namespace) -> None:
         raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
     if a.json:
         facts = {
-            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest")}
+            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
             | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, a.preset))}
             for m, cls in METHODS.items()
         }
@@ -403,6 +403,9 @@ def cmd_methods(a: Namespace) -> None:
         heat = "yes" if c.has_heatmaps() else "no"
         table.add_row(m, c.family, c.paper or "–", c.pretrained or "–", str(c.smallest), heat, str(count))
     out.print(table)
+    out.print(
+        "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
+    )
     out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
 
 

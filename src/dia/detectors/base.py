@@ -56,6 +56,7 @@ class Detector(OutlierMixin, BaseEstimator):
     paper: ClassVar[str] = ""  # where it was published
     pretrained: ClassVar[str] = ""  # the network whose ImageNet weights the publication starts from
     smallest: ClassVar[int] = 8  # side in pixels
+    extra: ClassVar[str] = ""  # of the package, without which it cannot be fitted
 
     def __init__(
         self,

@@ -179,7 +179,7 @@ def _stages(s: UniADSettings) -> dict[str, Any]:
 @torch.no_grad()
 def features(network: Any, x: Tensor) -> Tensor:
     """Maps of four stages of `(N, 3, S, S)`, resized to a token per 16 pixels: `(N, C, S/16, S/16)`."""
-    maps = network.stages(x) if isinstance(network, OwnResNet) else network(x)
+    maps = network.maps(x)[1:] if isinstance(network, OwnResNet) else network(x)
     grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
     return torch.cat([F.interpolate(m.float(), grid, mode="bilinear", antialias=True) for m in maps], 1)
 

@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +50,9 @@ TAGS = {
     "efficientnet_b4": "efficientnet_b4.ra2_in1k",
     "vit_base_patch16_384": "vit_base_patch16_384.orig_in21k_ft_in1k",
     "vit_tiny_patch16_224": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "cait_m48_448": "cait_m48_448.fb_dist_in1k",
+    "cait_s24_224": "cait_s24_224.fb_dist_in1k",
+    "deit_base_distilled_patch16_384": "deit_base_distilled_patch16_384.fb_in1k",
 }
 OWN = "dia:"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
@@ -85,7 +88,7 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
     Args:
         name: timm's architecture, one of `TAGS` where weights are `imagenet`.
         weights: `imagenet`, `none`, a file, or `dia:RUN` (which brings its own architecture, `OwnResNet`,
-            and takes no `timm_kwargs`).
+            and takes of `timm_kwargs` only `features_only`, which makes it `OwnFeatures`).
         seed: of random weights.
         timm_kwargs: what else `timm.create_model` is told, such as `features_only=True`. Without it and
             without `num_classes` the network has no classifier, and gives pooled features.
@@ -94,7 +97,10 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         DataError: timm is missing, weights cannot be had, or do not fit.
     """
     if weights.startswith(OWN):
-        model: nn.Module = _own(name, weights)
+        own = _own(name, weights)
+        model: nn.Module = own
+        if timm_kwargs.get("features_only"):
+            model = OwnFeatures(own, timm_kwargs.get("out_indices", (0, 1, 2, 3, 4)))
     else:
         needs_timm()
         import timm
@@ -215,24 +221,50 @@ class OwnResNet(nn.Module):
         self.num_features, self.side, self.channels = encoder.features, side, channels
         self.register_buffer("plan", torch.tensor([channels, width, stem, side]))
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """`(N, 3, H, W)` normalised to what `layer1` to `layer4` make of it."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """`(N, 3, H, W)` normalised to the maps `(N, C, h, w)` of the stem and of each layer."""
         x = x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
         x = x.mean(1, keepdim=True) if self.channels == 1 else x
-        x = self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))
-        made = []
+        made = [self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            made.append(x)
+            made.append(layer(made[-1]))
         return made
 
     def forward_features(self, x: Tensor) -> Tensor:
         """`(N, 3, H, W)` normalised to the last feature map `(N, num_features, h, w)`."""
-        return self.stages(x)[-1]
+        return self.maps(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, 3, H, W)` normalised to features `(N, num_features)`."""
         return self.forward_features(x).mean((-2, -1))
+
+
+class OwnFeatures(nn.Module):
+    """`OwnResNet` as timm's `features_only`: some of its maps, and `feature_info` about them.
+
+    Args:
+        own: the encoder.
+        out_indices: which maps: 0 is the stem's, 1 to 4 are those of `layer1` to `layer4`.
+    """
+
+    def __init__(self, own: OwnResNet, out_indices: Sequence[int]):
+        super().__init__()
+        from timm.models import FeatureInfo
+
+        self.own, self.out_indices = own, tuple(out_indices)
+        _, width, stem, side = (int(v) for v in own.plan)
+        stride = {"cifar": 1, "patch": max(round(side / 16), 1), "imagenet": 4}[_STEMS[stem]]
+        names = ("stem", "layer1", "layer2", "layer3", "layer4")
+        maps: list[dict[str, Any]] = [
+            {"module": name, "num_chs": width * factor, "reduction": stride * factor}
+            for name, factor in zip(names, (1, 1, 2, 4, 8), strict=True)
+        ]
+        self.feature_info = FeatureInfo(maps, self.out_indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """`(N, 3, H, W)` normalised to a map `(N, C, h, w)` for each of `out_indices`."""
+        maps = self.own.maps(x)
+        return [maps[i] for i in self.out_indices]
 
 
 _CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
