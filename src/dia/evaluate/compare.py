@@ -122,7 +122,7 @@ def paired_difference(
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values `(m,)` in [0, 1] corrected for their number: by chance, some is below α at most α of the time."""
+    """p-values `(m,)` corrected for their number: one is below α by chance in at most α of cases."""
     p = np.asarray(p, dtype=float)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
