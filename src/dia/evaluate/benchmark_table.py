@@ -205,8 +205,8 @@ def benchmark_table(
 
 def kind_of(weights: str) -> str:
     """The kind of a ledger line's weights: 'none', 'imagenet', 'dia', or else 'file'."""
-    known = re.match(r"(none|imagenet)(?![\w.])|(dia):", weights)
-    return "file" if known is None else known[1] or known[2]
+    known = re.match(r"(none|imagenet|dia)(?![\w./-])", weights)
+    return "file" if known is None else known[1]
 
 
 def paper_name(dataset: str) -> str:
@@ -236,7 +236,7 @@ def paper_gains() -> dict[str, float]:
 
 
 def headline_gain() -> tuple[float, float]:
-    """DIA's figure for OCT in the paper's ablations, below its table's, and the gain with it: the headline."""
+    """DIA's OCT figure in the paper's ablations, below its table's, and the gain with it: its headline."""
     oct_alone = load_ablation("transform-shift").published["oct2017"]["diffusion/rotation"]
     papers = paper_table()
     dia = {d: m for d, (m, _) in papers["dia"].aurocs.items()} | {"oct2017": oct_alone}

@@ -14,28 +14,18 @@ from .benchmark_table import BASE, BenchmarkTable, Cell, Row, about, headline_ga
 from .paper import paper_table
 
 CSV_FIELDS = (
-    *(
-        "dataset",
-        "method",
-        "kind",
-        "weights",
-        "starts_from",
-        "family",
-        "preset",
-        "seeds",
-        "auroc",
-        "auroc_std",
-    ),
-    *("ci_low", "ci_high", "ap", "mark", "paper", "paper_std", "difference", "mean_rank", "fit_seconds"),
-    *("images_per_second", "peak_memory_mb", "image_shape", "adapted", "devices", "failed"),
+    *("dataset", "method", "kind", "weights", "starts_from", "family", "preset", "seeds", "auroc"),
+    *("auroc_std", "ci_low", "ci_high", "ap", "mark", "paper", "paper_std", "difference", "mean_rank"),
+    *("fit_seconds", "images_per_second", "peak_memory_mb", "image_shape", "adapted", "devices", "failed"),
 )
 HOW_TO_READ = (
-    "AUROC: mean ± standard deviation over seeds; in brackets the mean of the runs' 95 % bootstrap intervals, "
-    "which count the images of the test set and not the seeds. The best of each column is bold, the second best "
-    "underlined. Untrained rows stand on top: a method that does not beat them has not shown that it sees "
-    "more than they do. The paper's values come from other splits and from training that kept the best epoch "
-    "on the test set, so that a difference from them is no error by itself. A method that is published with "
-    "ImageNet weights and had none here is not what was published, and its row says little of it."
+    "AUROC: mean ± standard deviation over seeds; in brackets the mean of the runs' 95 % bootstrap "
+    "intervals, which count the images of the test set and not the seeds. The best of each column is bold, "
+    "the second best underlined. Untrained rows stand on top: a method that does not beat them has not shown "
+    "that it sees more than they do. The paper's values come in part from other splits, and its released "
+    "training keeps the epoch that is best on the test set, which ours never looks at: a difference is no "
+    "error by itself. A method that is published with ImageNet weights and had none here is not what was "
+    "published, and its row says little of it."
 )
 
 
@@ -45,18 +35,15 @@ def sentences(table: BenchmarkTable) -> tuple[str, list[str]]:
     lines = []
     for d, best in table.best_trivial.items():
         bar = best.cells[d].mean
-        trained = sorted(
-            (r for r in table.rows if not r.trivial and d in r.cells), key=lambda r: -r.cells[d].mean
-        )
-        above, below = (
-            [_told(r, d) for r in trained if (r.cells[d].mean > bar) == beats] for beats in (True, False)
-        )
+        trained = [r for r in table.rows if not r.trivial and d in r.cells]
+        trained.sort(key=lambda r: -r.cells[d].mean)
+        above = [_told(r, d) for r in trained if r.cells[d].mean > bar]
+        below = [_told(r, d) for r in trained if r.cells[d].mean <= bar]
         lost, total = lost + len(below), total + len(trained)
         if below:
-            line = f"{d}: {', '.join(below)} {'do' if len(below) > 1 else 'does'} not beat the best untrained row, "
-            lines.append(
-                f"{line}{_told(best, d)}" + (f"; {', '.join(above)} {_do(above)}." if above else ".")
-            )
+            but = f"; {', '.join(above)} {_do(above)}." if above else "."
+            best_is = f"not beat the best untrained row, {_told(best, d)}"
+            lines.append(f"{d}: {', '.join(below)} {_do(below)} {best_is}{but}")
     if not total:
         return "No method stands beside an untrained row here.", []
     of = "result of a method does" if total == 1 else "results of methods do"
@@ -74,9 +61,10 @@ def _told(row: Row, dataset: str) -> str:
 def gain_sentence() -> str:
     """What the paper says of its gain, and what its own numbers make of it."""
     oct_alone, headline = headline_gain()
+    table = paper_gains()["dia"]
     return (
-        f"Mean relative gain over {BASE}, (method − {BASE}) / {BASE}, over the data sets that both have. The paper's "
-        f"table gives {100 * paper_gains()['dia']:.2f} % for dia over its six data sets; its headline follows with "
+        f"Mean relative gain over {BASE}, (method − {BASE}) / {BASE}, over the data sets that both have. The "
+        f"paper's table gives {100 * table:.2f} % for dia over its six data sets; its headline follows with "
         f"{oct_alone:.3f} on oct2017, as in its ablations: {100 * headline:.2f} %."
     )
 
@@ -130,7 +118,7 @@ def _markdown_cell(row: Row, dataset: str, most: int, compact: bool) -> str:
     if cell is None:
         return "failed" if dataset in row.failures else "–"
     wrap = {"best": ("**", "**"), "second": ("<ins>", "</ins>"), "": ("", "")}[cell.mark]
-    parts = [wrap[0] + value(cell) + wrap[1] + fewer(cell, most)]
+    parts = [wrap[0] + value(cell) + wrap[1], *filter(None, [fewer(cell, most)])]
     if not compact:
         parts.append(interval(cell))
     if cell.paper is not None:
@@ -143,9 +131,14 @@ def value(cell: Cell) -> str:
     return f"{cell.mean:.3f}" if cell.std is None else f"{cell.mean:.3f} ± {cell.std:.3f}"
 
 
+def signed(number: float, digits: int = 3) -> str:
+    """With its sign, a true minus."""
+    return f"{number:+.{digits}f}".replace("-", "−")
+
+
 def fewer(cell: Cell, most: int) -> str:
     """The number of seeds where it is not that of the others."""
-    return "" if len(cell.runs) == most else f" ({len(cell.runs)} of {most} seeds)"
+    return "" if len(cell.runs) == most else f"{len(cell.runs)} of {most} seeds"
 
 
 def interval(cell: Cell) -> str:
@@ -155,7 +148,11 @@ def interval(cell: Cell) -> str:
 
 def beside(cell: Cell) -> str:
     """The paper's value and ours minus it."""
-    return "" if cell.paper is None else f"paper {cell.paper[0]:.3f} ({cell.difference:+.3f})"
+    return (
+        ""
+        if cell.paper is None or cell.difference is None
+        else f"paper {cell.paper[0]:.3f} ({signed(cell.difference)})"
+    )
 
 
 def cost_rows(table: BenchmarkTable) -> list[list[str]]:
@@ -194,9 +191,9 @@ def gain_rows(table: BenchmarkTable) -> list[list[str]]:
     return [
         [
             r.name,
-            f"{100 * r.gain:+.2f} %",
-            ", ".join(r.gain_over),
-            f"{100 * theirs[r.method]:+.2f} %" if r.method in theirs else "–",
+            f"{signed(100 * r.gain, 2)}\N{NO-BREAK SPACE}%",
+            "all" if set(r.gain_over) == set(table.datasets) else ", ".join(r.gain_over),
+            f"{signed(100 * theirs[r.method], 2)}\N{NO-BREAK SPACE}%" if r.method in theirs else "–",
         ]
         for r in table.rows
         if r.gain is not None and r.name != BASE
@@ -239,7 +236,12 @@ def csv_table(table: BenchmarkTable) -> str:
     writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n", restval="")
     writer.writeheader()
     for r in table.rows:
-        row = {"method": r.method, "kind": r.kind, "weights": r.weights, "starts_from": r.starts_from}
+        row: dict[str, object] = {
+            "method": r.method,
+            "kind": r.kind,
+            "weights": r.weights,
+            "starts_from": r.starts_from,
+        }
         row |= {"family": r.family, "mean_rank": r.rank}
         for d in table.datasets:
             failed = "; ".join(f"seed {s}: {why}" for s, why in sorted(r.failures.get(d, {}).items()))
@@ -326,4 +328,4 @@ def _tex_cell(row: Row, dataset: str, most: int) -> str:
         return "failed" if dataset in row.failures else "--"
     wrap = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}[cell.mark]
     spread = "" if cell.std is None else rf" {{\scriptsize $\pm$ {cell.std:.3f}}}"
-    return (wrap % f"{cell.mean:.3f}") + spread + rf" {{\scriptsize {interval(cell)}{fewer(cell, most)}}}"
+    return (wrap % f"{cell.mean:.3f}") + spread + rf" {{\scriptsize {interval(cell)} {fewer(cell, most)}}}"
