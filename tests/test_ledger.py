@@ -14,7 +14,6 @@ from dia.evaluate.ledger import (
     REQUIRED,
     Ledger,
     commit_of,
-    markdown_table,
     peak_memory_mb,
     table,
     update_section,
@@ -151,27 +150,6 @@ def test_table_by_hand():
 def test_table_refuses_to_average_unlike_runs(change):
     with pytest.raises(ValueError, match="filter the rows"):
         table([record(), record(**{"seed": 1, **change})])
-
-
-def test_markdown_table():
-    rows = [
-        record(seed=0, auroc=0.8),
-        record(seed=1, auroc=0.9),
-        record(method="mean", auroc=0.85),
-        record(method="size", dataset="oct", seed=0, auroc=0.6),
-        record(method="size", dataset="oct", seed=1, auroc=0.6),
-    ]
-    paper = {"DIA": {"breast": (0.75, 0.03)}, "CSI": {"breast": 0.546, "oct": 0.803}}
-    assert markdown_table(rows, ["breast", "oct"], ["dia", "mean", "size", "csi"], paper).splitlines() == [
-        "| Method | breast | oct |",
-        "| --- | ---: | ---: |",
-        "| dia | **0.850 ± 0.071** | – |",
-        "| mean | **0.850** | – |",
-        "| size | – | **0.600** |",
-        "| csi | – | – |",
-        "| paper: DIA | 0.750 ± 0.030 | – |",
-        "| paper: CSI | 0.546 | 0.803 |",
-    ]
 
 
 def test_update_section(tmp_path):

@@ -1,11 +1,10 @@
-"""From a fitted detector and a set of images to the report page; and the README's table from the ledger.
+"""From a fitted detector and images to the report page; from the ledger to the benchmark's and the README's.
 
-Gathers what `evaluate/report.py` draws. Fits the trivial rows; trains nothing else.
+Gathers what `evaluate/report.py` and `benchmark_report.py` draw. Fits the trivial rows; trains nothing else.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,11 @@ import numpy as np
 from ..data.imageset import ImageSet
 from ..detectors import METHODS, TRIVIAL, Detector
 from ..evaluate.benchmark import Scored, score_set
-from ..evaluate.ledger import markdown_table, update_section
+from ..evaluate.benchmark_report import write_benchmark
+from ..evaluate.benchmark_table import FailureKey, benchmark_table
+from ..evaluate.benchmark_text import escaped, markdown_table, sentences
+from ..evaluate.ledger import update_section
+from ..evaluate.paper import paper_table
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
 from ..presets import settings as preset_settings
@@ -140,6 +143,31 @@ def verdict(method: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def write_benchmark_report(
+    out: Path,
+    lines: Sequence[Mapping[str, Any]],
+    scores: Path,
+    failures: Mapping[FailureKey, str] | None = None,
+    title: str = "Benchmark",
+) -> list[Path]:
+    """Writes `benchmark.md`, `.html`, `.csv` and `.tex` and their pictures into `out`.
+
+    Args:
+        out: a folder, made if it is absent.
+        lines: of the ledger, already selected: for each method, kind of weights and data set one per seed.
+        scores: the folder of raw scores (`evaluate.benchmark.scores_path`); some may be missing.
+        failures: reasons of runs that came to nothing, by (data set, method, weights, seed).
+        title: of the page.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: no lines, or several settings, presets or data behind one cell.
+    """
+    return write_benchmark(out, benchmark_table(lines, failures), scores, title)
+
+
 def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draws the ledger's `cpu` rows into the README, beside the paper's, and says who beats whom.
 
@@ -147,35 +175,15 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     hashes = {m: cls(preset_settings(cls.Settings, "cpu")).settings_hash() for m, cls in METHODS.items()}
     rows = [r for r in rows if r["settings_hash"] == hashes.get(r["method"])]
-    paper_csv = path.parent / "docs" / "paper_table.csv"
-    paper: dict[str, dict[str, tuple[float, float]]] = {}
-    if paper_csv.exists():
-        with paper_csv.open(newline="") as file:
-            for r in csv.DictReader(file):
-                cells = paper.setdefault(f"{r['method']}, as printed (ECCV 2024)", {})
-                cells[r["dataset"]] = (float(r["auroc"]), float(r["std"]))
-    cpu = [r for r in rows if r["preset"] == "cpu"]
-    in_paper = {dataset for cells in paper.values() for dataset in cells}
-    datasets = [d for d in dict.fromkeys(r["dataset"] for r in cpu) if d in in_paper]
-    # a method that is published with pretrained weights belongs in a table that says which it had
-    shown = [m for m, cls in METHODS.items() if not cls.pretrained]
-    methods = [m for m in shown if any(r["method"] == m for r in cpu)]
-    lines = [markdown_table([r for r in cpu if r["dataset"] in datasets], datasets, methods, paper), ""]
-    for dataset in datasets:
-        of_set = [r for r in cpu if r["dataset"] == dataset]
-        means: list[dict[str, Any]] = [
-            {"method": m, "auroc": float(np.mean([r["auroc"] for r in of_set if r["method"] == m]))}
-            for m in methods
-            if any(r["method"] == m for r in of_set)
-        ]
-        best = max((m for m in means if m["method"].startswith("trivial:")), key=lambda m: m["auroc"])
-        for own in (m for m in means if m["method"] in ("dia+", "dia")):
-            beats = "beats" if own["auroc"] > best["auroc"] else "does **not** beat"
-            lines.append(
-                f"- {dataset}: {own['method']} ({own['auroc']:.3f}) {beats} the best untrained row, "
-                f"{best['method']} ({best['auroc']:.3f})."
-            )
-    update_section(path, "RESULTS", "\n".join(lines))
+    in_paper = {dataset for p in paper_table().values() for dataset in p.aurocs}
+    shown = [r for r in rows if r["preset"] == "cpu" and r["dataset"] in in_paper]
+    if shown:
+        made = benchmark_table(shown)
+        count, lines = sentences(made)
+        text = [markdown_table(made, compact=True), "", count, "", *(f"- {escaped(line)}" for line in lines)]
+    else:
+        text = ["No run yet."]
+    update_section(path, "RESULTS", "\n".join(text))
     maps = [r for r in rows if "pixel_auroc" in r]
     table = ["| data set | method | seed | image AUROC | pixel AUROC | PRO |", "|---|---|---|---|---|---|"]
     for row in maps:

@@ -1,16 +1,19 @@
-"""Comparing two methods on the same test images, with intervals. Knows labels and scores only.
+"""Comparing methods: on the same test images with intervals, and by ranks over data sets. Knows numbers only.
 
-Source: DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver
+Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver
 Operating Characteristic Curves", Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014, for its
-computation by midranks.
+computation by midranks; Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006,
+for ranks; Holm, Scandinavian Journal of Statistics 1979, for many tests at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import friedmanchisquare, rankdata, studentized_range
 from scipy.stats import t as student
 
 
@@ -21,6 +24,36 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
+
+
+class Friedman(NamedTuple):
+    """Friedman's test: its statistic, the p-value of no difference, `(k,)` mean ranks (1 = best)."""
+
+    statistic: float
+    p: float
+    ranks: np.ndarray
+
+
+class Nemenyi(NamedTuple):
+    """Nemenyi's test after Friedman's.
+
+    Mean ranks further apart than `critical` differ; `p` is `(k, k)`; `groups` are the largest sets of methods
+    (indices, best first) of which no two differ, none within another, each of two or more.
+    """
+
+    critical: float
+    p: np.ndarray
+    groups: list[tuple[int, ...]]
+
+
+class Pairs(NamedTuple):
+    """All pairs of M methods: `value`, `low`, `high`, `p`, and `p_holm` over all pairs, each `(M, M)`."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    p_holm: np.ndarray
 
 
 def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,3 +119,130 @@ def paired_difference(
     error = float(np.sqrt(variance))
     width = float(student.ppf((1 + level) / 2, freedom)) * error
     return Difference(value, value - width, value + width, float(2 * student.sf(abs(value) / error, freedom)))
+
+
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """p-values `(m,)` corrected for their number: one is below α by chance in at most α of cases."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(steps, 1)
+    return corrected
+
+
+def all_pairs(labels: np.ndarray, scores: Sequence[np.ndarray], *, level: float = 0.95) -> Pairs:
+    """`paired_difference` of every two of M methods on one data set: row minus column.
+
+    With one seed each this is DeLong's test; with several, seeds count too.
+
+    Args:
+        labels: `(N,)`, 0 = normal, 1 = anomalous.
+        scores: M arrays `(S, N)` or `(N,)` of raw scores, rows of the same seeds.
+        level: of the intervals, which are not corrected.
+
+    Raises:
+        ValueError: as `paired_difference`.
+    """
+    m = len(scores)
+    value, low, high = np.zeros((3, m, m))
+    p, p_holm = np.ones((2, m, m))
+    pairs = list(combinations(range(m), 2))
+    for i, j in pairs:
+        d = paired_difference(labels, scores[i], scores[j], level=level)
+        value[i, j], low[i, j], high[i, j] = d[:3]
+        value[j, i], low[j, i], high[j, i] = -d.value, -d.high, -d.low
+        p[i, j] = p[j, i] = d.p
+    for (i, j), corrected in zip(pairs, holm([p[pair] for pair in pairs]), strict=True):
+        p_holm[i, j] = p_holm[j, i] = corrected
+    return Pairs(value, low, high, p, p_holm)
+
+
+def friedman(aurocs: np.ndarray) -> Friedman:
+    """Whether any of k methods differs from the others in its ranks over N data sets; ties by midranks.
+
+    The χ² approximation is rough for small N and k (Demšar advises N > 10 and k > 5), and few data sets give
+    the test little power: a large p says nothing.
+
+    Args:
+        aurocs: `(N, k)`, higher = better.
+
+    Raises:
+        ValueError: fewer than two data sets or three methods, or values that are not finite.
+    """
+    aurocs = np.asarray(aurocs, dtype=float)
+    if aurocs.ndim != 2 or aurocs.shape[0] < 2 or aurocs.shape[1] < 3:
+        raise ValueError(f"aurocs {aurocs.shape} must be (data sets, methods): two or more by three or more")
+    if not np.isfinite(aurocs).all():
+        raise ValueError("aurocs hold NaN or infinite values: leave methods out that lack a data set")
+    ranks = rankdata(-aurocs, axis=1)
+    if (ranks == ranks[0, 0]).all():  # all tied everywhere, where the statistic is 0 / 0
+        return Friedman(0.0, 1.0, ranks.mean(0))
+    statistic, p = friedmanchisquare(*aurocs.T)
+    return Friedman(float(statistic), float(p), ranks.mean(0))
+
+
+def critical_difference(methods: int, datasets: int, level: float = 0.95) -> float:
+    """How far two mean ranks must lie apart to differ by Nemenyi's test: q·√(k(k+1) / 6N).
+
+    Args:
+        methods: k, 2 or more.
+        datasets: N, 1 or more.
+        level: 1 − α; q is the quantile of the studentized range for infinite degrees of freedom, over √2.
+
+    Raises:
+        ValueError: fewer methods or data sets, or a level outside (0, 1).
+    """
+    if methods < 2 or datasets < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"{methods} methods on {datasets} data sets at {level}: need ≥ 2, ≥ 1, and in (0, 1)"
+        )
+    q = float(studentized_range.ppf(level, methods, np.inf)) / np.sqrt(2)
+    return q * _rank_error(methods, datasets)
+
+
+def nemenyi(ranks: np.ndarray, datasets: int, level: float = 0.95) -> Nemenyi:
+    """Which methods differ, all compared with all.
+
+    Args:
+        ranks: `(k,)` mean ranks, of `friedman`.
+        datasets: N, over which they are means.
+        level: 1 − α.
+
+    Raises:
+        ValueError: as `critical_difference`.
+    """
+    ranks = np.asarray(ranks, dtype=float)
+    k = len(ranks)
+    critical = critical_difference(k, datasets, level)
+    apart = np.abs(ranks[:, None] - ranks)
+    p = studentized_range.sf(apart * np.sqrt(2) / _rank_error(k, datasets), k, np.inf)
+    order = np.argsort(ranks, kind="stable")
+    ends = np.searchsorted(
+        ranks[order], ranks[order] + critical, side="right"
+    )  # as far as each one's group goes
+    # a group lies within the one before unless it goes further
+    starts = [i for i in range(k) if i == 0 or ends[i] > ends[i - 1]]
+    groups = [tuple(map(int, order[i : ends[i]])) for i in starts if ends[i] - i > 1]
+    return Nemenyi(critical, np.clip(p, 0, 1), groups)
+
+
+def _rank_error(methods: int, datasets: int) -> float:
+    """Standard error of the difference of two mean ranks, if no method differs."""
+    return float(np.sqrt(methods * (methods + 1) / (6 * datasets)))
+
+
+def relative_gain(ours: Sequence[float] | np.ndarray, base: Sequence[float] | np.ndarray) -> float:
+    """Mean over data sets of (ours − base) / base, as the paper states its gain; 0.1 is ten per cent.
+
+    Args:
+        ours: `(N,)` AUROCs.
+        base: `(N,)` of the same data sets, above 0.
+
+    Raises:
+        ValueError: lengths that differ, none at all, or a base that is not above 0.
+    """
+    ours, base = np.asarray(ours, dtype=float), np.asarray(base, dtype=float)
+    if ours.shape != base.shape or ours.ndim != 1 or not len(ours) or not (base > 0).all():
+        raise ValueError(f"ours {ours.shape} and base {base.shape} must be (data sets,) alike, base above 0")
+    return float(np.mean((ours - base) / base))

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from statistics import mean, stdev
@@ -227,45 +227,6 @@ def table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             summary[field] = mean(values) if values else None
         out.append(summary)
     return out
-
-
-def markdown_table(
-    rows: Iterable[Mapping[str, Any]],
-    datasets: Sequence[str],
-    methods: Sequence[str],
-    paper: Mapping[str, Mapping[str, float | tuple[float, float]]] | None = None,
-) -> str:
-    """AUROC as a Markdown table: a row per method, a column per data set, 'mean ± std' over seeds.
-
-    A plain number where every seed gave the same, or there was one; the best measured of each column in bold.
-
-    Args:
-        rows: of the ledger.
-        datasets: columns, in order.
-        methods: rows, in order; without any run, a row of dashes.
-        paper: by method, by data set: the mean, or (mean, std). Added below as 'paper: METHOD', never bold.
-    """
-    cells: dict[tuple[str, str], tuple[float, float | None]] = {
-        (g["method"], g["dataset"]): (g["auroc_mean"], g["auroc_std"]) for g in table(rows)
-    }
-    best = {
-        d: max((f"{cells[m, d][0]:.3f}" for m in methods if (m, d) in cells), default="") for d in datasets
-    }
-    lines = [["Method", *datasets], ["---"] + ["---:"] * len(datasets)]
-    for m in methods:
-        texts = [_cell(cells.get((m, d))) for d in datasets]
-        bold = [d for d in datasets if (m, d) in cells and f"{cells[m, d][0]:.3f}" == best[d]]
-        lines.append([m, *(f"**{t}**" if d in bold else t for d, t in zip(datasets, texts, strict=True))])
-    for name, values in (paper or {}).items():
-        lines.append([f"paper: {name}", *(_cell(values.get(d)) for d in datasets)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: float | tuple[float, float | None] | None) -> str:
-    if value is None:
-        return "–"
-    middle, spread = value if isinstance(value, tuple) else (value, None)
-    return f"{middle:.3f} ± {spread:.3f}" if spread else f"{middle:.3f}"
 
 
 def update_section(path: str | Path, name: str, text: str) -> bool:

@@ -16,34 +16,19 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 from skimage.measure import find_contours
 from sklearn.metrics import roc_curve
 
-from dia.evaluate.metrics import roc_band
+from .metrics import roc_band
+from .page import ANOMALOUS, GRID, INK, LIMITS, NORMAL, axes, environment, svg
 
 SHOWN = 8  # images at each end of the ranking
 MAX_SIDE = 320  # pixels; larger images are reduced for the page
 PIXELATED_UP_TO = 96  # sides up to this are enlarged with sharp pixels
 HEAT_PERCENTILES = (1.0, 99.9)  # of all heatmap pixels: the ends of the common colour scale
 COLOURMAP = mpl.colormaps["inferno"]
-LIMITS = (
-    "For research use only. Not a medical device: not for diagnosis, triage or any decision about a patient. "
-    "A high score says that an image differs from the normal images of training, not that there is disease; "
-    "a low score does not exclude disease. Heatmaps hint at where the score comes from and prove nothing."
-)
-
-# Matplotlib has no CSS colours: draw in colours nobody uses, then put the page's own in their place.
-INK, GRID, NORMAL, ANOMALOUS = "#010203", "#010204", "#010205", "#010206"
-CSS_COLOURS = {
-    INK: "currentColor",
-    GRID: "var(--line)",
-    NORMAL: "var(--normal)",
-    ANOMALOUS: "var(--anomalous)",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,33 +109,29 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     # a set too small for both lists shows no image twice
     most, least = rank[:SHOWN][: (len(rank) + 1) // 2], rank[::-1][:SHOWN][: len(rank) // 2]
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "percent": _percent}
-    html = environment.get_template("report.html.j2").render(
-        c=c,
-        n=len(scores),
-        n_anomalous=None if labels is None else int((labels == 1).sum()),
-        flagged=_flag_counts(flagged, labels),
-        reachable=c.threshold is not None and math.isfinite(c.threshold),
-        histogram=_histogram(scores, labels, c.threshold),
-        roc=_roc(labels, scores, flagged, c.metrics or {}) if labels is not None and both else None,
-        strip=[[(caption, _png(image)) for caption, image in row] for row in c.dissolve_strip],
-        ends=[
-            (heading, [_card(c, i, flagged, scale) for i in which])
-            for heading, which in (("Most anomalous", most), ("Least anomalous", least))
-            if len(which)
-        ],
-        sharp=max(c.images.shape[1:3]) <= PIXELATED_UP_TO,
-        scale=scale,
-        percentiles=HEAT_PERCENTILES,
-        gradient=", ".join(mpl.colors.to_hex(COLOURMAP(t)) for t in np.linspace(0, 1, 9)),
-        comparison=sorted(map(_comparison_row, c.comparison), key=lambda r: -r["auroc"]),
+    html = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            c=c,
+            n=len(scores),
+            n_anomalous=None if labels is None else int((labels == 1).sum()),
+            flagged=_flag_counts(flagged, labels),
+            reachable=c.threshold is not None and math.isfinite(c.threshold),
+            histogram=_histogram(scores, labels, c.threshold),
+            roc=_roc(labels, scores, flagged, c.metrics or {}) if labels is not None and both else None,
+            strip=[[(caption, _png(image)) for caption, image in row] for row in c.dissolve_strip],
+            ends=[
+                (heading, [_card(c, i, flagged, scale) for i in which])
+                for heading, which in (("Most anomalous", most), ("Least anomalous", least))
+                if len(which)
+            ],
+            sharp=max(c.images.shape[1:3]) <= PIXELATED_UP_TO,
+            scale=scale,
+            percentiles=HEAT_PERCENTILES,
+            gradient=", ".join(mpl.colors.to_hex(COLOURMAP(t)) for t in np.linspace(0, 1, 9)),
+            comparison=sorted(map(_comparison_row, c.comparison), key=lambda r: -r["auroc"]),
+        )
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +198,7 @@ def _png(image: np.ndarray) -> str:
 
 
 def _histogram(scores: np.ndarray, labels: np.ndarray | None, threshold: float | None) -> Markup:
-    figure, ax = _axes("score (higher = more anomalous)", "images")
+    figure, ax = axes("score (higher = more anomalous)", "images")
     bins = np.histogram_bin_edges(scores, min(40, max(8, len(scores) // 5)))
     groups = [("all images", scores, NORMAL, "-")]
     if labels is not None:
@@ -230,13 +211,13 @@ def _histogram(scores: np.ndarray, labels: np.ndarray | None, threshold: float |
     if threshold is not None and math.isfinite(threshold):
         ax.axvline(threshold, color=INK, linewidth=1.4, linestyle=":", label=f"threshold {threshold:.4g}")
     ax.legend(frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    return _svg(figure, "Histogram of scores" + ("" if labels is None else ", normal against anomalous"))
+    return svg(figure, "Histogram of scores" + ("" if labels is None else ", normal against anomalous"))
 
 
 def _roc(
     labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None, metrics: Mapping[str, Any]
 ) -> Markup:
-    figure, ax = _axes("false positive rate", "true positive rate")
+    figure, ax = axes("false positive rate", "true positive rate")
     grid, low, high = roc_band(labels, scores)
     fpr, tpr, _ = roc_curve(labels, scores)
     ax.plot([0, 1], [0, 1], color=GRID, linewidth=1.2, linestyle="--")
@@ -248,39 +229,4 @@ def _roc(
         ax.plot(*at, "o", color=INK, markersize=6, label="at the threshold", clip_on=False)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     ax.legend(frameon=False, labelcolor=INK, loc="lower right")
-    return _svg(figure, "ROC curve with its 95 % bootstrap interval")
-
-
-def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    ax = figure.add_subplot()
-    ax.set_xlabel(xlabel, color=INK)
-    ax.set_ylabel(ylabel, color=INK)
-    ax.tick_params(color=INK, labelcolor=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[:].set_color(INK)
-    ax.grid(color=GRID, linewidth=0.6)
-    ax.set_axisbelow(True)
-    return figure, ax
-
-
-def _svg(figure: Figure, description: str) -> Markup:
-    """The figure as inline SVG in the page's own colours and fonts."""
-    buffer = io.StringIO()
-    # fixed salt and no metadata: the same content gives the same page; text stays text
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    for drawn, css in CSS_COLOURS.items():
-        svg = svg.replace(drawn, css)
-    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
-    return Markup(svg)  # safe: no text in it comes from the user
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
+    return svg(figure, "ROC curve with its 95 % bootstrap interval")

@@ -1,0 +1,311 @@
+"""The benchmark's page and files: tables, ranks over data sets, ROC curves, paired differences, failures.
+
+Draws a `BenchmarkTable` and the raw scores beside it; runs, fits and selects nothing. The page asks nothing
+of the network; its words and style are in `benchmark.html.j2`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from . import benchmark_text as text
+from .benchmark import scores_path
+from .benchmark_figures import critical_difference_diagram, mean_curve, roc_overlay
+from .benchmark_table import BASE, BenchmarkTable
+from .compare import Difference, holm, paired_difference
+from .page import INK, LIMITS, environment, svg
+
+OURS = ("dia+", "dia", BASE)  # always in colour
+BEST = 3  # more rows in colour
+AVERAGING = (
+    "Raw scores' ROC curves, averaged over seeds vertically: the mean sensitivity at each false positive "
+    "rate. In colour dia+, dia, csi and the best three others; dashed the best untrained row; the rest thin."
+)
+PAIRED = (
+    "Differences of AUROC on the same images, over the seeds both have: DeLong's paired variance of the "
+    "images plus the variance over seeds (one seed: images alone, and nothing is known of others). Brackets: "
+    "95 %, each by itself; p: Holm's, corrected for the rows of its table. The best untrained row was chosen "
+    "on these images, which favours it."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Raw scores on one data set.
+
+    Args:
+        labels: `(N,)`.
+        rows: by name, by seed, `(N,)`.
+        absent: names whose scores are not there, or only for some of their seeds.
+        others: names whose scores are of other images than the most rows'.
+    """
+
+    labels: np.ndarray
+    rows: Mapping[str, Mapping[int, np.ndarray]]
+    absent: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Each row against one on one data set: name, difference, Holm's p, the seeds both have."""
+
+    reference: str
+    rows: tuple[tuple[str, Difference, float, tuple[int, ...]], ...]
+
+
+def load_scores(table: BenchmarkTable, folder: Path) -> dict[str, Scores]:
+    """The raw scores that are in `folder`, by data set; those of no row are left out."""
+    found = {}
+    for d in table.datasets:
+        read: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+        absent = []
+        for r in table.rows:
+            for run in r.cells[d].runs if d in r.cells else ():
+                path = scores_path(folder, run)
+                if path.is_file():
+                    with np.load(path) as kept:
+                        read.setdefault(r.name, {})[run["seed"]] = (kept["labels"], kept["scores"])
+                elif r.name not in absent:
+                    absent.append(r.name)
+        sets = [labels.tobytes() for by_seed in read.values() for labels, _ in by_seed.values()]
+        if not sets:
+            continue
+        common = max(dict.fromkeys(sets), key=sets.count)
+        rows: dict[str, dict[int, np.ndarray]] = {}
+        others = []
+        for name, by_seed in read.items():
+            same = {s: scores for s, (labels, scores) in by_seed.items() if labels.tobytes() == common}
+            rows |= {name: same} if same else {}
+            others += [name] if len(same) < len(by_seed) else []
+        labels = next(v for b in read.values() for v, _ in b.values() if v.tobytes() == common)
+        found[d] = Scores(labels, rows, tuple(absent), tuple(others))
+    return found
+
+
+def against(scores: Scores, names: Sequence[str], reference: str) -> Paired | None:
+    """Each of `names` minus `reference`; None where none has scores and seeds in common with it."""
+    base = scores.rows.get(reference, {})
+    made = []
+    for name in names:
+        own = scores.rows.get(name, {})
+        seeds = tuple(sorted(set(own) & set(base)))
+        if name != reference and seeds:
+            pair = (np.stack([side[s] for s in seeds]) for side in (own, base))
+            made.append((name, paired_difference(scores.labels, *pair), seeds))
+    corrected = holm([d.p for _, d, _ in made])
+    rows = tuple((n, d, float(p), s) for (n, d, s), p in zip(made, corrected, strict=True))
+    return Paired(reference, rows) if rows else None
+
+
+def comparisons(table: BenchmarkTable, scores: Mapping[str, Scores]) -> dict[str, list[Paired]]:
+    """By data set, each method against the best untrained row and against CSI."""
+    found = {}
+    for d, of_set in scores.items():
+        names = [r.name for r in table.rows if not r.trivial]
+        references = [table.best_trivial[d].name] if d in table.best_trivial else []
+        made = [against(of_set, names, reference) for reference in (*references, BASE)]
+        if kept := [p for p in made if p is not None]:
+            found[d] = kept
+    return found
+
+
+def rocs(table: BenchmarkTable, scores: Mapping[str, Scores], ink: str) -> dict[str, Figure]:
+    """By data set, the curves of the methods and of the best untrained row."""
+    figures = {}
+    for d, of_set in scores.items():
+        trivial = table.best_trivial[d].name if d in table.best_trivial else ""
+        drawn = {
+            r.name: r for r in table.rows if r.name in of_set.rows and (not r.trivial or r.name == trivial)
+        }
+        aurocs = {name: r.cells[d].mean for name, r in drawn.items()}
+        ours = [n for n in OURS if n in drawn]
+        others = sorted((n for n in drawn if n not in (*OURS, trivial)), key=lambda n: -aurocs[n])
+        curves = {n: mean_curve(of_set.labels, list(of_set.rows[n].values())) for n in drawn}
+        if curves:
+            figures[d] = roc_overlay(curves, aurocs, [*ours, *others[:BEST]], trivial, ink)
+    return figures
+
+
+def ranking_words(table: BenchmarkTable) -> list[str]:
+    """What the tests over data sets say, and how little they can say."""
+    ranking = table.ranking
+    if ranking is None:
+        return [table.why_no_ranking]
+    n, k = len(table.datasets), len(ranking.names)
+    f = ranking.friedman
+    words = [
+        f"Friedman's test over {n} data sets and {k} rows: χ² = {f.statistic:.2f} with {k - 1} degrees of "
+        f"freedom, p = {f.p:.2g}. Rows whose mean ranks differ by more than {ranking.nemenyi.critical:.2f} "
+        "differ by Nemenyi's test at 5 %; a bar joins rows of which no two do. "
+        f"{n} data sets give these tests little power: joined rows are not shown to be alike.",
+    ]
+    if ranking.trivial:
+        words.append(
+            f"One untrained row takes part, {ranking.trivial}, the best of them by mean AUROC; that it was "
+            "chosen on these results favours it."
+        )
+    if ranking.left_out:
+        lack = "; ".join(f"{name} (lacks {', '.join(ds)})" for name, ds in ranking.left_out.items())
+        words.append(f"Left out, for lack of a data set: {lack}.")
+    return words
+
+
+def difference_words(d: Difference) -> str:
+    """The difference with its interval."""
+    return f"{text.signed(d.value)} [{text.signed(d.low)}, {text.signed(d.high)}]"
+
+
+def p_words(p: float) -> str:
+    """A p-value for people."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def score_notes(table: BenchmarkTable, scores: Mapping[str, Scores]) -> list[str]:
+    """Whose raw scores are absent, so that neither curve nor paired difference can be had."""
+    out = []
+    for d in table.datasets:
+        if d not in scores:
+            out.append(f"{d}: no raw scores.")
+            continue
+        if scores[d].absent:
+            out.append(f"{d}: no raw scores, or not of all seeds, of {', '.join(scores[d].absent)}.")
+        if scores[d].others:
+            out.append(f"{d}: left out for other test images: {', '.join(scores[d].others)}.")
+    return out
+
+
+def write_benchmark(out: Path, table: BenchmarkTable, scores_folder: Path, title: str) -> list[Path]:
+    """Writes the page, the Markdown with its pictures, the CSV and the LaTeX table into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    scores = load_scores(table, scores_folder)
+    paired = comparisons(table, scores)
+    written = []
+    pictures: dict[str, str] = {}
+    if table.ranking is not None:
+        figure = critical_difference_diagram(table.ranking)
+        for suffix in ("svg", "png"):
+            written.append(_save(figure, out / f"critical-difference.{suffix}"))
+        pictures["ranks"] = "critical-difference.png"
+    for d, figure in rocs(table, scores, "#000000").items():
+        written.append(_save(figure, out / f"roc-{re.sub(r'[^A-Za-z0-9_.-]+', '_', d)}.png"))
+        pictures[d] = written[-1].name
+    for name, words in {
+        "benchmark.md": markdown_page(table, scores, paired, pictures, title),
+        "benchmark.html": html_page(table, scores, paired, title),
+        "benchmark.csv": text.csv_table(table),
+        "benchmark.tex": text.latex_table(table, title),
+    }.items():
+        written.append(out / name)
+        written[-1].write_text(words, encoding="utf-8", errors="replace")
+    return written
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    clean = {"Date": None} if path.suffix == ".svg" else {"Software": None}  # alike each time
+    with mpl.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, dpi=150, facecolor="white", metadata=clean)
+    return path
+
+
+def markdown_page(
+    table: BenchmarkTable,
+    scores: Mapping[str, Scores],
+    paired: Mapping[str, Sequence[Paired]],
+    pictures: Mapping[str, str],
+    title: str,
+) -> str:
+    """The whole report as Markdown."""
+    count, lines = text.sentences(table)
+    paper_head, paper = text.paper_rows()
+    parts = [
+        f"# {text.escaped(title)}",
+        text.HOW_TO_READ,
+        text.markdown_table(table),
+        f"**{count}**",
+        _bullets(lines),
+        "## Ranks over data sets",
+        *map(text.escaped, ranking_words(table)),
+        f"![Critical-difference diagram]({pictures['ranks']})" if "ranks" in pictures else "",
+        f"## Gain over {BASE}",
+        text.gain_sentence(),
+        _markdown(("method", "gain", "over", "the paper's, six sets"), text.gain_rows(table)),
+        "## Weights and cost",
+        text.corrections(),
+        _markdown(text.COST_HEAD, text.cost_rows(table)),
+        "## Paired differences",
+        PAIRED,
+    ]
+    for d, pairs in paired.items():
+        parts.append(f"### {text.escaped(d)}")
+        parts += [
+            _markdown((f"minus {p.reference}", "difference [95 %]", "p (Holm)", "seeds"), _paired(p))
+            for p in pairs
+        ]
+    parts += ["## ROC curves", AVERAGING, _bullets(score_notes(table, scores))]
+    parts += [f"![ROC curves on {text.escaped(d)}]({p})" for d, p in pictures.items() if d != "ranks"]
+    failed = text.failure_rows(table)
+    if failed:
+        parts += ["## Failed", _markdown(("method", "data set", "seed", "reason"), failed)]
+    parts += ["## Data sets", _bullets([f"{d}: {facts}." for d, facts in text.notes(table)])]
+    parts += ["## The paper's table, as printed", _markdown(paper_head, paper), LIMITS]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {text.escaped(line)}" for line in lines)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "None."
+    shown = [head, ["---"] * len(head), *rows]
+    return "\n".join(text.markdown_row(c if c == "---" else text.escaped(c) for c in r) for r in shown)
+
+
+def _paired(p: Paired) -> list[list[str]]:
+    return [[n, difference_words(d), p_words(holm_p), str(len(s))] for n, d, holm_p, s in p.rows]
+
+
+def html_page(
+    table: BenchmarkTable, scores: Mapping[str, Scores], paired: Mapping[str, Sequence[Paired]], title: str
+) -> str:
+    """The whole report as one self-contained page."""
+    count, lines = text.sentences(table)
+    ranks: Markup | None = None
+    if table.ranking is not None:
+        figure = critical_difference_diagram(table.ranking, INK)
+        ranks = svg(figure, "Critical-difference diagram: mean ranks, best on the left")
+    curves = {d: svg(f, f"ROC curves on {d}") for d, f in rocs(table, scores, INK).items()}
+    paper_head, paper = text.paper_rows()
+    return (
+        environment()
+        .get_template("benchmark.html.j2")
+        .render(
+            title=title,
+            table=table,
+            trained=[r for r in table.rows if not r.trivial],
+            t=text,
+            count=count,
+            lines=lines,
+            ranking_words=ranking_words(table),
+            ranks=ranks,
+            curves=curves,
+            averaging=AVERAGING,
+            score_notes=score_notes(table, scores),
+            paired={d: [(p.reference, _paired(p)) for p in pairs] for d, pairs in paired.items()},
+            paired_words=PAIRED,
+            base=BASE,
+            paper_head=paper_head,
+            paper=paper,
+            limits=LIMITS,
+        )
+    )

@@ -1,0 +1,66 @@
+"""The results table of the paper, as printed, with what its methods start from in truth. Knows nothing else.
+
+Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024; `paper_table.csv` beside this file holds the facts,
+written by `benchmarks/paper_table.py`. Other splits and training than ours: compare with care.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+TABLE = Path(__file__).parent / "paper_table.csv"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's table.
+
+    Args:
+        method: our name of it.
+        title: the paper's.
+        family: the paper's heading above it.
+        venue: where the method was published.
+        extra_data: the column "extra training data" as printed.
+        mark: † or ‡ before its name as printed; what they mean is not known here.
+        weights: what its publication starts from; 'none' where it trains from scratch.
+        aurocs: (mean, standard deviation) by data set.
+    """
+
+    method: str
+    title: str
+    family: str
+    venue: str
+    extra_data: bool
+    mark: str
+    weights: str
+    aurocs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether it is printed as without extra data, and its publication starts from ImageNet."""
+        return not self.extra_data and self.weights != "none"
+
+
+@cache
+def paper_table() -> dict[str, Published]:
+    """The paper's fourteen rows by our names, in its order."""
+    found: dict[str, Published] = {}
+    cells: dict[str, dict[str, tuple[float, float]]] = {}
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        for r in csv.DictReader(file):
+            cells.setdefault(r["method"], {})[r["dataset"]] = (float(r["auroc"]), float(r["std"]))
+            found[r["method"]] = Published(
+                r["method"],
+                r["title"],
+                r["family"],
+                r["venue"],
+                r["extra_data_as_printed"] == "yes",
+                r["mark_as_printed"],
+                r["weights_in_truth"],
+                cells[r["method"]],
+            )
+    return found
