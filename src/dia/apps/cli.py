@@ -310,7 +310,12 @@ def _report_benchmark(a: Namespace) -> None:
     )
     if not lines:
         raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
-    failures = Ledger(failures_path(Path(a.ledger))).rows()
+    failed = Ledger(failures_path(Path(a.ledger))).rows()
+    failures = {
+        (f["dataset"], f["method"], f["changes"].get("weights", "none"), f["seed"]): f["reason"]
+        for f in failed
+        if f["preset"] == a.preset
+    }
     for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures):
         out.print(str(path), soft_wrap=True, highlight=False)
 
