@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 from test_report import EVIL, Page
 
 from dia.apps.reporting import readme_table, write_benchmark_report
+from dia.detectors import TRIVIAL
 from dia.evaluate.benchmark import scores_path
 from dia.evaluate.benchmark_report import against, comparisons, load_scores, ranking_words
-from dia.evaluate.benchmark_table import about, benchmark_table, kind_of, paper_gains, paper_name
+from dia.evaluate.benchmark_table import about, benchmark_table, kind_of, paper_name
 from dia.evaluate.benchmark_text import (
     CSV_FIELDS,
     corrections,
@@ -23,10 +23,12 @@ from dia.evaluate.benchmark_text import (
     latex_table,
     markdown_table,
     sentences,
+    sizes,
     tex,
 )
 from dia.evaluate.compare import holm, paired_difference
-from dia.evaluate.paper import paper_table
+from dia.evaluate.paper import paper_gains, paper_table
+from dia.presets import settings
 
 SCRATCH = "none (trained from scratch on the normals)"
 
@@ -113,6 +115,16 @@ def test_a_method_has_a_row_for_each_kind_of_weights():
     assert [kind_of(w) for w in ("none", "imagenet", "dia", "none.pth", "dia-x.pth")] == [
         *("none", "imagenet", "dia", "file", "file")
     ]
+
+
+def test_sizes_are_told_by_data_set_where_they_differ():
+    def told(**adapted):
+        lines = [line("cfa", d, 0.6, adapted=a) for d, a in adapted.items()]
+        return sizes(row_of(benchmark_table(lines), "cfa"))
+
+    assert told(breastmnist={"size": 256}, phantom={"size": 256}) == "size 256"
+    assert told(breastmnist={"size": [64, 64]}, phantom=None) == "size 64×64 (breastmnist)"
+    assert told(breastmnist=None) == "as they are"
 
 
 def test_unlike_runs_are_not_averaged():
@@ -354,11 +366,7 @@ def test_the_page_is_the_same_each_time(report, tmp_path):
 
 
 def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
-    from dia.detectors import TRIVIAL
-
     cls = TRIVIAL["trivial:hog"]
-    from dia.presets import settings
-
     now = cls(settings(cls.Settings, "cpu")).settings_hash()
     readme = tmp_path / "README.md"
     readme.write_text(
@@ -367,6 +375,6 @@ def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
     readme_table(readme, [])
     assert "No run yet." in readme.read_text()
     lines = [line("trivial:hog", "breastmnist", a, settings_hash=h) for a, h in ((0.7, now), (0.9, "old"))]
-    readme_table(readme, json.loads(json.dumps(lines)))
+    readme_table(readme, lines)
     assert "| trivial:hog |  | **0.700** |" in readme.read_text()
     assert "0.900" not in readme.read_text()

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from . import benchmark_text as text
 from .benchmark import scores_path
 from .benchmark_figures import critical_difference_diagram, mean_curve, roc_overlay
-from .benchmark_table import BASE, BenchmarkTable
+from .benchmark_table import BenchmarkTable
 from .compare import Difference, holm, paired_difference
 from .page import INK, LIMITS, environment, svg
+from .paper import BASE
 
 OURS = ("dia+", "dia", BASE)  # always in colour
 BEST = 3  # more rows in colour

@@ -21,11 +21,10 @@ from ..detectors import detector_class
 from .ablation import load_ablation
 from .compare import Friedman, Nemenyi, friedman, nemenyi, relative_gain
 from .ledger import table as grouped
-from .paper import Published, paper_table
+from .paper import BASE, Published, paper_table
 
 TRIVIAL = "trivial:"
 UNTRAINED = "untrained"
-BASE = "csi"  # of the paper's relative gain
 FailureKey = tuple[str, str, str, int]  # data set, method, weights, seed
 
 
@@ -223,16 +222,6 @@ def about(dataset: str) -> str:
         return "not in the catalogue; no value of the paper beside it"
     proxy = ["a stand-in: no value of the paper can stand beside it"] if known.proxy else []
     return "; ".join([known.title, *proxy, f"split {known.split}", known.note]).rstrip("; ")
-
-
-def paper_gains() -> dict[str, float]:
-    """The paper's mean relative gain over CSI by method, on all six data sets of its table."""
-    papers = paper_table()
-    base = papers[BASE].aurocs
-    gains = {}
-    for method, p in papers.items():
-        gains[method] = relative_gain([p.aurocs[d][0] for d in base], [m for m, _ in base.values()])
-    return gains
 
 
 def headline_gain() -> tuple[float, float]:

@@ -10,8 +10,8 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-from .benchmark_table import BASE, BenchmarkTable, Cell, Row, about, headline_gain, paper_gains
-from .paper import paper_table
+from .benchmark_table import BenchmarkTable, Cell, Row, about, headline_gain
+from .paper import BASE, paper_gains, paper_table
 
 CSV_FIELDS = (
     *("dataset", "method", "kind", "weights", "starts_from", "family", "preset", "seeds", "auroc"),
@@ -174,10 +174,13 @@ COST_HEAD = (
 
 
 def sizes(row: Row) -> str:
-    """What its images were adapted to, by data set where that differs."""
-    if len(set(row.sizes.values())) == 1 and set(row.sizes) == set(row.cells):
-        return next(iter(row.sizes.values()))
-    return "; ".join(f"{d}: {size}" for d, size in row.sizes.items()) or "as they are"
+    """What its images were adapted to, and on which data sets where not on all."""
+    by_text: dict[str, list[str]] = {}
+    for d, size in row.sizes.items():
+        by_text.setdefault(size, []).append(d)
+    if len(by_text) == 1 and set(row.sizes) == set(row.cells):
+        return next(iter(by_text))
+    return "; ".join(f"{size} ({', '.join(ds)})" for size, ds in by_text.items()) or "as they are"
 
 
 def amount(number: float | None) -> str:
