@@ -10,9 +10,9 @@ from test_report import EVIL, Page
 
 from dia.apps.reporting import readme_table, write_benchmark_report
 from dia.detectors import TRIVIAL
-from dia.evaluate.benchmark import scores_path
+from dia.evaluate.benchmark import scores_path, weights_kind
 from dia.evaluate.benchmark_report import against, comparisons, load_scores, ranking_words
-from dia.evaluate.benchmark_table import about, benchmark_table, kind_of, paper_name
+from dia.evaluate.benchmark_table import about, benchmark_table, paper_name
 from dia.evaluate.benchmark_text import (
     CSV_FIELDS,
     corrections,
@@ -112,7 +112,7 @@ def test_a_method_has_a_row_for_each_kind_of_weights():
         "msc [imagenet]": "imagenet (resnet152.tv_in1k via timm)",
         "msc [file]": "file w.pth (sha256 0a)",
     }
-    assert [kind_of(w) for w in ("none", "imagenet", "dia", "none.pth", "dia-x.pth")] == [
+    assert [weights_kind(w) for w in ("none", "imagenet", "dia", "none.pth", "dia-x.pth")] == [
         *("none", "imagenet", "dia", "file", "file")
     ]
 

@@ -6,22 +6,22 @@ Gathers what `evaluate/report.py` and `benchmark_report.py` draw. Fits the trivi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from ..data.imageset import ImageSet
-from ..detectors import METHODS, TRIVIAL, Detector
-from ..evaluate.benchmark import Scored, score_set
+from ..detectors import TRIVIAL, Detector
+from ..evaluate.benchmark import Scored, current_lines, score_set
 from ..evaluate.benchmark_report import write_benchmark
 from ..evaluate.benchmark_table import FailureKey, benchmark_table
 from ..evaluate.benchmark_text import escaped, markdown_table, sentences
 from ..evaluate.ledger import update_section
-from ..evaluate.paper import paper_table
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
-from ..presets import settings as preset_settings
 
 CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # beside the method reported
 
@@ -173,20 +173,26 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Only lines of the preset as it is now: those of earlier settings stay in the ledger as history.
     """
-    hashes = {m: cls(preset_settings(cls.Settings, "cpu")).settings_hash() for m, cls in METHODS.items()}
-    rows = [r for r in rows if r["settings_hash"] == hashes.get(r["method"])]
-    in_paper = {dataset for p in paper_table().values() for dataset in p.aurocs}
-    shown = [r for r in rows if r["preset"] == "cpu" and r["dataset"] in in_paper]
+    today = current_lines(rows, "cpu")
+    shown = [r for r in today if r["dataset"] != "phantom"]  # generated: no result, but its heatmaps are
+    text = ["No run yet."]
     if shown:
         made = benchmark_table(shown)
         count, lines = sentences(made)
         text = [markdown_table(made, compact=True), "", count, "", *(f"- {escaped(line)}" for line in lines)]
-    else:
-        text = ["No run yet."]
     update_section(path, "RESULTS", "\n".join(text))
-    maps = [r for r in rows if "pixel_auroc" in r]
-    table = ["| data set | method | seed | image AUROC | pixel AUROC | PRO |", "|---|---|---|---|---|---|"]
-    for row in maps:
-        numbers = " | ".join(f"{row[k]:.3f}" for k in ("auroc", "pixel_auroc", "pro"))
-        table.append(f"| {row['dataset']} | {row['method']} | {row['seed']} | {numbers} |")
-    update_section(path, "HEATMAPS", "\n".join(table if maps else ["No run with masks yet."]))
+    mapped = [r for r in today if "pixel_auroc" in r]
+    table = ["No run with masks yet."]
+    if mapped:
+        table = [
+            "| data set | method | seeds | image AUROC | pixel AUROC | PRO |",
+            "|---|---|---|---|---|---|",
+        ]
+        made = benchmark_table(mapped)
+        for dataset, row in product(made.datasets, made.rows):
+            if dataset in row.cells:
+                runs = row.cells[dataset].runs
+                means = [fmean(r[k] for r in runs) for k in ("auroc", "pixel_auroc", "pro")]
+                numbers = " | ".join(f"{m:.3f}" for m in means)
+                table.append(f"| {dataset} | {row.name} | {len(runs)} | {numbers} |")
+    update_section(path, "HEATMAPS", "\n".join(table))

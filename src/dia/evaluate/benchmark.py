@@ -5,6 +5,7 @@ Knows detectors and metrics; test labels are used for the numbers in the line an
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -166,7 +167,8 @@ def run(
         detector = detector_class(method)(wanted, seed=seed, device=device)
         detector.facts_ = facts_of(detector, dataset, preset, normals)
         detector.fit(normals, workdir=workdir, resume=True, progress=progress)
-        scored = score_set(detector, test)
+        wants_maps = test.masks is not None or on_fitted is not None
+        scored = score_set(detector, test, heatmaps=wants_maps)
         line = record(detector, scored, test, dataset) | dict(about or {})
         line["run_seconds"] = round(time.perf_counter() - start, 2)
         line["cpu_seconds"] = round(time.process_time() - cpu, 2)  # of all threads: other work counts less
@@ -237,10 +239,8 @@ def current_lines(
 
 def weights_kind(weights: str) -> str:
     """`none`, `imagenet`, `dia` or `file`, of what a line's field `weights` says."""
-    first = weights.split(" ")[0]
-    if first in ("none", "imagenet"):
-        return first
-    return OWN_WEIGHTS if first.startswith(f"{OWN_WEIGHTS}:") else "file"
+    known = re.match(r"(none|imagenet|dia)(?![\w./-])", weights)
+    return "file" if known is None else known[1]
 
 
 def _hash_today(line: Mapping[str, Any], preset: str, changes: Mapping[str, Mapping[str, Any]]) -> str | None:

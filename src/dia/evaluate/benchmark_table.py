@@ -19,6 +19,7 @@ from ..data.catalog import CATALOG
 from ..data.imageset import DataError
 from ..detectors import detector_class
 from .ablation import load_ablation
+from .benchmark import weights_kind
 from .compare import Friedman, Nemenyi, friedman, nemenyi, relative_gain
 from .ledger import table as grouped
 from .paper import BASE, Published, paper_table
@@ -174,7 +175,9 @@ def benchmark_table(
     if not lines and not failures:
         raise ValueError("a benchmark needs at least one line of the ledger: run some first")
     datasets = tuple(dict.fromkeys([r["dataset"] for r in lines] + [k[0] for k in failures]))
-    keys = [(r["method"], kind_of(r["weights"])) for r in lines] + [(k[1], kind_of(k[2])) for k in failures]
+    keys = [(r["method"], weights_kind(r["weights"])) for r in lines] + [
+        (k[1], weights_kind(k[2])) for k in failures
+    ]
     rows = [_row(m, kind, lines, failures) for m, kind in dict.fromkeys(keys)]
     families = _families(rows)
     papers = list(paper_table())
@@ -200,12 +203,6 @@ def benchmark_table(
     rows = [_placed(r, ranks.get(r.name), base) for r in rows]
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
     return BenchmarkTable(datasets, tuple(rows), most, best, ranking, why)
-
-
-def kind_of(weights: str) -> str:
-    """The kind of a ledger line's weights: 'none', 'imagenet', 'dia', or else 'file'."""
-    known = re.match(r"(none|imagenet|dia)(?![\w./-])", weights)
-    return "file" if known is None else known[1]
 
 
 def paper_name(dataset: str) -> str:
@@ -235,7 +232,7 @@ def headline_gain() -> tuple[float, float]:
 def _row(
     method: str, kind: str, lines: Sequence[Mapping[str, Any]], failures: Mapping[FailureKey, str]
 ) -> Row:
-    own = [r for r in lines if (r["method"], kind_of(r["weights"])) == (method, kind)]
+    own = [r for r in lines if (r["method"], weights_kind(r["weights"])) == (method, kind)]
     published = paper_table().get(method)
     try:
         cls = detector_class(method)
@@ -263,9 +260,11 @@ def _row(
         )
     failed: dict[str, dict[int, str]] = {}
     for (d, m, weights, seed), reason in failures.items():
-        if (m, kind_of(weights)) == (method, kind):
+        if (m, weights_kind(weights)) == (method, kind):
             failed.setdefault(d, {})[seed] = reason
-    texts = [r["weights"] for r in own] or [k[2] for k in failures if (k[1], kind_of(k[2])) == (method, kind)]
+    texts = [r["weights"] for r in own] or [
+        k[2] for k in failures if (k[1], weights_kind(k[2])) == (method, kind)
+    ]
     trivial = method.startswith(TRIVIAL)
     return Row(
         method=method,
@@ -283,7 +282,7 @@ def _row(
 def _said(weights: str) -> str:
     """What a line says of its weights, without seed and folders, which differ from run to run."""
     text = re.sub(r", seed \d+", "", weights)
-    kind = kind_of(text)
+    kind = weights_kind(text)
     if kind == "dia":
         return "dia (our own encoder)"
     if kind == "file":
