@@ -27,8 +27,8 @@ see nothing: small images take smaller `neighbours`. Presets other than `paper` 
 nothing is fetched unasked, and `cpu` a ResNet, a smaller transformer and a higher learning rate: the last
 stage of a random EfficientNet is over a hundred times fainter than its first and counts for nothing, while a
 random ResNet's stages are alike. In the minute of `cpu` the transformer learns hardly more than the mean
-features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file, or
-(for ResNets) `dia:RUN`, and time, are what the method is about.
+features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file,
+or (for ResNets) `dia:RUN`, and time, are what the method is about.
 """
 
 from __future__ import annotations
