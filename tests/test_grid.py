@@ -419,3 +419,20 @@ def test_workers_are_as_asked():
     assert Path("/proc/meminfo").exists() is False or memory_of_machine_gb() * 2**20 == pytest.approx(
         int(Path("/proc/meminfo").read_text().split()[1]), rel=0.05
     )
+
+
+def test_the_report_is_drawn_from_the_lines_of_a_grid(root, alone, tmp_path, capsys):
+    settings = yaml.safe_dump(TINY, default_flow_style=True).strip()
+    where = ["--ledger", str(alone / "l.jsonl"), "--scores", str(alone / "s"), "--out", str(tmp_path / "o")]
+    main(["report", "benchmark", *where, "--settings", settings])
+    written = capsys.readouterr().out.split()
+    assert {Path(p).suffix for p in written} >= {".md", ".html", ".csv", ".tex", ".svg", ".png"}
+    assert all(Path(p).stat().st_size for p in written)
+    page = (tmp_path / "o" / "benchmark.md").read_text()
+    assert "csi" in page
+    assert "trivial:hog" in page
+    for argv, word in ((["--preset", "gpu"], "no line of preset gpu"), (["--preset", "x"], "--preset x")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["report", "benchmark", *where, *argv])
+        assert stopped.value.code == 2
+        assert word in capsys.readouterr().err
