@@ -27,8 +27,8 @@ see nothing: small images take smaller `neighbours`. Presets other than `paper` 
 nothing is fetched unasked, and `cpu` a ResNet, a smaller transformer and a higher learning rate: the last
 stage of a random EfficientNet is over a hundred times fainter than its first and counts for nothing, while a
 random ResNet's stages are alike. In the minute of `cpu` the transformer learns hardly more than the mean
-features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file, or (for
-ResNets) `dia:RUN`, and time, are what the method is about.
+features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file,
+or (for ResNets) `dia:RUN`, and time, are what the method is about.
 """
 
 from __future__ import annotations
@@ -307,6 +307,7 @@ class Rebuilding(Timed):
         index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
         part = share(len(index))
         f = self.features(to_input(self.images[index[part]], self.s.size, self.device))
+        pass  # so that processes jitter differently
         seed_step(self.seed, self.global_step + part.start * 2**32)  # so that processes jitter differently
         rebuilt = self.rebuilder(jittered(f, self.s.jitter) if self.s.jitter else f)
         return F.mse_loss(rebuilt.float(), f)
