@@ -193,7 +193,7 @@ def test_jitter_and_batches_come_from_seed_and_step(normals, rebuilder):
     def losses(seed):
         f = torch.ones(8, 12, 4, 4)
         learner = Rebuilding(lambda x: f * (1 + x.mean()), rebuilder, normals, TINY, seed)
-        return [float(learner.training_step(0, 0)) for _ in range(2)]
+        return [learner.training_step(0, 0).item() for _ in range(2)]
 
     (first, again), (other, _) = losses(0), losses(1)
     assert first == again != other

@@ -307,7 +307,6 @@ class Rebuilding(Timed):
         index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
         part = share(len(index))
         f = self.features(to_input(self.images[index[part]], self.s.size, self.device))
-        pass  # so that processes jitter differently
         seed_step(self.seed, self.global_step + part.start * 2**32)  # so that processes jitter differently
         rebuilt = self.rebuilder(jittered(f, self.s.jitter) if self.s.jitter else f)
         return F.mse_loss(rebuilt.float(), f)
