@@ -222,7 +222,15 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, squar
     def fit(seed, s=TINY):
         return KDAD(s, seed=seed, device="cpu").fit(normals, workdir=tmp_path)
 
+    seeds, real = set(), Distillation.training_step
+
+    def training_step(self, *args):
+        seeds.add(self.seed)
+        return real(self, *args)
+
+    monkeypatch.setattr(Distillation, "training_step", training_step)
     a = fit(1)
+    assert seeds == {1}  # of the batches
     assert np.array_equal(a.score(normals), square.score(normals))
     monkeypatch.setattr(Distillation, "training_step", lambda *_: pytest.fail("trained again"))
     found = fit(1, replace(TINY, sigma=1.0))

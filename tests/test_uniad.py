@@ -189,6 +189,16 @@ def test_gradients_are_clipped_together(normals, monkeypatch, clip, low, high):
     assert low < max(norms) < high
 
 
+def test_jitter_and_batches_come_from_seed_and_step(normals, rebuilder):
+    def losses(seed):
+        f = torch.ones(8, 12, 4, 4)
+        learner = Rebuilding(lambda x: f * (1 + x.mean()), rebuilder, normals, TINY, seed)
+        return [learner.training_step(0, 0).item() for _ in range(2)]
+
+    (first, again), (other, _) = losses(0), losses(1)
+    assert first == again != other
+
+
 def test_the_optimiser_is_that_of_the_paper(rebuilder, normals):
     optimiser = Rebuilding(torch.clone, rebuilder, normals, UniADSettings(), 0).configure_optimizers()
     assert isinstance(optimiser, torch.optim.AdamW)

@@ -82,7 +82,7 @@ class KDADSettings:
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """`paper` as published; the others small enough for two cores, or for one accelerator."""
+        """`paper` as published, as far as known; the others small, for two cores or one accelerator."""
         if name == "paper":
             return cls(weights="imagenet", precision="32")
         if name == "gpu":
