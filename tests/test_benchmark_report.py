@@ -118,13 +118,16 @@ def test_a_method_has_a_row_for_each_kind_of_weights():
 
 
 def test_sizes_are_told_by_data_set_where_they_differ():
-    def told(**adapted):
-        lines = [line("cfa", d, 0.6, adapted=a) for d, a in adapted.items()]
+    def told(**facts):
+        lines = [line("cfa", d, 0.6, **f) for d, f in facts.items()]
         return sizes(row_of(benchmark_table(lines), "cfa"))
 
-    assert told(breastmnist={"size": 256}, phantom={"size": 256}) == "size 256"
-    assert told(breastmnist={"size": [64, 64]}, phantom=None) == "size 64×64 (breastmnist)"
-    assert told(breastmnist=None) == "as they are"
+    assert told(breastmnist={"size": 256}, phantom={"size": 256}) == "256 px"
+    raised = {"size": 256, "adapted": {"size": [64, 256]}}
+    assert told(breastmnist=raised, phantom={"size": 64}) == (
+        "256 px, size 64 → 256 (breastmnist); 64 px (phantom)"
+    )
+    assert told(breastmnist={"size": None}) == told(breastmnist={}) == "as they are"
 
 
 def test_unlike_runs_are_not_averaged():
@@ -222,7 +225,7 @@ def test_gain_over_csi_counts_the_data_sets_both_have():
 
 def test_csv_comes_back_in_full():
     lines = [line("dia", "breastmnist", a, s) for s, a in enumerate((1 / 3, 2 / 3))]
-    lines += [line('a,"b"\nc', "kvasirseg_patches", 0.6, adapted={"image_shape": [64, 64, 3]})]
+    lines += [line('a,"b"\nc', "kvasirseg_patches", 0.6, size=64, adapted={"n_images": [9, 5]})]
     table = benchmark_table(lines, {("breastmnist", "cfa", "imagenet", 1): "no weights"})
     rows = list(csv.DictReader(io.StringIO(csv_table(table))))
     assert tuple(rows[0]) == CSV_FIELDS
@@ -234,7 +237,7 @@ def test_csv_comes_back_in_full():
     assert (float(dia["paper"]), float(dia["difference"])) == (0.75, cell.difference)
     assert (dia["seeds"], dia["image_shape"], dia["mark"]) == ("0 1", "28x28x1", "best")
     other = of['a,"b"\nc', "kvasirseg_patches"]
-    assert (other["adapted"], other["paper"], other["auroc_std"]) == ("image shape 64×64×3", "", "")
+    assert (other["seen_at"], other["paper"], other["auroc_std"]) == ("64 px, n images 9 → 5", "", "")
     assert of["cfa", "breastmnist"]["failed"] == "seed 1: no weights"
     assert of["cfa", "breastmnist"]["auroc"] == ""
 

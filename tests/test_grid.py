@@ -426,7 +426,7 @@ def test_the_report_is_drawn_from_the_lines_of_a_grid(root, alone, tmp_path, cap
     where = ["--ledger", str(alone / "l.jsonl"), "--scores", str(alone / "s"), "--out", str(tmp_path / "o")]
     main(["report", "benchmark", *where, "--settings", settings])
     written = capsys.readouterr().out.split()
-    assert {Path(p).suffix for p in written} >= {".md", ".html", ".csv", ".tex", ".svg", ".png"}
+    assert {Path(p).suffix for p in written} >= {".md", ".html", ".csv", ".tex", ".png"}
     assert all(Path(p).stat().st_size for p in written)
     page = (tmp_path / "o" / "benchmark.md").read_text()
     assert "csi" in page

@@ -84,6 +84,10 @@ class Detector(OutlierMixin, BaseEstimator):
         """Where the first weights are from, as the ledger says it."""
         return "none (trained from scratch on the normals)"
 
+    def side(self) -> int | None:
+        """The side of the squares that images are resized to; None where they stay as they are."""
+        return getattr(self.s, "size", None)
+
     @property
     def s(self) -> Any:
         """The settings; those of the `cpu` preset where none were given."""

@@ -87,6 +87,7 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
         "n_calibration": detector.n_calibration_,
         "n_test": len(test),
         "image_shape": list(detector.shape_),
+        "size": detector.side(),
         "fit_seconds": round(detector.fit_seconds_, 2),
         "score_images_per_second": round(scored.images_per_second, 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),

@@ -72,7 +72,7 @@ class Row:
         weights: what the lines say of them, without seeds; paths of 'dia' and 'file' are left out.
         starts_from: the ImageNet weights its publication starts from, or 'none'.
         published: its row of the paper.
-        sizes: what images it worked at where they were adapted, by data set.
+        sizes: what images it worked at, and what else it did otherwise than asked, by data set.
         cells: by data set; those without a run are absent.
         failures: reasons by data set.
         rank: mean rank among the rows of the test; None if it takes no part.
@@ -273,7 +273,7 @@ def _row(
         weights="nothing trained" if trivial else "; ".join(dict.fromkeys(map(_said, texts))),
         starts_from="none" if trivial else starts_from,
         published=published,
-        sizes={r["dataset"]: _adapted(r["adapted"]) for r in own if r.get("adapted")},
+        sizes={r["dataset"]: _seen(r) for r in own},
         cells=cells,
         failures=failed,
     )
@@ -291,11 +291,13 @@ def _said(weights: str) -> str:
     return text
 
 
-def _adapted(facts: Mapping[str, Any] | str) -> str:
-    if isinstance(facts, str):
-        return facts
-    shown = {k: "×".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in facts.items()}
-    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())
+def _seen(line: Mapping[str, Any]) -> str:
+    """The side that a method brings images to, and what it did otherwise than its settings ask."""
+    side = line.get("size")
+    shown = ["as they are" if side is None else f"{side} px"]
+    for name, (asked, done) in line.get("adapted", {}).items():
+        shown.append(f"{name.replace('_', ' ')} {asked} → {done}")
+    return ", ".join(shown)
 
 
 def _families(rows: Sequence[Row]) -> list[str]:

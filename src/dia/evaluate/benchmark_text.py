@@ -16,7 +16,7 @@ from .paper import BASE, paper_gains, paper_table
 CSV_FIELDS = (
     *("dataset", "method", "kind", "weights", "starts_from", "family", "preset", "seeds", "auroc"),
     *("auroc_std", "ci_low", "ci_high", "ap", "mark", "paper", "paper_std", "difference", "mean_rank"),
-    *("fit_seconds", "images_per_second", "peak_memory_mb", "image_shape", "adapted", "devices", "failed"),
+    *("fit_seconds", "images_per_second", "peak_memory_mb", "image_shape", "seen_at", "devices", "failed"),
 )
 HOW_TO_READ = (
     "AUROC: mean ± standard deviation over seeds; in brackets the mean of the runs' 95 % bootstrap "
@@ -168,19 +168,19 @@ def cost_rows(table: BenchmarkTable) -> list[list[str]]:
 
 
 COST_HEAD = (
-    *("method", "weights here", "published with", "“extra training data” as printed", "images adapted to"),
+    *("method", "weights here", "published with", "“extra training data” as printed", "images seen at"),
     *("fit, s", "images/s", "peak MiB"),
 )
 
 
 def sizes(row: Row) -> str:
-    """What its images were adapted to, and on which data sets where not on all."""
+    """What images it worked at, and on which data sets where not on all alike."""
     by_text: dict[str, list[str]] = {}
     for d, size in row.sizes.items():
         by_text.setdefault(size, []).append(d)
     if len(by_text) == 1 and set(row.sizes) == set(row.cells):
         return next(iter(by_text))
-    return "; ".join(f"{size} ({', '.join(ds)})" for size, ds in by_text.items()) or "as they are"
+    return "; ".join(f"{size} ({', '.join(ds)})" for size, ds in by_text.items())
 
 
 def amount(number: float | None) -> str:
@@ -272,7 +272,7 @@ def csv_table(table: BenchmarkTable) -> str:
                     "images_per_second": c.images_per_second,
                     "peak_memory_mb": c.peak_memory_mb,
                     "image_shape": "x".join(map(str, c.runs[0].get("image_shape", ""))),
-                    "adapted": r.sizes.get(d, ""),
+                    "seen_at": r.sizes.get(d, ""),
                     "devices": "; ".join(dict.fromkeys(str(run["device"]) for run in c.runs)),
                     "failed": failed,
                 }
