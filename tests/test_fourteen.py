@@ -1,4 +1,4 @@
-"""Every method of the paper's table fits, sees what is plain, is saved and loaded, repeats itself, is measured.
+"""The methods of the paper's table all fit, see what is plain, are saved and loaded, and repeat themselves.
 
 Small settings and random weights: the floors hold for plain changes of phantoms, and say nothing of lesions.
 """
