@@ -8,12 +8,14 @@ Deviations, beside random weights in all presets but `paper`:
   uflow, come to their end for images that are very unlikely.
 - efficientad: the penalty wants Imagenette; without `imagenet_dir` it gets the normals with shuffled, turned
   tiles. Map quantiles come from normals that were not trained on. The learning rate falls by step, as
-  published; anomalib counts epochs. With `weights` none the teacher is random.
+  published; anomalib counts epochs. With `weights` none the teacher is random. At 256 px an image takes most
+  of a second on one core, to be scored too, so that even the `cpu` preset wants more than a minute.
 - ganomaly: images are in [-1, 1], where its generator's tanh ends, not standardised by ImageNet.
 - uflow and fastflow with ResNets, cfa: timm's networks; images are resized to squares, never cropped.
 - patchcore: of too many images for `memory_gb`, so many evenly spaced ones fill the bank.
 - `paper` presets: rd4ad's and efficientad's lengths are published; where the length of others is not known
-  to us (anomalib has none), the number of epochs is ours, the rest anomalib's defaults.
+  to us (anomalib has none), the number of epochs is ours, the rest anomalib's defaults; but patchcore and cfa
+  are at 224 px. anomalib's Adam for rd4ad has β₂ .99, where the paper has .999.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class CflowSettings(PeerSettings):
     lr: float = 1e-4
 
     presets: ClassVar[Presets] = {
-        "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2, "fiber_batch_size": 256, "lr": 1e-3},
+        "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2, "fiber_batch_size": 128, "lr": 1e-3},
         "gpu": {"size": 128, "epochs": 10, "fiber_batch_size": 256},
         "paper": {"weights": "imagenet"},
     }
@@ -134,7 +136,7 @@ class Rd4adSettings(PeerSettings):
     anomaly_map_mode: Literal["add", "multiply"] = "add"
 
     presets: ClassVar[Presets] = {
-        "cpu": {"backbone": "resnet18", "size": 64, "epochs": 1},
+        "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2},
         "gpu": {"size": 128, "epochs": 20},
         "paper": {"weights": "imagenet"},
     }
