@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_report import EVIL, Page
 from dia.apps.reporting import readme_table, write_benchmark_report
 from dia.detectors import TRIVIAL
 from dia.evaluate.benchmark import scores_path, weights_kind
-from dia.evaluate.benchmark_report import against, comparisons, load_scores, ranking_words
+from dia.evaluate.benchmark_report import comparisons, load_scores, pairs_csv, ranking_words
 from dia.evaluate.benchmark_table import about, benchmark_table, paper_name
 from dia.evaluate.benchmark_text import (
     CSV_FIELDS,
@@ -285,13 +286,18 @@ def test_paired_differences_are_of_common_seeds_and_corrected(tmp_path):
     scores = load_scores(table, tmp_path)
     assert (scores["breastmnist"].absent, scores["breastmnist"].others) == (("kdad",), ("uniad",))
     trivial, csi = comparisons(table, scores)["breastmnist"]
-    assert (trivial.reference, csi.reference) == ("trivial:hog", "csi")
-    assert [(name, seeds) for name, _, _, seeds in csi.rows] == [("cfa", (1,)), ("dia", (0, 1, 2))]
+    assert ({c.second for c in trivial}, {c.second for c in csi}) == ({"trivial:hog"}, {"csi"})
+    assert [(c.first, c.seeds) for c in csi] == [("cfa", (1,)), ("dia", (0, 1, 2))]
     read = [[np.load(scores_path(tmp_path, r)) for r in lines if r["method"] == m] for m in ("dia", "csi")]
     wanted = paired_difference(read[0][0]["labels"], *([k["scores"] for k in side] for side in read))
-    assert csi.rows[1][1] == pytest.approx(wanted)
-    np.testing.assert_allclose([p for *_, p, _ in csi.rows], holm([d.p for _, d, _, _ in csi.rows]))
-    assert against(scores["breastmnist"], ["dia"], "absent") is None
+    assert csi[1].difference == pytest.approx(wanted)
+    np.testing.assert_allclose([c.p_holm for c in csi], holm([c.difference.p for c in csi]))
+    every = list(csv.DictReader(io.StringIO(pairs_csv(scores))))
+    assert [(r["first"], r["second"]) for r in every] == list(combinations(scores["breastmnist"].rows, 2))
+    (one,) = (r for r in every if {r["first"], r["second"]} == {"dia", "csi"})
+    assert abs(float(one["difference"])) == pytest.approx(abs(wanted.value))
+    assert float(one["p_holm"]) >= float(one["p"]) == pytest.approx(wanted.p)
+    assert one["seeds"] == "0 1 2"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from dia.evaluate.ablation import load_ablation
 from dia.evaluate.compare import (
-    all_pairs,
+    compared,
     critical_difference,
     friedman,
     holm,
@@ -127,19 +127,17 @@ def test_holm_lies_between_nothing_and_bonferroni(p):
     assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_all_pairs_are_the_pairs(seeds):
-    labels, a, b = data(4, seeds, p=20, n=20)
-    scores = [a, b, a + b]
-    pairs = all_pairs(labels, scores)
-    for i, j in combinations(range(3), 2):
-        d = paired_difference(labels, scores[i], scores[j])
-        assert (pairs.value[i, j], pairs.low[i, j], pairs.high[i, j], pairs.p[i, j]) == d
-        assert (pairs.value[j, i], pairs.low[j, i], pairs.high[j, i]) == (-d.value, -d.high, -d.low)
-    above = np.triu_indices(3, 1)
-    np.testing.assert_allclose(pairs.p_holm[above], holm(pairs.p[above]))
-    np.testing.assert_array_equal(pairs.p_holm, pairs.p_holm.T)
-    assert (np.diag(pairs.p_holm) == 1).all()
+def test_pairs_are_compared_over_the_seeds_both_have_and_corrected_together():
+    labels, a, b = data(4, 3, p=20, n=20)
+    by_seed = {"a": dict(enumerate(a)), "b": dict(enumerate(b)), "c": {1: a[1] + b[1]}, "none": {7: a[0]}}
+    made = compared(labels, by_seed, combinations(by_seed, 2))
+    assert [(c.first, c.second, c.seeds) for c in made] == [
+        ("a", "b", (0, 1, 2)), ("a", "c", (1,)), ("b", "c", (1,)),
+    ]  # fmt: skip
+    assert made[0].difference == paired_difference(labels, a, b)
+    assert made[2].difference == paired_difference(labels, b[1], a[1] + b[1])
+    np.testing.assert_allclose([c.p_holm for c in made], holm([c.difference.p for c in made]))
+    assert compared(labels, by_seed, [("a", "none"), ("a", "absent")]) == []
 
 
 # Demšar, JMLR 2006, table 6: AUC of C4.5 with four choices of m and cf on fourteen data sets

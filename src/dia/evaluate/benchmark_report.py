@@ -6,9 +6,12 @@ of the network; its words and style are in `benchmark.html.j2`.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,7 +23,7 @@ from . import benchmark_text as text
 from .benchmark import scores_path
 from .benchmark_figures import critical_difference_diagram, mean_curve, roc_overlay
 from .benchmark_table import BenchmarkTable
-from .compare import Difference, holm, paired_difference
+from .compare import Compared, Difference, compared
 from .page import INK, LIMITS, environment, svg
 from .paper import BASE
 
@@ -55,14 +58,6 @@ class Scores:
     others: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Each row against one on one data set: name, difference, Holm's p, the seeds both have."""
-
-    reference: str
-    rows: tuple[tuple[str, Difference, float, tuple[int, ...]], ...]
-
-
 def load_scores(table: BenchmarkTable, folder: Path) -> dict[str, Scores]:
     """The raw scores that are in `folder`, by data set; those of no row are left out."""
     found = {}
@@ -92,31 +87,31 @@ def load_scores(table: BenchmarkTable, folder: Path) -> dict[str, Scores]:
     return found
 
 
-def against(scores: Scores, names: Sequence[str], reference: str) -> Paired | None:
-    """Each of `names` minus `reference`; None where none has scores and seeds in common with it."""
-    base = scores.rows.get(reference, {})
-    made = []
-    for name in names:
-        own = scores.rows.get(name, {})
-        seeds = tuple(sorted(set(own) & set(base)))
-        if name != reference and seeds:
-            pair = (np.stack([side[s] for s in seeds]) for side in (own, base))
-            made.append((name, paired_difference(scores.labels, *pair), seeds))
-    corrected = holm([d.p for _, d, _ in made])
-    rows = tuple((n, d, float(p), s) for (n, d, s), p in zip(made, corrected, strict=True))
-    return Paired(reference, rows) if rows else None
-
-
-def comparisons(table: BenchmarkTable, scores: Mapping[str, Scores]) -> dict[str, list[Paired]]:
-    """By data set, each method against the best untrained row and against CSI."""
+def comparisons(table: BenchmarkTable, scores: Mapping[str, Scores]) -> dict[str, list[list[Compared]]]:
+    """By data set, each method against the best untrained row, and against CSI; empty lists are left out."""
     found = {}
     for d, of_set in scores.items():
         names = [r.name for r in table.rows if not r.trivial]
         references = [table.best_trivial[d].name] if d in table.best_trivial else []
-        made = [against(of_set, names, reference) for reference in (*references, BASE)]
-        if kept := [p for p in made if p is not None]:
+        made = [
+            compared(of_set.labels, of_set.rows, [(name, reference) for name in names if name != reference])
+            for reference in (*references, BASE)
+        ]
+        if kept := [rows for rows in made if rows]:
             found[d] = kept
     return found
+
+
+def pairs_csv(scores: Mapping[str, Scores]) -> str:
+    """Every two rows on each data set; p_holm is corrected for all pairs of its data set."""
+    stream = io.StringIO()
+    out = csv.writer(stream, lineterminator="\n")
+    out.writerow(["dataset", "first", "second", "difference", "low", "high", "p", "p_holm", "seeds"])
+    for d, of_set in scores.items():
+        for pair in compared(of_set.labels, of_set.rows, combinations(of_set.rows, 2)):
+            seeds = " ".join(map(str, pair.seeds))
+            out.writerow([d, pair.first, pair.second, *pair.difference, pair.p_holm, seeds])
+    return stream.getvalue()
 
 
 def rocs(table: BenchmarkTable, scores: Mapping[str, Scores], ink: str) -> dict[str, Figure]:
@@ -204,6 +199,7 @@ def write_benchmark(out: Path, table: BenchmarkTable, scores_folder: Path, title
         "benchmark.html": html_page(table, scores, paired, title),
         "benchmark.csv": text.csv_table(table),
         "benchmark.tex": text.latex_table(table, title),
+        "pairs.csv": pairs_csv(scores),
     }.items():
         written.append(out / name)
         written[-1].write_text(words, encoding="utf-8", errors="replace")
@@ -220,7 +216,7 @@ def _save(figure: Figure, path: Path) -> Path:
 def markdown_page(
     table: BenchmarkTable,
     scores: Mapping[str, Scores],
-    paired: Mapping[str, Sequence[Paired]],
+    paired: Mapping[str, Sequence[Sequence[Compared]]],
     pictures: Mapping[str, str],
     title: str,
 ) -> str:
@@ -248,7 +244,7 @@ def markdown_page(
     for d, pairs in paired.items():
         parts.append(f"### {text.escaped(d)}")
         parts += [
-            _markdown((f"minus {p.reference}", "difference [95 %]", "p (Holm)", "seeds"), _paired(p))
+            _markdown((f"minus {p[0].second}", "difference [95 %]", "p (Holm)", "seeds"), _paired(p))
             for p in pairs
         ]
     parts += ["## ROC curves", AVERAGING, _bullets(score_notes(table, scores))]
@@ -272,12 +268,15 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(text.markdown_row(c if c == "---" else text.escaped(c) for c in r) for r in shown)
 
 
-def _paired(p: Paired) -> list[list[str]]:
-    return [[n, difference_words(d), p_words(holm_p), str(len(s))] for n, d, holm_p, s in p.rows]
+def _paired(pairs: Sequence[Compared]) -> list[list[str]]:
+    return [[c.first, difference_words(c.difference), p_words(c.p_holm), str(len(c.seeds))] for c in pairs]
 
 
 def html_page(
-    table: BenchmarkTable, scores: Mapping[str, Scores], paired: Mapping[str, Sequence[Paired]], title: str
+    table: BenchmarkTable,
+    scores: Mapping[str, Scores],
+    paired: Mapping[str, Sequence[Sequence[Compared]]],
+    title: str,
 ) -> str:
     """The whole report as one self-contained page."""
     count, lines = text.sentences(table)
@@ -302,7 +301,7 @@ def html_page(
             curves=curves,
             averaging=AVERAGING,
             score_notes=score_notes(table, scores),
-            paired={d: [(p.reference, _paired(p)) for p in pairs] for d, pairs in paired.items()},
+            paired={d: [(p[0].second, _paired(p)) for p in pairs] for d, pairs in paired.items()},
             paired_words=PAIRED,
             base=BASE,
             paper_head=paper_head,

@@ -8,8 +8,7 @@ for ranks; Holm, Scandinavian Journal of Statistics 1979, for many tests at once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,14 +45,14 @@ class Nemenyi(NamedTuple):
     groups: list[tuple[int, ...]]
 
 
-class Pairs(NamedTuple):
-    """All pairs of M methods: `value`, `low`, `high`, `p`, and `p_holm` over all pairs, each `(M, M)`."""
+class Compared(NamedTuple):
+    """Two methods on one data set: first minus second, Holm's p among all compared, the seeds both have."""
 
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-    p_holm: np.ndarray
+    first: str
+    second: str
+    difference: Difference
+    p_holm: float
+    seeds: tuple[int, ...]
 
 
 def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,31 +130,24 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
-def all_pairs(labels: np.ndarray, scores: Sequence[np.ndarray], *, level: float = 0.95) -> Pairs:
-    """`paired_difference` of every two of M methods on one data set: row minus column.
-
-    With one seed each this is DeLong's test; with several, seeds count too.
+def compared(
+    labels: np.ndarray, scores: Mapping[str, Mapping[int, np.ndarray]], pairs: Iterable[tuple[str, str]]
+) -> list[Compared]:
+    """`paired_difference` of pairs of methods on one data set, over the seeds that both have.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: M arrays `(S, N)` or `(N,)` of raw scores, rows of the same seeds.
-        level: of the intervals, which are not corrected.
-
-    Raises:
-        ValueError: as `paired_difference`.
+        scores: by method, by seed, `(N,)`.
+        pairs: of methods; those without a seed in common are left out.
     """
-    m = len(scores)
-    value, low, high = np.zeros((3, m, m))
-    p, p_holm = np.ones((2, m, m))
-    pairs = list(combinations(range(m), 2))
-    for i, j in pairs:
-        d = paired_difference(labels, scores[i], scores[j], level=level)
-        value[i, j], low[i, j], high[i, j] = d[:3]
-        value[j, i], low[j, i], high[j, i] = -d.value, -d.high, -d.low
-        p[i, j] = p[j, i] = d.p
-    for (i, j), corrected in zip(pairs, holm([p[pair] for pair in pairs]), strict=True):
-        p_holm[i, j] = p_holm[j, i] = corrected
-    return Pairs(value, low, high, p, p_holm)
+    found = []
+    for first, second in pairs:
+        one, other = scores.get(first, {}), scores.get(second, {})
+        if seeds := tuple(sorted(set(one) & set(other))):
+            sides = (np.stack([side[s] for s in seeds]) for side in (one, other))
+            found.append((first, second, paired_difference(labels, *sides), seeds))
+    corrected = holm([d.p for _, _, d, _ in found])
+    return [Compared(a, b, d, float(p), s) for (a, b, d, s), p in zip(found, corrected, strict=True)]
 
 
 def friedman(aurocs: np.ndarray) -> Friedman:
