@@ -311,11 +311,11 @@ def test_it_takes_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path)
     assert detector.rebuilder_.into.in_features == 4 + 8 + 16 + 32
     x = to_input(normals, 32)
     with torch.no_grad():
-        stages = detector.network_.maps(x)[1:]
-        torch.testing.assert_close(stages[-1], detector.network_.forward_features(x))
+        stages = detector.network_(x)
+        torch.testing.assert_close(stages[-1], detector.network_.own.forward_features(x))
         last = nn.functional.interpolate(stages[-1], (2, 2), mode="bilinear")
         torch.testing.assert_close(features(detector.network_, x)[:, -32:], last)
-    assert torch.equal(detector.network_.stem[0].weight, run.encoder_.stem[0].weight)
+    assert torch.equal(detector.network_.own.stem[0].weight, run.encoder_.stem[0].weight)
     detector.save(tmp_path / "uniad")
     shutil.rmtree(tmp_path / "csi")
     loaded = Detector.load(tmp_path / "uniad", device="cpu")

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from ..settings import chosen, require
 from ..training import Precision, Timed, batch_indices, choose_device, seed_step, share
 from .base import Detector, Stages, load_module, module_tensors
-from .weights import OwnResNet, backbone, check_weights, describe, restored, to_input
+from .weights import backbone, check_weights, describe, restored, to_input
 
 STRIDE = 16  # pixels per token
 HEADS, FEEDFORWARD = 8, 4  # the latter in widths: 1024 of 256
@@ -179,9 +179,8 @@ def _stages(s: UniADSettings) -> dict[str, Any]:
 @torch.no_grad()
 def features(network: Any, x: Tensor) -> Tensor:
     """Maps of four stages of `(N, 3, S, S)`, resized to a token per 16 pixels: `(N, C, S/16, S/16)`."""
-    maps = network.maps(x)[1:] if isinstance(network, OwnResNet) else network(x)
     grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
-    return torch.cat([F.interpolate(m.float(), grid, mode="bilinear", antialias=True) for m in maps], 1)
+    return torch.cat([F.interpolate(m.float(), grid, mode="bilinear", antialias=True) for m in network(x)], 1)
 
 
 def rebuilder_of(network: nn.Module, s: UniADSettings, seed: int) -> Rebuilder:

@@ -125,7 +125,9 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
 def restored(name: str, tensors: dict[str, np.ndarray], prefix: str, **timm_kwargs: Any) -> nn.Module:
     """The network that `module_tensors(network, prefix)` was made of; nothing is fetched or looked for."""
     if (plan := tensors.get(f"{prefix}plan")) is not None:
-        model: nn.Module = OwnResNet(*(int(v) for v in plan))
+        model: nn.Module = OwnResNet(*map(int, plan))
+    elif (plan := tensors.get(f"{prefix}own.plan")) is not None:
+        model = OwnFeatures(OwnResNet(*map(int, plan)), timm_kwargs["out_indices"])
     else:
         model = backbone(name, "none", **timm_kwargs)
     load_module(model, tensors, prefix)
