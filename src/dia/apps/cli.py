@@ -401,12 +401,21 @@ def cmd_methods(a: Namespace) -> None:
         print(json.dumps(facts))
         return
     table = Table(
-        "method", "family", "paper", "published with weights of", "smallest side", "heatmaps", "settings"
+        "method",
+        "family",
+        "paper",
+        "published with weights of",
+        "smallest image",
+        "seen at",
+        "heatmaps",
+        "settings",
     )
     for m, c in METHODS.items():
-        count = len(flat(settings(c.Settings, a.preset)))
-        heat = "yes" if c.has_heatmaps() else "no"
-        table.add_row(m, c.family, c.paper or "–", c.pretrained or "–", str(c.smallest), heat, str(count))
+        own = settings(c.Settings, a.preset)
+        side, heat = c(own).side(), "yes" if c.has_heatmaps() else "no"
+        seen = "–" if side is None else f"{side} px"
+        first = c.pretrained or "–"
+        table.add_row(m, c.family, c.paper or "–", first, f"{c.smallest} px", seen, heat, str(len(flat(own))))
     out.print(table)
     out.print(
         "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"

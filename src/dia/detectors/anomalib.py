@@ -41,7 +41,7 @@ from ..data.imageset import DataError
 from ..settings import chosen, require
 from ..training import CHECKPOINT, TrainingError, batch_indices, choose_device, processes, seed_step
 from .base import Detector, Stages, fingerprint, module_tensors
-from .weights import OwnFeatures, OwnResNet, _line, backbone, check_weights, describe
+from .weights import OwnFeatures, OwnResNet, one_line, backbone, check_weights, describe
 
 PREFIX = "anomalib:"
 Presets = dict[str, dict[str, Any]]
@@ -332,7 +332,7 @@ class Peer(Detector):
         except (TypeError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{self.method}: anomalib cannot make it so ({_line(error)})") from error
+            raise DataError(f"{self.method}: anomalib cannot make it so ({one_line(error)})") from error
         self.transform_, module.pre_processor = module.pre_processor.transform, None
         module.hparams.clear()  # checkpoints hold tensors and plain values
         return module

@@ -35,7 +35,7 @@ from ..settings import require
 from .anomalib import Normals, Peer, PeerSettings, Presets
 from .base import Detector
 from .csi import spread
-from .weights import OwnFeatures, _line, _read, describe
+from .weights import OwnFeatures, one_line, _read, describe
 
 _ResNet = Literal["resnet18", "resnet50", "wide_resnet50_2"]
 
@@ -415,7 +415,7 @@ class Efficientad(Peer):
             raise
         except Exception as error:  # of the network, of the archive, of the file
             raise DataError(
-                f"weights {weights}: no teacher to be had ({_line(error)}); give anomalib's "
+                f"weights {weights}: no teacher to be had ({one_line(error)}); give anomalib's "
                 f"pretrained_teacher_{self.s.model_size}.pth with --settings.weights PATH, or take none"
             ) from error
 

@@ -277,7 +277,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, short."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
@@ -310,7 +311,7 @@ def _fetched(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
             return timm.create_model(tag, pretrained=True, **timm_kwargs)
     except Exception as error:  # of the hub, of the network, of the file that came: there are many
         raise DataError(
-            f"weights imagenet: {tag} could not be had from {source} ({_line(error)}); give a file with "
+            f"weights imagenet: {tag} could not be had from {source} ({one_line(error)}); give a file with "
             "--settings.weights PATH, or take random weights with --settings.weights none"
         ) from error
 
@@ -352,7 +353,7 @@ def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
             name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **timm_kwargs
         )
     except Exception as error:
-        raise DataError(f"weights {path}: cannot be put into {name} ({_line(error)})") from error
+        raise DataError(f"weights {path}: cannot be put into {name} ({one_line(error)})") from error
     vars(model).update(pretrained_cfg={}, default_cfg={})  # which hold the state too
     return model
 
@@ -369,7 +370,7 @@ def _read(path: str) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(
-            f"weights {path}: neither safetensors nor a plain torch state dict ({_line(error)})"
+            f"weights {path}: neither safetensors nor a plain torch state dict ({one_line(error)})"
         ) from error
     for inner in ("state_dict", "model"):
         state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state
