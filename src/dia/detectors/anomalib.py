@@ -41,7 +41,7 @@ from ..data.imageset import DataError
 from ..settings import chosen, require
 from ..training import CHECKPOINT, TrainingError, batch_indices, choose_device, processes, seed_step
 from .base import Detector, Stages, fingerprint, module_tensors
-from .weights import OwnFeatures, OwnResNet, one_line, backbone, check_weights, describe
+from .weights import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
 
 PREFIX = "anomalib:"
 Presets = dict[str, dict[str, Any]]

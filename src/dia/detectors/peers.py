@@ -35,7 +35,7 @@ from ..settings import require
 from .anomalib import Normals, Peer, PeerSettings, Presets
 from .base import Detector
 from .csi import spread
-from .weights import OwnFeatures, one_line, _read, describe
+from .weights import OwnFeatures, _read, describe, one_line
 
 _ResNet = Literal["resnet18", "resnet50", "wide_resnet50_2"]
 
