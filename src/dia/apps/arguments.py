@@ -52,10 +52,13 @@ def _grid_arguments(parser: ArgumentParser, ledger: str) -> None:
         "--memory_gb", type=float | None,
         help="of all workers together; default: with several, four fifths of the machine's",
     )  # fmt: skip
-    parser.add_argument(
-        "--executor", type=Literal["local", "ray"], default="local",
-        help="ray: over a cluster, whose machines must see data, ledger, scores and work under one path each",
-    )  # fmt: skip
+    _executor_arguments(
+        parser, "over a cluster, whose machines must see data, ledger, scores and work under one path each"
+    )
+
+
+def _executor_arguments(parser: ArgumentParser, on_ray: str) -> None:
+    parser.add_argument("--executor", type=Literal["local", "ray"], default="local", help=f"ray: {on_ray}")
     parser.add_argument(
         "--ray_address", type=str | None,
         help="HOST:PORT of a Ray cluster that runs; default: start Ray on this machine",
@@ -150,15 +153,11 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     score.add_argument(
         "--resume", action="store_true", help="go on with an interrupted run of the same --out"
     )
-    score.add_argument(
-        "--executor", type=Literal["local", "ray"], default="local",
-        help="ray: a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be "
-        "able to read the model folder and the images, under the same paths",
-    )  # fmt: skip
-    score.add_argument(
-        "--ray_address", type=str | None,
-        help="HOST:PORT of a Ray cluster that runs; default: start Ray on this machine",
-    )  # fmt: skip
+    _executor_arguments(
+        score,
+        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to read "
+        "the model folder and the images, under the same paths",
+    )
     _json_argument(score)
     commands.add_subcommand("score", score)
 
