@@ -155,8 +155,8 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     )
     _executor_arguments(
         score,
-        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to read "
-        "the model folder and the images, under the same paths",
+        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to "
+        "read the model folder and the images, under the same paths",
     )
     _json_argument(score)
     commands.add_subcommand("score", score)
