@@ -360,7 +360,10 @@ def test_a_dry_run_shows_what_is_missing_and_its_cost(root, alone, tmp_path, cap
     assert "6 of 12 runs are to be made: about 0 minutes" in shown
     assert (alone / "l.jsonl").read_bytes() == before
     main([*benchmark(root, tmp_path), "--dry-run"])
-    assert "12 of 12 runs are to be made: an unknown time" in capsys.readouterr().out
+    assert (
+        "12 of 12 runs are to be made: about 0 minutes with one worker, and 12 of unknown cost"
+        in capsys.readouterr().out
+    )
 
 
 # --- which lines count -----------------------------------------------------------------------------------
@@ -431,7 +434,10 @@ def test_the_report_is_drawn_from_the_lines_of_a_grid(root, alone, tmp_path, cap
     page = (tmp_path / "o" / "benchmark.md").read_text()
     assert "csi" in page
     assert "trivial:hog" in page
-    for argv, word in ((["--preset", "gpu"], "no line of preset gpu"), (["--preset", "x"], "--preset x")):
+    for argv, word in (
+        (["--preset", "gpu"], "no line of preset gpu"),
+        (["--preset", "x"], "no line of preset x"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(["report", "benchmark", *where, *argv])
         assert stopped.value.code == 2

@@ -16,6 +16,7 @@ from dia.detectors import METHODS, MSC, Detector
 from dia.detectors.base import module_tensors
 from dia.detectors.csi import CSI, CSISettings
 from dia.detectors.msc import MSCSettings
+from dia.detectors.provenance import identity_of, own_identity
 from dia.detectors.weights import (
     MEAN,
     STD,
@@ -24,8 +25,6 @@ from dia.detectors.weights import (
     backbone,
     check_weights,
     describe,
-    identity_of,
-    own_identity,
     restored,
     to_input,
 )

@@ -267,7 +267,9 @@ def cmd_illustrate(a: Namespace) -> None:
 def cmd_report(a: Namespace) -> None:
     """`dia report`."""
     if "what" in a:
-        return _report_benchmark(a)
+        from .grids import report
+
+        return report(a, out)
     from .reporting import compare_trivial, write_run_report
 
     detector, images = _load(a)
@@ -298,90 +300,18 @@ def cmd_report(a: Namespace) -> None:
     _show({"out": str(path)}, False)
 
 
-def _report_benchmark(a: Namespace) -> None:
-    from ..evaluate.benchmark import current_lines
-    from ..evaluate.ledger import Ledger, failures_path
-    from .reporting import write_benchmark_report
-
-    if a.preset not in PRESETS:
-        raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
-    lines = current_lines(
-        Ledger(a.ledger).rows(), a.preset, datasets=a.datasets, methods=a.methods, changes=a.settings
-    )
-    if not lines:
-        raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
-    failed = Ledger(failures_path(Path(a.ledger))).rows()
-    failures = {
-        (f["dataset"], f["method"], f["changes"].get("weights", "none"), f["seed"]): f["reason"]
-        for f in failed
-        if f["preset"] == a.preset
-    }
-    for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures):
-        out.print(str(path), soft_wrap=True, highlight=False)
-
-
 def cmd_benchmark(a: Namespace) -> None:
     """`dia benchmark`."""
-    from ..evaluate.ledger import Ledger
-    from .grid import benchmark_tasks, missing
+    from .grids import benchmark
 
-    tasks, remarks = benchmark_tasks(
-        a.datasets, a.methods, a.seeds, a.preset, a.max_size or MAX_SIZE[a.preset],
-        weights=a.weights, settings=a.settings,
-    )  # fmt: skip
-    for remark in remarks:
-        err.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if a.dry_run:
-        _show_cost(missing(tasks, _place(a)), len(tasks), Ledger(a.ledger).rows())
-        return
-    failed = _run_grid(a, tasks)
-    if a.readme:
-        from .reporting import readme_table
-
-        readme_table(Path(a.readme), Ledger(a.ledger).rows())
-    _say_failed(failed)
+    benchmark(a, out, err)
 
 
-def _place(a: Namespace) -> Any:
-    from .grid import Place
+def cmd_ablate(a: Namespace) -> None:
+    """`dia ablate`."""
+    from .grids import ablate
 
-    alone = a.executor == "local" and a.workers in (None, 1)
-    return Place(a.ledger, a.scores, a.work, a.data_root, a.device, sys.stderr.isatty() and alone)
-
-
-def _run_grid(a: Namespace, tasks: Sequence[Any]) -> list[str]:
-    from .grid import run_grid
-    from .workers import memory_of_machine_gb, workers_of
-
-    memory = a.memory_gb
-    if memory is None and (a.workers or 1) > 1 and a.executor == "local":
-        memory = 0.8 * memory_of_machine_gb()
-    with workers_of(
-        a.executor, a.workers, device=a.device, apart=a.memory_gb is not None, address=a.ray_address
-    ) as workers:
-        return run_grid(tasks, _place(a), workers, memory_gb=memory)
-
-
-def _say_failed(failed: Sequence[str]) -> None:
-    if failed:
-        number = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
-        raise TrainingError(f"{number}; the first: {failed[0]}; the same command tries them anew")
-
-
-def _show_cost(left: Sequence[Any], total: int, lines: Sequence[Any]) -> None:
-    """What is not in the ledger, and what the ledger's lines say of its time."""
-    from .grid import Costs
-
-    costs = Costs(lines)
-    table = Table("method", "data set", "runs to make", "minutes, by earlier runs")
-    for method, dataset in dict.fromkeys((t.method, t.dataset) for t in left):
-        own = [t for t in left if (t.method, t.dataset) == (method, dataset)]
-        minutes = costs.minutes(own, 1)
-        table.add_row(method, dataset, str(len(own)), "unknown" if minutes is None else f"{minutes:.1f}")
-    out.print(table)
-    whole = costs.minutes(left, 1)
-    about = "an unknown time" if whole is None else f"about {whole:.0f} minutes"
-    out.print(f"{len(left)} of {total} runs are to be made: {about} with one worker", highlight=False)
+    ablate(a, out)
 
 
 def cmd_methods(a: Namespace) -> None:
@@ -421,43 +351,6 @@ def cmd_methods(a: Namespace) -> None:
         "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
     )
     out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
-
-
-def cmd_ablate(a: Namespace) -> None:
-    """`dia ablate`."""
-    from dataclasses import replace
-
-    from ..evaluate.ablation import label, load_ablation, shipped
-    from ..evaluate.ledger import Ledger
-    from .ablate import ablation_tasks, draw
-
-    if a.list or a.grid is None:
-        table = Table("grid", "title", "cells", "data sets")
-        for name in shipped():
-            g = load_ablation(name)
-            table.add_row(name, g.title, str(len(g.cells())), ", ".join(g.datasets))
-        out.print(table)
-        if not a.list:
-            raise DataError("dia ablate: name a grid of these, or a YAML file")
-        return
-    grid = load_ablation(a.grid)
-    grid = replace(
-        grid,
-        datasets=tuple(a.datasets or grid.datasets),
-        seeds=tuple(a.seeds or grid.seeds),
-        preset=a.preset or grid.preset,
-        reference=tuple(a.reference or grid.reference),
-    )
-    if a.dry_run:
-        for cell in grid.cells():
-            out.print(f"{label(cell)}: {grid.changes(cell)}", markup=False, highlight=False)
-        runs = len(grid.cells()) * len(grid.datasets) * len(grid.seeds)
-        out.print(f"{runs} runs on {', '.join(grid.datasets)} with seeds {', '.join(map(str, grid.seeds))}")
-        return
-    failed = [] if a.draw else _run_grid(a, ablation_tasks(grid))
-    page = draw(grid, Path(a.out), ledger=Ledger(a.ledger), scores=Path(a.scores), datasets=grid.datasets)
-    out.print(str(page), soft_wrap=True)
-    _say_failed(failed)
 
 
 def cmd_data(a: Namespace) -> None:

@@ -28,6 +28,7 @@ from ..presets import settings as preset_settings
 from ..settings import from_dict, identity, plain
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
 from .calibrate import Calibration
+from .provenance import identity_of
 
 FORMAT = 1
 MIN_NORMALS = 20
@@ -289,8 +290,6 @@ class Detector(OutlierMixin, BaseEstimator):
         """
         if self.hash_:
             return self.hash_
-        from .weights import identity_of  # which knows this class
-
         s = self.s
         if hasattr(s, "weights"):
             s = replace(s, weights=identity_of(s.weights))

@@ -12,8 +12,6 @@ method. A setting `weights` says where they come from:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import socket
@@ -37,6 +35,7 @@ from ..settings import require
 from ..training import seed_step
 from .base import Detector, load_module
 from .csi import CSI
+from .provenance import OWN, sha256_of
 
 # The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and
 # the large ViT's are to be verified.
@@ -54,7 +53,6 @@ TAGS = {
     "cait_s24_224": "cait_s24_224.fb_dist_in1k",
     "deit_base_distilled_patch16_384": "deit_base_distilled_patch16_384.fb_in1k",
 }
-OWN = "dia:"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 _STEMS: tuple[Stem, ...] = ("cifar", "patch", "imagenet")
 _HEAD = re.compile(r"(fc|head|classifier|pre_logits|heads)\.")
@@ -144,30 +142,7 @@ def describe(name: str, weights: str, *, seed: int = 0) -> str:
     file = path / "weights.safetensors" if weights.startswith(OWN) else path
     if not file.is_file():
         raise DataError(f"weights {weights}: no file {file}; {_CHOICES}")
-    return f"{weights} (sha256 {_sha256(file)})"
-
-
-def identity_of(weights: str) -> str:
-    """What weights are, wherever they lie: a file by its sha256, `dia:RUN` by how the run was made.
-
-    What is no longer there keeps its name.
-    """
-    if weights in ("none", "imagenet"):
-        return weights
-    path = Path(weights.removeprefix(OWN))
-    if not weights.startswith(OWN):
-        return f"sha256:{_sha256(path)}" if path.is_file() else weights
-    try:
-        config = json.loads((path / "config.json").read_text())
-        return own_identity(config["settings_hash"], config["seed"], config["facts"]["train_sha256"])
-    except (OSError, ValueError, KeyError):  # not there, or fitted without such facts
-        file = path / "weights.safetensors"
-        return f"{OWN}{_sha256(file)}" if file.is_file() else weights
-
-
-def own_identity(settings_hash: str, seed: int, train_sha256: str) -> str:
-    """`identity_of` a `dia:RUN` with these settings, this seed and these training images."""
-    return f"{OWN}{settings_hash}-{seed}-{train_sha256[:32]}"
+    return f"{weights} (sha256 {sha256_of(file)})"
 
 
 def to_input(
@@ -270,11 +245,6 @@ class OwnFeatures(nn.Module):
 
 
 _CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 
 def one_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ import torch
 from ..data.imageset import DataError, ImageSet
 from ..detectors import DIA, Detector, detector_class
 from ..detectors.base import fingerprint
-from ..detectors.weights import own_identity
+from ..detectors.provenance import own_identity
 from ..locks import locked
 from ..presets import settings
 from ..settings import replaced
