@@ -436,3 +436,34 @@ def test_a_hash_tells_options_apart(needs_anomalib):
     a, b = (AnomalibSettings(options={"n_features": n}) for n in (20, 30))
     assert cls(a).settings_hash() != cls(b).settings_hash()
     assert cls(a).settings_hash() == cls(replace(b, options={"n_features": 20})).settings_hash()
+
+
+@pytest.mark.parametrize("method", CHEAP)
+def test_it_takes_colour_at_the_networks_own_size(method, needs_anomalib):
+    images = phantom.load("train", size=32, n=24, colour=True).normals().images
+    assert images.shape[1:] == (32, 32, 3)
+    scores = fit(method, images).score(images)
+    assert np.isfinite(scores).all()
+    assert len(np.unique(scores)) == len(images)
+
+
+def test_patchcores_coreset_is_anomalibs(needs_anomalib, normals):
+    from anomalib.models.components import KCenterGreedy
+
+    from dia.detectors import peers
+
+    class Model:
+        pass
+
+    patches = torch.randn(5000, 40, generator=torch.Generator().manual_seed(0))
+    mine = Model()
+    mine.embedding_store = [patches[:3000], patches[3000:]]
+    for make in (
+        lambda: peers._subsample(mine, 0.01),
+        lambda: setattr(mine, "theirs", KCenterGreedy(patches, 0.01).sample_coreset()),
+    ):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        make()
+    assert mine.memory_bank.shape == (50, 40)
+    assert torch.equal(mine.memory_bank, mine.theirs)

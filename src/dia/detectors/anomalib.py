@@ -340,7 +340,7 @@ class Peer(Detector):
     def _input(self, images: np.ndarray) -> Tensor:
         """`(N, H, W, C)` uint8 to what the network sees, `(N, 3, S, S)`."""
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self.where_).permute(0, 3, 1, 2).float() / 255
-        return self.transform_(x.expand(-1, 3, -1, -1))
+        return self.transform_(x.expand(-1, 3, -1, -1)).contiguous()  # some losses view it flat
 
     def _normals(self, images: np.ndarray, most: int | None = None) -> Normals:
         return Normals(images, self._input, _Order(len(images), self.s.batch, self.seed, most))

@@ -41,7 +41,7 @@ class Cell:
         ap: average precision over seeds.
         paper: (mean, standard deviation) the paper prints for this method and data set.
         mark: 'best' or 'second' of its column to three decimals, or empty.
-        fit_seconds: mean, as are `images_per_second` and `peak_memory_mb`; None where unknown.
+        fit_seconds: median over seeds, as are `images_per_second` and `peak_memory_mb`; None where unknown.
     """
 
     runs: tuple[Mapping[str, Any], ...]

@@ -7,6 +7,8 @@ Appending needs a POSIX system (file locks).
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -17,7 +19,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 REQUIRED = (
@@ -178,6 +180,9 @@ def _version(distribution: str) -> str | None:
 
 def reset_peak_memory() -> None:
     """Starts `peak_memory_mb` anew where the system can (Linux), so that one run's peak is its own."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed is given back (glibc)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -199,7 +204,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         One dict per group: `dataset`, `method`, `preset`, `n_seeds`, `auroc_mean`, `auroc_std` (over seeds,
         n - 1; None with one seed), `auroc_ci` (mean of the ends over seeds), likewise `ap_mean` and `ap_std`,
-        and the means `fit_seconds`, `score_images_per_second`, `peak_memory_mb`.
+        and the medians `fit_seconds`, `score_images_per_second`, `peak_memory_mb`.
 
     Raises:
         ValueError: a group mixes presets, settings of one seed, or data: no honest mean exists.
@@ -224,7 +229,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         summary["auroc_ci"] = [mean(r["auroc_ci"][end] for r in runs) for end in (0, 1)]
         for field in ("fit_seconds", "score_images_per_second", "peak_memory_mb"):
             values = [r[field] for r in runs if r[field] is not None]
-            summary[field] = mean(values) if values else None
+            summary[field] = median(values) if values else None
         out.append(summary)
     return out
 
