@@ -423,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, DataError) else 1)
     except KeyboardInterrupt:
-        err.print("dia: stopped; run the same command with --resume to go on with a fit or a score")
+        err.print("dia: stopped; the same command goes on with a grid, and with --resume a fit or a score")
         sys.exit(130)
     except OSError as error:
         err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
