@@ -20,7 +20,7 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-results: $(STAMP)  ## what the grid of the README's table still lacks (a day from nothing), and its report
+results: $(STAMP)  ## what the grid of the README's table still lacks (some six hours from nothing), and its report
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
 	$(BIN)/dia report benchmark
 

@@ -15,10 +15,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonargparse import Namespace
 
 from dia.apps import grid
 from dia.apps.cli import main
 from dia.apps.grid import Costs, Outcome, Place, Task, benchmark_tasks, run_grid
+from dia.apps.grids import open_failures
 from dia.apps.workers import Here, Process, memory_of_machine_gb, workers_of
 from dia.data.imageset import DataError
 from dia.evaluate.benchmark import current_lines, scores_path, weights_kind
@@ -158,8 +160,28 @@ def test_one_failure_does_not_stop_the_rest_and_is_kept_with_its_reason(root, tm
     assert "1 run failed" in said
     assert [line["method"] for line in lines_of(tmp_path)] == ["msc", "trivial:std"]
     (kept,) = Ledger(failures_path(tmp_path / "l.jsonl")).rows()
-    assert (kept["method"], kept["changes"]["weights"]) == ("msc", absent)
+    assert (kept["method"], kept["weights"]) == ("msc", absent)
     assert "no file" in kept["reason"]
+
+
+def test_a_failure_is_shown_until_the_run_is_made(alone):
+    def failure(reason, **facts):
+        whole = {"dataset": "breastmnist", "method": "csi", "seed": 0, "preset": "cpu", "weights": "none"}
+        return whole | facts | {"reason": reason}
+
+    lines = lines_of(alone)
+    failed = [
+        failure("made since"), failure("first", seed=9), failure("last", seed=9),
+        failure("gpu", preset="gpu"),
+        failure("other weights", weights="dia"), failure("elsewhere", dataset="phantom"),
+        failure("another", method="msc"),
+    ]  # fmt: skip
+    asked = Namespace(preset="cpu", datasets=["breastmnist"], methods=["csi"])
+    assert open_failures(failed, lines, asked) == {
+        ("breastmnist", "csi", "none", 9): "last", ("breastmnist", "csi", "dia", 0): "other weights",
+    }  # fmt: skip
+    all_asked = Namespace(preset="cpu", datasets=None, methods=None)
+    assert {"elsewhere", "another"} <= set(open_failures(failed, lines, all_asked).values())
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd\nshape"), MemoryError(), TrainingError("nan at 3")])
@@ -274,7 +296,7 @@ def test_runs_of_known_need_start_where_there_is_room(tmp_path, monkeypatch):
 def test_what_outgrows_the_budget_is_put_off_until_it_is_alone_and_fails_only_there(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "_LOOK", 0.0)
     monkeypatch.setattr(grid, "_UNKNOWN_MB", 100.0)
-    held = {"a": 400.0, "grows": 900.0, "bursts": 1100.0}
+    held = {"csi": 400.0, "dia": 900.0, "msc": 1100.0}  # alone, the last bursts the budget
 
     class Growing(Slot):
         def memory_mb(self):  # never done while there is too much
@@ -285,14 +307,14 @@ def test_what_outgrows_the_budget_is_put_off_until_it_is_alone_and_fails_only_th
     machine = Machine(held)
     said = []
     failed = run_grid(
-        tasks_of("a", "grows", "bursts"), Place(str(tmp_path / "l.jsonl"), "s", "w"),
+        tasks_of("csi", "dia", "msc"), Place(str(tmp_path / "l.jsonl"), "s", "w"),
         [Growing(machine), Growing(machine)], memory_gb=1000 / 1024, say=lambda text, bad: said.append(text),
     )  # fmt: skip
     assert len(failed) == 1
-    assert "bursts" in failed[0]
+    assert "msc" in failed[0]
     assert "more than the 0.977 GiB of --memory_gb" in failed[0]
-    assert ("grows", 1) in machine.order  # in the end alone
-    assert sum("grows" in text for text in said) == 1
+    assert ("dia", 1) in machine.order  # in the end alone
+    assert sum("seed 0 dia" in text for text in said) == 1
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(1, 1e4))), st.integers(1, 4))

@@ -23,8 +23,8 @@ from rich.console import Console
 from ..data.catalog import load, load_training
 from ..data.imageset import DataError, ImageSet
 from ..detectors import DIA
-from ..evaluate.benchmark import OWN_WEIGHTS, run, wanted_hash, wanted_settings
-from ..evaluate.ledger import Ledger, append_line, failures_path
+from ..evaluate.benchmark import OWN_WEIGHTS, identity_of_run, run, wanted_settings
+from ..evaluate.ledger import IDENTITY, Ledger, append_line, failures_path
 from ..settings import SettingsError
 from ..training import TrainingError
 
@@ -119,12 +119,11 @@ def perform(task: Task, place: Place) -> Outcome:
     try:
         line = run(
             task.dataset, *images(task, place), task.method, preset=task.preset, changes=task.changes,
-            encoder=task.encoder,
-            seed=task.seed, device=place.device, workdir=Path(place.work, task.dataset),
+            encoder=task.encoder, seed=task.seed, device=place.device, workdir=Path(place.work, task.dataset),
             ledger=Ledger(place.ledger), scores=Path(place.scores), progress=place.progress,
             about={"began": began, **task.about},
         )  # fmt: skip
-    except (DataError, TrainingError, SettingsError) as error:
+    except (DataError, TrainingError) as error:
         return Outcome(None, reason=str(error))
     except Exception as error:  # one method's defect must not stop the others
         report = Path(place.work, "failures", f"{str(task).replace('/', '_')}.txt")
@@ -276,18 +275,15 @@ class Costs:
 
 def missing(tasks: Sequence[Task], place: Place) -> list[Task]:
     """Those tasks whose line is not in the ledger."""
-    lines = {(r["dataset"], r["method"], r["seed"], r["settings_hash"], r["data_sha256"])
-             for r in Ledger(place.ledger).rows()}  # fmt: skip
-    left = []
-    for task in tasks:
-        normals, test = images(task, place)
-        wanted = wanted_settings(task.method, task.preset, task.changes)
-        own = DIA(wanted_settings(DIA.method, task.preset, task.encoder), seed=task.seed)
-        known = wanted_hash(task.method, wanted, own, normals.sha256())
-        data = f"{normals.sha256()[:32]}{test.sha256()[:32]}"
-        if (task.dataset, task.method, task.seed, known, data) not in lines:
-            left.append(task)
-    return left
+    lines = {tuple(r[k] for k in IDENTITY) for r in Ledger(place.ledger).rows()}
+    return [t for t in tasks if tuple(_identity(t, place)[k] for k in IDENTITY) not in lines]
+
+
+def _identity(task: Task, place: Place) -> dict[str, Any]:
+    normals, test = images(task, place)
+    wanted = wanted_settings(task.method, task.preset, task.changes)
+    own = DIA(wanted_settings(DIA.method, task.preset, task.encoder), seed=task.seed)
+    return identity_of_run(task.dataset, normals, test, task.method, wanted, own)
 
 
 def benchmark_tasks(
@@ -351,17 +347,20 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 def _keep_failure(place: Place, task: Task, reason: str) -> None:
     facts = {"dataset": task.dataset, "method": task.method, "seed": task.seed, "preset": task.preset}
-    facts |= {"changes": dict(task.changes), "reason": reason, "time": round(time.time())}
+    wanted = wanted_settings(task.method, task.preset, task.changes)
+    facts |= {"weights": getattr(wanted, "weights", "none"), "reason": reason, "time": round(time.time())}
     append_line(failures_path(Path(place.ledger)), json.dumps(facts).encode() + b"\n")
 
 
 def _news(number: int, total: int, left: float | None, task: Task, outcome: Outcome) -> str:
     line = outcome.line or {}
     low, high = line["auroc_ci"]
-    about = "in the ledger" if not outcome.fresh else "time left unknown" if left is None else \
-        f"about {left:.0f} min left"  # fmt: skip
-    cost = f", fit {line['fit_seconds']:.0f} s, {line['peak_memory_mb']:.0f} MiB" if outcome.fresh else ""
-    return f"{number} of {total}, {about}: {task}: AUROC {line['auroc']:.3f} [{low:.3f}, {high:.3f}]{cost}"
+    text = f"{task}: AUROC {line['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+    if not outcome.fresh:
+        return f"{number} of {total}, in the ledger: {text}"
+    about = "time left unknown" if left is None else f"about {left:.0f} min left"
+    cost = f"fit {line['fit_seconds']:.0f} s, {line['peak_memory_mb']:.0f} MiB"
+    return f"{number} of {total}, {about}: {text}, {cost}"
 
 
 def _on_stderr() -> Callable[[str, bool], None]:

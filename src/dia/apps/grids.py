@@ -6,10 +6,11 @@ Turn arguments into tasks, have them run, and draw what the ledger then holds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -26,7 +27,8 @@ from ..evaluate.ablation import (
     results,
     shipped,
 )
-from ..evaluate.benchmark import current_lines
+from ..evaluate.benchmark import current_lines, weights_kind
+from ..evaluate.benchmark_table import FailureKey
 from ..evaluate.ledger import Ledger, failures_path
 from ..presets import MAX_SIZE, PRESETS
 from ..training import TrainingError
@@ -60,13 +62,26 @@ def report(a: Namespace, out: Console) -> None:
     )
     if not lines:
         raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
-    failures = {
-        (f["dataset"], f["method"], f["changes"].get("weights", "none"), f["seed"]): f["reason"]
-        for f in Ledger(failures_path(Path(a.ledger))).rows()
-        if f["preset"] == a.preset
-    }
+    failures = open_failures(Ledger(failures_path(Path(a.ledger))).rows(), lines, a)
     for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures):
         out.print(str(path), soft_wrap=True, highlight=False)
+
+
+def open_failures(
+    failed: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], a: Namespace
+) -> dict[FailureKey, str]:
+    """The last reason of each failed run that was asked for and has no line since."""
+
+    def key(r: Mapping[str, Any]) -> FailureKey:
+        return r["dataset"], r["method"], weights_kind(r["weights"]), r["seed"]
+
+    done = {key(line) for line in lines}
+    return {
+        (f["dataset"], f["method"], f["weights"], f["seed"]): f["reason"]
+        for f in failed
+        if f["preset"] == a.preset and key(f) not in done
+        and f["dataset"] in (a.datasets or [f["dataset"]]) and f["method"] in (a.methods or [f["method"]])
+    }  # fmt: skip
 
 
 def ablate(a: Namespace, out: Console) -> None:

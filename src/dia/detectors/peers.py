@@ -36,7 +36,7 @@ from ..settings import require
 from .anomalib import Normals, Peer, PeerSettings, Presets
 from .base import Detector
 from .csi import spread
-from .weights import OwnFeatures, _read, describe, one_line
+from .weights import OwnFeatures, describe, one_line, read_state
 
 _PART = 2048  # patches whose distances are computed at a time
 _ResNet = Literal["resnet18", "resnet50", "wide_resnet50_2"]
@@ -412,7 +412,7 @@ class Efficientad(Peer):
             if weights == "imagenet":
                 module.prepare_pretrained_model()
             elif weights != "none":
-                module.model.teacher.load_state_dict(_read(weights))
+                module.model.teacher.load_state_dict(read_state(weights))
         except DataError:
             raise
         except Exception as error:  # of the network, of the archive, of the file

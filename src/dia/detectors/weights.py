@@ -306,7 +306,7 @@ def _offline_at_once() -> Iterator[None]:
 def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
     import timm
 
-    state = _timm_names(_read(path))
+    state = _timm_names(read_state(path))
     plain_kwargs = {k: v for k, v in timm_kwargs.items() if k not in ("features_only", "out_indices")}
     with torch.device("meta"):
         wanted = timm.create_model(name, pretrained=False, **plain_kwargs | {"num_classes": 0}).state_dict()
@@ -328,7 +328,7 @@ def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def read_state(path: str) -> dict[str, Tensor]:
     """The state dict in a file, also one inside `{"state_dict": …}` or `{"model": …}`."""
     file = Path(path)
     if not file.is_file():

@@ -148,13 +148,7 @@ def run(
     """
     wanted = wanted_settings(method, preset, changes)
     own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
-    identity = {
-        "dataset": dataset,
-        "method": method,
-        "settings_hash": wanted_hash(method, wanted, own, normals.sha256()),
-        "seed": seed,
-        "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
-    }
+    identity = identity_of_run(dataset, normals, test, method, wanted, own)
     # of several processes that want this run at once, the others find its line
     with locked(workdir / "locks" / fingerprint(*identity.values())):
         made = None if ledger is None else ledger.find(**identity)
@@ -191,6 +185,19 @@ def wanted_settings(method: str, preset: str, changes: Mapping[str, Any] | None 
     """
     wanted = settings(detector_class(method).Settings, preset)
     return replaced(wanted, changes) if changes else wanted
+
+
+def identity_of_run(
+    dataset: str, normals: ImageSet, test: ImageSet, method: str, wanted: Any, own: Detector
+) -> dict[str, Any]:
+    """The fields of `ledger.IDENTITY` of the line that such a run makes; see `wanted_hash`. Seed: `own`'s."""
+    return {
+        "dataset": dataset,
+        "method": method,
+        "settings_hash": wanted_hash(method, wanted, own, normals.sha256()),
+        "seed": own.seed,
+        "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
+    }
 
 
 def wanted_hash(method: str, wanted: Any, own: Detector, train_sha256: str) -> str:
