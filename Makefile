@@ -38,7 +38,8 @@ bench-peers: $(STAMP)  ## beside three of anomalib's methods
 	$(BIN)/python benchmarks/page.py
 
 lock:  ## renew requirements.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra dev \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra medical \
+	  --extra serve --extra export --extra tracking --extra docs --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml
