@@ -136,6 +136,7 @@ def cmd_score(a: Namespace) -> None:
     from ..data.catalog import open_listing
     from ..detectors import Detector
     from .executors import EXECUTORS, Job
+    from .inferencer import hash_of
     from .scorefile import ScoreFile
 
     if not a.out.endswith((".csv", ".jsonl")):
@@ -150,7 +151,7 @@ def cmd_score(a: Namespace) -> None:
         a.data, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=a.skip_bad
     )
     about = {
-        "model": _hash_of(Path(a.run)), "data": a.data, "split": a.split,
+        "model": hash_of(Path(a.run)), "data": a.data, "split": a.split,
         "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
         "false-alarm rate": rate, "threshold": _finite(threshold), "--heatmaps": a.heatmaps,
     }  # fmt: skip
@@ -183,14 +184,6 @@ def cmd_score(a: Namespace) -> None:
     facts = {"out": a.out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,
              "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
     _show(facts, a.json)
-
-
-def _hash_of(run: Path) -> str:
-    """Of all that decides a model's scores and p-values."""
-    h = hashlib.sha256()
-    for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
-        h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    return h.hexdigest()[:16]
 
 
 def _write_heatmaps(

@@ -32,6 +32,7 @@ from .provenance import identity_of
 
 FORMAT = 1
 MIN_NORMALS = 20
+_THUMBNAIL = 16
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -175,6 +176,17 @@ class Detector(OutlierMixin, BaseEstimator):
         x = self._check(images)
         maps = [self._heatmap(x[i : i + batch]) for i in range(0, len(x), batch)]
         return None if not maps or maps[0] is None else np.concatenate(maps)  # type: ignore[arg-type]
+
+    def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
+        """What images are compared by, `(N, D)` float32: here the grey 16×16 thumbnail, standardised.
+
+        Each thumbnail has mean 0 and variance 1, so brightness and contrast do not count. Methods with an
+        encoder of their own give its features.
+        """
+        small = ImageSet(self._check(images)).with_channels(1).resized(_THUMBNAIL, _THUMBNAIL).images
+        x = small.reshape(len(small), -1).astype(np.float32)
+        x -= x.mean(1, keepdims=True)
+        return x / np.maximum(x.std(1, keepdims=True), 1e-6)
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values `(N,)` of raw scores; see `calibrate.py` for what they promise."""
