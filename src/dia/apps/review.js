@@ -46,28 +46,36 @@
     if (event.target.closest("#keys-open, #keys-close")) help();
   });
 
-  window.dia = {
+  const dia = window.dia = {
     opacity: (percent) => root.style.setProperty("--heat", percent / 100),
 
-    // which row is open, and the focus that a redrawn list lost
+    // what a redrawn list lost: focus, place, which row is open
     list: (element) => {
-      let focus = null;
+      let focus = "", top = 0;
       element.addEventListener("focusin", (event) => {
         const at = event.target.closest("[data-sort], [data-sha]");
         focus = at && (at.dataset.sort ? `[data-sort="${at.dataset.sort}"]` : `[data-sha="${at.dataset.sha}"] button`);
       });
+      element.addEventListener("scroll", (event) => { top = event.target.scrollTop; }, true);
       return () => {
-        window.dia.select(window.dia.open);
+        const box = element.querySelector(".scroll");
+        if (box) box.scrollTop = top;
         if (focus && document.activeElement === document.body) element.querySelector(focus)?.focus();
+        dia.select(dia.opened);
       };
     },
 
     select: (sha) => {
-      window.dia.open = sha;
+      dia.opened = sha;
       for (const row of document.querySelectorAll("#list tr[data-sha]")) {
-        row.toggleAttribute("aria-current", row.dataset.sha === sha);
-        if (row.dataset.sha === sha) row.scrollIntoView({ block: "nearest" });
+        if (row.dataset.sha !== sha) { row.removeAttribute("aria-current"); continue; }
+        row.setAttribute("aria-current", "true");
+        const box = row.closest(".scroll"), head = box.querySelector("thead").offsetHeight;
+        box.scrollTop = Math.min(Math.max(box.scrollTop, row.offsetTop + row.offsetHeight - box.clientHeight),
+          row.offsetTop - head);
       }
+      if (dia.follow && innerWidth < 800) find("#detail")?.scrollIntoView({ behavior: "smooth" });
+      dia.follow = false;  // only after a tap on the list
     },
 
     save: (text, name) => {

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hmac
 import os
 import tempfile
-from collections.abc import Iterator
-from datetime import date
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,60 @@ def mount(app: FastAPI, inferencer: Inferencer, *, store: Path, token: str | Non
     return gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
         max_file_size=MOST_BYTES, show_error=True,
-        theme=gr.themes.Base(primary_hue="blue", font=_FONT, font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
         css_paths=_HERE / "review.css", head=f"<script>{(_HERE / 'review.js').read_text()}</script>",
         auth=None if token is None else lambda _, password: hmac.compare_digest(password, token),
         auth_message="Your name is kept with your marks. The password is the token that dia serve was given.",
     )  # fmt: skip
+
+
+def _theme() -> Any:
+    theme = gr.themes.Base(primary_hue="blue", font=_FONT, font_mono=["ui-monospace", "monospace"])
+    return theme.set(  # its own are too pale to read
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600", input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_400",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a browser window shows when something happens in it.
+
+    Args:
+        work: that window's list.
+        reviewer: the name given at the login, or "".
+        sha: the image that is open, or "".
+        rate: of false alarms, in (0, 1).
+        order: a key of `SORTS`, a blank, `up` or `down`.
+        show: a key of `SHOWN`.
+    """
+
+    work: Worklist
+    reviewer: str
+    sha: str
+    rate: float
+    order: str
+    show: str
+
+    @property
+    def key(self) -> str:
+        """The column sorted by."""
+        return self.order.split()[0]
+
+    @property
+    def descending(self) -> bool:
+        """Whether the greatest comes first."""
+        return self.order.endswith("down")
+
+    def rows(self, show: str) -> list[Row]:
+        """The rows, in order."""
+        return self.work.rows(self.rate, self.key, self.descending, show)
+
+    def row(self) -> Row | None:
+        """That of the open image."""
+        return self.work.row(self.sha, self.rate)
 
 
 class Page:
@@ -89,38 +138,48 @@ class Page:
         self.lists = Worklists(inferencer, reviews)
         self.n = int(inferencer.about()["n_calibration"])
         with gr.Blocks(
-            title="DIA review", analytics_enabled=False, fill_width=True, delete_cache=(_ABANDONED, _ABANDONED)
+            title="DIA review",
+            analytics_enabled=False,
+            fill_width=True,
+            delete_cache=(_ABANDONED, _ABANDONED),
         ) as self.blocks:
             self._parts()
             self._events()
         self.blocks.queue(default_concurrency_limit=1)
 
     def _parts(self) -> None:
-        percent = 100 * self.inferencer.rate
+        percent, last = 100 * self.inferencer.rate, max(self.inferencer.t_max - 1, 1)
         self.current = gr.Textbox("", visible="hidden", elem_id="current")
         self.order = gr.Textbox("score down", visible="hidden")
         self.csv = gr.Textbox("", visible="hidden")
         gr.HTML(view.header(self.inferencer.about()) + view.keys(), elem_id="header", apply_default_css=False)
         with gr.Row(elem_id="review"):
-            with gr.Column(scale=5, min_width=320, elem_id="left"):
+            with gr.Column(scale=2, min_width=450, elem_id="left"):
                 self.files = gr.File(
-                    label="Drop images here, one or many", file_count="multiple", height=130, elem_id="drop"
+                    label="Drop images here, one or many", file_count="multiple", height=110, elem_id="drop"
                 )
                 self.status = gr.HTML("", elem_id="status", apply_default_css=False)
                 self.rate = gr.Slider(
                     0.1, 50, percent, step=0.1, label="False-alarm rate, %", buttons=[], elem_id="rate"
                 )
-                self.meaning = gr.HTML(self._meaning(percent), elem_id="meaning", apply_default_css=False)
+                self.meaning = gr.HTML(
+                    view.meaning(percent / 100, self.n), elem_id="meaning", apply_default_css=False
+                )
                 self.show = gr.Radio(
                     [(s.capitalize(), s) for s in SHOWN], value="all", label="Show", elem_id="show"
                 )
                 self.table = gr.HTML(
-                    view.table([], [], "score", True), elem_id="list", apply_default_css=False, js_on_load=_LIST_JS
+                    view.table([], [], "score", True),
+                    elem_id="list",
+                    apply_default_css=False,
+                    js_on_load=_LIST_JS,
                 )
                 with gr.Row():
                     self.export = gr.Button("Export this list (CSV)", size="sm", elem_id="export")
-                    self.export_all = gr.Button("Export all saved marks (CSV)", size="sm", elem_id="export-all")
-            with gr.Column(scale=7, min_width=320, elem_id="detail", visible=False) as self.detail:
+                    self.export_all = gr.Button(
+                        "Export all saved marks (CSV)", size="sm", elem_id="export-all"
+                    )
+            with gr.Column(scale=5, min_width=320, elem_id="detail", visible=False) as self.detail:
                 self.title = gr.HTML("", elem_id="title", apply_default_css=False)
                 with gr.Row(elem_id="marking"):
                     self.previous = gr.Button("‹ Previous", size="sm", elem_id="previous")
@@ -134,225 +193,197 @@ class Page:
                     placeholder="Saved while you write. No names, please.",
                 )  # fmt: skip
                 with gr.Row(elem_id="pictures"):
-                    with gr.Column(min_width=240, scale=1):
+                    with gr.Column(min_width=240, scale=4):
                         self.picture = gr.HTML("", elem_id="picture", apply_default_css=False)
                         self.opacity = gr.Slider(
                             0, 100, 60, step=1, label="Heatmap opacity, %", buttons=[], elem_id="opacity",
                             visible=self.inferencer.has_heatmaps,
                         )  # fmt: skip
-                    with gr.Column(min_width=240, scale=2):
+                    with gr.Column(min_width=240, scale=6):
                         self.dissolved = gr.HTML("", elem_id="dissolved", apply_default_css=False)
                         self.t = gr.Slider(
-                            0, max(self.inferencer.t_max - 1, 1), min(_T, max(self.inferencer.t_max - 1, 0)), step=1,
-                            label="Dissolve, t", buttons=[], elem_id="dissolve-t",
+                            0, last, min(_T, last), step=1, label="Dissolve, t", buttons=[], elem_id="dissolve-t",
                             visible=self.inferencer.can_dissolve,
                         )  # fmt: skip
                 self.nearest = gr.HTML("", elem_id="nearest", apply_default_css=False)
 
     def _events(self) -> None:
-        shown = [self.rate, self.order, self.show]
-        opened = [self.current, self.detail, self.title, self.state, self.note, self.picture, self.dissolved,
-                  self.nearest]  # fmt: skip
-        listed = [self.table, self.title, self.state]
+        shown = [self.current, self.rate, self.order, self.show]
+        listed = [self.table, self.meaning, self.title, self.state]
+        opened = [self.table, self.status, self.current, self.detail, self.title, self.state, self.note,
+                  self.picture]  # fmt: skip
         # one at a time in each lane, so answers come in the order of the questions
-        light = {"concurrency_id": "light", "show_progress": "hidden", "api_visibility": "private"}
-        model = {"concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private"}
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        light, model = quiet | {"concurrency_id": "light"}, quiet | {"concurrency_id": "model"}
+        last: dict[str, Any] = {"trigger_mode": "always_last"}
 
         def opens(event: Any) -> None:
-            event.then(self.draw_dissolved, [self.current, self.t], self.dissolved, **model)
-            event.then(self.draw_nearest, self.current, self.nearest, **model)
+            event.then(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **model)
+            event.then(self._on(self.draw_nearest), shown, self.nearest, **model)
 
-        took = self.files.upload(
-            self.take, [self.files, self.current, *shown], [self.files, self.status, self.table, *opened],
-            show_progress="hidden", concurrency_limit=4, api_visibility="private",
-        )  # fmt: skip
-        opens(took)
-        opens(self.table.pick(self.pick, shown, [self.table, self.status, *opened], **light))
-        for button, fn in ((self.next, self.go_next), (self.previous, self.go_previous)):
-            opens(button.click(fn, [self.current, *shown], [self.table, self.status, *opened], **light))
-        self.table.sort_by(self.sort, [self.current, *shown], [self.order, *listed], **light)
-        self.show.change(self.refresh, [self.current, *shown], listed, **light)
-        self.rate.change(
-            self.new_rate, [self.current, *shown], [self.meaning, *listed], trigger_mode="always_last", **light
+        opens(
+            self.files.upload(
+                self.take, [self.files, *shown], [self.files, *opened], concurrency_limit=4, **quiet
+            )
         )
-        for button, fn in ((self.agree, self.do_agree), (self.disagree, self.do_disagree), (self.undo, self.do_undo)):
-            button.click(fn, [self.current, *shown], listed, **light)
-        note = [self.current, self.note, *shown]
-        self.note.input(self.write, note, self.state, trigger_mode="always_last", **light)
-        self.note.blur(self.write_and_list, note, listed, trigger_mode="multiple", **light)
-        self.t.change(
-            self.draw_dissolved, [self.current, self.t], self.dissolved, trigger_mode="always_last", **model
-        )
+        opens(self.table.pick(self._on_event(self.pick), shown, opened, **light))
+        for button, by in ((self.next, 1), (self.previous, -1)):
+            opens(button.click(self._on(self.go, by), shown, opened, **light))
+        self.table.sort_by(self._on_event(self.sort), shown, [self.order, *listed], **light)
+        self.show.change(self._on(self.refresh), shown, listed, **light)
+        self.rate.change(self._on(self.refresh), shown, listed, **last, **light)
+        for button, verdict in ((self.agree, AGREE), (self.disagree, DISAGREE), (self.undo, "")):
+            button.click(self._on(self.judge, verdict), shown, listed, **light)
+        self.note.input(self._on(self.write), [*shown, self.note], self.state, **last, **light)
+        each: dict[str, Any] = {"trigger_mode": "multiple"}
+        self.note.blur(self._on(self.leave), [*shown, self.note], listed, **each, **light)
+        self.t.change(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **last, **model)
+        for button, fn, what in (
+            (self.export, self.list_csv, "list"),
+            (self.export_all, self.all_csv, "marks"),
+        ):
+            js = f"(text) => dia.save(text, 'dia-{what}.csv')"
+            button.click(self._on(fn), shown, self.csv, **light).then(None, self.csv, None, js=js)
         # in the browser alone
         self.opacity.change(None, self.opacity, None, js="(percent) => dia.opacity(percent)")
         self.current.change(None, self.current, None, js="(sha) => dia.select(sha)")
-        for button, fn, what in ((self.export, self.list_csv, "list"), (self.export_all, self.all_csv, "marks")):
-            button.click(fn, self.rate, self.csv, **light).then(
-                None, self.csv, None, js=f"(text) => dia.save(text, 'dia-{what}.csv')"
-            )
+
+    def _ask(self, request: gr.Request, sha: str, percent: float, order: str, show: str) -> Asked:
+        lst = self.lists[request.session_hash or ""]
+        return Asked(lst, request.username or "", sha, percent / 100, order, show)
+
+    def _on(self, fn: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+        """`fn` of what is asked, of `first`, and of the inputs after those of `Asked`."""
+
+        def handler(request: gr.Request, *values: Any) -> Any:
+            return fn(self._ask(request, *values[:4]), *first, *values[4:])
+
+        return handler
+
+    def _on_event(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` of what is asked, and of what the list says of the click."""
+
+        def handler(request: gr.Request, event: gr.EventData, *values: Any) -> Any:
+            return fn(self._ask(request, *values), event)
+
+        return handler
 
     # --- images in, one open ------------------------------------------------------------------------
 
-    def take(
-        self, files: list[str] | None, sha: str, rate: float, order: str, show: str, request: gr.Request
-    ) -> Iterator[Update]:
+    def take(self, request: gr.Request, files: list[str] | None, *values: Any) -> Iterator[Update]:
         """Reads what was dropped, a few files at a time, and deletes it."""
-        lst, paths = self._list(request), [Path(f) for f in files or ()]
+        a, paths = self._ask(request, *values), [Path(f) for f in files or ()]
         problems: list[tuple[str, str]] = []
-        before = len(lst)
+        before = len(a.work)
         yield {self.files: None, self.status: view.progress(0, len(paths))}
         try:
-            for n, found in lst.add(paths):
+            for n, found in a.work.add(paths):
                 problems += found
-                yield {self.status: view.progress(n, len(paths)), self.table: self._table(lst, rate, order, show)}
+                yield {self.status: view.progress(n, len(paths)), self.table: _table(a)}
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
-        update: Update = {self.status: view.done(len(paths), len(lst) - before, problems)}
-        rows = lst.rows(rate / 100, *_order(order), show)
-        if not sha and rows:
-            update |= self._open(lst, rows[0].sha256, rate, order, show)
+        update: Update = {self.status: view.done(len(paths), len(a.work) - before, problems)}
+        if not a.sha and (rows := a.rows(a.show)):
+            update |= self.open(a, rows[0].sha256)
         yield update
 
-    def pick(self, rate: float, order: str, show: str, event: gr.EventData, request: gr.Request) -> Update:
+    def pick(self, a: Asked, event: gr.EventData) -> Update:
         """Opens the row that was clicked."""
-        return self._open(self._list(request), str(event.sha), rate, order, show)
+        return self.open(a, str(event.sha))
 
-    def go_next(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """Opens the next image."""
-        return self._go(1, sha, rate, order, show, request)
-
-    def go_previous(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """Opens the one before."""
-        return self._go(-1, sha, rate, order, show, request)
-
-    def _go(self, by: int, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        lst = self._list(request)
-        rows = lst.rows(rate / 100, *_order(order))  # of all: the open one may be filtered out by now
-        here = next((i for i, r in enumerate(rows) if r.sha256 == sha), None)
+    def go(self, a: Asked, by: int) -> Update:
+        """Opens the next image (1), or the one before (−1), of those shown."""
+        rows = a.rows("all")  # the open one may be filtered out by now
+        here = next((i for i, r in enumerate(rows) if r.sha256 == a.sha), None)
         if here is None:
-            return self._open(lst, sha, rate, order, show)
+            return self.open(a, a.sha)
         ahead = rows[here + 1 :] if by > 0 else rows[:here][::-1]
-        found = next((r for r in ahead if SHOWN[show](r)), None)
-        return self._open(lst, found.sha256, rate, order, show) if found else {self.current: sha}
+        found = next((r for r in ahead if SHOWN[a.show](r)), None)
+        return self.open(a, found.sha256) if found else {self.current: a.sha}
 
-    def _open(self, lst: Worklist, sha: str, rate: float, order: str, show: str) -> Update:
-        if (row := lst.row(sha, rate / 100)) is None:  # the server was started anew, or the list forgotten
-            gone = "The images of this window are held no more: please drop them again. Saved marks are kept."
+    def open(self, a: Asked, sha: str) -> Update:
+        """Opens an image. Where it is held no more (the server was started anew), says so."""
+        a = replace(a, sha=sha)
+        if (row := a.row()) is None:
             return {
-                self.current: "", self.detail: gr.update(visible=False),
-                self.table: self._table(lst, rate, order, show), self.status: gone,
+                self.current: "", self.detail: gr.update(visible=False), self.table: _table(a),
+                self.status: view.gone(),
             }  # fmt: skip
-        lst.open = sha
+        a.work.open = sha
         return {
-            self.current: sha, self.detail: gr.update(visible=True),
-            self.title: self._title(lst, row, rate, order, show), self.state: view.state(row),
-            self.note: row.mark.note if row.mark else "",
+            self.current: sha, self.detail: gr.update(visible=True), self.title: _title(a, row),
+            self.state: view.state(row), self.note: row.mark.note if row.mark else "",
             self.picture: view.picture(row, self.inferencer.heat_scale),
         }  # fmt: skip
 
-    def draw_dissolved(self, sha: str, t: float, request: gr.Request) -> str | Update:
+    def draw_dissolved(self, a: Asked, t: float) -> Any:
         """The open image dissolved at t, with the residual."""
-        lst = self._list(request)
-        if (row := lst.row(sha, 0.5)) is None or sha != lst.open:
+        if (row := a.row()) is None or a.sha != a.work.open:
             return gr.skip()
         if not self.inferencer.can_dissolve:
-            return f"<p class='empty'>{self.inferencer.detector.method} does not dissolve images.</p>"
-        return view.dissolved(row, lst.dissolved(row, int(t)), int(t))
+            return view.no_dissolver(self.inferencer.detector.method)
+        return view.dissolved(row, a.work.dissolved(row, int(t)), int(t))
 
-    def draw_nearest(self, sha: str, request: gr.Request) -> str | Update:
+    def draw_nearest(self, a: Asked) -> Any:
         """The normals nearest to the open image."""
-        lst = self._list(request)
-        if (row := lst.row(sha, 0.5)) is None or sha != lst.open:
+        if (row := a.row()) is None or a.sha != a.work.open:
             return gr.skip()
-        return view.nearest(lst.nearest(row), self.inferencer.why_no_normals)
+        return view.nearest(a.work.nearest(row), self.inferencer.why_no_normals)
 
     # --- the list -----------------------------------------------------------------------------------
 
-    def refresh(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """The list, and what is said of the open image."""
-        lst = self._list(request)
-        update: Update = {self.table: self._table(lst, rate, order, show)}
-        if row := lst.row(sha, rate / 100):
-            update |= {self.title: self._title(lst, row, rate, order, show), self.state: view.state(row)}
+    def refresh(self, a: Asked) -> Update:
+        """The list, and what is said of the open image; nothing is scored anew."""
+        update: Update = {self.table: _table(a), self.meaning: view.meaning(a.rate, self.n)}
+        # an answer that comes late says nothing of another image
+        if a.sha == a.work.open and (row := a.row()):
+            update |= {self.title: _title(a, row), self.state: view.state(row)}
         return update
 
-    def sort(
-        self, sha: str, rate: float, order: str, show: str, event: gr.EventData, request: gr.Request
-    ) -> Update:
+    def sort(self, a: Asked, event: gr.EventData) -> Update:
         """By the column that was clicked; the other way round where it was sorted by that."""
-        key, descending = _order(order)
-        down = not descending if key == event.key else event.key in ("score", "flagged", "verdict", "note")
-        order = f"{event.key} {'down' if down else 'up'}"
-        return {self.order: order} | self.refresh(sha, rate, order, show, request)
-
-    def new_rate(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """Flags anew; nothing is scored anew."""
-        return {self.meaning: self._meaning(rate)} | self.refresh(sha, rate, order, show, request)
+        down = not a.descending if event.key == a.key else event.key not in ("name", "p_value")
+        a = replace(a, order=f"{event.key} {'down' if down else 'up'}")
+        return self.refresh(a) | {self.order: a.order}
 
     # --- marks --------------------------------------------------------------------------------------
 
-    def do_agree(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """Saves that the flag is right."""
-        return self._mark(sha, rate, order, show, request, verdict=AGREE)
+    def judge(self, a: Asked, verdict: str) -> Update:
+        """Saves that the flag is right or wrong, or takes it back; the note stays."""
+        return self._mark(a, verdict=verdict)
 
-    def do_disagree(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """Saves that the flag is wrong."""
-        return self._mark(sha, rate, order, show, request, verdict=DISAGREE)
-
-    def do_undo(self, sha: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
-        """Takes the verdict back; the note stays."""
-        return self._mark(sha, rate, order, show, request, verdict="")
-
-    def write(self, sha: str, note: str, rate: float, order: str, show: str, request: gr.Request) -> Update:
+    def write(self, a: Asked, note: str) -> Any:
         """Saves the note while it is written."""
-        found = self._mark(sha, rate, order, show, request, note=note)
-        return {self.state: found.get(self.state, gr.skip())}
+        return self._mark(a, note=note).get(self.state, gr.skip())
 
-    def write_and_list(
-        self, sha: str, note: str, rate: float, order: str, show: str, request: gr.Request
-    ) -> Update:
-        """Saves the note when it is left."""
-        return self._mark(sha, rate, order, show, request, note=note)
+    def leave(self, a: Asked, note: str) -> Update:
+        """Saves the note when the field is left, and shows it in the list."""
+        return self._mark(a, note=note)
 
-    def _mark(self, sha: str, rate: float, order: str, show: str, request: gr.Request, **what: str) -> Update:
-        lst = self._list(request)
+    def _mark(self, a: Asked, **what: str) -> Update:
         try:
-            row = lst.mark(sha, rate / 100, reviewer=request.username or "", **what)
+            row = a.work.mark(a.sha, a.rate, reviewer=a.reviewer, **what)
         except DataError as error:
             raise gr.Error(str(error), duration=None) from error
         if row is None:
-            raise gr.Error("Not saved: the images of this window are held no more; please drop them again.")
-        found = self.refresh(sha, rate, order, show, request)
-        return found if sha == lst.open else {self.table: found[self.table]}
+            raise gr.Error("Not saved: this window's images are held no more; please drop them again.")
+        return self.refresh(a)
 
-    def list_csv(self, rate: float, request: gr.Request) -> str:
+    def list_csv(self, a: Asked) -> str:
         """One line per image of this window."""
-        return as_csv(self._list(request).marks(rate / 100))
+        return as_csv(a.work.marks(a.rate))
 
-    def all_csv(self, rate: float, request: gr.Request) -> str:
+    def all_csv(self, a: Asked) -> str:
         """Every mark made with this model."""
-        lst = self._list(request)
-        return as_csv(lst.reviews.of_model(lst.model))
-
-    # --- parts --------------------------------------------------------------------------------------
-
-    def _list(self, request: gr.Request) -> Worklist:
-        return self.lists[request.session_hash or ""]
-
-    def _table(self, lst: Worklist, rate: float, order: str, show: str) -> str:
-        key, descending = _order(order)
-        return view.table(lst.rows(rate / 100, key, descending, show), lst.rows(rate / 100), key, descending)
-
-    def _title(self, lst: Worklist, row: Row, rate: float, order: str, show: str) -> str:
-        rows = lst.rows(rate / 100, *_order(order), show)
-        place = next((i for i, r in enumerate(rows, 1) if r.sha256 == row.sha256), None)
-        return view.title(row, place, len(rows), rate / 100)
-
-    def _meaning(self, percent: float) -> str:
-        return view.meaning(percent / 100, self.n)
+        return as_csv(a.work.reviews.of_model(a.work.model))
 
 
-def _order(order: str) -> tuple[str, bool]:
-    key, _, way = order.partition(" ")
-    return key, way == "down"
+def _table(a: Asked) -> str:
+    return view.table(a.rows(a.show), a.rows("all"), a.key, a.descending)
+
+
+def _title(a: Asked, row: Row) -> str:
+    rows = a.rows(a.show)
+    place = next((i for i, r in enumerate(rows, 1) if r.sha256 == row.sha256), None)
+    return view.title(row, place, len(rows), a.rate)

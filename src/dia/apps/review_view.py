@@ -32,9 +32,14 @@ _macros: Any = (
     .module
 )  # fmt: skip
 
-header, progress, done, meaning, title, state, keys = (
-    getattr(_macros, name) for name in ("header", "progress", "done", "meaning", "title", "state", "keys")
+header, keys, progress, done, gone = (
+    _macros.header,
+    _macros.keys,
+    _macros.progress,
+    _macros.done,
+    _macros.gone,
 )
+meaning, title, state, no_dissolver = _macros.meaning, _macros.title, _macros.state, _macros.no_dissolver
 
 
 def table(rows: Sequence[Row], every: Sequence[Row], sort: str, descending: bool) -> str:

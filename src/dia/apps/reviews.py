@@ -107,7 +107,9 @@ class Reviews:
                     db.execute("DELETE FROM marks WHERE model = ? AND sha256 = ?", (mark.model, mark.sha256))
                 else:
                     places = ", ".join("?" * len(COLUMNS))
-                    db.execute(f"INSERT OR REPLACE INTO marks ({', '.join(COLUMNS)}) VALUES ({places})", values)
+                    db.execute(
+                        f"INSERT OR REPLACE INTO marks ({', '.join(COLUMNS)}) VALUES ({places})", values
+                    )
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: the mark was not saved ({error})") from error
         return Mark(*values)
@@ -145,7 +147,11 @@ def as_csv(marks: Iterable[Mark]) -> str:
     rows.writerow(COLUMNS)
     for mark in marks:
         rows.writerow(
-            f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else str(v).lower() if v is mark.flagged else v
+            f"'{v}"
+            if isinstance(v, str) and v.startswith(_FORMULA)
+            else str(v).lower()
+            if v is mark.flagged
+            else v
             for v in astuple(mark)
         )
     return out.getvalue()

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ MOST_LISTS = 8  # held at once; the one untouched longest goes first
 _THUMBNAIL = 64  # pixels
 _CHUNK = 8  # files read and scored at a time, so that progress is seen
 
-SORTS: dict[str, Callable[[Row], object]] = {
+SORTS: dict[str, Callable[[Row], Any]] = {
     "name": lambda r: r.name.lower(),
     "score": lambda r: r.score,
     "p_value": lambda r: r.p_value,
@@ -128,7 +129,7 @@ class Worklist:
         return [r for r in rows if SHOWN[show](r)]
 
     def row(self, sha256: str, rate: float) -> Row | None:
-        """One row, flagged at `rate`, with its mark as saved; None where it is not (or no more) in the list."""
+        """One row, flagged at `rate`, with its mark as saved; None where the list does not hold it."""
         if (row := self._rows.get(sha256)) is None:
             return None
         flagged = row.score > self.inferencer.threshold(rate)
@@ -145,7 +146,7 @@ class Worklist:
     ) -> Row | None:
         """Saves a verdict or a note (None leaves it as it is), with the flag as it is at `rate`.
 
-        A note alone does not say anew what the verdict is about.
+        A note alone leaves the flag that a verdict was about; one that is as it was is not saved again.
 
         Raises:
             DataError: it could not be saved.
@@ -155,16 +156,20 @@ class Worklist:
                 return None
             now = Mark(
                 row.name, sha256, row.score, row.p_value, row.flagged, rate, reviewer=reviewer, model=self.model
-            )
-            # another window may have changed it since
-            old = self.reviews.find(self.model, sha256) or now
+            )  # fmt: skip
+            old = row.mark or now
             if verdict is None:
-                now = replace(now, verdict=old.verdict)
+                if note == old.note:
+                    return row
                 if old.verdict:
                     now = replace(now, flagged=old.flagged, rate=old.rate)
-            else:
-                now = replace(now, verdict=verdict)
-            saved = self.reviews.save(replace(now, note=old.note if note is None else note))
+            saved = self.reviews.save(
+                replace(
+                    now,
+                    verdict=old.verdict if verdict is None else verdict,
+                    note=old.note if note is None else note,
+                )
+            )
             row = replace(row, mark=saved if saved.time else None)
             self._rows[sha256] = row
             return row
