@@ -14,6 +14,7 @@ from ..data.imageset import DataError
 from ..detectors import DEFAULT, METHODS, detector_class
 from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
+from .limits import Limits
 
 
 def _data_arguments(parser: ArgumentParser, split: str) -> None:
@@ -63,6 +64,39 @@ def _executor_arguments(parser: ArgumentParser, on_ray: str) -> None:
         "--ray_address", type=str | None,
         help="HOST:PORT of a Ray cluster that runs; default: start Ray on this machine",
     )  # fmt: skip
+
+
+def _serve() -> ArgumentParser:
+    serve = ArgumentParser(
+        description="The review page and the HTTP service (its documentation is at /docs), until Ctrl-C. "
+        "Example: dia serve runs/mine"
+    )
+    serve.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
+    _run_arguments(serve)
+    serve.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; default: this "
+                       "machine alone")  # fmt: skip
+    serve.add_argument("--port", type=int, default=7860, help="0 for any that is free")
+    serve.add_argument(
+        "--token", type=str | None,
+        help="asked for by page and service; better set DIA_TOKEN, as arguments are seen by all users of the "
+        "machine; default: $DIA_TOKEN, or else none",
+    )  # fmt: skip
+    serve.add_argument("--allow_open", action="store_true", help="listen beyond this machine without a token")
+    serve.add_argument(
+        "--allowed_hosts", type=list[str] | None,
+        help="names by which browsers and clients may call the service, as of a proxy before it",
+    )  # fmt: skip
+    serve.add_argument("--page", type=bool, default=True, help="false: the HTTP service alone")
+    serve.add_argument("--store", type=str, default="reviews.sqlite", help="file of the page's reviews")
+    serve.add_argument(
+        "--normals", type=str | None,
+        help="the training images, for neighbours and the scale of colours, as a path or known set; default: "
+        "where the model was fitted",
+    )  # fmt: skip
+    serve.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                       help="where known data sets lie (default: $DIA_DATA)")  # fmt: skip
+    serve.add_class_arguments(Limits, None)
+    return serve
 
 
 def _model_report() -> ArgumentParser:
@@ -270,6 +304,8 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
     _json_argument(data)
     commands.add_subcommand("data", data)
+
+    commands.add_subcommand("serve", _serve())
 
     demo = ArgumentParser(description="Everything on generated images: fit, compare, report. No download.")
     demo.add_argument("--out", type=str, default="demo")

@@ -1,4 +1,4 @@
-"""The command line `dia`: fit, score, evaluate, dissolve, illustrate, report, benchmark, ablate, data, demo.
+"""The command line `dia`: fit, score, evaluate, dissolve, report, serve, grids of runs, data, demo...
 
 Calls the package and prints; what can be asked of it is in `arguments.py`.
 Bad usage or data: one line on stderr, exit status 2. Results go to stdout (`--json`: one JSON object),
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -371,6 +372,30 @@ def cmd_data(a: Namespace) -> None:
         print(json.dumps(result))
         return
     out.print_json(json.dumps(result))
+
+
+def cmd_serve(a: Namespace) -> None:
+    """`dia serve`."""
+    from dataclasses import fields
+
+    from .limits import Limits
+    from .serve import serve
+
+    serve(
+        a.run,
+        host=a.host,
+        port=a.port,
+        device=a.device,
+        token=os.environ.get("DIA_TOKEN") if a.token is None else a.token,
+        allow_open=a.allow_open,
+        hosts=a.allowed_hosts,
+        page=a.page,
+        store=a.store,
+        normals=a.normals,
+        data_root=a.data_root,
+        limits=Limits(**{f.name: a[f.name] for f in fields(Limits)}),
+        say=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
 
 
 def cmd_demo(a: Namespace) -> None:

@@ -51,10 +51,12 @@ class Reading:
     Args:
         pictures: in the order of the files.
         errors: (file name, one line) of each file that is left out.
+        left_out: pictures of files that had more than were accepted; they are among the errors too.
     """
 
     pictures: list[Picture]
     errors: list[tuple[str, str]]
+    left_out: int = 0
 
     def images(self, shape: tuple[int, int, int]) -> np.ndarray:
         """`(N, H, W, C)` uint8, also of no pictures."""
@@ -204,10 +206,14 @@ class Inferencer:
         """
         pictures: list[Picture] = []
         errors: list[tuple[str, str]] = []
+        left_out = 0
         for i, (file, name) in enumerate(zip(files, names or [f.name for f in files], strict=True)):
-            room = None if most is None else most - len(pictures)
             try:
-                found = self._read_file(Path(file), room)
+                listed = self._listed(Path(file))
+                if most is not None and len(pictures) + len(listed) > most:
+                    left_out += len(listed)
+                    raise DataError(f"{len(listed)} images, with which there are more than {most}")
+                found = next(listed.stream(max(len(listed), 1), workers=1))
             except DataError as error:
                 errors.append((name, _unplaced(str(error), Path(file), name)))
                 continue
@@ -217,16 +223,13 @@ class Inferencer:
                 Picture(_picture_name(name, str(n), j if several else None), image, i)
                 for j, (n, image) in enumerate(zip(found.names, found.images, strict=True))
             ]
-        return Reading(pictures, errors)
+        return Reading(pictures, errors, left_out)
 
-    def _read_file(self, file: Path, room: int | None) -> ImageSet:
+    def _listed(self, file: Path) -> Listing:
         h, w, c = self.shape
         if not file.is_file() or file.suffix.lower() in _SETS:
             raise DataError(f"{file}: not an image file; hand in images, one file or more")
-        found = listing(file, size=(h, w), channels=c, skip_bad=True, **self._reading)
-        if room is not None and len(found) > room:
-            raise DataError(f"{file}: {len(found)} images, {room} more are accepted; hand in fewer at a time")
-        return next(found.stream(max(len(found), 1), workers=1))
+        return listing(file, size=(h, w), channels=c, skip_bad=True, **self._reading)
 
     @cached_property
     def _reading(self) -> dict[str, Any]:
