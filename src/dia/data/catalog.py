@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checks, readers
+from .formats import suffix_of
 from .imageset import DataError, ImageSet
 
 
@@ -305,7 +306,7 @@ def open_listing(
     spec = os.fspath(spec)
     if os.path.exists(spec):
         return readers.listing(spec, split=split, **listing_kwargs)
-    if os.path.basename(spec) != spec or Path(spec).suffix.lower() in (".npz", ".csv", *readers.SUFFIXES):
+    if os.path.basename(spec) != spec or suffix_of(spec) in (".npz", ".csv", *readers.SUFFIXES):
         raise DataError(f"{spec}: no such file or folder")
     return _listing(spec, split, data_root, **listing_kwargs)
 
