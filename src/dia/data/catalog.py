@@ -317,7 +317,12 @@ def check(name: str, data_root: str | os.PathLike[str] | None = None, **read_kwa
     for split in readers.SPLITS:
         with suppress(readers.MissingSplit):
             sets[split] = open_data(name, split, data_root, **read_kwargs)
-    return checks.check(sets)
+    result = checks.check(sets)
+    for split, images in sets.items():
+        if volumes := {v for v in images.volumes if v is not None}:
+            slices = sum(v is not None for v in images.volumes)
+            result["splits"][split] |= {"volumes": len(volumes), "slices": slices}
+    return result
 
 
 def _known(name: str) -> DataSet:
