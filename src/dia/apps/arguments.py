@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from ..data.imageset import DataError
+from ..data.windows import AXES
+from ..data.windows import PRESETS as WINDOWS
 from ..detectors import DEFAULT, METHODS, detector_class
 from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
@@ -25,6 +28,17 @@ def _data_arguments(parser: ArgumentParser, split: str) -> None:
     parser.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
     parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
     parser.add_argument("--workers", type=int | None, help="threads that decode images")
+    _view_arguments(parser, "each file's own (voi)" if split == "train" else "as the model was fitted")
+
+
+def _view_arguments(parser: ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--window", type=str | None,
+        help=f"grey values of DICOM, NIfTI and float images: {', '.join(WINDOWS)} (Hounsfield units), "
+        f"CENTER,WIDTH, voi (each file's own) or full (all that its bits allow); default: {default}",
+    )  # fmt: skip
+    parser.add_argument("--axis", type=str | None, help=f"of NIfTI slices: {', '.join(AXES)}; default: axial")
+    parser.add_argument("--slices", type=str | None, help="of each volume, as 10:-10; default: all")
 
 
 def _run_arguments(parser: ArgumentParser) -> None:
@@ -183,6 +197,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
     )  # fmt: skip
     score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    score.add_argument(
+        "--top_k", type=int, default=5,
+        help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
+    )  # fmt: skip
     score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
     score.add_argument(
         "--resume", action="store_true", help="go on with an interrupted run of the same --out"
@@ -302,6 +320,7 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
     data.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
     data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    _view_arguments(data, "each file's own (voi)")
     _json_argument(data)
     commands.add_subcommand("data", data)
 
@@ -379,6 +398,17 @@ def _peek(argv: Sequence[str], name: str, default: str) -> str:
         elif flag == f"--{name}":
             return value
     return found
+
+
+def with_signs(argv: Sequence[str]) -> list[str]:
+    """`--window -600,1500` as one word: a value that begins with a minus would be taken for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in ("--window", "--slices") and re.match(r"-\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def underscored(word: str) -> str:

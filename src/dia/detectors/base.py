@@ -27,7 +27,7 @@ from ..locks import locked
 from ..presets import settings as preset_settings
 from ..settings import from_dict, identity, plain
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
-from .calibrate import Calibration
+from .calibrate import Calibration, held_out
 from .provenance import identity_of
 
 FORMAT = 1
@@ -140,16 +140,15 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises:
             DataError: fewer than 20 normal images, or not images at all.
         """
-        x = images.normals().images if isinstance(images, ImageSet) else _as_images(images)
+        normals = images.normals() if isinstance(images, ImageSet) else ImageSet(_as_images(images))
+        x = normals.images
         join_processes()
         if len(x) < MIN_NORMALS:
             raise DataError(
                 f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
             )
         start = time.perf_counter()
-        order = np.random.default_rng([self.seed, 1]).permutation(len(x))
-        held = max(round(self.holdout * len(x)), 4)
-        calibration, spare, train = np.split(order, [held // 2, held])
+        calibration, spare, train = held_out(len(x), self.holdout, self.seed, normals.volumes)
         self.shape_ = tuple(x.shape[1:])
         self.n_train_, self.n_calibration_ = len(train), len(calibration)
         train, spare = np.sort(train), np.sort(spare)  # in file order, for memory maps
