@@ -63,10 +63,9 @@ def mount(app: FastAPI, inferencer: Inferencer, *, store: Path, token: str | Non
     page.uploads = uploads
     return gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
-        max_file_size=MOST_BYTES, show_error=True,
-        theme=_theme(),
+        max_file_size=MOST_BYTES, show_error=True, theme=_theme(),
         css_paths=_HERE / "review.css", head=f"<script>{(_HERE / 'review.js').read_text()}</script>",
-        auth=None if token is None else lambda _, password: hmac.compare_digest(password, token),
+        auth=None if token is None else lambda _, said: hmac.compare_digest(said.encode(), token.encode()),
         auth_message="Your name is kept with your marks. The password is the token that dia serve was given.",
     )  # fmt: skip
 
@@ -202,7 +201,8 @@ class Page:
                     with gr.Column(min_width=240, scale=6):
                         self.dissolved = gr.HTML("", elem_id="dissolved", apply_default_css=False)
                         self.t = gr.Slider(
-                            0, last, min(_T, last), step=1, label="Dissolve, t", buttons=[], elem_id="dissolve-t",
+                            0, last, min(_T, last), step=1, label="Dissolve, t", buttons=[],
+                            elem_id="dissolve-t",
                             visible=self.inferencer.can_dissolve,
                         )  # fmt: skip
                 self.nearest = gr.HTML("", elem_id="nearest", apply_default_css=False)

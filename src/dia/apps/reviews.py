@@ -73,10 +73,10 @@ class Reviews:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(mode=0o600)  # names may identify people
             with self._open() as db:
-                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("BEGIN IMMEDIATE")  # others may make the file too
                 (found,) = db.execute("PRAGMA user_version").fetchone()
-                tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if found not in (0, _FORMAT) or (found == 0 and tables):
+                (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                if found != (_FORMAT if tables else 0):
                     raise DataError(f"{self.path}: not a file of marks that this version knows; name another")
                 db.execute(
                     "CREATE TABLE IF NOT EXISTS marks (name TEXT, sha256 TEXT, score REAL, p_value REAL, "
@@ -84,6 +84,8 @@ class Reviews:
                     "model TEXT, PRIMARY KEY (model, sha256))"
                 )
                 db.execute(f"PRAGMA user_version = {_FORMAT}")
+            with self._open() as db:
+                db.execute("PRAGMA journal_mode = WAL")
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{self.path}: no file of marks can be kept there ({error})") from error
 
@@ -143,15 +145,9 @@ class Reviews:
 def as_csv(marks: Iterable[Mark]) -> str:
     """Marks as CSV with a header line; text that a spreadsheet would take for a formula begins with `'`."""
     out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
+    rows = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     rows.writerow(COLUMNS)
     for mark in marks:
-        rows.writerow(
-            f"'{v}"
-            if isinstance(v, str) and v.startswith(_FORMULA)
-            else str(v).lower()
-            if v is mark.flagged
-            else v
-            for v in astuple(mark)
-        )
+        values = [str(v).lower() if isinstance(v, bool) else v for v in astuple(mark)]
+        rows.writerow(f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for v in values)
     return out.getvalue()

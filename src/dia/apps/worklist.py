@@ -154,9 +154,7 @@ class Worklist:
         with self._lock:
             if (row := self.row(sha256, rate)) is None:
                 return None
-            now = Mark(
-                row.name, sha256, row.score, row.p_value, row.flagged, rate, reviewer=reviewer, model=self.model
-            )  # fmt: skip
+            now = self._unmarked(row, rate, reviewer)
             old = row.mark or now
             if verdict is None:
                 if note == old.note:
@@ -186,10 +184,13 @@ class Worklist:
 
     def marks(self, rate: float) -> list[Mark]:
         """One per image, highest score first; those not marked as they stand at `rate`."""
-        return [
-            r.mark or Mark(r.name, r.sha256, r.score, r.p_value, r.flagged, rate, model=self.model)
-            for r in self.rows(rate)
-        ]
+        return [r.mark or self._unmarked(r, rate) for r in self.rows(rate)]
+
+    def _unmarked(self, row: Row, rate: float, reviewer: str = "") -> Mark:
+        return Mark(
+            row.name, row.sha256, row.score, row.p_value, row.flagged, rate,
+            reviewer=reviewer, model=self.model,
+        )  # fmt: skip
 
 
 class Worklists:
