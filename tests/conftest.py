@@ -1,6 +1,8 @@
 """What several test files share: small smooth images, one tiny trained dissolver, no network."""
 
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing model must fail at once, not look for a hub
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from scipy import ndimage
 
 torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
@@ -43,3 +46,33 @@ def tiny_dissolver(tiny_settings, tmp_path_factory):
 
     dissolver = Dissolver(tiny_settings, seed=1, device="cpu")
     return dissolver.fit(smooth_images(), workdir=tmp_path_factory.mktemp("tiny"))
+
+
+class Served(NamedTuple):
+    """A model as `dia fit` leaves it, and the files it was fitted on."""
+
+    run: Path  # dia+ on 32 px grey phantoms, after a few steps
+    data: Path  # train/good, test/good and test/LESION, of PNGs
+
+
+@pytest.fixture(scope="session")
+def served_run(tmp_path_factory):
+    """What can be served: the model's scores are poor, everything about it is real."""
+    from dia.apps.cli import main
+    from dia.data import phantom
+
+    root = tmp_path_factory.mktemp("served")
+    for split, n in (("train", 40), ("test", 12)):
+        images = phantom.load(split, size=32, n=n)
+        for image, label, name in zip(images.images, images.labels, images.names, strict=True):
+            kind, number = name.split("/")
+            file = root / "data" / split / (kind if label else "good") / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(file)
+    tiny = [
+        "--settings.dissolver.steps", "4", "--settings.dissolver.widths", "[8,16]",
+        "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
+        "--settings.samples", "1", "--false_alarm_rate", "0.2",
+    ]  # fmt: skip
+    main(["fit", str(root / "data"), "--out", str(root / "run"), "--device", "cpu", *tiny])
+    return Served(root / "run", root / "data")

@@ -196,7 +196,7 @@ def test_a_stream_decodes_a_bounded_number_ahead(damaged, monkeypatch):
     decoded = []
     load = decode._load
     monkeypatch.setattr(decode, "ThreadPoolExecutor", Inline)
-    monkeypatch.setattr(decode, "_load", lambda s, fit: decoded.append(s) or load(s, fit))
+    monkeypatch.setattr(decode, "_load", lambda s, **how: decoded.append(s) or load(s, **how))
     monkeypatch.setattr(decode, "_CHUNK", 1)
     for workers, bound in ((1, 0), (2, 10)):
         decoded.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,12 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from ..data.imageset import DataError
+from ..data.windows import AXES
+from ..data.windows import PRESETS as WINDOWS
 from ..detectors import DEFAULT, METHODS, detector_class
 from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
+from .limits import Limits
 
 
 def _data_arguments(parser: ArgumentParser, split: str) -> None:
@@ -24,6 +28,17 @@ def _data_arguments(parser: ArgumentParser, split: str) -> None:
     parser.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
     parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
     parser.add_argument("--workers", type=int | None, help="threads that decode images")
+    _view_arguments(parser, "each file's own (voi)" if split == "train" else "as the model was fitted")
+
+
+def _view_arguments(parser: ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--window", type=str | None,
+        help=f"grey values of DICOM, NIfTI and float images: {', '.join(WINDOWS)} (Hounsfield units), "
+        f"CENTER,WIDTH, voi (each file's own) or full (all that its bits allow); default: {default}",
+    )  # fmt: skip
+    parser.add_argument("--axis", type=str | None, help=f"of NIfTI slices: {', '.join(AXES)}; default: axial")
+    parser.add_argument("--slices", type=str | None, help="of each volume, as 10:-10; default: all")
 
 
 def _run_arguments(parser: ArgumentParser) -> None:
@@ -63,6 +78,39 @@ def _executor_arguments(parser: ArgumentParser, on_ray: str) -> None:
         "--ray_address", type=str | None,
         help="HOST:PORT of a Ray cluster that runs; default: start Ray on this machine",
     )  # fmt: skip
+
+
+def _serve() -> ArgumentParser:
+    serve = ArgumentParser(
+        description="The review page and the HTTP service (its documentation is at /docs), until Ctrl-C. "
+        "Example: dia serve runs/mine"
+    )
+    serve.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
+    _run_arguments(serve)
+    serve.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; default: this "
+                       "machine alone")  # fmt: skip
+    serve.add_argument("--port", type=int, default=7860, help="0 for any that is free")
+    serve.add_argument(
+        "--token", type=str | None,
+        help="asked for by page and service; better set DIA_TOKEN, as arguments are seen by all users of the "
+        "machine; default: $DIA_TOKEN, or else none",
+    )  # fmt: skip
+    serve.add_argument("--allow_open", action="store_true", help="listen beyond this machine without a token")
+    serve.add_argument(
+        "--allowed_hosts", type=list[str] | None,
+        help="names by which browsers and clients may call the service, as of a proxy before it",
+    )  # fmt: skip
+    serve.add_argument("--page", type=bool, default=True, help="false: the HTTP service alone")
+    serve.add_argument("--store", type=str, default="reviews.sqlite", help="file of the page's reviews")
+    serve.add_argument(
+        "--normals", type=str | None,
+        help="the training images, for neighbours and the scale of colours, as a path or known set; default: "
+        "where the model was fitted",
+    )  # fmt: skip
+    serve.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                       help="where known data sets lie (default: $DIA_DATA)")  # fmt: skip
+    serve.add_class_arguments(Limits, None)
+    return serve
 
 
 def _model_report() -> ArgumentParser:
@@ -149,6 +197,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
     )  # fmt: skip
     score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    score.add_argument(
+        "--top_k", type=int, default=5,
+        help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
+    )  # fmt: skip
     score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
     score.add_argument(
         "--resume", action="store_true", help="go on with an interrupted run of the same --out"
@@ -268,8 +320,11 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
     data.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
     data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    _view_arguments(data, "each file's own (voi)")
     _json_argument(data)
     commands.add_subcommand("data", data)
+
+    commands.add_subcommand("serve", _serve())
 
     demo = ArgumentParser(description="Everything on generated images: fit, compare, report. No download.")
     demo.add_argument("--out", type=str, default="demo")
@@ -343,6 +398,17 @@ def _peek(argv: Sequence[str], name: str, default: str) -> str:
         elif flag == f"--{name}":
             return value
     return found
+
+
+def with_signs(argv: Sequence[str]) -> list[str]:
+    """`--window -600,1500` as one word: a value that begins with a minus would be taken for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in ("--window", "--slices") and re.match(r"-\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def underscored(word: str) -> str:

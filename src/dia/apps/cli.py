@@ -1,4 +1,4 @@
-"""The command line `dia`: fit, score, evaluate, dissolve, illustrate, report, benchmark, ablate, data, demo.
+"""The command line `dia`: fit, score, evaluate, dissolve, report, serve, grids of runs, data, demo...
 
 Calls the package and prints; what can be asked of it is in `arguments.py`.
 Bad usage or data: one line on stderr, exit status 2. Results go to stdout (`--json`: one JSON object),
@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ from ..data.imageset import DataError, ImageSet
 from ..presets import MAX_SIZE, PRESETS
 from ..settings import replaced
 from ..training import TrainingError
-from .arguments import build_parser, underscored
+from .arguments import build_parser, underscored, with_signs
+from .viewed import OPTIONS, as_fitted
 
 if TYPE_CHECKING:
     from .scorefile import ScoreFile
@@ -37,15 +39,21 @@ err = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 140)
 
 
-def _read(a: Namespace, *, size: Any = None, max_size: int | None = None, channels: Any = None) -> ImageSet:
+def _read(
+    a: Namespace, facts: Mapping[str, Any], *, size: Any = None, max_size: Any = None, channels: Any = None
+) -> ImageSet:
     from ..data.catalog import open_data
 
     images = open_data(
         a.data, a.split, a.data_root, normal=a.normal, size=size, max_size=max_size, channels=channels,
-        skip_bad=a.skip_bad, workers=a.workers, progress=sys.stderr.isatty(),
+        skip_bad=a.skip_bad, workers=a.workers, progress=sys.stderr.isatty(), **_view(a, facts),
     )  # fmt: skip
     _say_skipped(images.skipped)
     return images
+
+
+def _view(a: Namespace, facts: Mapping[str, Any]) -> dict[str, str | None]:
+    return as_fitted(facts, window=a.window, axis=a.axis, slices=a.slices)
 
 
 def _say_skipped(lines: Sequence[str]) -> None:
@@ -58,7 +66,7 @@ def _load(a: Namespace) -> tuple[Any, ImageSet]:
 
     detector = Detector.load(a.run, device=a.device)
     h, w, c = detector.shape_
-    return detector, _read(a, size=(h, w), channels=c)
+    return detector, _read(a, detector.facts_, size=(h, w), channels=c)
 
 
 def _rate(a: Namespace, detector: Any) -> float:
@@ -92,7 +100,7 @@ def cmd_fit(a: Namespace) -> None:
             err.print(f"{target} is complete; nothing to resume")
             return
         raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
-    images = _read(a, size=a.size, max_size=MAX_SIZE[a.preset], channels=a.channels)
+    images = _read(a, {}, size=a.size, max_size=MAX_SIZE[a.preset], channels=a.channels)
     normals = images.normals()
     if a.contamination:
         normals = normals.contaminated(images.anomalies(), a.contamination, a.seed)
@@ -116,6 +124,7 @@ def cmd_fit(a: Namespace) -> None:
             "normal": a.normal,
             "data_root": a.data_root,
             "contamination": a.contamination,
+            **_view(a, {}),
         }
     }
     detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
@@ -136,23 +145,27 @@ def cmd_score(a: Namespace) -> None:
     from ..data.catalog import open_listing
     from ..detectors import Detector
     from .executors import EXECUTORS, Job
+    from .inferencer import hash_of
     from .scorefile import ScoreFile
 
     if not a.out.endswith((".csv", ".jsonl")):
         raise DataError(f"--out {a.out}: the name must end in .csv or .jsonl")
-    if a.batch < 1:
-        raise DataError(f"--batch must be at least 1, not {a.batch}")
+    for flag in ("batch", "top_k"):
+        if a[flag] < 1:
+            raise DataError(f"--{flag} must be at least 1, not {a[flag]}")
     detector = Detector.load(a.run, device=a.device if a.executor == "local" else "cpu")
     rate = _rate(a, detector)
     threshold = detector.threshold(rate)
     h, w, c = detector.shape_
+    view = _view(a, detector.facts_)
     listing = open_listing(
-        a.data, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=a.skip_bad
+        a.data, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=a.skip_bad, **view
     )
     about = {
-        "model": _hash_of(Path(a.run)), "data": a.data, "split": a.split,
+        "model": hash_of(Path(a.run)), "data": a.data, "split": a.split,
         "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
         "false-alarm rate": rate, "threshold": _finite(threshold), "--heatmaps": a.heatmaps,
+        "--window": view["window"],
     }  # fmt: skip
     bad: list[str] = []
     rows = ScoreFile(Path(a.out), about, listing.names, a.batch, resume=a.resume, gaps=a.skip_bad)
@@ -179,18 +192,13 @@ def cmd_score(a: Namespace) -> None:
                 bar.update(shown, advance=len(names) + len(skipped))
         if not rows.rows:
             raise DataError(f"none of {len(listing)} images could be read; the first: {bad[0]}")
+        of_volumes = rows.write_volumes(listing.names, listing.volumes, a.top_k, detector.p_values)
         rows.finish()
     facts = {"out": a.out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,
              "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
+    if of_volumes:
+        facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
     _show(facts, a.json)
-
-
-def _hash_of(run: Path) -> str:
-    """Of all that decides a model's scores and p-values."""
-    h = hashlib.sha256()
-    for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
-        h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    return h.hexdigest()[:16]
 
 
 def _write_heatmaps(
@@ -215,6 +223,7 @@ def cmd_evaluate(a: Namespace) -> None:
     """`dia evaluate`."""
     from ..evaluate.benchmark import record, score_set
     from ..evaluate.ledger import Ledger
+    from ..evaluate.volumes import volume_metrics
 
     detector, images = _load(a)
     scored = score_set(detector, images)
@@ -227,6 +236,8 @@ def cmd_evaluate(a: Namespace) -> None:
         Ledger(a.ledger).append(record(detector, scored, images, a.data))
     facts = {"dataset": a.data, "method": detector.method, "images": len(images), **scored.metrics,
              "images_per_second": round(scored.images_per_second, 1)}  # fmt: skip
+    if images.volumes and images.labels is not None:
+        facts |= volume_metrics(images.labels, scored.scores, images.volumes)
     _show(facts, a.json)
 
 
@@ -237,7 +248,8 @@ def cmd_dissolve(a: Namespace) -> None:
 
     folder = Path(a.run)
     known = folder / "config.json"
-    shape = json.loads(known.read_text()).get("shape") if known.is_file() else None
+    config = json.loads(known.read_text()) if known.is_file() else {}
+    shape = config.get("shape")
     if shape and not (folder / "dissolver").is_dir():
         raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
     dissolver = load_dissolver(folder / "dissolver" if shape else folder, device=a.device)
@@ -246,7 +258,7 @@ def cmd_dissolve(a: Namespace) -> None:
         if shape
         else {"max_size": dissolver.settings.size}
     )
-    images = _read(a, **size)
+    images = _read(a, config.get("facts") or {}, **size)
     index = np.unique(np.linspace(0, len(images) - 1, a.count).round().astype(int))
     chosen = images.subset(index)
     dissolved = dissolver.dissolve(chosen.images, a.t)
@@ -284,7 +296,7 @@ def cmd_report(a: Namespace) -> None:
             h, w, c = detector.shape_
             train = open_data(
                 detector.facts_["dataset"], read["split"], read["data_root"] or a.data_root,
-                normal=read["normal"], size=(h, w), channels=c,
+                normal=read["normal"], size=(h, w), channels=c, **{k: read.get(k) for k in OPTIONS},
             )  # fmt: skip
             share = read.get("contamination", 0.0)  # absent in older models
             normals = train.normals().contaminated(train.anomalies(), share, detector.seed)
@@ -373,11 +385,35 @@ def cmd_data(a: Namespace) -> None:
         return
     if a.name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
-    result = catalog.check(a.name, a.data_root, normal=a.normal, skip_bad=a.skip_bad)
+    result = catalog.check(a.name, a.data_root, normal=a.normal, skip_bad=a.skip_bad, **_view(a, {}))
     if a.json:
         print(json.dumps(result))
         return
     out.print_json(json.dumps(result))
+
+
+def cmd_serve(a: Namespace) -> None:
+    """`dia serve`."""
+    from dataclasses import fields
+
+    from .limits import Limits
+    from .serve import serve
+
+    serve(
+        a.run,
+        host=a.host,
+        port=a.port,
+        device=a.device,
+        token=os.environ.get("DIA_TOKEN") if a.token is None else a.token,
+        allow_open=a.allow_open,
+        hosts=a.allowed_hosts,
+        page=a.page,
+        store=a.store,
+        normals=a.normals,
+        data_root=a.data_root,
+        limits=Limits(**{f.name: a[f.name] for f in fields(Limits)}),
+        say=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
 
 
 def cmd_demo(a: Namespace) -> None:
@@ -407,7 +443,7 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command `dia`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    argv = [underscored(word) for word in argv]
+    argv = with_signs([underscored(word) for word in argv])
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_, **__: err.print(
         f"warning: {message}", style="yellow", markup=False, soft_wrap=True

@@ -9,15 +9,19 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from ..data.imageset import DataError
+from ..evaluate.volumes import volume_scores
 
 FIELDS = ("path", "score", "p_value", "flagged")
 Row = tuple[str, float, float, bool]
+VOLUME_FIELDS = ("volume", "slices", "max", "top_k_mean", "max_slice", "p_value")
 
 
 class ScoreFile:
@@ -34,6 +38,7 @@ class ScoreFile:
     Attributes:
         start: images done before.
         rows, flagged: numbers of rows, from before included.
+        volumes: the file for scores of volumes.
         scale: of the colours of heatmaps, kept for a resumed run; None if not yet known.
 
     Raises:
@@ -53,6 +58,7 @@ class ScoreFile:
         self.target, self.about = target, about
         self.part = target.with_name(f".{target.name}.part")
         self.sidecar = target.with_name(f".{target.name}.part.json")
+        self.volumes = target.with_name(f"{target.stem}.volumes{target.suffix}")
         self.start = self.rows = self.flagged = 0
         self.scale: tuple[float, float] | None = None
         if resume and self.part.exists():
@@ -87,6 +93,47 @@ class ScoreFile:
         self.rows += len(rows)
         self.flagged += sum(row[3] for row in rows)
 
+    def write_volumes(
+        self,
+        names: Sequence[str],
+        volumes: Sequence[str | None],
+        k: int,
+        p_values: Callable[[np.ndarray], np.ndarray],
+    ) -> int:
+        """Writes the scores of volumes from the rows that are there, and returns how many there are.
+
+        Without volumes there is no file. The p-value is Bonferroni's: that of the highest slice times the
+        number of slices, at most 1. It holds however the slices of a volume depend on each other.
+
+        Args:
+            names, volumes: of all images, in order; a volume's slices stand together.
+            k: as `volume_scores` has it.
+            p_values: of scores.
+        """
+        self.volumes.unlink(missing_ok=True)  # that of an earlier run with the same target
+        if not any(volumes):
+            return 0
+        of_names = iter(zip(names, volumes, strict=True))  # rows lack the unreadable ones of these
+        slices = (
+            (next(volume for other, volume in of_names if other == row[0]), row[0], float(row[1]))
+            for row, _ in self._complete_rows()
+        )
+        found = (
+            (*v, min(1.0, round(v.slices * float(p_values(np.array([v.max]))[0]), 6)))
+            for v in volume_scores(slices, k)
+        )
+        new, count = self.volumes.with_name(f".{self.volumes.name}.new"), 0
+        with new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            if self._csv:
+                csv.writer(file).writerow(VOLUME_FIELDS)
+            for count, row in enumerate(found, 1):  # noqa: B007
+                if self._csv:
+                    csv.writer(file).writerow(row)
+                else:
+                    file.write(json.dumps(dict(zip(VOLUME_FIELDS, row, strict=True))) + "\n")
+        new.replace(self.volumes)
+        return count
+
     def finish(self) -> None:
         """All rows are there: the file gets its name."""
         self._file.close()
@@ -120,7 +167,8 @@ class ScoreFile:
         order = iter(enumerate(names))
         done = rows = flagged = end = 0
         kept = (0, 0, 0, 0)  # the same, at the end of a batch
-        for name, flag, after in self._complete_rows():
+        for (name, _, _, flagged_), after in self._complete_rows():
+            flag = flagged_ in (True, "1")
             position = next((i for i, other in order if other == name), None)
             if position is None or (position > done and not gaps):
                 raise DataError(
@@ -135,8 +183,8 @@ class ScoreFile:
         self.start, self.rows, self.flagged, end = kept
         os.truncate(self.part, end)
 
-    def _complete_rows(self) -> Iterator[tuple[str, bool, int]]:
-        """Name, flag and end (in bytes) of each row up to a torn one."""
+    def _complete_rows(self) -> Iterator[tuple[Sequence[Any], int]]:
+        """Each row, as it is read, and its end (in bytes), up to a torn one."""
         end = 0
 
         def lines(file: Iterable[bytes]) -> Iterator[str]:
@@ -154,4 +202,4 @@ class ScoreFile:
                 rows = (tuple(json.loads(line).values()) for line in lines(file))
             for row in rows:
                 if len(row) == len(FIELDS):  # else torn inside a name of several lines
-                    yield row[0], row[3] in (True, "1"), end
+                    yield row, end

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checks, readers
+from .formats import suffix_of
 from .imageset import DataError, ImageSet
 
 
@@ -305,7 +306,7 @@ def open_listing(
     spec = os.fspath(spec)
     if os.path.exists(spec):
         return readers.listing(spec, split=split, **listing_kwargs)
-    if os.path.basename(spec) != spec or Path(spec).suffix.lower() in (".npz", ".csv", *readers.SUFFIXES):
+    if os.path.basename(spec) != spec or suffix_of(spec) in (".npz", ".csv", *readers.SUFFIXES):
         raise DataError(f"{spec}: no such file or folder")
     return _listing(spec, split, data_root, **listing_kwargs)
 
@@ -316,7 +317,12 @@ def check(name: str, data_root: str | os.PathLike[str] | None = None, **read_kwa
     for split in readers.SPLITS:
         with suppress(readers.MissingSplit):
             sets[split] = open_data(name, split, data_root, **read_kwargs)
-    return checks.check(sets)
+    result = checks.check(sets)
+    for split, images in sets.items():
+        if volumes := {v for v in images.volumes if v is not None}:
+            slices = sum(v is not None for v in images.volumes)
+            result["splits"][split] |= {"volumes": len(volumes), "slices": slices}
+    return result
 
 
 def _known(name: str) -> DataSet:

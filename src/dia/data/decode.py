@@ -7,9 +7,10 @@ The rules:
   set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
 - Transparency is composited over black. Palette images become RGB.
 - 16-bit grey (also 32-bit integers within 0–65535) is divided by 257 and rounded: a fixed rule, the same
-  for every image. Pillow itself keeps the high byte of 16-bit RGB. Float images are refused: no fixed
-  rule fits their unknown range.
-- EXIF orientation is applied; of several frames the first is read.
+  for every image; 16-bit colour too, where the extra `medical` is installed (Pillow keeps its high byte).
+  Float images are refused, as no fixed rule fits their unknown range, unless a window is stated.
+- DICOM and NIfTI: see `dicom` and `nifti`.
+- EXIF orientation is applied; of a GIF's, WebP's or PNG's frames the first is read.
 - Channels are converted first, then images are resized straight to the asked size (Lanczos).
 - A mask pixel is True where the file is not zero (black); a mask has the size of its image.
 """
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -33,16 +35,32 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from .deep import read as read_deep
+from .deep import to_8_bits
+from .dicom import Dicom
+from .formats import kind_of
 from .imageset import DataError, ImageSet
+from .nifti import Nifti
+from .windows import DEFAULT_VIEW, View, Window
 
-_CHUNK = 16  # files that a thread takes at once
+_CHUNK = 16  # images that a thread takes at once
+_KEPT_BYTES, _KEPT_FILES = 2**30, 64  # of opened files
 
 
 class Source(NamedTuple):
-    """An image file and, where there is one, its mask file."""
+    """One image.
+
+    Args:
+        file: that holds it.
+        mask: the file of its mask, where there is one.
+        number: of the frame, slice or page, from 0; None where the file is one image.
+        problem: why it cannot be read, where that is known.
+    """
 
     file: Path
     mask: Path | None = None
+    number: int | None = None
+    problem: str | None = None
 
 
 class Decoded(NamedTuple):
@@ -64,6 +82,7 @@ class Decoded(NamedTuple):
 def decode(
     sources: Sequence[Source],
     fit: partial[ImageSet],
+    view: View = DEFAULT_VIEW,
     *,
     skip_bad: bool = False,
     workers: int | None = None,
@@ -75,6 +94,7 @@ def decode(
     Args:
         sources: what to decode, at least one.
         fit: `conform` with the asked size and channels; applied to every image as a set of one.
+        view: how DICOM, NIfTI and floats become 8 bits.
         skip_bad: leave out what cannot be read, instead of raising.
         workers: decoding threads, by default one per core; 1 decodes in the caller's.
         memmap_above: images of more bytes than this go to a memory map on an unlinked temporary file.
@@ -84,7 +104,7 @@ def decode(
         DataError: an unreadable file, images of different sizes, or no room for the memory map.
     """
     bar = Progress(console=Console(stderr=True), disable=progress is None)
-    with bar, closing(_map(partial(_load, fit=fit), sources, workers)) as loaded:
+    with bar, closing(_map(partial(_load, fit=fit, files=Files(view)), sources, workers)) as loaded:
         shown = bar.track(loaded, len(sources), description=escape(progress or ""))
         whole = _collect(sources, shown, fit, skip_bad, memmap_above)
     if not whole.kept:
@@ -96,6 +116,7 @@ def decode_batches(
     sources: Sequence[Source],
     fit: partial[ImageSet],
     batch: int,
+    view: View = DEFAULT_VIEW,
     *,
     skip_bad: bool = False,
     workers: int | None = None,
@@ -105,7 +126,8 @@ def decode_batches(
 
     Each batch is decoded as a set of its own. One of which no image can be read is empty, with `skip_bad`.
     """
-    with closing(_map(partial(_load, fit=fit), sources, workers, ahead=batch)) as loaded:
+    load = partial(_load, fit=fit, files=Files(view))
+    with closing(_map(load, sources, workers, ahead=batch)) as loaded:
         for start in range(0, len(sources), batch):
             part = sources[start : start + batch]
             yield _collect(part, islice(loaded, len(part)), fit, skip_bad, memmap_above)
@@ -134,25 +156,82 @@ def conform(
     return images.resized(height, width)
 
 
-def from_16_bit(x: np.ndarray) -> np.ndarray:
-    """0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
-    return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's text."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+class Files:
+    """Files of many images, opened once for all of them: the last few are kept, up to a bound of memory.
+
+    Threads that want one file wait for the first of them to open it.
+    """
+
+    def __init__(self, view: View):
+        self.view = view
+        self._kept: OrderedDict[tuple[Path, bool], Future] = OrderedDict()
+        self._lock = Lock()
+
+    def image(self, file: Path, number: int | None) -> np.ndarray:
+        """`(H, W, 1 or 3)` uint8."""
+        kind = kind_of(file)
+        if kind in ("dicom", "nifti"):
+            return self._opened(file, kind, False).image(number or 0)
+        page, window = number or 0, self.view.stated
+        if (deep := read_deep(file, page, window)) is not None:
+            return deep
+        try:
+            with Image.open(file) as opened:
+                if page:
+                    opened.seek(page)
+                return _pixels(ImageOps.exif_transpose(opened), window)
+        except (DataError, MemoryError):
+            raise
+        except Exception:
+            if (shallow := read_deep(file, page, window, shallow=True)) is not None:
+                return shallow
+            raise
+
+    def mask(self, file: Path, number: int | None, shape: tuple[int, int]) -> np.ndarray:
+        """`(H, W)` bool, True where not black."""
+        kind = kind_of(file)
+        if kind in ("dicom", "nifti"):
+            found = self._opened(file, kind, True).mask(number or 0)
+        else:
+            found = _mask(file, number)
+        if found.shape != shape:
+            raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
+        return found
+
+    def _opened(self, file: Path, kind: str, mask: bool) -> Dicom | Nifti:
+        with self._lock:
+            future = self._kept.get((file, mask))
+            if ours := future is None:
+                future = self._kept[file, mask] = Future()
+            self._kept.move_to_end((file, mask))
+        if ours:
+            try:
+                future.set_result(
+                    Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
+                )
+            except BaseException as error:
+                future.set_exception(error)  # for all its images
+            with self._lock:
+                self._drop()
+        return future.result()
+
+    def _drop(self) -> None:
+        """Lets the oldest go, until the rest are few or small."""
+        done = [k for k, f in self._kept.items() if f.done()]
+        sizes = [0 if self._kept[k].exception() else self._kept[k].result().nbytes for k in done]
+        while len(done) > 1 and (sum(sizes) > _KEPT_BYTES or len(done) > _KEPT_FILES):
+            del self._kept[done.pop(0)], sizes[0]
+
+
+def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
     """`(H, W, 1 or 3)` uint8 by the rules above."""
-    if image.mode == "F":
-        raise DataError("float pixels; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 and 32 bits
-        x = np.asarray(image)
-        if x.min() < 0 or x.max() > 65535:
-            raise DataError(f"integer pixels of {x.min()} to {x.max()}; convert it to 8 or 16 bits")
-        return from_16_bit(x)[..., None]
+    if image.mode[0] in "IF":  # 16 bits and more
+        return to_8_bits(np.asarray(image), window)[..., None]
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
@@ -162,31 +241,34 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return x[..., None] if grey else x
 
 
-def _mask(file: Path, shape: tuple[int, int]) -> np.ndarray:
+def _mask(file: Path, number: int | None) -> np.ndarray:
     """`(H, W)` bool, True where not black."""
     with Image.open(file) as opened:
+        if number is not None and getattr(opened, "n_frames", 1) <= number:
+            raise DataError(f"mask {file} has fewer slices than its volume")
+        opened.seek(number or 0)
         image = ImageOps.exif_transpose(opened)
     deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
     x = np.asarray(image if deep else image.convert("RGB"))
-    if x.shape[:2] != shape:
-        raise DataError(f"mask {file} is {_size(x.shape)}, its image {_size(shape)}; make them equal")
-    return np.asarray(x.reshape(*shape, -1).any(axis=-1))
+    return np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
 
 
-def _load(source: Source, fit: partial[ImageSet]) -> ImageSet | str:
+def _load(source: Source, fit: partial[ImageSet], files: Files) -> ImageSet | str:
     """One image with its mask, or the line that says why not. Runs in the decoding threads."""
+    file, mask, number, problem = source
+    if problem is not None:
+        return f"{file}: {problem}"
     try:
-        with Image.open(source.file) as opened:
-            pixels = _pixels(ImageOps.exif_transpose(opened))
-        mask = None if source.mask is None else _mask(source.mask, pixels.shape[:2])[None]
-        return fit(ImageSet(pixels[None], masks=mask))
+        pixels = files.image(file, number)
+        masks = None if mask is None else files.mask(mask, number, pixels.shape[:2])[None]
+        return fit(ImageSet(pixels[None], masks=masks))
     except MemoryError:  # no fault of the file
         raise
     except DataError as e:
-        return f"{source.file}: {e}"
+        return f"{file}: {e}"
     except Exception as e:  # Pillow's decoders raise nearly anything on malformed bytes
-        or_mask = "" if source.mask is None else f", or its mask {source.mask.name} is"
-        return f"{source.file}: no image, or damaged{or_mask} ({first_line(e)})"
+        or_mask = "" if mask is None else f", or its mask {mask.name} is"
+        return f"{file}: no image, or damaged{or_mask} ({first_line(e)})"
 
 
 def _map(

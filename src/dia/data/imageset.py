@@ -29,6 +29,8 @@ class ImageSet:
         masks: `(N, H, W)` bool, True on anomalous pixels; None where there are none.
         names: N names, unique within the set (relative paths where read from files).
         skipped: one line per file left out on request (`--skip-bad`).
+        volumes: for each image the name of the volume it is a slice of, None where of none; empty where no
+            image is a slice.
 
     Raises:
         DataError: shapes, types or lengths that do not fit together.
@@ -39,6 +41,7 @@ class ImageSet:
     masks: np.ndarray | None = None
     names: Sequence[str] = ()
     skipped: Sequence[str] = field(default=())
+    volumes: Sequence[str | None] = ()
 
     def __post_init__(self) -> None:
         x = self.images
@@ -48,6 +51,8 @@ class ImageSet:
             object.__setattr__(self, "names", tuple(f"{i:06d}" for i in range(len(x))))
         if len(self.names) != len(x):
             raise DataError(f"{len(self.names)} names for {len(x)} images")
+        if self.volumes and len(self.volumes) != len(x):
+            raise DataError(f"{len(self.volumes)} names of volumes for {len(x)} images")
         if self.labels is not None:
             labels = np.asarray(self.labels)
             if labels.shape != (len(x),) or not np.isin(labels, (NORMAL, ANOMALOUS)).all():
@@ -77,6 +82,7 @@ class ImageSet:
             None if self.masks is None else self.masks[index],
             tuple(self.names[i] for i in where),
             self.skipped,
+            tuple(self.volumes[i] for i in where) if self.volumes else (),
         )
 
     def normals(self) -> ImageSet:
@@ -114,6 +120,7 @@ class ImageSet:
             np.concatenate([self.images, drawn.images]),
             np.zeros(len(self) + count, np.int8),
             names=(*self.names, *(f"contamination/{name}" for name in drawn.names)),
+            volumes=(*self.volumes, *[None] * count) if self.volumes else (),
         )
 
     def resized(self, height: int, width: int) -> ImageSet:

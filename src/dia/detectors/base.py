@@ -27,11 +27,12 @@ from ..locks import locked
 from ..presets import settings as preset_settings
 from ..settings import from_dict, identity, plain
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
-from .calibrate import Calibration
+from .calibrate import Calibration, held_out
 from .provenance import identity_of
 
 FORMAT = 1
 MIN_NORMALS = 20
+_THUMBNAIL = 16
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -139,16 +140,15 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises:
             DataError: fewer than 20 normal images, or not images at all.
         """
-        x = images.normals().images if isinstance(images, ImageSet) else _as_images(images)
+        normals = images.normals() if isinstance(images, ImageSet) else ImageSet(_as_images(images))
+        x = normals.images
         join_processes()
         if len(x) < MIN_NORMALS:
             raise DataError(
                 f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
             )
         start = time.perf_counter()
-        order = np.random.default_rng([self.seed, 1]).permutation(len(x))
-        held = max(round(self.holdout * len(x)), 4)
-        calibration, spare, train = np.split(order, [held // 2, held])
+        calibration, spare, train = held_out(len(x), self.holdout, self.seed, normals.volumes)
         self.shape_ = tuple(x.shape[1:])
         self.n_train_, self.n_calibration_ = len(train), len(calibration)
         train, spare = np.sort(train), np.sort(spare)  # in file order, for memory maps
@@ -175,6 +175,17 @@ class Detector(OutlierMixin, BaseEstimator):
         x = self._check(images)
         maps = [self._heatmap(x[i : i + batch]) for i in range(0, len(x), batch)]
         return None if not maps or maps[0] is None else np.concatenate(maps)  # type: ignore[arg-type]
+
+    def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
+        """What images are compared by, `(N, D)` float32: here the grey 16×16 thumbnail, standardised.
+
+        Each thumbnail has mean 0 and variance 1, so brightness and contrast do not count. Methods with an
+        encoder of their own give its features.
+        """
+        small = ImageSet(self._check(images)).with_channels(1).resized(_THUMBNAIL, _THUMBNAIL).images
+        x = small.reshape(len(small), -1).astype(np.float32)
+        x -= x.mean(1, keepdims=True)
+        return x / np.maximum(x.std(1, keepdims=True), 1e-6)
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values `(N,)` of raw scores; see `calibrate.py` for what they promise."""

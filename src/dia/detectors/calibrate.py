@@ -10,6 +10,8 @@ of how many anomalies are found, and fails where new normals differ from the hel
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,3 +57,42 @@ class Calibration:
         inside = np.interp(scores, self.scores, -np.log(survival))
         beyond = -np.log(survival[start]) + (np.asarray(scores) - edge) / spread
         return np.where(scores > edge, beyond, np.minimum(inside, -np.log(survival[start])))
+
+
+def held_out(
+    n: int, holdout: float, seed: int, volumes: Sequence[str | None] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of n normals for calibration, for statistics and for training, drawn by `seed`.
+
+    The slices of a volume resemble each other, so a new volume is exchangeable with held-out volumes only:
+    they are held out as wholes, which takes a little more than `holdout`. Where that would leave less than
+    half to train on, slices are drawn each for itself, with a warning.
+
+    Args:
+        n: how many normals.
+        holdout: share for the first two together.
+        seed: of the draw.
+        volumes: for each normal the volume it is a slice of, None for none; empty where none is.
+    """
+    draw = np.random.default_rng([seed, 1])
+    held = max(round(holdout * n), 4)
+    if any(volumes):
+        of_units: dict[str | int, list[int]] = {}
+        for i, volume in enumerate(volumes):
+            of_units.setdefault(i if volume is None else volume, []).append(i)
+        units = list(of_units.values())
+        units = [units[i] for i in draw.permutation(len(units))]
+        ends = np.cumsum([len(unit) for unit in units])
+        first = int(np.searchsorted(ends, held // 2))
+        second = max(int(np.searchsorted(ends, held)), first + 1)
+        if second < len(ends) and ends[second] <= n // 2:
+            calibration, spare, train = np.split(np.concatenate(units), [ends[first], ends[second]])
+            return calibration, spare, train
+        warnings.warn(
+            f"{len(units)} volumes are too few to hold out whole ones: slices of one volume are on both "
+            "sides, so a new volume will have smaller p-values than it should",
+            stacklevel=3,
+        )
+        draw = np.random.default_rng([seed, 1])
+    calibration, spare, train = np.split(draw.permutation(n), [held // 2, held])
+    return calibration, spare, train

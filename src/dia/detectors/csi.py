@@ -30,6 +30,7 @@ from ..amplify.augment import Augment
 from ..amplify.encoder import Encoder
 from ..amplify.learning import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
 from ..amplify.shifts import SHIFTS
+from ..data.imageset import ImageSet
 from ..settings import added, require
 from ..training import choose_device, is_main, seed_step
 from .base import Detector, Stages, load_module, module_tensors
@@ -155,6 +156,20 @@ class CSI(Detector):
         step = max(_ROWS // views, 1)
         for start in range(0, len(images), step):
             yield encoder_input(images[start : start + step], self.s.amplify, self.where_)
+
+    @torch.inference_mode()
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        """Penultimate features of each shifted image, `(K, N, D)` float32."""
+        k_shifts, shift = SHIFTS[self.s.amplify.shift]
+        parts = []
+        for x in self._inputs(images, k_shifts):
+            h = self.encoder_(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
+            parts.append(h.view(k_shifts, len(x), -1).float().cpu().numpy())
+        return np.concatenate(parts, 1)
+
+    def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
+        """Penultimate features of the encoder, those of all shifts side by side: `(N, K·D)` float32."""
+        return np.concatenate(list(self._features(self._check(images))), axis=1)
 
     def _fit_bank(self, images: np.ndarray) -> None:
         z, s = self._projections(spread(images, self.s.bank_size))

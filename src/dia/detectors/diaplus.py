@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 
-from ..amplify.shifts import SHIFTS
 from ..dissolve.base import T_MAX
 from ..settings import chosen, require
 from .base import Stages, module_tensors
@@ -97,16 +96,6 @@ class DIAPlus(DIA):
 
     def _blur(self, images: np.ndarray) -> np.ndarray:
         return blurred(images, self.s.blur_sigmas)
-
-    @torch.inference_mode()
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        """Penultimate features of each shifted image, `(K, N, D)` float32."""
-        k_shifts, shift = SHIFTS[self.s.amplify.shift]
-        parts = []
-        for x in self._inputs(images, k_shifts):
-            h = self.encoder_(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
-            parts.append(h.view(k_shifts, len(x), -1).float().cpu().numpy())
-        return np.concatenate(parts, 1)
 
     def _contrast(self, images: np.ndarray) -> np.ndarray:
         """The contrastive score, `(N,)`."""

@@ -1,0 +1,240 @@
+"""What stands before the service: who may ask, how much, how many at once, how long; and the log.
+
+An ASGI middleware, so that a request is refused before its body is stored. Knows headers, bytes and seconds;
+knows nothing of images or models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .limits import Deadline, Limits, Refused
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+LOG = logging.getLogger("dia.serve")
+_OPEN = ("/health",)  # of the paths that are guarded, those that need no token
+_UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
+
+
+class Work:
+    """What a guarded request carries along, as `request.state.work`.
+
+    Args:
+        deadline: when its time is over.
+        thread: what works for it in a thread; the request counts as being worked on until that ends,
+            though it may be answered before.
+        note: what the log says of it.
+    """
+
+    def __init__(self, deadline: Deadline):
+        self.deadline = deadline
+        self.thread: Future[Any] | None = None
+        self.note = ""
+
+
+class Guard:
+    """The middleware.
+
+    Args:
+        app: what it stands before.
+        paths: guarded. Of others, hosts and origins alone are checked: a page has rules of its own.
+        limits: see there.
+        token: asked for as `Authorization: Bearer TOKEN`; None to ask for nothing.
+        hosts: that may be named in `Host`, without ports; None for any. On loopback this keeps a page of
+            another site, whose name was made to lead here, from reading answers (DNS rebinding).
+        counter: counts requests worked on.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        paths: Sequence[str],
+        limits: Limits,
+        token: str | None,
+        hosts: Sequence[str] | None,
+        counter: Counter,
+    ):
+        self.app, self.paths, self.limits, self.counter = app, paths, limits, counter
+        self.token = None if token is None else token.encode()
+        self.hosts = None if hosts is None else [h.lower() for h in hosts]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, or passes the request on."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        guarded = scope["type"] == "http" and scope["path"] in self.paths
+        reply = _Reply(send)
+        start = time.perf_counter()
+        work = Work(Deadline(self.limits.max_seconds))
+        try:
+            self._check_origin(scope, headers)
+            if guarded:
+                await self._guarded(scope, headers, receive, reply, work)
+            else:
+                await self.app(scope, receive, send)
+        except Refused as refused:
+            await reply.refuse(refused, scope["type"])
+        except Exception:
+            if not guarded:
+                raise
+            LOG.exception("%s failed", scope["path"])
+            await reply.refuse(Refused(500, "an error of the service; its log says more"), scope["type"])
+        finally:
+            if guarded:
+                took = time.perf_counter() - start
+                LOG.info("%s %s %s %.3f s%s", scope["method"], scope["path"], reply.status, took, work.note)
+
+    async def _guarded(
+        self, scope: Scope, headers: Headers, receive: Receive, reply: _Reply, work: Work
+    ) -> None:
+        if scope["path"] not in _OPEN:
+            self._check_token(headers)
+        scope.setdefault("state", {})["work"] = work
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, reply)
+        body = _Body(receive, headers, self.limits)
+        self.counter.enter(self.limits.max_concurrent)
+        try:
+            async with asyncio.timeout(work.deadline.left()):
+                await self.app(scope, body, reply.unless(lambda: body.refused))
+            if body.refused:
+                raise body.refused
+        except TimeoutError:
+            arriving = Refused(408, f"the request did not arrive within {work.deadline.seconds:g} seconds")
+            raise (work.deadline.late() if body.complete else arriving) from None
+        finally:
+            self.counter.leave_after(work.thread)
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "").lower()
+        if self.hosts is not None and _without_port(host) not in self.hosts:
+            raise Refused(400, "this host name is not served; name it with --allowed_hosts")
+        # browsers tell where a form or script comes from: only our own pages may send
+        origin = headers.get("origin")
+        sends = scope["type"] == "websocket" or scope["method"] in _UNSAFE
+        if sends and origin is not None and urlsplit(origin).netloc.lower() != host:
+            raise Refused(403, "requests from pages of other sites are not answered")
+
+    def _check_token(self, headers: Headers) -> None:
+        if self.token is None:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # as bytes: compare_digest takes only ASCII text
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self.token)
+        if scheme.lower() != "bearer" or not right:
+            raise _Unauthorized()
+
+
+class Counter:
+    """Requests being worked on; of any number of threads."""
+
+    def __init__(self) -> None:
+        self.active = 0
+        self._lock = threading.Lock()
+
+    def enter(self, most: int) -> None:
+        """Counts one more, or refuses it."""
+        with self._lock:
+            if self.active >= most:
+                raise Refused(503, f"{most} requests are being worked on; try again later")
+            self.active += 1
+
+    def leave_after(self, thread: Future[Any] | None) -> None:
+        """Counts one less, when its thread has ended too."""
+        if thread is None:
+            self._leave()
+        else:
+            thread.add_done_callback(self._leave)
+
+    def _leave(self, _: object = None) -> None:
+        with self._lock:
+            self.active -= 1
+
+
+class _Unauthorized(Refused):
+    def __init__(self) -> None:
+        super().__init__(401, "a token is needed: Authorization: Bearer TOKEN")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class _Body:
+    """A request's body on its way: counted piece by piece, whatever its header promises."""
+
+    def __init__(self, receive: Receive, headers: Headers, limits: Limits):
+        self._receive, self._limits = receive, limits
+        self._count = 0
+        self.complete = False
+        self.refused: Refused | None = None
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limits.max_bytes:
+            raise self._too_large()
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._count += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+            if self._count > self._limits.max_bytes:
+                self.refused = self._too_large()
+                raise self.refused
+        return message
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"more than {self._limits.max_mb:g} MB; send fewer files at a time")
+
+
+class _Reply:
+    """What is sent, with its status kept."""
+
+    def __init__(self, send: Send):
+        self._send = send
+        self.status = 0  # nothing was sent
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+    def unless(self, refused: Callable[[], object]) -> Send:
+        """As this, but silent once there is a refusal: frameworks answer for errors in a body themselves."""
+
+        async def send(message: Message) -> None:
+            if not refused():
+                await self(message)
+
+        return send
+
+    async def refuse(self, refused: Refused, kind: str) -> None:
+        """One line as JSON, where no answer has begun."""
+        if kind == "websocket":
+            return await self._send({"type": "websocket.close", "code": 1008})
+        if self.status:
+            return
+        body = json.dumps({"detail": refused.line}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
+        raw = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+        await self({"type": "http.response.start", "status": refused.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]

@@ -1,0 +1,123 @@
+"""Which files are images, what kind each is, and which optional library reads it.
+
+Knows names, first bytes and packages; reads no pixels and knows nothing of layouts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+from PIL import Image
+
+from .imageset import DataError
+
+PLAIN = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"])
+TIFF = frozenset([".tif", ".tiff"])
+DICOM = frozenset([".dcm", ".dicom"])
+NIFTI = frozenset([".nii", ".nii.gz"])
+SUFFIXES = PLAIN | TIFF | DICOM | NIFTI
+
+_NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
+_INFLATED = 1032  # deflate makes no more of a byte than that many
+
+
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """The suffix in small letters; `.nii.gz` is one."""
+    name = os.fspath(path).lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def stem_of(path: Path) -> str:
+    """The name without its suffix; `.nii.gz` is one."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def kind_of(path: Path) -> str:
+    """`dicom`, `nifti`, `tiff` or `plain`: by the suffix, or the first bytes where that says nothing."""
+    suffix = suffix_of(path)
+    for kind, suffixes in (("plain", PLAIN), ("tiff", TIFF), ("nifti", NIFTI), ("dicom", DICOM)):
+        if suffix in suffixes:
+            return kind
+    return "dicom" if has_preamble(path) else "plain"
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file is one by its suffix, or a DICOM file of another name. A DICOMDIR is none."""
+    if path.name.upper().startswith("DICOMDIR"):
+        return False
+    return suffix_of(path) in SUFFIXES or has_preamble(path)
+
+
+def has_preamble(path: Path) -> bool:
+    """Whether `DICM` stands at byte 128."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+class MissingLibrary(DataError):
+    """The fault is not the file's: a package is not installed."""
+
+
+def library(name: str) -> ModuleType:
+    """pydicom or nibabel, kept from saying what is in the headers it reads.
+
+    They warn of malformed elements by quoting them, and a quotation may identify a patient. Their warnings
+    and log records are therefore switched off, for the whole process: nothing less holds in threads.
+
+    Raises:
+        MissingLibrary: it is not installed.
+    """
+    if not has(name):
+        raise MissingLibrary(f"{_NAMES[name]} is read by {name}; pip install 'dia-anomaly[medical]'")
+    found = importlib.import_module(name)
+    silence(name)
+    return found
+
+
+def silence(name: str) -> None:
+    """Switches off the warnings and log records of a library."""
+    for logger in (name, f"{name}.global"):  # nibabel's is called so
+        logging.getLogger(logger).disabled = True
+    # asked anew each time: the list of filters is swapped by whoever catches warnings
+    warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+
+
+def has(name: str) -> bool:
+    """Whether an optional library is there."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def pixel_limit() -> int | None:
+    """Pixels of one image above which a header is not believed: Pillow's limit; None if it has none."""
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def check_size(height: int, width: int, images: int, nbytes: int, available: int, packed: bool) -> None:
+    """Refuses a header that promises more than an image may have, or than its file can hold.
+
+    Args:
+        height, width: of one image.
+        images: frames or slices.
+        nbytes: of all pixels, unpacked.
+        available: bytes of the file.
+        packed: the pixels are deflated.
+    """
+    limit = pixel_limit()
+    if min(height, width, images) < 1:
+        raise DataError(f"its header promises {images} images of {height}x{width} pixels")
+    if limit is not None and height * width > limit:
+        raise DataError(f"its header promises {height}x{width} pixels, above the limit of {limit}")
+    if nbytes > available * (_INFLATED if packed else 1):
+        raise DataError(f"its header promises {nbytes} bytes of pixels, more than its {available} can hold")

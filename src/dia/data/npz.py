@@ -1,0 +1,96 @@
+"""MedMNIST-like `.npz` files, and several splits of a source as one set.
+
+Knows arrays and their names; knows nothing of image files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .decode import first_line
+from .deep import from_16_bit
+from .imageset import ANOMALOUS, NORMAL, DataError, ImageSet
+from .layouts import SPLITS, MissingSplit, listed
+
+
+def read_npz(path: Path, split: str | None, normal: list[str]) -> ImageSet:
+    """One split, or all, of an `.npz` as `readers.read` describes it."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            available = [s for s in SPLITS if f"{s}_images" in arrays]
+            if not available:
+                there = listed(arrays)
+                raise DataError(f"{path}: no train_images, val_images or test_images in it; found: {there}")
+            if split not in (None, "all", *available):
+                raise MissingSplit(f"{path}: no split {split!r}; there are: {listed(available)}")
+            labels = {s: _npz_labels(path, arrays, s) for s in available}
+            values = {v for x in labels.values() if x is not None for v in x.tolist()}
+            if values and not values & set(normal):
+                raise DataError(f"{path}: no label {' or '.join(normal)}; the labels are: {listed(values)}")
+            wanted = available if split in (None, "all") else [split]
+            sets = [_npz_split(path, arrays, str(s), labels[str(s)], normal) for s in wanted]
+    except DataError:
+        raise
+    except Exception as e:  # numpy and zipfile raise nearly anything on malformed bytes
+        raise DataError(f"{path}: not a readable .npz of plain arrays ({first_line(e)})") from e
+    out = sets[0] if len(sets) == 1 else joined(path, sets)
+    if len(set(out.names)) < len(out):
+        raise DataError(f"{path}: names occur twice; make them unique or leave the names out")
+    return out
+
+
+def _npz_labels(path: Path, arrays: np.lib.npyio.NpzFile, split: str) -> np.ndarray | None:
+    """Label values as text, (N,)."""
+    if f"{split}_labels" not in arrays:
+        return None
+    x = arrays[f"{split}_labels"]
+    if x.ndim not in (1, 2) or x.size != len(x):
+        raise DataError(f"{path}: {split}_labels must be (N,) or (N, 1), one class per image, not {x.shape}")
+    if x.dtype.kind == "f" and not (x == np.round(x)).all():  # NaN is not equal to itself
+        raise DataError(f"{path}: {split}_labels must be whole numbers; some are fractions or NaN")
+    return (x.astype(np.int64) if x.dtype.kind in "bf" else x).reshape(-1).astype(str)
+
+
+def _npz_split(
+    path: Path, arrays: np.lib.npyio.NpzFile, split: str, labels: np.ndarray | None, normal: list[str]
+) -> ImageSet:
+    x = arrays[f"{split}_images"]
+    if x.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: {split}_images are {x.dtype}; save them as uint8, 0-255 (or uint16)")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
+        raise DataError(f"{path}: {split}_images must be (N, H, W) or (N, H, W, 3), not {x.shape}")
+    masks = arrays[f"{split}_masks"] != 0 if f"{split}_masks" in arrays else None
+    names = tuple(f"{split}/{i:06d}" for i in range(len(x)))
+    if f"{split}_names" in arrays:
+        names = tuple(map(str, arrays[f"{split}_names"].reshape(-1)))
+    targets = None if labels is None else np.where(np.isin(labels, normal), NORMAL, ANOMALOUS)
+    try:
+        return ImageSet(from_16_bit(x) if x.dtype == np.uint16 else x, targets, masks, names)
+    except DataError as e:
+        raise DataError(f"{path}, {split}: {e}") from e
+
+
+def joined(source: object, sets: Sequence[ImageSet]) -> ImageSet:
+    """Several splits of `source` as one set: labels only where all have them, masks only where every
+    anomalous image has one.
+
+    Raises:
+        DataError: images of different sizes.
+    """
+    channels = max(s.shape[2] for s in sets)
+    if len({s.shape[:2] for s in sets}) > 1:
+        raise DataError(f"{source}: the splits have images of different sizes; read one split at a time")
+    labels = [s.labels for s in sets if s.labels is not None]
+    complete = all(s.masks is not None or (s.labels is not None and not s.labels.any()) for s in sets)
+    masks = [np.zeros(s.images.shape[:3], bool) if s.masks is None else s.masks for s in sets]
+    return ImageSet(
+        np.concatenate([s.with_channels(channels).images for s in sets]),
+        np.concatenate(labels) if len(labels) == len(sets) else None,
+        np.concatenate(masks) if complete and any(s.masks is not None for s in sets) else None,
+        tuple(n for s in sets for n in s.names),
+    )
