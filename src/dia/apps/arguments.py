@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
 from ..data.imageset import DataError
 from ..data.windows import AXES
@@ -17,21 +17,32 @@ from ..data.windows import PRESETS as WINDOWS
 from ..detectors import DEFAULT, METHODS, detector_class
 from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
+from .helptext import ArgumentParser, examples
 from .limits import Limits
 
 
 def _data_arguments(parser: ArgumentParser, split: str) -> None:
-    parser.add_argument("data", type=str, help="a folder, .npz, .csv or image, or a known set's name")
-    parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
-                        help="where known data sets lie (default: $DIA_DATA)")  # fmt: skip
-    parser.add_argument("--split", type=str, default=split, help="train, val, test or all")
-    parser.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
-    parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
-    parser.add_argument("--workers", type=int | None, help="threads that decode images")
-    _view_arguments(parser, "each file's own (voi)" if split == "train" else "as the model was fitted")
+    parser.add_argument(
+        "data", type=str, help="a folder, .npz, .csv or image, or the name of a set of `dia data list`"
+    )
+    group = parser.add_argument_group("images")
+    group.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                       help="folder in which sets of `dia data list` lie (default: $DIA_DATA)")  # fmt: skip
+    group.add_argument(
+        "--split", type=str, default=split, help="train, val, test or all, where the data have splits"
+    )
+    group.add_argument(
+        "--normal", type=str | None,
+        help="class folders or label values that are normal, comma separated; all others are anomalous",
+    )  # fmt: skip
+    group.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    group.add_argument(
+        "--workers", type=int | None, help="threads that decode images (default: one for each core)"
+    )
+    _view_arguments(group, "each file's own (voi)" if split == "train" else "as the model was fitted")
 
 
-def _view_arguments(parser: ArgumentParser, default: str) -> None:
+def _view_arguments(parser: Any, default: str) -> None:
     parser.add_argument(
         "--window", type=str | None,
         help=f"grey values of DICOM, NIfTI and float images: {', '.join(WINDOWS)} (Hounsfield units), "
@@ -51,7 +62,8 @@ def _json_argument(parser: ArgumentParser) -> None:
 
 
 def _grid_arguments(parser: ArgumentParser, ledger: str) -> None:
-    parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                        help="folder in which the data sets lie (default: $DIA_DATA)")  # fmt: skip
     parser.add_argument("--ledger", type=str, default=ledger, help="file of a JSON line for each run")
     parser.add_argument(
         "--scores", type=str, default="results/scores", help="raw scores, for paired intervals and curves"
@@ -82,8 +94,16 @@ def _executor_arguments(parser: ArgumentParser, on_ray: str) -> None:
 
 def _serve() -> ArgumentParser:
     serve = ArgumentParser(
-        description="The review page and the HTTP service (its documentation is at /docs), until Ctrl-C. "
-        "Example: dia serve runs/mine"
+        description="""Open the review page and the HTTP service of a fitted model, until Ctrl-C.
+
+            The page is at http://HOST:PORT/, the service beside it; the service's documentation is at
+            /docs. Nothing is asked of the network, and only this machine can reach it unless --host says
+            otherwise. Marks and notes of the page go to one SQLite file (--store).""",
+        epilog=examples(
+            "dia serve runs/mine",
+            "dia serve runs/mine --port 8080 --store marks.sqlite --normals scans/normal",
+            "DIA_TOKEN=secret dia serve runs/mine --host 0.0.0.0 --page false",
+        ),
     )
     serve.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     _run_arguments(serve)
@@ -115,29 +135,54 @@ def _serve() -> ArgumentParser:
 
 def _model_report() -> ArgumentParser:
     report = ArgumentParser(
-        description="One self-contained HTML page about a model and the images it scored. "
-        "`dia report benchmark` is another command: the table of a benchmark; see its --help."
+        description="""One self-contained HTML page about a model and the images it scored.
+
+            Numbers with intervals, curves, calibration, pictures with heatmaps, and the untrained rows
+            beside the model, where the images have labels; the highest scores where they have none. The
+            page needs no network.
+
+            `dia report benchmark` is another command: the table of a benchmark, drawn from the ledger;
+            see `dia report benchmark --help`.""",
+        epilog=examples(
+            "dia report runs/mine scans",
+            "dia report runs/mine scans/new --out new.html --false_alarm_rate 0.01",
+            "dia report benchmark --ledger results/runs.jsonl --out results/benchmark",
+        ),
     )
     _run_arguments(report)
     _data_arguments(report, "test")
-    report.add_argument("--out", type=str, default="report.html")
-    report.add_argument("--compare", type=bool, default=True, help="fit the trivial rows beside it")
-    report.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    report.add_argument("--out", type=str, default="report.html", help="the page to write")
+    report.add_argument(
+        "--compare", type=bool, default=True,
+        help="fit the untrained rows on the model's normals, for comparison, where the images have labels",
+    )  # fmt: skip
+    report.add_argument(
+        "--false_alarm_rate", type=float | None,
+        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
+    )  # fmt: skip
     return report
 
 
 def _benchmark_report() -> ArgumentParser:
     report = ArgumentParser(
-        description="The table of a benchmark from the ledger's lines, with statistics and curves, as HTML "
-        "page, Markdown, CSV and LaTeX. Example: dia report benchmark --ledger results/runs.jsonl"
+        description="""The table of a benchmark, drawn from the ledger: HTML, Markdown, CSV, LaTeX, figures.
+
+            With intervals, ranks and tests over data sets, paired differences, curves, weights, costs and
+            failures. Only lines count that `dia benchmark` would make today: those of other settings stay
+            in the ledger as history.""",
+        epilog=examples(
+            "dia report benchmark",
+            "dia report benchmark --datasets [breastmnist,pneumoniamnist] --out two-sets",
+            "dia report benchmark --config grid.yaml  # the same file as of `dia benchmark`",
+        ),
     )
-    report.add_argument("what", type=Literal["benchmark"])
+    report.add_argument("what", type=Literal["benchmark"], help="the word `benchmark`")
     report.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     report.add_argument("--ledger", type=str, default="results/runs.jsonl", help="what `dia benchmark` wrote")
     report.add_argument("--scores", type=str, default="results/scores", help="the raw scores it kept")
-    report.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
-    report.add_argument("--datasets", type=list[str] | None, help="default: all in the ledger")
-    report.add_argument("--methods", type=list[str] | None, help="default: all in the ledger")
+    report.add_argument("--preset", type=str, default="cpu", help=f"of the runs: {', '.join(PRESETS)}")
+    report.add_argument("--datasets", type=list[str] | None, help="the columns (default: all in the ledger)")
+    report.add_argument("--methods", type=list[str] | None, help="the rows (default: all in the ledger)")
     report.add_argument(
         "--settings", type=dict[str, dict[str, Any]], default={}, help="as they were given to `dia benchmark`"
     )
@@ -148,28 +193,67 @@ def _benchmark_report() -> ArgumentParser:
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
     """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
     parser = ArgumentParser(
-        prog="dia", description="Finds subtle anomalies after training on normal images only."
+        prog="dia",
+        description="""Finds subtle anomalies in medical images after training on normal images only.
+
+            Train on normals, score new images, look at the report:
+
+              dia fit scans/normal --out runs/mine
+              dia score runs/mine scans/new --out scores.csv --heatmaps maps
+              dia report runs/mine scans/labelled
+
+            Nothing at hand yet? `dia demo` does it all on generated images. For research; not a medical
+            device.
+
+            Flags may be written --false_alarm_rate or --false-alarm-rate; lists are written [a,b].
+            Results go to stdout, as one JSON object with --json where a command has it; progress and
+            remarks go to stderr. Exit status: 0; 1 if training or runs failed; 2 for bad usage or data,
+            with one line that says what to do; 130 after Ctrl-C.""",
     )
-    commands = parser.add_subcommands(dest="command")
+    commands = parser.add_subcommands(
+        dest="command", title="commands", description="`dia COMMAND --help` explains each, with examples."
+    )
 
     fit = MarkedParser(
-        description="Train a detector on normal images and calibrate it. --print_config shows every setting, "
-        "with the paper's value beside each that differs."
+        description="""Train a detector on normal images and calibrate it.
+
+            Of data with labels only the normal images are used. A share of them is held out of training
+            (--holdout), so that scores get p-values and a threshold without any anomaly. The model is a
+            folder of JSON and safetensors, which says where it comes from.
+
+            The settings listed last are those of --method in --preset; --print_config shows all, with the
+            paper's value beside each that differs.""",
+        epilog=examples(
+            "dia fit scans/normal --out runs/mine",
+            "dia fit scans --normal healthy --size 64 --out runs/mine --resume",
+            "dia fit pneumoniamnist --data_root data --method csi --seed 1 --out runs/csi",
+            "dia fit scans/normal --settings.dissolver.steps 2000 --print_config",
+            "torchrun --nproc_per_node 4 $(which dia) fit scans/normal --out runs/mine",
+        ),
     )
     fit.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     _data_arguments(fit, "train")
     fit.add_argument("--out", type=str, default="runs/model", help="folder of the fitted model")
     method, preset = _peek(argv, "method", DEFAULT), _peek(argv, "preset", "cpu")
     fit.add_argument("--method", type=str, default=DEFAULT, help=f"{', '.join(METHODS)}, or anomalib:NAME")
-    fit.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
-    fit.add_argument("--seed", type=int, default=0)
     fit.add_argument(
-        "--size", type=int | None, help="read images at this side; default: at most the preset's"
+        "--preset", type=str, default="cpu",
+        help="named settings: cpu (minutes on two cores), gpu (for one accelerator), paper (as published)",
+    )  # fmt: skip
+    fit.add_argument(
+        "--seed", type=int, default=0, help="of the hold-out, the first weights and every random draw"
     )
-    fit.add_argument("--channels", type=int | None, help="1 or 3; default: as the images are")
+    fit.add_argument(
+        "--size", type=int | None,
+        help="read images as squares of this side (default: as they are, shrunk to the preset's side)",
+    )  # fmt: skip
+    fit.add_argument("--channels", type=int | None, help="1 or 3 (default: as the images are)")
     fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     fit.add_argument("--holdout", type=float, default=0.2, help="share of the normals kept for calibration")
-    fit.add_argument("--false_alarm_rate", type=float, default=0.05, help="of the default threshold")
+    fit.add_argument(
+        "--false_alarm_rate", type=float, default=0.05,
+        help="share of normal images that the model's threshold flags at most, on average",
+    )  # fmt: skip
     fit.add_argument(
         "--contamination", type=float, default=0.0,
         help="share of anomalies mixed, unmarked, among the normals: to see what they cost",
@@ -188,15 +272,31 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _json_argument(fit)
     commands.add_subcommand("fit", fit)
 
-    score = ArgumentParser(description="Score images: path, score, p-value, flagged.")
+    score = ArgumentParser(
+        description="""Score images: one row each of path, score, p_value, flagged.
+
+            A higher score is more anomalous, on the method's own scale. The p-value is the share of
+            held-out normals, the image itself counted among them, that score at least as high; an image is
+            flagged where it is at most the false-alarm rate. Files are read, scored and written batch by
+            batch, so memory does not grow with their number.""",
+        epilog=examples(
+            "dia score runs/mine scans/new --out scores.csv",
+            "dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01",
+            "dia score runs/mine archive --out scores.jsonl --skip_bad --resume",
+            "dia score runs/mine archive --executor ray --ray_address HOST:PORT",
+        ),
+    )
     _run_arguments(score)
     _data_arguments(score, "test")
-    score.add_argument("--out", type=str, default="scores.csv", help=".csv or .jsonl")
+    score.add_argument("--out", type=str, default="scores.csv", help="file of the rows: .csv or .jsonl")
     score.add_argument(
         "--heatmaps", type=str | None,
         help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
     )  # fmt: skip
-    score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    score.add_argument(
+        "--false_alarm_rate", type=float | None,
+        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
+    )  # fmt: skip
     score.add_argument(
         "--top_k", type=int, default=5,
         help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
@@ -214,7 +314,15 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     commands.add_subcommand("score", score)
 
     evaluate = ArgumentParser(
-        description="AUROC, AP, FPR at 95 % TPR; pixel AUROC and PRO where masks exist."
+        description="""Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR.
+
+            And pixel AUROC and PRO, where there are masks and the method has heatmaps. All from raw
+            scores: no threshold, no normalisation, no sign is chosen by the labels.""",
+        epilog=examples(
+            "dia evaluate runs/mine scans",
+            "dia evaluate runs/mine scans/labelled --normal healthy --split all --json",
+            "dia evaluate runs/csi pneumoniamnist --data_root data --ledger results/runs.jsonl",
+        ),
     )
     _run_arguments(evaluate)
     _data_arguments(evaluate, "test")
@@ -224,7 +332,17 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _json_argument(evaluate)
     commands.add_subcommand("evaluate", evaluate)
 
-    dissolve = ArgumentParser(description="The strip of pictures: images dissolved at several t.")
+    dissolve = ArgumentParser(
+        description="""Draw images dissolved at several t, side by side.
+
+            Dissolving is one reverse step of the diffusion model from the clean image: what the model
+            does not expect of a normal image goes first, and more of it with larger t.""",
+        epilog=examples(
+            "dia dissolve runs/mine scans/new --out strip.png",
+            "dia dissolve runs/mine scans/new --t [30,99,300] --count 4",
+            "dia dissolve models/ddpm phantom  # any unconditional DDPM in the form of diffusers",
+        ),
+    )
     dissolve.add_argument("run", type=str, help="a `dia fit` folder, or any diffusers DDPM folder")
     dissolve.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     _data_arguments(dissolve, "test")
@@ -232,13 +350,19 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         "--t", type=list[int], default=[50, 100, 200, 400], help="diffusion steps, as [50,100]"
     )
     dissolve.add_argument("--count", type=int, default=8, help="how many images, evenly chosen")
-    dissolve.add_argument("--out", type=str, default="dissolved.png")
+    dissolve.add_argument("--out", type=str, default="dissolved.png", help="the picture to write")
     commands.add_subcommand("dissolve", dissolve)
 
     illustrate = ArgumentParser(
-        description="Pictures of the method: the target matrix of the loss, similarities before and after "
-        "training, images dissolved at several t, what is lost over t. "
-        "Example: dia illustrate runs/mine scans/labelled --normal good --out pictures"
+        description="""Draw pictures of the method on your images.
+
+            The target matrix of the loss, similarities before and after training, images dissolved at
+            several t, what is lost over t. Needs a model with dissolver and encoder (dia, dia+) and
+            labelled images.""",
+        epilog=examples(
+            "dia illustrate runs/mine scans",
+            "dia illustrate runs/mine scans/labelled --normal good --split all --out pictures --format svg",
+        ),
     )
     _run_arguments(illustrate)
     _data_arguments(illustrate, "test")
@@ -255,21 +379,29 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     commands.add_subcommand("report", _benchmark_report() if of_benchmark else _model_report())
 
     grid = ArgumentParser(
-        description="Data sets × methods × seeds into the ledger. What is there already is not run again, so "
-        "a grid that was stopped goes on with the same command; one failure does not stop the rest. "
-        "Example: dia benchmark --datasets [pneumoniamnist,breastmnist] --methods [dia,msc,trivial:hog] "
-        "--weights [none,dia] --data-root data --workers 2"
+        description="""Run data sets × methods × seeds into the ledger.
+
+            A run that is there already is not made again, so a grid that was stopped goes on with the
+            same command; one failure does not stop the rest. `dia report benchmark` draws the table.""",
+        epilog=examples(
+            "dia benchmark --datasets [pneumoniamnist,breastmnist] --methods [dia,msc,trivial:hog] \\\n"
+            "    --weights [none,dia] --data_root data --workers 2",
+            "dia benchmark --config grid.yaml --dry_run",
+            "dia benchmark --methods [patchcore] --settings '{patchcore: {size: 96}}'",
+        ),
     )
     grid.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
-    grid.add_argument("--datasets", type=list[str], default=["phantom"])
+    grid.add_argument(
+        "--datasets", type=list[str], default=["phantom"], help="names of `dia data list`, as [a,b]"
+    )
     grid.add_argument(
         "--methods", type=list[str],
         default=[m for m, cls in METHODS.items() if not cls.pretrained and not cls.extra],
-        help="default: all but those that are published with pretrained weights, or need an extra package; "
-        "anomalib:NAME is any of anomalib's",
+        help="names of `dia methods`, or anomalib:NAME for any model of anomalib (default: all but those "
+        "that are published with pretrained weights, or need an extra package)",
     )  # fmt: skip
-    grid.add_argument("--seeds", type=list[int], default=[0, 1, 2])
-    grid.add_argument("--preset", type=str, default="cpu", help=", ".join(PRESETS))
+    grid.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="a run for each")
+    grid.add_argument("--preset", type=str, default="cpu", help=f"of all runs: {', '.join(PRESETS)}")
     grid.add_argument(
         "--weights", type=list[str], default=[],
         help="of methods that start from a pretrained network, a row of runs for each: none, imagenet, a "
@@ -287,20 +419,34 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     grid.add_argument("--dry_run", action="store_true", help="show which runs are missing, and their cost")
     commands.add_subcommand("benchmark", grid)
 
-    methods = ArgumentParser(description="What methods there are, what they want, and their settings.")
+    methods = ArgumentParser(
+        description="""List the methods: family, paper, published weights, sizes, heatmaps, settings.
+
+            Those of anomalib need `pip install 'dia-anomaly[peers]'`, those with a timm backbone
+            `dia-anomaly[backbones]`; `trivial:` rows train nothing.""",
+        epilog=examples("dia methods", "dia methods --preset paper --json"),
+    )
     methods.add_argument("--preset", type=str, default="cpu", help=f"of the settings: {', '.join(PRESETS)}")
     _json_argument(methods)
     commands.add_subcommand("methods", methods)
 
     ablate = ArgumentParser(
-        description="A grid of settings × data sets × seeds into the ledger; a page with tables and a plot. "
-        "Example: dia ablate dissolver-masking --data-root data"
+        description="""Run a grid of settings × data sets × seeds, and draw what each choice is worth.
+
+            Into a ledger of its own, from which a page with tables, a plot and paired intervals is drawn.
+            What is there already is not run again. A grid of your own is a few lines of YAML.""",
+        epilog=examples(
+            "dia ablate --list",
+            "dia ablate dissolver-masking --data_root data --dry_run",
+            "dia ablate dissolver-masking --datasets [breastmnist] --seeds [0,1,2] --data_root data",
+            "dia ablate dissolver-masking --draw --reference [none,excluded]",
+        ),
     )
     ablate.add_argument("grid", type=str | None, nargs="?", help="a shipped grid's name, or a YAML file")
     ablate.add_argument("--list", action="store_true", help="what grids are shipped")
-    ablate.add_argument("--datasets", type=list[str] | None, help="default: the grid's own")
-    ablate.add_argument("--seeds", type=list[int] | None, help="default: the grid's own")
-    ablate.add_argument("--preset", type=str | None, help="default: the grid's own")
+    ablate.add_argument("--datasets", type=list[str] | None, help="as [a,b] (default: the grid's own)")
+    ablate.add_argument("--seeds", type=list[int] | None, help="as [0,1,2] (default: the grid's own)")
+    ablate.add_argument("--preset", type=str | None, help="cpu, gpu or paper (default: the grid's own)")
     ablate.add_argument(
         "--reference", type=list[str] | None, help="levels of the cell to compare with, as [none,excluded]"
     )
@@ -312,13 +458,28 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     ablate.add_argument("--dry_run", action="store_true", help="list the cells and what each changes")
     commands.add_subcommand("ablate", ablate)
 
-    data = ArgumentParser(description="The known data sets, and what is in one of them or in a path.")
+    data = ArgumentParser(
+        description="""List the known data sets, or check what is in one of them or in a path.
+
+            Nothing is downloaded: the list says where to get a set, and under which licence. The check
+            counts images and classes by split and finds duplicates, also across splits, where they are
+            leaks.""",
+        epilog=examples(
+            "dia data list",
+            "dia data check breastmnist --data_root data",
+            "dia data check scans --normal healthy --json",
+        ),
+    )
     data.add_argument(
-        "action", type=Literal["list", "check"], help="list: what is known; check: counts, leaks"
+        "action", type=Literal["list", "check"], help="list: what is known; check: counts, duplicates, leaks"
     )
     data.add_argument("name", type=str | None, nargs="?", help="for check: a known set's name, or a path")
-    data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
-    data.add_argument("--normal", type=str | None, help="normal class folders or label, comma separated")
+    data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                      help="folder in which the known sets lie (default: $DIA_DATA)")  # fmt: skip
+    data.add_argument(
+        "--normal", type=str | None,
+        help="class folders or label values that are normal, comma separated; all others are anomalous",
+    )  # fmt: skip
     data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
     _view_arguments(data, "each file's own (voi)")
     _json_argument(data)
@@ -326,10 +487,16 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
 
     commands.add_subcommand("serve", _serve())
 
-    demo = ArgumentParser(description="Everything on generated images: fit, compare, report. No download.")
-    demo.add_argument("--out", type=str, default="demo")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--device", type=str, default="auto")
+    demo = ArgumentParser(
+        description="""Do the whole job on generated images: fit, compare, draw, report.
+
+            About six minutes on two cores; nothing is downloaded. The same command goes on after an
+            interruption. Open OUT/report.html at the end.""",
+        epilog=examples("dia demo", "dia demo --out elsewhere --seed 1"),
+    )
+    demo.add_argument("--out", type=str, default="demo", help="folder of model, report and pictures")
+    demo.add_argument("--seed", type=int, default=0, help="of every random draw")
+    demo.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     commands.add_subcommand("demo", demo)
     return parser
 

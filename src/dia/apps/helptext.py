@@ -1,0 +1,86 @@
+"""How help is laid out: as pages to read, with examples. Knows argparse; knows no command.
+
+Paragraphs of descriptions are filled, indented lines kept; usage is one line; types are left out, and of
+defaults those that say nothing. The list of commands takes the first sentence of each description.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from argparse import Action, _SubParsersAction
+from collections.abc import Generator
+from typing import Any
+
+import jsonargparse
+
+EXAMPLES = "examples:"
+
+
+def examples(*commands: str) -> str:
+    """An epilog of command lines; a text after ` # ` in a line says what it is for."""
+    lines = [textwrap.indent(command, "  ") for command in commands]
+    return "\n".join([EXAMPLES, *lines])
+
+
+class Help(jsonargparse.DefaultHelpFormatter):
+    """The layout."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = []
+        for part in text.split("\n\n"):
+            lines = [indent + line for line in part.splitlines()]
+            if not any(line.startswith(f"{indent} ") for line in lines):
+                filled = textwrap.wrap(" ".join(part.split()), width - len(indent), break_on_hyphens=False)
+                lines = [indent + line for line in filled]
+            paragraphs.append("\n".join(lines))
+        return "\n\n".join(paragraphs)
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None) -> str:
+        words = [self._prog.replace(" [options]", "")]
+        for action in actions:
+            if isinstance(action, _SubParsersAction):
+                words.append("COMMAND")
+            elif not action.option_strings:
+                words.append(self._format_args(action, self._get_default_metavar_for_positional(action)))
+        return f"{'usage: ' if prefix is None else prefix}{' '.join(words)} [options]\n\n"
+
+    def _get_default_metavar_for_positional(self, action: Action) -> str:
+        return action.dest.upper()
+
+    def _get_type_str(self, action: Action) -> None:
+        return None
+
+    def _get_help_string(self, action: Action) -> str:
+        written = "default:" in (action.help or "")
+        text = super()._get_help_string(action).removesuffix(" (required)")
+        if written or action.default is None or action.default is False:
+            return text.removesuffix(" (default: %(default)s)")
+        if isinstance(action.default, tuple | list):
+            return text.replace("%(default)s", f"[{','.join(map(str, action.default))}]")
+        return text
+
+    def _iter_indented_subactions(self, action: Action) -> Generator[Action, None, None]:
+        for sub in super()._iter_indented_subactions(action):
+            if sub.help is None and isinstance(action.choices, dict) and sub.dest in action.choices:
+                sub.help = summary(action.choices[sub.dest])
+            yield sub
+
+
+class ArgumentParser(jsonargparse.ArgumentParser):
+    """jsonargparse's, in our layout; descriptions are indented as docstrings are."""
+
+    def __init__(self, *args: Any, description: str = "", **kwargs: Any):
+        super().__init__(*args, description=inspect.cleandoc(description), formatter_class=Help, **kwargs)
+
+
+def summary(parser: jsonargparse.ArgumentParser) -> str:
+    """The first sentence of a command's description."""
+    return (parser.description or "").split(". ")[0].split(".\n")[0].rstrip(".")
+
+
+def commands(parser: jsonargparse.ArgumentParser) -> dict[str, jsonargparse.ArgumentParser]:
+    """The commands of a parser by name."""
+    assert parser._subparsers is not None
+    (action,) = parser._subparsers._group_actions
+    return dict(action.choices)  # type: ignore[arg-type]
