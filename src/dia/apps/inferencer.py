@@ -169,6 +169,10 @@ class Inferencer:
 
     def about(self) -> dict[str, Any]:
         """Facts of the model for whoever uses it; nothing of where it or its data lie."""
+        return dict(self._about)
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
         d = self.detector
         return {
             "method": d.method,
