@@ -22,12 +22,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from dia.apps.batching import Batcher
 from dia.apps.cli import main
 from dia.apps.inferencer import Inferencer, Verdict
-from dia.apps.limits import Limits
+from dia.apps.limits import Deadline, Limits, Refused
 from dia.apps.serve import serve
 from dia.apps.service import _volumes, build_app
 from dia.evaluate.pictures import colour
@@ -440,6 +442,35 @@ def test_each_of_many_threads_gets_the_answers_to_its_own_images(inferencer, fil
     assert len(batches) < len(mine)  # requests shared them
 
 
+def test_a_large_request_does_not_hold_up_a_small_one(inferencer):
+    slow = Slow(inferencer)
+    batches = []
+
+    def score(images, heatmaps):
+        verdict = slow.score(images)
+        batches.append(verdict.scores.tolist())
+        return verdict
+
+    batcher, deadline = Batcher(score, Limits(batch=2, batch_wait_ms=0)), Deadline(60)
+    large = np.zeros((8, 4, 4, 1), np.uint8)
+    thread = threading.Thread(target=batcher.score, args=(large, False, deadline))
+    thread.start()
+    assert slow.began.wait(30)
+    small = threading.Thread(target=batcher.score, args=(large[:1] + 9, False, deadline))
+    small.start()
+    while batcher.waiting < 7:  # six of the large one are left, until the small one comes
+        pass
+    slow.go.set()
+    thread.join()
+    small.join()
+    assert batches == [[0, 0], [0, 0], [9, 0], [0, 0], [0]]
+    with pytest.raises(Refused, match="0 seconds"):
+        batcher.score(large, False, Deadline(0))
+    batcher.close()
+    with pytest.raises(Refused, match="stopping"):
+        batcher.score(large, False, deadline)
+
+
 # --- who may ask ------------------------------------------------------------------------------------------
 
 
@@ -487,6 +518,15 @@ def test_without_a_right_token_no_body_is_read(inferencer):
     scope = {"type": "http", "method": "POST", "path": "/score", "headers": [(b"host", b"localhost")]}
     asyncio.run(app(scope, receive, send))
     assert sent[0]["status"] == 401
+
+
+def test_the_token_holds_where_the_service_is_part_of_another(inferencer, files):
+    whole = FastAPI()
+    whole.mount("/dia", build_app(inferencer, TIGHT, TOKEN))
+    with TestClient(whole, base_url="http://127.0.0.1") as client:
+        refused(client.get("/dia/model"), 401)
+        refused(client.post("/dia/score", files=parts(files[:1])), 401)
+        assert client.get("/dia/health").status_code == 200
 
 
 def test_pages_of_other_sites_neither_send_nor_read(client, files):
