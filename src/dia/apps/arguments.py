@@ -172,6 +172,19 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _json_argument(evaluate)
     commands.add_subcommand("evaluate", evaluate)
 
+    push = ArgumentParser(
+        description="Publish a model on the Hugging Face hub, with a model card and without local paths. "
+        "Example: dia push runs/mine user/name --results metrics.json --license cc-by-4.0"
+    )
+    push.add_argument("run", type=str, help="a folder written by `dia fit`")
+    push.add_argument("name", type=str, help="user/name on the hub; made if it is not there")
+    push.add_argument("--public", action="store_true", help="for all to see; a new one is private otherwise")
+    push.add_argument("--license", type=str | None, help="of the model, as the hub names it, e.g. cc-by-4.0")
+    push.add_argument("--results", type=str | None, help="what `dia evaluate --json` printed, for the card")
+    push.add_argument("--about_data", type=str, default="", help="what it was trained on, for the card")
+    push.add_argument("--out", type=str | None, help="push nothing: write into this folder what would be")
+    commands.add_subcommand("push", push)
+
     dissolve = ArgumentParser(description="The strip of pictures: images dissolved at several t.")
     dissolve.add_argument("run", type=str, help="a `dia fit` folder, or any diffusers DDPM folder")
     dissolve.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")

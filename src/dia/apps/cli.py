@@ -230,6 +230,32 @@ def cmd_evaluate(a: Namespace) -> None:
     _show(facts, a.json)
 
 
+def cmd_push(a: Namespace) -> None:
+    """`dia push`."""
+    from ..detectors import Detector
+
+    results = None
+    if a.results:
+        try:
+            results = json.loads(Path(a.results).read_text())
+        except ValueError as error:
+            raise DataError(f"{a.results}: not JSON ({error}); `dia evaluate --json` prints it") from error
+        if not isinstance(results, dict):
+            raise DataError(f"{a.results}: not a JSON object; `dia evaluate --json` prints one")
+    detector = Detector.load(a.run, device="cpu")
+    card = {"license": a.license, "results": results, "data": a.about_data}
+    if a.out:
+        detector.save_pretrained(a.out, model_card_kwargs=card)
+        out.print(f"{a.out}: what would be pushed to {a.name}", soft_wrap=True, highlight=False)
+        return
+    try:
+        url = detector.push_to_hub(a.name, private=not a.public, model_card_kwargs=card)
+    except (OSError, ValueError) as error:  # huggingface_hub's own are among these
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{a.name}: could not be pushed ({reason}); `hf auth login` first?") from error
+    out.print(str(url), soft_wrap=True, highlight=False)
+
+
 def cmd_dissolve(a: Namespace) -> None:
     """`dia dissolve`."""
     from ..dissolve import load_dissolver

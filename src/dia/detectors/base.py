@@ -29,6 +29,7 @@ from ..presets import settings as preset_settings
 from ..settings import flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
 from .calibrate import Calibration
+from .hub import Hub
 from .provenance import identity_of
 
 FORMAT = 1
@@ -39,7 +40,7 @@ class UnfittedError(DataError, NotFittedError):
     """A detector asked for what only a fitted one has; scikit-learn knows it as its `NotFittedError`."""
 
 
-class Detector(OutlierMixin, BaseEstimator):
+class Detector(Hub, OutlierMixin, BaseEstimator):
     """A one-class detector of anomalous images, and an estimator of scikit-learn's.
 
     Args:
@@ -171,7 +172,8 @@ class Detector(OutlierMixin, BaseEstimator):
     def score(self, images: np.ndarray | ImageSet, y: None = None, *, batch: int = 512) -> np.ndarray:
         """Raw anomaly scores `(N,)` float64, higher = more anomalous; an image's score is its own alone.
 
-        Not scikit-learn's one number for all: its searches need `scoring=`. `y` is ignored, for its pipelines.
+        Not scikit-learn's one number for all: its searches need `scoring=`. `y` is ignored, for
+        its pipelines.
         """
         x = self._check(images)
         return np.concatenate(
@@ -204,8 +206,8 @@ class Detector(OutlierMixin, BaseEstimator):
     def decision_function(self, X: np.ndarray) -> np.ndarray:
         """`score_samples` shifted so that flagged images are negative.
 
-        Finite, too, where too few normals were held out for a finite threshold: then none is negative, and the
-        order is that of `score_samples`.
+        Finite, too, where too few normals were held out for a finite threshold: then none is negative, and
+        the order is that of `score_samples`.
         """
         threshold, scores = self.threshold(), self.score(X)
         if np.isfinite(threshold):
