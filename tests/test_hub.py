@@ -1,4 +1,4 @@
-"""Models on the hub: what is pushed, what comes back, what must stay here. The hub is one of our own, on loopback."""
+"""Models on the hub: what is pushed, what comes back, what must stay here. The hub is ours, on loopback."""
 
 import base64
 import json

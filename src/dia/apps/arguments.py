@@ -131,6 +131,11 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         help="of a method that starts from a pretrained network: imagenet (fetched by timm from the Hugging "
         "Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights",
     )  # fmt: skip
+    fit.add_argument(
+        "--logger", type=Literal["none", "csv", "tensorboard", "mlflow"], default="none",
+        help="of losses and learning rates during training; the last two need the extra `tracking`",
+    )  # fmt: skip
+    fit.add_argument("--log_dir", type=str | None, help="where the logger writes; default: OUT.logs")
     fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
     fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
     with contextlib.suppress(DataError):  # of an unknown method the command itself complains

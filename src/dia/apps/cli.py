@@ -72,8 +72,10 @@ def cmd_fit(a: Namespace) -> None:
     """`dia fit`."""
     from ..detectors import detector_class
     from ..evaluate.benchmark import facts_of
+    from ..tracking import check_logger, tracking
     from ..training import barrier, is_main, join_processes
 
+    check_logger(a.logger)
     join_processes()
     err.quiet = not is_main()
     cls = detector_class(a.method)
@@ -118,7 +120,9 @@ def cmd_fit(a: Namespace) -> None:
             "contamination": a.contamination,
         }
     }
-    detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
+    about = {"method": a.method, "preset": a.preset, "settings_hash": detector.settings_hash()}
+    with tracking(a.logger, a.log_dir or f"{target}.logs", run=target.name, about=about):
+        detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
     if not is_main():
         return
     detector.save(target)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: saved, pushed and fetched by huggingface_hub's own mixin, with a model card.
+"""Models on the Hugging Face hub: saved, pushed and fetched by huggingface_hub's own mixin; the model card.
 
 What is fetched is JSON and safetensors, and is read by `Detector.load`: no code and no pickle. What is pushed
 says how a model was made, but not from which files: paths, names of folders and classes stay here. Knows
@@ -30,7 +30,7 @@ ELSEWHERE = "a local file"  # stands for a path
 class Hub(ModelHubMixin):
     """What gives a detector `save_pretrained`, `push_to_hub` and `from_pretrained`."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # noqa: D102
         return object.__new__(cls)  # the mixin's would keep a second copy of the arguments in each detector
 
     @classmethod
@@ -76,7 +76,8 @@ class Hub(ModelHubMixin):
         except Exception as error:  # of the hub, or of what is no configuration
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"{pretrained_model_name_or_path}: neither a model folder nor to be had from the hub ({reason})"
+                f"{pretrained_model_name_or_path}: neither a model folder nor to be had from the hub "
+                f"({reason})"
             ) from error
         vars(made).pop("_hub_mixin_config", None)
         wanted = getattr(cls, "method", made.method)
@@ -88,7 +89,7 @@ class Hub(ModelHubMixin):
         return made
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,
@@ -129,15 +130,15 @@ class Hub(ModelHubMixin):
                 else:
                     target.write_bytes(file.read_bytes())
 
-    def generate_model_card(  # type: ignore[override]
+    def generate_model_card(
         self, *, license: str | None = None, results: Mapping[str, Any] | None = None, data: str = ""
     ) -> ModelCard:
         """The model card, YAML head included.
 
         Args:
             license: of the model, as the hub names it; it is yours to choose, and left out where None.
-            results: what was measured, by name, such as `dia evaluate --json` prints; left out where None. Its
-                `dataset` is told where it is a known set's name.
+            results: what was measured, by name, such as `dia evaluate --json` prints; left out where None.
+                Its `dataset` is told where it is a known set's name.
             data: what the model was trained on, in your words; without, the card does not say.
         """
         of: Any = self
@@ -212,8 +213,8 @@ p_values = detector.p_values(scores)
 flagged = scores > detector.threshold(false_alarm_rate=0.05)
 ```
 
-`pip install dia-anomaly` first. `dia.data.readers.read(folder, size=({h}, {w}), channels={c})` reads images as
-the model wants them. All its settings are in `config.json`.
+`pip install dia-anomaly` first. `dia.data.readers.read(folder, size=({h}, {w}), channels={c})` reads images
+as the model wants them. All its settings are in `config.json`.
 
 """
     told = "".join(
@@ -231,7 +232,7 @@ the model wants them. All its settings are in `config.json`.
   Calibrate anew on normals of your own before you trust a p-value.
 - p-values hold for images drawn as the {of.n_calibration_} held-out normals were; none is smaller than
   {smallest:.3g}. A false-alarm rate says nothing of how many anomalies are missed.
-- A low score is no proof of health: what is seen is what differs from the normals in a way the method can see.
+- A low score is no proof of health: what is found is what differs from the normals in a way the method sees.
 - The weights may hold features of training images, and those of the rows `trivial:pixels` small copies of
   them. Whoever publishes a model publishes these.
 """
