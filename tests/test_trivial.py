@@ -214,7 +214,7 @@ def test_save_load_score(method, tmp_path):
 def test_saved_arrays_are_enough(method):
     detector = fitted(method, smooth_images(40))
     back = TRIVIAL[method]()
-    back.shape_ = detector.shape_
+    back.shape_, back.calibration_ = detector.shape_, detector.calibration_
     back._restore(detector._tensors(), Path())
     test = smooth_images(8, seed=1)
     np.testing.assert_array_equal(back.score(test), detector.score(test))

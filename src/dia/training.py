@@ -24,6 +24,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
 
+from .tracking import curves
+
 CHECKPOINT = "last.ckpt"
 Precision = Literal["auto", "32", "bf16"]
 
@@ -62,10 +64,15 @@ class Timed(L.LightningModule):
 
     Attributes:
         seconds_before: of the runs before this one.
+        terms: of the last loss, detached, by name, where it has several.
     """
+
+    s: Any  # settings
+    seed: int
 
     def __init__(self) -> None:
         super().__init__()
+        self.terms: dict[str, torch.Tensor] = {}
         self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -161,7 +168,7 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train(
-    module: L.LightningModule,
+    module: Timed,
     *,
     steps: int,
     workdir: Path,
@@ -175,7 +182,8 @@ def train(
 
     Args:
         module: its `training_step` makes its own batch from `self.global_step`.
-        workdir: holds `last.ckpt` while training; a finished run leaves it there.
+        workdir: holds `last.ckpt` while training; a finished run leaves it there. Curves are logged under
+            its name, up to the hash.
         resume: go on from that checkpoint if there is one; otherwise it is ignored and overwritten.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
@@ -208,6 +216,8 @@ def train(
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
+        if is_main():
+            callbacks += curves(workdir.name.rpartition("-")[0] or workdir.name, module.s, module.seed)
         trainer = L.Trainer(
             max_steps=steps,
             accelerator="gpu" if where.type == "cuda" else "cpu",

@@ -270,12 +270,17 @@ class _Amplify(Timed):
             z = gather(z).view(size, n_views * self.k, local, -1).transpose(0, 1).flatten(0, 2)
         positive, excluded = targets(local * size, self.k, n_views, self.s.exclude_own)
         loss = contrastive_loss(z, positive.to(z.device), excluded.to(z.device), self.s.temperature)
+        self.terms = {"contrastive": loss.detach()}
         if self.k > 1:
             taught = n_views if self.s.dissolved_in_shift else 2
-            shift = torch.arange(self.k, device=z.device).repeat_interleave(local).repeat(taught)
-            loss = loss + self.s.shift_weight * F.cross_entropy(logits[: len(shift)].float(), shift)
+            right = torch.arange(self.k, device=z.device).repeat_interleave(local).repeat(taught)
+            shift = F.cross_entropy(logits[: len(right)].float(), right)
+            loss = loss + self.s.shift_weight * shift
+            self.terms["shift"] = shift.detach()
         if self.predictor is not None:
-            loss = loss + self.s.simsiam_weight * simsiam_loss(self.predictor(plain), plain)
+            alike = simsiam_loss(self.predictor(plain), plain)
+            loss = loss + self.s.simsiam_weight * alike
+            self.terms["simsiam"] = alike.detach()
         return loss
 
     def training_step(self, batch: int, _: int) -> Tensor:

@@ -263,6 +263,11 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         help="of a method that starts from a pretrained network: imagenet (fetched by timm from the Hugging "
         "Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights",
     )  # fmt: skip
+    fit.add_argument(
+        "--logger", type=Literal["none", "csv", "tensorboard", "mlflow"], default="none",
+        help="of losses and learning rates during training; the last two need the extra `tracking`",
+    )  # fmt: skip
+    fit.add_argument("--log_dir", type=str | None, help="where the logger writes; default: OUT.logs")
     fit.add_argument("--resume", action="store_true", help="go on with an interrupted fit of the same --out")
     fit.add_argument("--overwrite", action="store_true", help="replace a model that is already there")
     with contextlib.suppress(DataError):  # of an unknown method the command itself complains
@@ -331,6 +336,25 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     )
     _json_argument(evaluate)
     commands.add_subcommand("evaluate", evaluate)
+
+    push = ArgumentParser(
+        description="""Publish a model on the Hugging Face hub, with a model card and without local paths.
+
+            A model holds no image, but what was learnt from images: publish only where you may. With
+            --out nothing leaves this machine.""",
+        epilog=examples(
+            "dia push runs/mine user/name --license cc-by-4.0",
+            "dia push runs/mine user/name --out to-be-pushed  # to look at it first",
+        ),
+    )
+    push.add_argument("run", type=str, help="a folder written by `dia fit`")
+    push.add_argument("name", type=str, help="user/name on the hub; made if it is not there")
+    push.add_argument("--public", action="store_true", help="for all to see; a new one is private otherwise")
+    push.add_argument("--license", type=str | None, help="of the model, as the hub names it, e.g. cc-by-4.0")
+    push.add_argument("--results", type=str | None, help="what `dia evaluate --json` printed, for the card")
+    push.add_argument("--about_data", type=str, default="", help="what it was trained on, for the card")
+    push.add_argument("--out", type=str | None, help="push nothing: write into this folder what would be")
+    commands.add_subcommand("push", push)
 
     dissolve = ArgumentParser(
         description="""Draw images dissolved at several t, side by side.

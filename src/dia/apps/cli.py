@@ -80,8 +80,10 @@ def cmd_fit(a: Namespace) -> None:
     """`dia fit`."""
     from ..detectors import detector_class
     from ..evaluate.benchmark import facts_of
+    from ..tracking import check_logger, tracking
     from ..training import barrier, is_main, join_processes
 
+    check_logger(a.logger)
     join_processes()
     err.quiet = not is_main()
     cls = detector_class(a.method)
@@ -127,7 +129,9 @@ def cmd_fit(a: Namespace) -> None:
             **_view(a, {}),
         }
     }
-    detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
+    about = {"method": a.method, "preset": a.preset, "settings_hash": detector.settings_hash()}
+    with tracking(a.logger, a.log_dir or f"{target}.logs", run=target.name, about=about):
+        detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
     if not is_main():
         return
     detector.save(target)
@@ -239,6 +243,32 @@ def cmd_evaluate(a: Namespace) -> None:
     if images.volumes and images.labels is not None:
         facts |= volume_metrics(images.labels, scored.scores, images.volumes)
     _show(facts, a.json)
+
+
+def cmd_push(a: Namespace) -> None:
+    """`dia push`."""
+    from ..detectors import Detector
+
+    results = None
+    if a.results:
+        try:
+            results = json.loads(Path(a.results).read_text())
+        except ValueError as error:
+            raise DataError(f"{a.results}: not JSON ({error}); `dia evaluate --json` prints it") from error
+        if not isinstance(results, dict):
+            raise DataError(f"{a.results}: not a JSON object; `dia evaluate --json` prints one")
+    detector = Detector.load(a.run, device="cpu")
+    card = {"license": a.license, "results": results, "data": a.about_data}
+    if a.out:
+        detector.save_pretrained(a.out, model_card_kwargs=card)
+        out.print(f"{a.out}: what would be pushed to {a.name}", soft_wrap=True, highlight=False)
+        return
+    try:
+        url = detector.push_to_hub(a.name, private=not a.public, model_card_kwargs=card)
+    except (OSError, ValueError) as error:  # huggingface_hub's own are among these
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{a.name}: could not be pushed ({reason}); `hf auth login` first?") from error
+    out.print(str(url), soft_wrap=True, highlight=False)
 
 
 def cmd_dissolve(a: Namespace) -> None:

@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 
 from ..data.imageset import DataError
 from ..settings import chosen, require
+from ..tracking import curves
 from ..training import CHECKPOINT, TrainingError, batch_indices, choose_device, processes, seed_step
 from .base import Detector, Stages, fingerprint, module_tensors
 from .weights import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
@@ -389,8 +390,8 @@ class Peer(Detector):
 
     def _trained(self, module: Any, images: np.ndarray, path: Path, stages: Stages) -> float:
         """Trains, from the last checkpoint where there is one; returns the seconds spent before it."""
-        s, watch = self.s, _Steps(self.seed)
-        steps, bank = getattr(s, "steps", -1), hasattr(module, "_is_fitted")
+        s, watch, stage = self.s, _Steps(self.seed), path.name.rpartition("-")[0]
+        steps, bank = getattr(s, "steps", -1), hasattr(module, "_is_fitted")  # filled in one epoch
         kept = ModelCheckpoint(
             path, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
         )
@@ -403,7 +404,7 @@ class Peer(Detector):
             | {
                 "accelerator": "gpu" if self.where_.type == "cuda" else "cpu",
                 "devices": [self.where_.index or 0] if self.where_.type == "cuda" else 1,
-                "callbacks": [watch] if bank else [watch, kept],  # a bank is filled in one epoch
+                "callbacks": [watch] if bank else [watch, kept, *curves(stage, s, self.seed)],
                 "enable_checkpointing": not bank,
                 "enable_progress_bar": stages.progress,
                 "limit_val_batches": 0, "logger": False, "enable_model_summary": False,

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.exceptions import NotFittedError
 
 from ..data.imageset import DataError, ImageSet
 from ..locks import locked
 from ..presets import settings as preset_settings
-from ..settings import from_dict, identity, plain
+from ..settings import flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
 from .calibrate import Calibration, held_out
+from .hub import Hub
 from .provenance import identity_of
 
 FORMAT = 1
@@ -35,8 +37,12 @@ MIN_NORMALS = 20
 _THUMBNAIL = 16
 
 
-class Detector(OutlierMixin, BaseEstimator):
-    """A one-class detector of anomalous images.
+class UnfittedError(DataError, NotFittedError):
+    """A detector asked for what only a fitted one has; scikit-learn knows it as its `NotFittedError`."""
+
+
+class Detector(Hub, OutlierMixin, BaseEstimator):
+    """A one-class detector of anomalous images, and an estimator of scikit-learn's.
 
     Args:
         settings: the method's frozen dataclass; the `cpu` preset's where None.
@@ -59,6 +65,7 @@ class Detector(OutlierMixin, BaseEstimator):
     pretrained: ClassVar[str] = ""  # the network whose ImageNet weights the publication starts from
     smallest: ClassVar[int] = 8  # side in pixels
     extra: ClassVar[str] = ""  # of the package, without which it cannot be fitted
+    hash_: str | None = None  # as it was when the model was saved
 
     def __init__(
         self,
@@ -71,8 +78,6 @@ class Detector(OutlierMixin, BaseEstimator):
     ):
         self.settings = settings
         self.seed = seed
-        self.facts_: dict[str, Any] = {}
-        self.hash_: str | None = None  # as it was when the model was saved
         self.device = device
         self.holdout = holdout
         self.false_alarm_rate = false_alarm_rate
@@ -143,6 +148,7 @@ class Detector(OutlierMixin, BaseEstimator):
         normals = images.normals() if isinstance(images, ImageSet) else ImageSet(_as_images(images))
         x = normals.images
         join_processes()
+        self.facts_, self.hash_ = getattr(self, "facts_", {}), None
         if len(x) < MIN_NORMALS:
             raise DataError(
                 f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
@@ -163,8 +169,12 @@ class Detector(OutlierMixin, BaseEstimator):
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
         return self
 
-    def score(self, images: np.ndarray | ImageSet, *, batch: int = 512) -> np.ndarray:
-        """Raw anomaly scores `(N,)` float64, higher = more anomalous; an image's score is its own alone."""
+    def score(self, images: np.ndarray | ImageSet, y: None = None, *, batch: int = 512) -> np.ndarray:
+        """Raw anomaly scores `(N,)` float64, higher = more anomalous; an image's score is its own alone.
+
+        Not scikit-learn's one number for all: its searches need `scoring=`. `y` is ignored, for
+        its pipelines.
+        """
         x = self._check(images)
         return np.concatenate(
             [self._score(x[i : i + batch]) for i in range(0, len(x), batch)] or [np.empty(0)]
@@ -189,35 +199,81 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values `(N,)` of raw scores; see `calibrate.py` for what they promise."""
-        return self.calibration_.p_values(scores)
+        return self._fitted().calibration_.p_values(scores)
 
     def threshold(self, false_alarm_rate: float | None = None) -> float:
         """The raw score above which an image is flagged at this rate (default: the constructor's)."""
-        return self.calibration_.threshold(false_alarm_rate or self.false_alarm_rate)
+        return self._fitted().calibration_.threshold(false_alarm_rate or self.false_alarm_rate)
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """scikit-learn's sense: minus the anomaly score, so higher = more normal."""
         return -self.score(X)
 
+    @property
+    def offset_(self) -> float:
+        """scikit-learn's: `decision_function` is `score_samples` minus it."""
+        return -self.threshold()
+
     def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """`score_samples` shifted so that flagged images are negative."""
-        return self.threshold() - self.score(X)
+        """`score_samples` shifted so that flagged images are negative.
+
+        Finite, too, where too few normals were held out for a finite threshold: then none is negative, and
+        the order is that of `score_samples`.
+        """
+        threshold, scores = self.threshold(), self.score(X)
+        if np.isfinite(threshold):
+            return threshold - scores
+        far = np.hypot(scores, 1) + np.abs(scores)
+        return np.where(scores > 0, 1 / far, far)  # √(s² + 1) − s, without its cancellation
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """−1 for flagged images, 1 for the others."""
         return np.where(self.score(X) > self.threshold(), -1, 1)
 
     def _check(self, images: np.ndarray | ImageSet) -> np.ndarray:
-        if not hasattr(self, "shape_"):
-            raise DataError(f"{self.method} is not fitted; call fit() or load a fitted model first")
+        shape = self._fitted().shape_
         x = images.images if isinstance(images, ImageSet) else _as_images(images)
-        if tuple(x.shape[1:]) != self.shape_:
-            h, w, c = self.shape_
+        if tuple(x.shape[1:]) != shape:
+            h, w, c = shape
             raise DataError(
-                f"images are {x.shape[1:]}, the model was fitted on {self.shape_}; "
+                f"images are {x.shape[1:]}, the model was fitted on {shape}; "
                 f"read them with size=({h}, {w}), channels={c}"
             )
         return x
+
+    def _fitted(self) -> Self:
+        if not self.__sklearn_is_fitted__():
+            raise UnfittedError(f"{self.method} is not fitted; call fit() or load a fitted model first")
+        return self
+
+    # --- scikit-learn's -----------------------------------------------------------------------------
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "calibration_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # images are four-dimensional
+        return tags
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments; `deep` also each setting, as `settings__amplify__width`."""
+        own = super().get_params(deep=False)
+        inner = flat(self.s) if deep and is_dataclass(self.s) else {}
+        return own | {f"settings__{k.replace('.', '__')}": v for k, v in inner.items()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Sets what `get_params` names; settings not named stay as they are.
+
+        Raises:
+            SettingsError: no such setting, or one that cannot be.
+        """
+        inner = {k: v for k, v in params.items() if k.startswith("settings__")}
+        super().set_params(**{k: v for k, v in params.items() if k not in inner})
+        if inner:
+            names = {k.removeprefix("settings__").replace("__", "."): v for k, v in inner.items()}
+            self.settings = replaced(self.s, names)
+        return self
 
     # --- folders ------------------------------------------------------------------------------------
 
@@ -226,6 +282,7 @@ class Detector(OutlierMixin, BaseEstimator):
 
         The folder appears complete or not at all; one of the same name is replaced.
         """
+        self._fitted()
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -1,0 +1,245 @@
+"""Models on the Hugging Face hub: saved, pushed and fetched by huggingface_hub's own mixin; the model card.
+
+What is fetched is JSON and safetensors, and is read by `Detector.load`: no code and no pickle. What is pushed
+says how a model was made, but not from which files: paths, names of folders and classes stay here. Knows
+model folders; knows no method.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+
+from ..data.catalog import CATALOG
+from ..data.imageset import DataError
+from .provenance import identity_of
+
+if TYPE_CHECKING:
+    from .base import Detector
+
+FETCHED = ["*.json", "*.safetensors"]
+PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted")
+ELSEWHERE = "a local file"  # stands for a path
+
+
+class Hub(ModelHubMixin):
+    """What gives a detector `save_pretrained`, `push_to_hub` and `from_pretrained`."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # noqa: D102
+        return object.__new__(cls)  # the mixin's would keep a second copy of the arguments in each detector
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str = "auto",
+        revision: str | None = None,
+        force_download: bool = False,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """The detector in a folder, or under a name on the hub. Runs no code from there.
+
+        `Detector.from_pretrained` takes any method, that of a class only its own.
+
+        Args:
+            pretrained_model_name_or_path: a folder of `dia fit` or `save_pretrained`, or "user/name".
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            revision: branch, tag or commit; the newest of `main` where None.
+            force_download: also what is in the cache already.
+            cache_dir: huggingface_hub's own where None.
+            local_files_only: ask no hub; take what is in the cache.
+            token: of private models; the one of `hf auth login` where None.
+
+        Raises:
+            DataError: no such model, one that cannot be read, or of another method.
+        """
+        try:
+            made: Any = super().from_pretrained(
+                pretrained_model_name_or_path,
+                revision=revision,
+                force_download=force_download,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                device=device,
+            )
+        except DataError:
+            raise
+        except Exception as error:  # of the hub, or of what is no configuration
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{pretrained_model_name_or_path}: neither a model folder nor to be had from the hub "
+                f"({reason})"
+            ) from error
+        vars(made).pop("_hub_mixin_config", None)
+        wanted = getattr(cls, "method", made.method)
+        if made.method != wanted:
+            raise DataError(
+                f"{pretrained_model_name_or_path}: holds {made.method}, not {wanted}; "
+                f"Detector.from_pretrained takes any method"
+            )
+        return made
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: str = "auto",
+        **_: Any,  # constructor's arguments, which the mixin reads from config.json; `load` does so itself
+    ) -> Detector:
+        from .base import Detector
+
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=FETCHED,
+                )
+            )
+        return Detector.load(folder, device=device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            saved = self.save(Path(temporary) / "model")  # type: ignore[attr-defined]
+            (saved / "card.md").unlink()  # README.md takes its place
+            for file in sorted(p for p in saved.rglob("*") if p.is_file()):
+                target = save_directory / file.relative_to(saved)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if file.suffix == ".json":
+                    target.write_text(json.dumps(public(json.loads(file.read_text())), indent=2))
+                else:
+                    target.write_bytes(file.read_bytes())
+
+    def generate_model_card(
+        self, *, license: str | None = None, results: Mapping[str, Any] | None = None, data: str = ""
+    ) -> ModelCard:
+        """The model card, YAML head included.
+
+        Args:
+            license: of the model, as the hub names it; it is yours to choose, and left out where None.
+            results: what was measured, by name, such as `dia evaluate --json` prints; left out where None.
+                Its `dataset` is told where it is a known set's name.
+            data: what the model was trained on, in your words; without, the card does not say.
+        """
+        of: Any = self
+        head = ModelCardData(
+            library_name="dia-anomaly",
+            tags=["anomaly-detection", "one-class", "medical-imaging", of.method.replace(":", "-")],
+            license=license,
+            pipeline_tag="image-classification",  # the nearest the hub has: none is for anomalies
+        )
+        return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{_card(of, results or {}, data)}")
+
+
+def public(config: Any, key: str = "") -> Any:
+    """A saved configuration without what tells of the machine or the files it was made from.
+
+    Of `facts` only those remain that name no file. Weights that were read from a file or run are told by what
+    they are (sha256), other paths replaced by a word.
+    """
+    if isinstance(config, dict):
+        kept = {k: v for k, v in config.items() if k != "_name_or_path"}  # diffusers' own, of where it lay
+        if key == "facts":
+            kept = {k: v for k, v in kept.items() if k in PUBLIC_FACTS}
+        return {k: public(v, k) for k, v in kept.items()}
+    if isinstance(config, list):
+        return [public(v, key) for v in config]
+    if not isinstance(config, str) or not config:
+        return config
+    if key == "weights":
+        known = identity_of(config)
+        return known if known != config or known in ("none", "imagenet") else ELSEWHERE
+    path = Path(config).expanduser()
+    local = path.is_absolute() or "\\" in config or (len(path.parts) > 1 and path.exists())
+    return ELSEWHERE if key == "pretrained" or local else config
+
+
+def _card(of: Any, results: Mapping[str, Any], data: str) -> str:
+    h, w, c = of.shape_
+    facts = public(of.facts_, "facts")
+    weights = public(of.s.weights, "weights") if hasattr(of.s, "weights") else "none: trained from scratch"
+    smallest = 1 / (of.n_calibration_ + 1)
+    rows = {
+        "method": f"`{of.method}`" + (f" ({of.paper})" if of.paper else ""),
+        "trained on": f"{of.n_train_} images taken to be normal, and no others" + (f": {data}" * bool(data)),
+        "images": f"{h}×{w} pixels, {'grey' if c == 1 else 'RGB'}, uint8",
+        "first weights": weights,
+        "calibrated on": f"{of.n_calibration_} further normals",
+        "threshold": f"{of.threshold():.6g}, for a false-alarm rate of {of.false_alarm_rate:g}",
+        "heatmaps": "yes" if of.has_heatmaps() else "no",
+        "seed": of.seed,
+        "settings hash": f"`{of.settings_hash()}`",
+        **{k: facts[k] for k in ("preset", "commit") if facts.get(k)},
+        "versions": ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items()),
+    }
+    text = f"""# {of.method}: a one-class detector of anomalous images
+
+Made with [DIA](https://pypi.org/project/dia-anomaly/) from normal images only. It gives each image a score,
+higher where it is less like them, and a p-value from normals held out of training.
+
+**For research. It is not a medical device, and was not validated for any use on patients.**
+
+| | |
+|---|---|
+{"".join(f"| {k} | {v} |{chr(10)}" for k, v in rows.items() if v != "")}
+## How to load it
+
+```python
+from dia.detectors import Detector
+
+detector = Detector.from_pretrained("USER/NAME")  # reads JSON and safetensors; runs no code from here
+scores = detector.score(images)  # (N, {h}, {w}, {c}) uint8; higher = more anomalous
+p_values = detector.p_values(scores)
+flagged = scores > detector.threshold(false_alarm_rate=0.05)
+```
+
+`pip install dia-anomaly` first. `dia.data.readers.read(folder, size=({h}, {w}), channels={c})` reads images
+as the model wants them. All its settings are in `config.json`.
+
+"""
+    told = "".join(
+        f"| {k} | {_told(public(v, k))} |\n"
+        for k, v in results.items()
+        if k != "dataset" or v in CATALOG  # else it is a path
+    )
+    if told:
+        text += f"## Results\n\nAs given by those who made the model:\n\n| | |\n|---|---|\n{told}\n"
+    return (
+        text
+        + f"""## Limits
+
+- It knows the images it was trained on: another scanner, resolution, crop or population shifts all scores.
+  Calibrate anew on normals of your own before you trust a p-value.
+- p-values hold for images drawn as the {of.n_calibration_} held-out normals were; none is smaller than
+  {smallest:.3g}. A false-alarm rate says nothing of how many anomalies are missed.
+- A low score is no proof of health: what is found is what differs from the normals in a way the method sees.
+- The weights may hold features of training images, and those of the rows `trivial:pixels` small copies of
+  them. Whoever publishes a model publishes these.
+"""
+    )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " – ".join(_told(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
