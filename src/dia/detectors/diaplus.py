@@ -32,7 +32,7 @@ from .csi import normality, spread
 from .dia import DIA, DIASettings
 from .residual import PARTS, Residual, joined, nearest
 
-_NEIGHBOURS = 3
+FEATURE_NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DIAPlus(DIA):
         h = self._features(images)
         if self.s.contrast == "neighbours":
             return np.sum(
-                [nearest(a, b, _NEIGHBOURS) for a, b in zip(h, self.features_, strict=True)], axis=0
+                [nearest(a, b, FEATURE_NEIGHBOURS) for a, b in zip(h, self.features_, strict=True)], axis=0
             )
         c = h - self.centre_[:, None]
         return np.sqrt(np.einsum("knd,kde,kne->kn", c, self.precision_, c, optimize=True)).sum(0)
