@@ -120,7 +120,7 @@ class Dissolve(nn.Module):
         """`(N, C, H, W)` uint8 to `(T, N, C, H, W)` whole numbers in float32."""
         n, many = x.shape[0], len(self.t)
         rows = (x.float() / 127.5 - 1).repeat(many, 1, 1, 1)
-        z, undo = fit_in(rows, self.dissolver.settings.size, *self.dissolver._working(x.shape[1]))
+        z, undo = fit_in(rows, self.dissolver.settings.size, *self.dissolver._working(int(x.shape[1])))
         y = undo(self.dissolver._remove(z, self.t[:, None].expand(many, n).reshape(-1)))
         return (y + 1).mul(127.5).round().clamp(0, 255).view(many, n, *x.shape[1:])
 

@@ -204,7 +204,7 @@ def fit_in(x: Tensor, size: int, channels: int, multiple: int) -> tuple[Tensor, 
     Larger images are resized bilinearly, then padded by reflection (28 px to 32 for three halvings).
     Returns the images and the function that takes a result back to the original shape.
     """
-    n, c, h, w = x.shape
+    n, (c, h, w) = x.shape[0], map(int, x.shape[1:])  # numbers to a trace too, but for n
     if c != channels:
         x = x.mean(1, keepdim=True) if channels == 1 else x.expand(n, 3, h, w)
     scale = min(1.0, size / max(h, w))
