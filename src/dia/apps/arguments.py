@@ -11,8 +11,6 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from ..data.imageset import DataError
-from ..detectors import DEFAULT, METHODS, detector_class
-from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
 
 
@@ -28,6 +26,10 @@ def _data_arguments(parser: ArgumentParser, split: str) -> None:
 
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a folder written by `dia fit`")
+    _device_argument(parser)
+
+
+def _device_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -79,6 +81,8 @@ def _model_report() -> ArgumentParser:
 
 
 def _benchmark_report() -> ArgumentParser:
+    from ..presets import PRESETS
+
     report = ArgumentParser(
         description="The table of a benchmark from the ledger's lines, with statistics and curves, as HTML "
         "page, Markdown, CSV and LaTeX. Example: dia report benchmark --ledger results/runs.jsonl"
@@ -97,12 +101,69 @@ def _benchmark_report() -> ArgumentParser:
     return report
 
 
+def _score_parser() -> ArgumentParser:
+    score = ArgumentParser(
+        description="Score images: path, score, p-value, flagged. A model exported as .onnx needs no torch."
+    )
+    score.add_argument("run", type=str, help="a folder written by `dia fit`, or an .onnx by `dia export`")
+    _device_argument(score)
+    _data_arguments(score, "test")
+    score.add_argument("--out", type=str, default="scores.csv", help=".csv or .jsonl")
+    score.add_argument(
+        "--heatmaps", type=str | None,
+        help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
+    )  # fmt: skip
+    score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
+    score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
+    score.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run of the same --out"
+    )
+    _executor_arguments(
+        score,
+        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to "
+        "read the model folder and the images, under the same paths",
+    )
+    _json_argument(score)
+    return score
+
+
+def _export_parser() -> ArgumentParser:
+    export = ArgumentParser(
+        description="The whole of scoring, from uint8 images of any size to score, p-value and heatmap, as "
+        "one file that needs none of this package; checked against the model before it is kept. "
+        "Example: dia export runs/mine --format onnx --out mine.onnx --check scans/labelled"
+    )
+    export.add_argument("run", type=str, help="a folder written by `dia fit`")
+    export.add_argument("--format", type=Literal["onnx", "torchscript"], default="onnx")
+    export.add_argument("--out", type=str | None, help="default: the run's name with .onnx or .pt")
+    export.add_argument("--opset", type=int, default=20, help="of ONNX, from 18")
+    export.add_argument(
+        "--check", type=str | None,
+        help="images on which the file must agree with the model too, beside generated ones: a folder, .npz, "
+        ".csv or image, or a known set's name",
+    )  # fmt: skip
+    export.add_argument("--split", type=str, default="test", help="of --check: train, val, test or all")
+    export.add_argument("--normal", type=str | None, help="of --check, as for `dia score`")
+    export.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"))
+    _json_argument(export)
+    return export
+
+
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
-    """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
+    """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first.
+
+    To score with an exported file it is that command's alone, which needs no torch.
+    """
     parser = ArgumentParser(
         prog="dia", description="Finds subtle anomalies after training on normal images only."
     )
     commands = parser.add_subcommands(dest="command")
+    score = _score_parser()
+    if argv[:1] == ["score"] and any(word.endswith(".onnx") for word in argv[1:]):
+        commands.add_subcommand("score", score)
+        return parser
+    from ..detectors import DEFAULT, METHODS, detector_class
+    from ..presets import PRESETS, settings
 
     fit = MarkedParser(
         description="Train a detector on normal images and calibrate it. --print_config shows every setting, "
@@ -140,26 +201,8 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _json_argument(fit)
     commands.add_subcommand("fit", fit)
 
-    score = ArgumentParser(description="Score images: path, score, p-value, flagged.")
-    _run_arguments(score)
-    _data_arguments(score, "test")
-    score.add_argument("--out", type=str, default="scores.csv", help=".csv or .jsonl")
-    score.add_argument(
-        "--heatmaps", type=str | None,
-        help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
-    )  # fmt: skip
-    score.add_argument("--false_alarm_rate", type=float | None, help="default: the one given to `dia fit`")
-    score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
-    score.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run of the same --out"
-    )
-    _executor_arguments(
-        score,
-        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to "
-        "read the model folder and the images, under the same paths",
-    )
-    _json_argument(score)
     commands.add_subcommand("score", score)
+    commands.add_subcommand("export", _export_parser())
 
     evaluate = ArgumentParser(
         description="AUROC, AP, FPR at 95 % TPR; pixel AUROC and PRO where masks exist."
@@ -285,6 +328,9 @@ class MarkedParser(ArgumentParser):
     def dump(self, *args: Any, **kwargs: Any) -> str:  # what --print_config prints
         """The configuration as YAML."""
         import yaml
+
+        from ..detectors import detector_class
+        from ..presets import settings
 
         config = yaml.safe_load(super().dump(*args, **kwargs))
         method = config.get("method")

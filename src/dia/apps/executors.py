@@ -13,13 +13,17 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..data.imageset import DataError, ImageSet
 from ..data.readers import Listing
-from ..detectors import Detector
+
+if TYPE_CHECKING:
+    from ..detectors import Detector
+    from .onnx_model import OnnxModel
 
 _IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
 
@@ -29,7 +33,7 @@ class Job:
     """What to score, and how.
 
     Args:
-        run: the model folder, which every machine that scores must be able to read.
+        run: the model folder or exported file, which every machine that scores must be able to read.
         detector: the same, loaded.
         listing: the images, which those machines must be able to read too.
         start: images done before.
@@ -41,7 +45,7 @@ class Job:
     """
 
     run: str
-    detector: Detector
+    detector: Detector | OnnxModel
     listing: Listing
     start: int = 0
     batch: int = 512
@@ -58,6 +62,17 @@ class Scored(NamedTuple):
     scores: np.ndarray
     heatmaps: np.ndarray | None
     skipped: Sequence[str]
+
+
+def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
+    """The detector of a folder, or what `dia export` made of one, which takes no torch."""
+    if Path(run).suffix == ".onnx":
+        from .onnx_model import OnnxModel
+
+        return OnnxModel(run, device=device)
+    from ..detectors import Detector
+
+    return Detector.load(run, device=device)
 
 
 def local(job: Job) -> Generator[Scored, None, None]:
@@ -118,19 +133,19 @@ class _Scorer:
         with contextlib.suppress(OSError):
             os.chdir(folder)  # relative paths mean what they mean to the caller
         self.run, self.device = run, device
-        self.detector: Detector | None = None
+        self.detector: Detector | OnnxModel | None = None
 
     def score(self, part: Listing, heatmaps: bool) -> Scored | str:
         """The scores, or the line that says why there are none."""
         try:
-            self.detector = self.detector or Detector.load(self.run, device=self.device)
+            self.detector = self.detector or load_model(self.run, device=self.device)
             (images,) = part.stream(len(part), workers=1)
             return _scored(self.detector, images, heatmaps)
         except DataError as error:
             return str(error)
 
 
-def _scored(detector: Detector, images: ImageSet, heatmaps: bool) -> Scored:
+def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) -> Scored:
     maps = detector.heatmap(images) if heatmaps else None
     return Scored(images.names, detector.score(images), maps, images.skipped)
 

@@ -22,12 +22,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 
+from ..calibrate import Calibration
 from ..data.imageset import DataError, ImageSet
 from ..locks import locked
 from ..presets import settings as preset_settings
 from ..settings import from_dict, identity, plain
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
-from .calibrate import Calibration
 from .provenance import identity_of
 
 FORMAT = 1

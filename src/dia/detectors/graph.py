@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .calibrate import Calibration
+from ..calibrate import Calibration
 
 _UNIT = 2**22  # Pillow's weights are whole numbers of this part
 _LOBES = 3  # of Lanczos
@@ -24,13 +24,13 @@ _TRUNCATE = 4.0  # scipy's Gaussians end after so many σ
 
 
 class Whole(nn.Module):
-    """Images as they come to `(score, p-value)` or `(score, p-value, heatmap)`.
+    """Images as they come to a tuple of what `outputs` names: score, p-value, and what else the body gives.
 
     Args:
         shape: (H, W, C) of the images that `body` takes.
         calibration: of the detector.
-        body: from `(N, C, H, W)` uint8 to a tuple of the score `(N,)` float64 and, where there is one, the
-            heatmap `(N, H, W)` float32.
+        body: from `(N, C, H, W)` uint8 to a tuple of the score `(N,)` float64 and what its `outputs` name:
+            `heatmap` `(N, H, W)` float32, `dissolved` `(N, T, H, W, C)` uint8.
     """
 
     normals: Tensor
@@ -38,15 +38,16 @@ class Whole(nn.Module):
     def __init__(self, shape: tuple[int, int, int], calibration: Calibration, body: nn.Module):
         super().__init__()
         self.shape, self.body = shape, body
+        self.outputs = ("score", "p_value", *getattr(body, "outputs", ()))
         self.register_buffer("normals", torch.from_numpy(calibration.scores.astype(np.float64)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """`(N, H, W, C)` uint8, of any H and W, C = 1 or 3."""
         height, width, channels = self.shape
         x = with_channels(images.permute(0, 3, 1, 2).double(), channels)
-        score, *maps = self.body(resized(x, height, width).to(torch.uint8))
+        score, *others = self.body(resized(x, height, width).to(torch.uint8))
         above = (self.normals >= score[:, None]).sum(1)
-        return score, (1 + above).double() / (1 + len(self.normals)), *maps
+        return score, (1 + above).double() / (1 + len(self.normals)), *others
 
 
 def with_channels(x: Tensor, channels: int) -> Tensor:
@@ -206,4 +207,3 @@ def nearest_mean(x: Tensor, bank: Tensor, k: int) -> Tensor:
     squared = (x**2).sum(-1, keepdim=True) + (bank**2).sum(-1)[..., None, :] - 2 * x @ bank.transpose(-1, -2)
     nearest = squared.topk(min(k, bank.shape[-2]), largest=False).values
     return nearest.clamp(min=0).sqrt().mean(-1)
-

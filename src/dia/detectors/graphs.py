@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..amplify.learning import as_input
 from ..amplify.shifts import SHIFTS
+from ..calibrate import Calibration
 from ..data.imageset import DataError
 from ..dissolve import Dissolving, StandIn
 from ..dissolve.base import fit_in
 from .base import Detector
 from .blur import Blur
-from .calibrate import Calibration
 from .csi import CSI, Part, normality, projections
 from .diaplus import FEATURE_NEIGHBOURS, DIAPlus
 from .graph import Evidence, GaussianBlur, Linear, Whole, nearest_mean, pooling, resizing
@@ -67,6 +67,7 @@ class Contrast(nn.Module):
             self.register_buffer(name, getattr(detector, f"{name}_").cpu())
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
         z, s = projections(self.encoder, as_input(x, self.amplify), self.amplify.shift, self.views)
         bank, lambda_, mu = (self.get_buffer(name) for name in ("bank", "lambda", "mu"))
         return (-normality(z, s, bank, lambda_, mu, self.parts).double(),)
@@ -86,6 +87,7 @@ class Features(nn.Module):
             self.register_buffer("bank", torch.from_numpy(detector.features_))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
         k_shifts, shift = SHIFTS[self.amplify.shift]
         x = as_input(x, self.amplify)
         h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
@@ -105,28 +107,30 @@ def _(detector: CSI) -> nn.Module:
 
 
 class Dissolve(nn.Module):
-    """Dissolves at several t, rounded to whole grey values; all t share one pass."""
+    """Dissolves at several t, which share one pass."""
 
     t: Tensor
 
-    def __init__(self, dissolver: Dissolving, ts: tuple[int, ...]):
+    def __init__(self, dissolver: Dissolving, ts: tuple[int, ...], rounded: bool):
         super().__init__()
+        self.rounded = rounded
         if isinstance(dissolver, StandIn) and dissolver.settings.kind == "noise":
             raise DataError("dissolver.kind noise is drawn from the pixels and cannot be exported")
         self.dissolver, self.network = dissolver, getattr(dissolver, "unet_", None)
         self.register_buffer("t", torch.tensor(ts))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` uint8 to `(T, N, C, H, W)` whole numbers in float32."""
+        """`(N, C, H, W)` uint8 to `(T, N, C, H, W)` float32 in [0, 255]."""
         n, many = x.shape[0], len(self.t)
         rows = (x.float() / 127.5 - 1).repeat(many, 1, 1, 1)
         z, undo = fit_in(rows, self.dissolver.settings.size, *self.dissolver._working(int(x.shape[1])))
         y = undo(self.dissolver._remove(z, self.t[:, None].expand(many, n).reshape(-1)))
-        return (y + 1).mul(127.5).round().clamp(0, 255).view(many, n, *x.shape[1:])
+        y = ((y + 1) * 127.5).clamp(0, 255).view(many, n, *x.shape[1:])
+        return y.round() if self.rounded else y
 
 
 class Residuals(nn.Module):
-    """`Residual`: evidence of its three parts `(N, 3)`, and the heatmap `(N, H, W)`."""
+    """`Residual`: evidence of its three parts `(N, 3)`, heatmap `(N, H, W)`, and what `remove` gave."""
 
     def __init__(self, residual: Residual, remove: nn.Module, height: int, width: int):
         super().__init__()
@@ -145,9 +149,10 @@ class Residuals(nn.Module):
             self.register_buffer(name, torch.from_numpy(getattr(residual, f"{name}_")))
         self.evidence = Evidence(residual.normals_)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        r = (x.float() - self.remove(x).float()).mean(2)  # (T, N, H, W)
+        removed = self.remove(x)  # (T, N, C, H, W)
+        r = (x.float() - removed.float()).mean(2)  # (T, N, H, W)
         detail = torch.log(self.wider((r - self.fine(r)) ** 2) + 1)
         maps = torch.stack([self.wide(r), self.wider(r), detail], 1).flatten(0, 1).transpose(0, 1)
         energies = torch.log(self.pool(r**2) + 1).transpose(0, 1).flatten(1)
@@ -160,7 +165,8 @@ class Residuals(nn.Module):
         overall = nearest_mean(scaled, self.get_buffer("bank"), NEIGHBOURS)
         columns = torch.cat([greatest.double(), distance.amax((1, 2)).double()[:, None], overall[:, None]], 1)
         e = self.evidence(columns)
-        return torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1), self.enlarge(distance)
+        e = torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1)
+        return e, self.enlarge(distance), removed
 
 
 def joined(evidence: Tensor) -> Tensor:
@@ -171,27 +177,34 @@ def joined(evidence: Tensor) -> Tensor:
 class BlurBody(nn.Module):
     """`trivial:blur`."""
 
+    outputs = ("heatmap",)
+
     def __init__(self, residuals: Residuals):
         super().__init__()
         self.residuals = residuals
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        evidence, heatmap = self.residuals(x)
+        """Of `(N, C, H, W)` uint8."""
+        evidence, heatmap, _ = self.residuals(x)
         return joined(evidence), heatmap
 
 
 class DIAPlusBody(nn.Module):
     """`dia+`: seven pieces of evidence."""
 
+    outputs = ("heatmap", "dissolved")
+
     def __init__(self, contrast: nn.Module, normals: Calibration, dissolve: Residuals, blur: Residuals):
         super().__init__()
         self.contrast, self.evidence = contrast, Evidence(normals.scores[:, None])
         self.dissolve, self.blur = dissolve, blur
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
         contrast = self.evidence(self.contrast(x)[0][:, None])
-        dissolve, heatmap = self.dissolve(x)
-        return joined(torch.cat([contrast, dissolve, self.blur(x)[0]], 1)), heatmap
+        evidence, heatmap, dissolved = self.dissolve(x)
+        score = joined(torch.cat([contrast, evidence, self.blur(x)[0]], 1))
+        return score, heatmap, dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
 
 
 def _blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:
@@ -213,6 +226,7 @@ def _(detector: DIAPlus) -> nn.Module:
         contrast = Contrast(detector, s.score_parts)
     else:
         contrast = Contrast(detector, ("cosine", "norm")) if s.contrast == "cosine" else Features(detector)
-    dissolve = Residuals(detector.residual_, Dissolve(detector.dissolver_, s.residual_ts), *side)
+    remove = Dissolve(detector.dissolver_, s.residual_ts, s.residual_rounded)
+    dissolve = Residuals(detector.residual_, remove, *side)
     blur = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
     return DIAPlusBody(contrast, detector.contrast_, dissolve, blur)
