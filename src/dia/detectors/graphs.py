@@ -10,9 +10,11 @@ from functools import singledispatch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
-from ..amplify.learning import as_input
+from ..amplify import learning
 from ..amplify.shifts import SHIFTS
 from ..calibrate import Calibration
 from ..data.imageset import DataError
@@ -22,8 +24,23 @@ from .base import Detector
 from .blur import Blur
 from .csi import CSI, Part, normality, projections
 from .diaplus import FEATURE_NEIGHBOURS, DIAPlus
-from .graph import Evidence, GaussianBlur, Linear, Whole, nearest_mean, pooling, resizing
+from .graph import (
+    Evidence,
+    GaussianBlur,
+    Linear,
+    Whole,
+    nearest_mean,
+    pooling,
+    resizing,
+    with_channels,
+)
+from .kdad import KDAD
+from .msc import MSC, nearest_sum
 from .residual import GRID, NEIGHBOURS, STRIDE, Residual, smoothing
+from .transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
+from .trivial import Brightness, Gradient, NormalisedPixels, Pca, Pixels, Std
+from .uniad import UniAD, anomaly_map, features, greatest_mean
+from .weights import as_input
 
 
 def graph_of(detector: Detector) -> Whole:
@@ -68,7 +85,7 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        z, s = projections(self.encoder, as_input(x, self.amplify), self.amplify.shift, self.views)
+        z, s = projections(self.encoder, learning.as_input(x, self.amplify), self.amplify.shift, self.views)
         bank, lambda_, mu = (self.get_buffer(name) for name in ("bank", "lambda", "mu"))
         return (-normality(z, s, bank, lambda_, mu, self.parts).double(),)
 
@@ -89,7 +106,7 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Of `(N, C, H, W)` uint8."""
         k_shifts, shift = SHIFTS[self.amplify.shift]
-        x = as_input(x, self.amplify)
+        x = learning.as_input(x, self.amplify)
         h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
         h = h.view(k_shifts, x.shape[0], -1).double()
         if not self.mahalanobis:
@@ -230,3 +247,170 @@ def _(detector: DIAPlus) -> nn.Module:
     dissolve = Residuals(detector.residual_, remove, *side)
     blur = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
     return DIAPlusBody(contrast, detector.contrast_, dissolve, blur)
+
+
+# --- methods that start from a pretrained network -----------------------------------------------------------
+
+
+class KDADBody(nn.Module):
+    """`kdad`'s score; its heatmap is a gradient, which a graph does not take."""
+
+    def __init__(self, detector: KDAD):
+        super().__init__()
+        self.teacher, self.cloner, self.size = detector.teacher_, detector.cloner_, detector.s.size
+        self.of_input = detector._of_input
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        return (self.of_input(as_input(x, self.size)).double(),)
+
+
+class MSCBody(nn.Module):
+    """`msc`."""
+
+    bank: Tensor
+
+    def __init__(self, detector: MSC):
+        super().__init__()
+        self.network, self.size, self.neighbours = detector.network_, detector.s.size, detector.s.neighbours
+        self.register_buffer("bank", detector.bank_)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        phi = F.normalize(self.network(as_input(x, self.size)), dim=1)
+        return (nearest_sum(phi, self.bank, self.neighbours),)
+
+
+class UniADBody(nn.Module):
+    """`uniad`."""
+
+    outputs = ("heatmap",)
+
+    def __init__(self, detector: UniAD):
+        super().__init__()
+        self.network, self.rebuilder, self.size = detector.network_, detector.rebuilder_, detector.s.size
+        down, across = (resizing(self.size, n, antialias=True) for n in detector.shape_[:2])
+        self.to_shape = Linear(down.float(), across.float())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        f = features(self.network, as_input(x, self.size))
+        maps = anomaly_map(self.rebuilder(f), f)
+        return greatest_mean(maps).double(), self.to_shape(maps)
+
+
+class LogLikelihood(nn.Module):
+    """`Gaussian.log_likelihood` of `(N, d)` float64."""
+
+    def __init__(self, gaussian: Gaussian):
+        super().__init__()
+        scaled = np.linalg.inv(gaussian.factor) / gaussian.deviation  # (d, d)
+        self.register_buffer("mean", torch.from_numpy(gaussian.mean))
+        self.register_buffer("whiten", torch.from_numpy(np.ascontiguousarray(scaled.T)))
+        self.greatest = float(gaussian.log_likelihood(gaussian.mean[None])[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N,)`."""
+        z = (x - self.get_buffer("mean")) @ self.get_buffer("whiten")
+        return self.greatest - 0.5 * (z**2).sum(1)
+
+
+class TransformalyBody(nn.Module):
+    """`transformaly`."""
+
+    def __init__(self, detector: Transformaly):
+        super().__init__()
+        self.teacher, self.student, self.size = detector.teacher_, detector.student_, detector.s.size
+        self.register_buffer("mean", torch.from_numpy(detector.mean_))
+        self.register_buffer("whiten", torch.from_numpy(detector.whiten_))
+        self.of_class, self.of_errors = LogLikelihood(detector.of_class_), LogLikelihood(detector.of_errors_)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        between = tokens(self.teacher, as_input(x, self.size, HALF, HALF))
+        errors = torch.stack(block_errors(between, self.student)[1:-1], 1).double()
+        classes = self.teacher.norm(between[-1])[:, 0].double()
+        whitened = (classes - self.get_buffer("mean")) @ self.get_buffer("whiten")
+        return (-(self.of_class(whitened) + self.of_errors(errors)),)
+
+
+for _method, _graph in (
+    (KDAD, KDADBody), (MSC, MSCBody), (UniAD, UniADBody), (Transformaly, TransformalyBody)
+):  # fmt: skip
+    body.register(_method, _graph)
+
+
+# --- untrained rows -----------------------------------------------------------------------------------------
+
+
+def luma(x: Tensor) -> Tensor:
+    """`(N, C, H, W)` uint8 to `(N, H, W)` in [0, 1], float64, as `trivial.luma`."""
+    return with_channels(x.double(), 1)[:, 0] / 255
+
+
+class OneNumber(nn.Module):
+    """Brightness, std or gradient energy, in standard deviations of the normals."""
+
+    def __init__(self, detector: Brightness | Std | Gradient):
+        super().__init__()
+        self.kind = type(detector)
+        self.mean, self.std = float(detector.mean_[0]), float(detector.std_[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        y = luma(x)
+        if self.kind is Brightness:
+            feature = y.mean((1, 2))
+        elif self.kind is Std:
+            feature = y.var((1, 2), correction=0).sqrt()
+        else:
+            feature = y.diff(dim=1).abs().mean((1, 2)) + y.diff(dim=2).abs().mean((1, 2))
+        return (((feature - self.mean) / self.std).abs(),)
+
+
+class PixelsBody(nn.Module):
+    """The nearest normal at 16×16, as it is or normalised."""
+
+    def __init__(self, detector: Pixels | NormalisedPixels):
+        super().__init__()
+        self.normalised = isinstance(detector, NormalisedPixels)
+        self.small = Linear(*(resizing(side, 16, antialias=True) for side in detector.shape_[:2]))
+        self.register_buffer("bank", torch.from_numpy(detector.bank_))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        flat = self.small(luma(x)).flatten(1)
+        if self.normalised:
+            flat = flat - flat.mean(1, keepdim=True)
+            flat = flat / flat.var(1, correction=0, keepdim=True).sqrt().clamp(min=1e-6)
+        return (nearest_mean(flat.float(), self.get_buffer("bank"), 1),)
+
+
+class PcaBody(nn.Module):
+    """`trivial:pca`."""
+
+    outputs = ("heatmap",)
+
+    def __init__(self, detector: Pca):
+        super().__init__()
+        sides = [(side, min(side, 32)) for side in detector.shape_[:2]]
+        self.small = Linear(*(resizing(side, low, antialias=True) for side, low in sides))
+        smooth = [torch.from_numpy(ndimage.gaussian_filter1d(np.eye(low), 1, axis=0)) for _, low in sides]
+        down, across = (resizing(low, side) @ s for (side, low), s in zip(sides, smooth, strict=True))
+        self.enlarge = Linear(down, across)
+        self.register_buffer("mean", torch.from_numpy(detector.mean_))
+        self.register_buffer("components", torch.from_numpy(detector.components_))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        y, components = self.small(luma(x)), self.get_buffer("components")
+        centred = y.flatten(1) - self.get_buffer("mean")
+        residual = centred - centred @ components.T @ components
+        return (residual**2).mean(1), self.enlarge(residual.abs().view(y.shape)).float()
+
+
+for _row in (Brightness, Std, Gradient):
+    body.register(_row, OneNumber)
+for _row in (Pixels, NormalisedPixels):
+    body.register(_row, PixelsBody)
+body.register(Pca, PcaBody)
