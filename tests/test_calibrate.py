@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dia.detectors.calibrate import Calibration
+from dia.calibrate import Calibration
 
 few_levels = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)  # full of ties
 any_scores = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)

@@ -27,11 +27,11 @@ from pydicom import uid  # noqa: E402
 
 from dia.apps.cli import main  # noqa: E402
 from dia.apps.executors import _Scorer  # noqa: E402
+from dia.calibrate import held_out  # noqa: E402
 from dia.data import decode, nifti  # noqa: E402
 from dia.data.imageset import DataError, ImageSet  # noqa: E402
 from dia.data.readers import listing, read  # noqa: E402
 from dia.detectors import METHODS, Detector  # noqa: E402
-from dia.detectors.calibrate import held_out  # noqa: E402
 from dia.evaluate.volumes import volume_metrics, volume_scores  # noqa: E402
 
 RNG = np.random.default_rng(0)

@@ -24,14 +24,11 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
 
+from .errors import TrainingError
 from .tracking import curves
 
 CHECKPOINT = "last.ckpt"
 Precision = Literal["auto", "32", "bf16"]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is no longer finite. Names the step."""
 
 
 class _StopOnNonFinite(Callback):

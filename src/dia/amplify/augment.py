@@ -112,7 +112,7 @@ class Augment(nn.Module):
             m = colour.to(x)[..., None]
             x = (x * m[:, :, :1] + m[:, :, 1:]).clamp_(0, 1)
         else:
-            m = colour.to(x).expand(len(x), 3, 4)
+            m = colour.to(x).expand(x.shape[0], 3, 4)
             x = torch.baddbmm(m[:, :, 3:], m[:, :, :3], x.flatten(2)).clamp_(0, 1).view(x.shape)
         grid = crop_grid(crop.to(x), *x.shape[-2:])
         # where all share one crop they are channels of one image, for which its weights are found once

@@ -129,7 +129,11 @@ def encoder_input(
     images: np.ndarray, settings: AmplifySettings, device: torch.device | str = "cpu"
 ) -> Tensor:
     """`(N, H, W, C)` uint8 to square `(N, C', S, S)` float32 in [0, 1], S = min(size, longer side)."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    return as_input(torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2), settings)
+
+
+def as_input(x: Tensor, settings: AmplifySettings) -> Tensor:
+    """The same of a tensor `(N, C, H, W)` uint8."""
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     side = min(settings.size, max(x.shape[-2:]))
     if x.shape[-2:] != (side, side):

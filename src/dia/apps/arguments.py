@@ -14,8 +14,6 @@ from jsonargparse import ActionConfigFile
 from ..data.imageset import DataError
 from ..data.windows import AXES
 from ..data.windows import PRESETS as WINDOWS
-from ..detectors import DEFAULT, METHODS, detector_class
-from ..presets import PRESETS, settings
 from ..settings import differences, from_dict
 from .helptext import ArgumentParser, examples
 from .limits import Limits
@@ -54,6 +52,10 @@ def _view_arguments(parser: Any, default: str) -> None:
 
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a folder written by `dia fit`")
+    _device_argument(parser)
+
+
+def _device_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -164,6 +166,8 @@ def _model_report() -> ArgumentParser:
 
 
 def _benchmark_report() -> ArgumentParser:
+    from ..presets import PRESETS
+
     report = ArgumentParser(
         description="""The table of a benchmark, drawn from the ledger: HTML, Markdown, CSV, LaTeX, figures.
 
@@ -190,8 +194,86 @@ def _benchmark_report() -> ArgumentParser:
     return report
 
 
+def _score_parser() -> ArgumentParser:
+    score = ArgumentParser(
+        description="""Score images: one row each of path, score, p_value, flagged.
+
+            A higher score is more anomalous, on the method's own scale. The p-value is the share of
+            held-out normals, the image itself counted among them, that score at least as high; an image is
+            flagged where it is at most the false-alarm rate. Files are read, scored and written batch by
+            batch, so memory does not grow with their number.""",
+        epilog=examples(
+            "dia score runs/mine scans/new --out scores.csv",
+            "dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01",
+            "dia score runs/mine archive --out scores.jsonl --skip_bad --resume",
+            "dia score runs/mine archive --executor ray --ray_address HOST:PORT",
+            "dia score mine.onnx scans/new  # a model exported by `dia export`: needs no torch",
+        ),
+    )
+    score.add_argument("run", type=str, help="a folder written by `dia fit`, or an .onnx by `dia export`")
+    _device_argument(score)
+    _data_arguments(score, "test")
+    score.add_argument("--out", type=str, default="scores.csv", help="file of the rows: .csv or .jsonl")
+    score.add_argument(
+        "--heatmaps", type=str | None,
+        help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
+    )  # fmt: skip
+    score.add_argument(
+        "--false_alarm_rate", type=float | None,
+        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
+    )  # fmt: skip
+    score.add_argument(
+        "--top_k", type=int, default=5,
+        help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
+    )  # fmt: skip
+    score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
+    score.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run of the same --out"
+    )
+    _executor_arguments(
+        score,
+        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to "
+        "read the model folder and the images, under the same paths",
+    )
+    _json_argument(score)
+    return score
+
+
+def _export_parser() -> ArgumentParser:
+    export = ArgumentParser(
+        description="""Export the whole of scoring as one file that needs none of this package.
+
+            From uint8 images of any size to score, p-value and heatmap: resizing, shifts, bank and
+            calibration included. The file is checked against the model before it is kept.""",
+        epilog=examples(
+            "dia export runs/mine --format onnx --out mine.onnx",
+            "dia export runs/mine --format torchscript --check scans/labelled",
+            "dia score mine.onnx scans/new --out scores.csv",
+        ),
+    )
+    export.add_argument("run", type=str, help="a folder written by `dia fit`")
+    export.add_argument("--format", type=Literal["onnx", "torchscript"], default="onnx",
+                        help="for onnxruntime in any language, or for libtorch")  # fmt: skip
+    export.add_argument("--out", type=str | None, help="default: the run's name with .onnx or .pt")
+    export.add_argument("--opset", type=int, default=20, help="of ONNX, from 18")
+    export.add_argument(
+        "--check", type=str | None,
+        help="images on which the file must agree with the model too, beside generated ones: a folder, .npz, "
+        ".csv or image, or a known set's name",
+    )  # fmt: skip
+    export.add_argument("--split", type=str, default="test", help="of --check: train, val, test or all")
+    export.add_argument("--normal", type=str | None, help="of --check, as for `dia score`")
+    export.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                        help="folder in which known sets lie (default: $DIA_DATA)")  # fmt: skip
+    _json_argument(export)
+    return export
+
+
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
-    """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first."""
+    """The whole parser. The settings of `dia fit` depend on its method and preset, found in `argv` first.
+
+    To score with an exported file it is that command's alone, which needs no torch.
+    """
     parser = ArgumentParser(
         prog="dia",
         description="""Finds subtle anomalies in medical images after training on normal images only.
@@ -213,6 +295,12 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     commands = parser.add_subcommands(
         dest="command", title="commands", description="`dia COMMAND --help` explains each, with examples."
     )
+    score = _score_parser()
+    if argv[:1] == ["score"] and any(word.endswith(".onnx") for word in argv[1:]):
+        commands.add_subcommand("score", score)
+        return parser
+    from ..detectors import DEFAULT, METHODS, detector_class
+    from ..presets import PRESETS, settings
 
     fit = MarkedParser(
         description="""Train a detector on normal images and calibrate it.
@@ -277,46 +365,8 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     _json_argument(fit)
     commands.add_subcommand("fit", fit)
 
-    score = ArgumentParser(
-        description="""Score images: one row each of path, score, p_value, flagged.
-
-            A higher score is more anomalous, on the method's own scale. The p-value is the share of
-            held-out normals, the image itself counted among them, that score at least as high; an image is
-            flagged where it is at most the false-alarm rate. Files are read, scored and written batch by
-            batch, so memory does not grow with their number.""",
-        epilog=examples(
-            "dia score runs/mine scans/new --out scores.csv",
-            "dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01",
-            "dia score runs/mine archive --out scores.jsonl --skip_bad --resume",
-            "dia score runs/mine archive --executor ray --ray_address HOST:PORT",
-        ),
-    )
-    _run_arguments(score)
-    _data_arguments(score, "test")
-    score.add_argument("--out", type=str, default="scores.csv", help="file of the rows: .csv or .jsonl")
-    score.add_argument(
-        "--heatmaps", type=str | None,
-        help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
-    )  # fmt: skip
-    score.add_argument(
-        "--false_alarm_rate", type=float | None,
-        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
-    )  # fmt: skip
-    score.add_argument(
-        "--top_k", type=int, default=5,
-        help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
-    )  # fmt: skip
-    score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
-    score.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run of the same --out"
-    )
-    _executor_arguments(
-        score,
-        "a model on each CPU core, or GPU, of a machine or cluster; each of its machines must be able to "
-        "read the model folder and the images, under the same paths",
-    )
-    _json_argument(score)
     commands.add_subcommand("score", score)
+    commands.add_subcommand("export", _export_parser())
 
     evaluate = ArgumentParser(
         description="""Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR.
@@ -531,6 +581,9 @@ class MarkedParser(ArgumentParser):
     def dump(self, *args: Any, **kwargs: Any) -> str:  # what --print_config prints
         """The configuration as YAML."""
         import yaml
+
+        from ..detectors import detector_class
+        from ..presets import settings
 
         config = yaml.safe_load(super().dump(*args, **kwargs))
         method = config.get("method")

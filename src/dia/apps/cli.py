@@ -1,4 +1,4 @@
-"""The command line `dia`: fit, score, evaluate, dissolve, report, serve, grids of runs, data, demo.
+"""The command line `dia`: its commands.
 
 Calls the package and prints; what can be asked of it is in `arguments.py`.
 Bad usage or data: one line on stderr, exit status 2. Results go to stdout (`--json`: one JSON object),
@@ -26,9 +26,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..data.imageset import DataError, ImageSet
-from ..presets import MAX_SIZE, PRESETS
+from ..errors import TrainingError
 from ..settings import replaced
-from ..training import TrainingError
 from .arguments import build_parser, underscored, with_signs
 from .viewed import OPTIONS, as_fitted
 
@@ -80,6 +79,7 @@ def cmd_fit(a: Namespace) -> None:
     """`dia fit`."""
     from ..detectors import detector_class
     from ..evaluate.benchmark import facts_of
+    from ..presets import MAX_SIZE, PRESETS
     from ..tracking import check_logger, tracking
     from ..training import barrier, is_main, join_processes
 
@@ -147,9 +147,7 @@ def cmd_fit(a: Namespace) -> None:
 def cmd_score(a: Namespace) -> None:
     """`dia score`."""
     from ..data.catalog import open_listing
-    from ..detectors import Detector
-    from .executors import EXECUTORS, Job
-    from .inferencer import hash_of
+    from .executors import EXECUTORS, Job, hash_of, load_model
     from .scorefile import ScoreFile
 
     if not a.out.endswith((".csv", ".jsonl")):
@@ -157,7 +155,7 @@ def cmd_score(a: Namespace) -> None:
     for flag in ("batch", "top_k"):
         if a[flag] < 1:
             raise DataError(f"--{flag} must be at least 1, not {a[flag]}")
-    detector = Detector.load(a.run, device=a.device if a.executor == "local" else "cpu")
+    detector = load_model(a.run, device=a.device if a.executor == "local" else "cpu")
     rate = _rate(a, detector)
     threshold = detector.threshold(rate)
     h, w, c = detector.shape_
@@ -221,6 +219,22 @@ def _write_heatmaps(
     for name, picture in zip(names, colour(maps, rows.scale), strict=True):
         safe = "_".join(Path(name).parts).replace("..", "_").lstrip("/\\")
         Image.fromarray(picture).save(folder / f"{safe}.png")
+
+
+def cmd_export(a: Namespace) -> None:
+    """`dia export`."""
+    from ..data.catalog import open_listing
+    from ..detectors import Detector
+    from .export import SUFFIX, export
+
+    detector = Detector.load(a.run, device="cpu")
+    target = Path(a.out or Path(a.run).with_suffix(SUFFIX[a.format]).name)
+    h, w, c = detector.shape_
+    images = a.check and open_listing(
+        a.check, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=True
+    )
+    facts = export(detector, target, a.format, opset=a.opset, images=images)
+    _show(facts, a.json)
 
 
 def cmd_evaluate(a: Namespace) -> None:
@@ -359,7 +373,7 @@ def cmd_ablate(a: Namespace) -> None:
 def cmd_methods(a: Namespace) -> None:
     """`dia methods`."""
     from ..detectors import METHODS
-    from ..presets import settings
+    from ..presets import PRESETS, settings
     from ..settings import flat, plain
 
     if a.preset not in PRESETS:

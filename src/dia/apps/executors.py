@@ -6,6 +6,7 @@ Knows listings and detectors; knows nothing of rows or files of scores. Ray is i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
 import socket
@@ -13,13 +14,17 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..data.imageset import DataError, ImageSet
 from ..data.readers import Listing
-from ..detectors import Detector
+
+if TYPE_CHECKING:
+    from ..detectors import Detector
+    from .onnx_model import OnnxModel
 
 _IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
 
@@ -29,7 +34,7 @@ class Job:
     """What to score, and how.
 
     Args:
-        run: the model folder, which every machine that scores must be able to read.
+        run: the model folder or exported file, which every machine that scores must be able to read.
         detector: the same, loaded.
         listing: the images, which those machines must be able to read too.
         start: images done before.
@@ -41,7 +46,7 @@ class Job:
     """
 
     run: str
-    detector: Detector
+    detector: Detector | OnnxModel
     listing: Listing
     start: int = 0
     batch: int = 512
@@ -58,6 +63,17 @@ class Scored(NamedTuple):
     scores: np.ndarray
     heatmaps: np.ndarray | None
     skipped: Sequence[str]
+
+
+def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
+    """The detector of a folder, or what `dia export` made of one, which takes no torch."""
+    if Path(run).suffix == ".onnx":
+        from .onnx_model import OnnxModel
+
+        return OnnxModel(run, device=device)
+    from ..detectors import Detector
+
+    return Detector.load(run, device=device)
 
 
 def local(job: Job) -> Generator[Scored, None, None]:
@@ -118,19 +134,19 @@ class _Scorer:
         with contextlib.suppress(OSError):
             os.chdir(folder)  # relative paths mean what they mean to the caller
         self.run, self.device = run, device
-        self.detector: Detector | None = None
+        self.detector: Detector | OnnxModel | None = None
 
     def score(self, part: Listing, heatmaps: bool) -> Scored | str:
         """The scores, or the line that says why there are none."""
         try:
-            self.detector = self.detector or Detector.load(self.run, device=self.device)
+            self.detector = self.detector or load_model(self.run, device=self.device)
             (images,) = part.stream(len(part), workers=1)
             return _scored(self.detector, images, heatmaps)
         except DataError as error:
             return str(error)
 
 
-def _scored(detector: Detector, images: ImageSet, heatmaps: bool) -> Scored:
+def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) -> Scored:
     maps = detector.heatmap(images) if heatmaps else None
     return Scored(images.names, detector.score(images), maps, images.skipped)
 
@@ -161,3 +177,13 @@ def start_ray(address: str | None) -> tuple[Any, bool]:
 def last_line(error: BaseException) -> str:
     """Where Ray's long texts say what happened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
+
+
+def hash_of(run: Path) -> str:
+    """Sixteen hex digits of all that decides scores and p-values, of a model's folder or exported file."""
+    if run.is_file():
+        return hashlib.sha256(run.read_bytes()).hexdigest()[:16]
+    h = hashlib.sha256()
+    for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
+        h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return h.hexdigest()[:16]

@@ -6,7 +6,6 @@ pages, limits on bytes or stored reviews. Nothing it says names a place on this 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import threading
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from ..data.readers import Listing, listing
 from ..detectors import Detector
 from ..evaluate.ledger import environment
 from ..evaluate.pictures import scale_of
+from .executors import hash_of
 
 MOST_NORMALS = 2000  # that are looked through for neighbours
 _BATCH = 256
@@ -365,14 +365,6 @@ class Inferencer:
             "the training images are not where they were when the model was fitted; name them with --normals"
         )
         return None
-
-
-def hash_of(run: Path) -> str:
-    """Sixteen hex digits of all that decides a model's scores and p-values."""
-    h = hashlib.sha256()
-    for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
-        h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    return h.hexdigest()[:16]
 
 
 def _some(whole: Listing, index: np.ndarray) -> Listing:

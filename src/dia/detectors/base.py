@@ -23,12 +23,12 @@ from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 
+from ..calibrate import Calibration, held_out
 from ..data.imageset import DataError, ImageSet
 from ..locks import locked
 from ..presets import settings as preset_settings
 from ..settings import flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
-from .calibrate import Calibration, held_out
 from .hub import Hub
 from .provenance import identity_of
 

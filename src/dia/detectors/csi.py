@@ -15,7 +15,7 @@ does not depend on which others are scored with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -129,27 +129,24 @@ class CSI(Detector):
 
         All shifts and samples of some images share one forward pass.
         """
-        k_shifts, shift = SHIFTS[self.s.amplify.shift]
-        many = self.s.samples
-        draws = [self._seeded(sample, partial(self.augment_.draw, 1)) for sample in range(many)]
-        z_parts, s_parts = [], []
-        for x in self._inputs(images, k_shifts * many):
-            shifted = torch.cat([shift(x, k) for k in range(k_shifts)])
-            if self.augment_.hsv is None:
-                views = [self.augment_(shifted, d) for d in draws]
-            else:  # kornia draws for itself
-                views = [self._seeded(sample, partial(self.augment_, shifted)) for sample in range(many)]
-            _, z, logits = self.encoder_(torch.cat(views))
-            z_parts.append(z.view(many, k_shifts, len(x), -1).mean(0))
-            of_shift = logits.view(many, k_shifts, len(x), k_shifts).mean(0)
-            s_parts.append(of_shift.diagonal(dim1=0, dim2=2).T)
-        return torch.cat(z_parts, 1), torch.cat(s_parts, 1)
+        views = self._views()
+        inputs = self._inputs(images, SHIFTS[self.s.amplify.shift][0] * len(views))
+        parts = [projections(self.encoder_, x, self.s.amplify.shift, views) for x in inputs]
+        z, s = zip(*parts, strict=True)
+        return torch.cat(z, 1), torch.cat(s, 1)
 
-    def _seeded(self, sample: int, make: Callable[[], Any]) -> Any:
+    def _views(self) -> list[Callable[[Tensor], Tensor]]:
+        """What each sample makes of `(N, C, S, S)` images, the same of each."""
+        if self.augment_.hsv is not None:  # kornia draws for itself
+            return [partial(self._seeded, i, self.augment_) for i in range(self.s.samples)]
+        draws = (self._seeded(i, self.augment_.draw, 1) for i in range(self.s.samples))
+        return [partial(self.augment_, draws=d) for d in draws]
+
+    def _seeded(self, sample: int, make: Callable[..., Any], *args: Any) -> Any:
         """What `make` returns under the seed of a sample; the caller's random numbers stay as they are."""
         with torch.random.fork_rng(devices=[]):
             seed_step(self.seed, sample)
-            return make()
+            return make(*args)
 
     def _inputs(self, images: np.ndarray, views: int) -> Iterator[Tensor]:
         """What the encoder takes, on its device, of as many images at a time as fill a pass."""
@@ -197,6 +194,25 @@ class CSI(Detector):
         self.bank_, self.lambda_, self.mu_ = (
             torch.from_numpy(tensors[k]).to(self.where_) for k in ("bank", "lambda", "mu")
         )
+
+
+def projections(
+    encoder: Encoder, x: Tensor, shift: str, views: Sequence[Callable[[Tensor], Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Mean projections `(K, N, D)` and mean logits of the right shift `(K, N)`, in one forward pass.
+
+    Args:
+        encoder: as trained.
+        x: what it takes, `(N, C, S, S)` in [0, 1].
+        shift: name of the shifted instances.
+        views: what is averaged over: augmentations of all shifted images at once.
+    """
+    k_shifts, shifted = SHIFTS[shift]
+    rows = torch.cat([shifted(x, k) for k in range(k_shifts)])
+    _, z, logits = encoder(torch.cat([view(rows) for view in views]))
+    z = z.view(len(views), k_shifts, x.shape[0], -1).mean(0)
+    of_shift = logits.view(len(views), k_shifts, x.shape[0], k_shifts).mean(0)
+    return z, of_shift.diagonal(dim1=0, dim2=2).T
 
 
 def normality(

@@ -169,7 +169,7 @@ def nearest_sum(phi: Tensor, bank: Tensor, k: int) -> Tensor:
 
     ‖a − b‖² = 2 − 2⟨a, b⟩, in 64 bits, since near neighbours would cancel in 32.
     """
-    phi, best = phi.double(), phi.new_empty(len(phi), 0, dtype=torch.float64)
+    phi, best = phi.double(), phi.new_empty(phi.shape[0], 0, dtype=torch.float64)
     for part in bank.split(_BANK):
         best = torch.cat([best, phi @ part.double().T], 1)
         best = best.topk(min(k, best.shape[1]), dim=1).values

@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.special import logsumexp
 
-from .calibrate import Calibration
+from ..calibrate import Calibration
 
 Removal = Callable[[np.ndarray], np.ndarray]  # (N, H, W, C) uint8 to (T, N, H, W, C) uint8
 
 PARTS = ("single", "joint", "overall")
-_STRIDE = 2  # of the grid on which the Mahalanobis distance is taken
+STRIDE = 2  # of the grid on which the Mahalanobis distance is taken
 _RIDGE = 0.05
-_GRID = 6
-_NEIGHBOURS = 3
+GRID = 6
+NEIGHBOURS = 3
 _CHUNK = 256
 _MOST = 1000
 
@@ -58,7 +58,7 @@ class Residual:
         mean = maps.mean(0)
         self.mean_ = _smooth(mean, 0.7 * unit)
         self.std_ = np.sqrt(_smooth(((maps - self.mean_) ** 2).mean(0), 1.5 * unit)) + 1e-3
-        z = ((maps - self.mean_) / self.std_)[..., ::_STRIDE, ::_STRIDE]
+        z = ((maps - self.mean_) / self.std_)[..., ::STRIDE, ::STRIDE]
         covariance = np.einsum("nihw,njhw->ijhw", z, z) / len(z)
         covariance = _smooth(covariance, 0.5 * unit).transpose(2, 3, 0, 1)
         self.precision_ = np.linalg.inv(covariance + _RIDGE * np.eye(z.shape[1])).astype(np.float32)
@@ -101,7 +101,7 @@ class Residual:
             r = (images.astype(np.float32) - removed).mean(-1)
             fine = r - _smooth(r, unit)
             maps += [_smooth(r, 2 * unit), _smooth(r, 3 * unit), np.log(_smooth(fine**2, 3 * unit) + 1)]
-            pooled = F.adaptive_avg_pool2d(torch.from_numpy(r**2), _GRID)
+            pooled = F.adaptive_avg_pool2d(torch.from_numpy(r**2), GRID)
             energies.append(torch.log(pooled + 1).flatten(1).numpy())
         return np.stack(maps, 1), np.concatenate(energies, 1)
 
@@ -110,14 +110,14 @@ class Residual:
         maps, energies = self._maps(images)
         z = (maps - self.mean_) / self.std_
         greatest = np.abs(z).max((-2, -1))
-        z = z[..., ::_STRIDE, ::_STRIDE]
+        z = z[..., ::STRIDE, ::STRIDE]
         squared = np.einsum("nihw,hwij,njhw->nhw", z, self.precision_, z, optimize=True)
         distance = _smooth(np.sqrt(np.maximum(squared, 0)), min(images.shape[1:3]) / 64)
         heatmap = F.interpolate(
             torch.from_numpy(distance.astype(np.float32))[:, None], images.shape[1:3], mode="bilinear"
         )[:, 0].numpy()
         scaled = ((energies - self.energy_mean_) / self.energy_std_).astype(np.float32)
-        return greatest, distance.max((1, 2)), nearest(scaled, self.bank_, _NEIGHBOURS), heatmap
+        return greatest, distance.max((1, 2)), nearest(scaled, self.bank_, NEIGHBOURS), heatmap
 
 
 def joined(evidence: np.ndarray) -> np.ndarray:
@@ -138,11 +138,11 @@ def nearest(features: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
 
 def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian smoothing of the last two axes, as scipy's, by products with its matrix for each axis."""
-    rows, columns = (_smoothing(side, sigma) for side in x.shape[-2:])
+    rows, columns = (smoothing(side, sigma) for side in x.shape[-2:])
     return np.asarray(rows @ x.astype(np.float32, copy=False) @ columns.T)
 
 
 @lru_cache(maxsize=64)
-def _smoothing(side: int, sigma: float) -> np.ndarray:
+def smoothing(side: int, sigma: float) -> np.ndarray:
     """`(side, side)`: scipy's Gaussian filter of a line, as a matrix."""
     return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(np.float32)

@@ -40,7 +40,7 @@ from .weights import backbone, check_weights, describe, restored, to_input
 _PIXELS = 2**20  # of one forward pass without gradients
 _STUDENT = 2**31  # added to the seed: a random teacher must not be its own student
 _RIDGE = 1e-6  # of the covariances, of standardised values
-_HALF = (0.5, 0.5, 0.5)
+HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def student_of(s: TransformalySettings, seed: int) -> nn.ModuleList:
 
 
 def _input(images: np.ndarray, size: int, device: torch.device) -> Tensor:
-    return to_input(images, size, device, mean=_HALF, std=_HALF)
+    return to_input(images, size, device, mean=HALF, std=HALF)
 
 
 @torch.no_grad()

@@ -155,7 +155,16 @@ def to_input(
 ) -> Tensor:
     """`(N, H, W, 1 or 3)` uint8 to `(N, 3, size, size)` float32, bilinear antialiased, normalised."""
     # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
-    x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2)
+    return as_input(torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2), size, mean, std)
+
+
+def as_input(
+    x: Tensor,
+    size: int,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Tensor:
+    """The same of a tensor `(N, 1 or 3, H, W)` uint8."""
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if x.shape[-2:] != (size, size):
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)

@@ -129,7 +129,14 @@ class Dissolving:
         """Hash of everything that decides the result: the same hash dissolves alike."""
         raise NotImplementedError
 
-    def dissolve(self, images: np.ndarray, t: int | Sequence[int], *, batch: int | None = None) -> np.ndarray:
+    def dissolve(
+        self,
+        images: np.ndarray,
+        t: int | Sequence[int],
+        *,
+        batch: int | None = None,
+        rounded: bool = True,
+    ) -> np.ndarray:
         """Dissolves images at one or several t.
 
         Args:
@@ -137,20 +144,22 @@ class Dissolving:
             t: diffusion step in 0–999, or a sequence of them.
             batch: images per forward pass, on which the result does not depend; by default 32 on a CPU,
                 where larger ones fall out of its caches and take nearly twice as long, else 256.
+            rounded: to whole grey values.
 
         Returns:
-            uint8, `(N, H, W, C)` for one t, `(len(t), N, H, W, C)` for a sequence.
+            uint8 (float32 in [0, 255] if not `rounded`), `(N, H, W, C)` for one t, `(len(t), N, H, W, C)` for
+            a sequence.
 
         Raises:
             DataError: images of another type or shape, t out of range, or not fitted.
         """
         many = isinstance(t, Sequence | np.ndarray)
         ts = [int(v) for v in np.atleast_1d(t)]
-        out = np.empty((len(ts), *images.shape), np.uint8)
+        out = np.empty((len(ts), *images.shape), np.uint8 if rounded else np.float32)
         for part in self._chunks(len(images), batch):
             x = to_tensor(images[part], self.where_)
             for j, v in enumerate(ts):
-                out[j, part] = to_uint8(self(x, v))
+                out[j, part] = to_uint8(self(x, v)) if rounded else to_grey(self(x, v))
         return out if many else out[0]
 
     def dissolve_each(self, images: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -193,8 +202,13 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
+def to_grey(x: Tensor) -> np.ndarray:
+    """`(N, C, H, W)` in [−1, 1] to `(N, H, W, C)` float32 in [0, 255]."""
+    return x.add(1).mul(127.5).clamp(0, 255).permute(0, 2, 3, 1).cpu().numpy()
+
+
 def to_uint8(x: Tensor) -> np.ndarray:
-    """`(N, C, H, W)` in [−1, 1] to `(N, H, W, C)` uint8, rounded."""
+    """The same, rounded, as uint8."""
     return x.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -204,7 +218,7 @@ def fit_in(x: Tensor, size: int, channels: int, multiple: int) -> tuple[Tensor, 
     Larger images are resized bilinearly, then padded by reflection (28 px to 32 for three halvings).
     Returns the images and the function that takes a result back to the original shape.
     """
-    n, c, h, w = x.shape
+    n, (c, h, w) = x.shape[0], map(int, x.shape[1:])  # numbers to a trace too, but for n
     if c != channels:
         x = x.mean(1, keepdim=True) if channels == 1 else x.expand(n, 3, h, w)
     scale = min(1.0, size / max(h, w))

@@ -126,7 +126,7 @@ class Dissolver(Dissolving):
         )
 
     def _remove(self, z: Tensor, t: Tensor) -> Tensor:
-        patch, _ = self._geometry(z.shape[1])
+        patch, _ = self._geometry(int(z.shape[1]))
         released = self.settings.input_range == "released"
         if released:  # in [0, 1], out [−1, 1] of which an image in [0, 1] can hold the upper half
             z = (z + 1) / 2

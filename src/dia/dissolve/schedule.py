@@ -34,7 +34,7 @@ def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float, *, clamp: bo
         clamp: off for latents, which have no bounds.
     """
     a = torch.as_tensor(alpha_bar, dtype=x.dtype, device=x.device)
-    if x.shape != epsilon.shape or a.ndim > 1 or (a.ndim == 1 and len(a) != len(x)):
+    if x.shape != epsilon.shape or a.ndim > 1 or (a.ndim == 1 and a.shape[0] != x.shape[0]):
         raise ValueError(f"x {tuple(x.shape)}, epsilon {tuple(epsilon.shape)}, ᾱ {tuple(a.shape)} do not fit")
     a = a.reshape(-1, *[1] * (x.ndim - 1))
     y = (1 / a).sqrt() * x - (1 / a - 1).sqrt() * epsilon

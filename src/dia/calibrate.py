@@ -49,14 +49,19 @@ class Calibration:
         Plain conformal p-values cannot fall below 1/(n+1); the tail keeps the order of what lies beyond.
         Sums of it over several scores are Fisher's way to join p-values.
         """
-        n = len(self.scores)
-        survival = 1 - (np.arange(n) + 0.5) / n
-        start = min(int(np.ceil((1 - _TAIL) * n)), n - 1)
+        levels, start, spread = self.tail()
         edge = self.scores[start]
-        spread = max(float(np.mean(self.scores[start:] - edge)), 1e-9 + 1e-3 * float(np.std(self.scores)))
-        inside = np.interp(scores, self.scores, -np.log(survival))
-        beyond = -np.log(survival[start]) + (np.asarray(scores) - edge) / spread
-        return np.where(scores > edge, beyond, np.minimum(inside, -np.log(survival[start])))
+        inside = np.interp(scores, self.scores, levels)
+        beyond = levels[start] + (np.asarray(scores) - edge) / spread
+        return np.where(scores > edge, beyond, np.minimum(inside, levels[start]))
+
+    def tail(self) -> tuple[np.ndarray, int, float]:
+        """Evidence at each of the normals `(n,)`, where its tail begins, and the tail's mean excess."""
+        n = len(self.scores)
+        start = min(int(np.ceil((1 - _TAIL) * n)), n - 1)
+        excess = float(np.mean(self.scores[start:] - self.scores[start]))
+        spread = max(excess, 1e-9 + 1e-3 * float(np.std(self.scores)))
+        return -np.log(1 - (np.arange(n) + 0.5) / n), start, spread
 
 
 def held_out(

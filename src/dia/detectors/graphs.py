@@ -1,0 +1,416 @@
+"""What each method's score and heatmap are as a torch module, and `graph_of`, which makes the whole of them.
+
+`body` knows a detector by its class. Networks, augmentation and scores that are torch already are taken as
+they are; the rest stands in `graph.py`. Tests hold every method's graph against its detector.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor, nn
+
+from ..amplify import learning
+from ..amplify.shifts import SHIFTS
+from ..calibrate import Calibration
+from ..data.imageset import DataError
+from ..dissolve import Dissolving, StandIn
+from ..dissolve.base import fit_in
+from .base import Detector
+from .blur import Blur
+from .csi import CSI, Part, normality, projections
+from .diaplus import FEATURE_NEIGHBOURS, DIAPlus
+from .graph import (
+    Evidence,
+    GaussianBlur,
+    Linear,
+    Whole,
+    nearest_mean,
+    pooling,
+    resizing,
+    with_channels,
+)
+from .kdad import KDAD
+from .msc import MSC, nearest_sum
+from .residual import GRID, NEIGHBOURS, STRIDE, Residual, smoothing
+from .transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
+from .trivial import Brightness, Gradient, NormalisedPixels, Pca, Pixels, Std
+from .uniad import UniAD, anomaly_map, features, greatest_mean
+from .weights import as_input
+
+
+def graph_of(detector: Detector) -> Whole:
+    """The whole of a fitted detector's scoring, in eval mode, on the CPU.
+
+    Raises:
+        DataError: its method cannot be exported.
+    """
+    whole = Whole(detector.shape_, detector.calibration_, body(detector))
+    return whole.to("cpu").eval().requires_grad_(False)
+
+
+@singledispatch
+def body(detector: Detector) -> nn.Module:
+    """Of `(N, C, H, W)` uint8 in the detector's own shape; see `Whole`."""
+    raise DataError(f"{detector.method} cannot be exported; there are: {', '.join(exportable())}")
+
+
+def exportable() -> list[str]:
+    """The methods that have a graph."""
+    from . import METHODS
+
+    return [name for name, cls in METHODS.items() if body.dispatch(cls) is not body.dispatch(object)]
+
+
+# --- contrast -----------------------------------------------------------------------------------------------
+
+
+class Contrast(nn.Module):
+    """CSI's score, of some of its parts."""
+
+    def __init__(self, detector: CSI, parts: tuple[Part, ...]):
+        super().__init__()
+        if detector.augment_.hsv is not None:
+            raise DataError(
+                "amplify.augment.colour hsv draws inside kornia and cannot be exported; fit with matrix"
+            )
+        self.amplify, self.parts, self.encoder = detector.s.amplify, parts, detector.encoder_
+        self.views = detector._views()
+        for name in ("bank", "lambda", "mu"):
+            self.register_buffer(name, getattr(detector, f"{name}_").cpu())
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        z, s = projections(self.encoder, learning.as_input(x, self.amplify), self.amplify.shift, self.views)
+        bank, lambda_, mu = (self.get_buffer(name) for name in ("bank", "lambda", "mu"))
+        return (-normality(z, s, bank, lambda_, mu, self.parts).double(),)
+
+
+class Features(nn.Module):
+    """`dia+`'s scores in the features of the shifted images: Mahalanobis, or nearest neighbours."""
+
+    def __init__(self, detector: DIAPlus):
+        super().__init__()
+        self.amplify, self.encoder = detector.s.amplify, detector.encoder_
+        self.mahalanobis = detector.s.contrast == "mahalanobis"
+        if self.mahalanobis:
+            self.register_buffer("centre", torch.from_numpy(detector.centre_)[:, None])
+            self.register_buffer("precision", torch.from_numpy(detector.precision_))
+        else:
+            self.register_buffer("bank", torch.from_numpy(detector.features_))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        k_shifts, shift = SHIFTS[self.amplify.shift]
+        x = learning.as_input(x, self.amplify)
+        h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
+        h = h.view(k_shifts, x.shape[0], -1).double()
+        if not self.mahalanobis:
+            return (nearest_mean(h, self.get_buffer("bank"), FEATURE_NEIGHBOURS).sum(0),)
+        c = h - self.get_buffer("centre").double()
+        return (((c @ self.get_buffer("precision").double()) * c).sum(-1).sqrt().sum(0),)
+
+
+@body.register
+def _(detector: CSI) -> nn.Module:
+    return Contrast(detector, detector.s.score_parts)
+
+
+# --- residuals ----------------------------------------------------------------------------------------------
+
+
+class Dissolve(nn.Module):
+    """Dissolves at several t, which share one pass."""
+
+    t: Tensor
+
+    def __init__(self, dissolver: Dissolving, ts: tuple[int, ...], rounded: bool):
+        super().__init__()
+        self.rounded = rounded
+        if isinstance(dissolver, StandIn) and dissolver.settings.kind == "noise":
+            raise DataError("dissolver.kind noise is drawn from the pixels and cannot be exported")
+        self.dissolver, self.network = dissolver, getattr(dissolver, "unet_", None)
+        self.register_buffer("t", torch.tensor(ts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8 to `(T, N, C, H, W)` float32 in [0, 255]."""
+        n, many = x.shape[0], len(self.t)
+        rows = (x.float() / 127.5 - 1).repeat(many, 1, 1, 1)
+        z, undo = fit_in(rows, self.dissolver.settings.size, *self.dissolver._working(int(x.shape[1])))
+        y = undo(self.dissolver._remove(z, self.t[:, None].expand(many, n).reshape(-1)))
+        y = ((y + 1) * 127.5).clamp(0, 255).view(many, n, *x.shape[1:])
+        return y.round() if self.rounded else y
+
+
+class Residuals(nn.Module):
+    """`Residual`: evidence of its three parts `(N, 3)`, heatmap `(N, H, W)`, and what `remove` gave."""
+
+    def __init__(self, residual: Residual, remove: nn.Module, height: int, width: int):
+        super().__init__()
+        self.remove = remove
+        unit = min(height, width) / 64
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+
+        def smooth(h: int, w: int, sigma: float) -> Linear:
+            return Linear(torch.from_numpy(smoothing(h, sigma)), torch.from_numpy(smoothing(w, sigma)))
+
+        self.fine, self.wide, self.wider = (smooth(height, width, k * unit) for k in (1, 2, 3))
+        self.joint = smooth(rows, columns, unit)
+        self.pool = Linear(pooling(height, GRID).float(), pooling(width, GRID).float())
+        self.enlarge = Linear(resizing(rows, height).float(), resizing(columns, width).float())
+        for name in ("mean", "std", "precision", "energy_mean", "energy_std", "bank"):
+            self.register_buffer(name, torch.from_numpy(getattr(residual, f"{name}_")))
+        self.evidence = Evidence(residual.normals_)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        removed = self.remove(x)  # (T, N, C, H, W)
+        r = (x.float() - removed.float()).mean(2)  # (T, N, H, W)
+        detail = torch.log(self.wider((r - self.fine(r)) ** 2) + 1)
+        maps = torch.stack([self.wide(r), self.wider(r), detail], 1).flatten(0, 1).transpose(0, 1)
+        energies = torch.log(self.pool(r**2) + 1).transpose(0, 1).flatten(1)
+        z = (maps - self.get_buffer("mean")) / self.get_buffer("std")  # (N, M, H, W)
+        greatest = z.abs().amax((-2, -1))
+        placed = z[..., ::STRIDE, ::STRIDE].permute(2, 3, 0, 1)
+        squared = (placed @ self.get_buffer("precision") * placed).sum(-1).permute(2, 0, 1)
+        distance = self.joint(squared.clamp(min=0).sqrt())
+        scaled = (energies - self.get_buffer("energy_mean")) / self.get_buffer("energy_std")
+        overall = nearest_mean(scaled, self.get_buffer("bank"), NEIGHBOURS)
+        columns = torch.cat([greatest.double(), distance.amax((1, 2)).double()[:, None], overall[:, None]], 1)
+        e = self.evidence(columns)
+        e = torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1)
+        return e, self.enlarge(distance), removed
+
+
+def joined(evidence: Tensor) -> Tensor:
+    """As `residual.joined`."""
+    return evidence.logsumexp(1) - np.log(evidence.shape[1])
+
+
+class BlurBody(nn.Module):
+    """`trivial:blur`."""
+
+    outputs = ("heatmap",)
+
+    def __init__(self, residuals: Residuals):
+        super().__init__()
+        self.residuals = residuals
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        evidence, heatmap, _ = self.residuals(x)
+        return joined(evidence), heatmap
+
+
+class DIAPlusBody(nn.Module):
+    """`dia+`: seven pieces of evidence."""
+
+    outputs = ("heatmap", "dissolved")
+
+    def __init__(self, contrast: nn.Module, normals: Calibration, dissolve: Residuals, blur: Residuals):
+        super().__init__()
+        self.contrast, self.evidence = contrast, Evidence(normals.scores[:, None])
+        self.dissolve, self.blur = dissolve, blur
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        contrast = self.evidence(self.contrast(x)[0][:, None])
+        evidence, heatmap, dissolved = self.dissolve(x)
+        score = joined(torch.cat([contrast, evidence, self.blur(x)[0]], 1))
+        return score, heatmap, dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
+
+
+def _blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:
+    unit = min(height, width) / 64
+    return GaussianBlur(tuple(sigma * unit for sigma in sigmas))
+
+
+@body.register
+def _(detector: Blur) -> nn.Module:
+    side = detector.shape_[:2]
+    return BlurBody(Residuals(detector.residual_, _blur(detector.s.sigmas, *side), *side))
+
+
+@body.register
+def _(detector: DIAPlus) -> nn.Module:
+    s, side = detector.s, detector.shape_[:2]
+    contrast: nn.Module
+    if s.contrast == "paper":
+        contrast = Contrast(detector, s.score_parts)
+    else:
+        contrast = Contrast(detector, ("cosine", "norm")) if s.contrast == "cosine" else Features(detector)
+    remove = Dissolve(detector.dissolver_, s.residual_ts, s.residual_rounded)
+    dissolve = Residuals(detector.residual_, remove, *side)
+    blur = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
+    return DIAPlusBody(contrast, detector.contrast_, dissolve, blur)
+
+
+# --- methods that start from a pretrained network -----------------------------------------------------------
+
+
+class KDADBody(nn.Module):
+    """`kdad`'s score; its heatmap is a gradient, which a graph does not take."""
+
+    def __init__(self, detector: KDAD):
+        super().__init__()
+        self.teacher, self.cloner, self.size = detector.teacher_, detector.cloner_, detector.s.size
+        self.of_input = detector._of_input
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        return (self.of_input(as_input(x, self.size)).double(),)
+
+
+class MSCBody(nn.Module):
+    """`msc`."""
+
+    bank: Tensor
+
+    def __init__(self, detector: MSC):
+        super().__init__()
+        self.network, self.size, self.neighbours = detector.network_, detector.s.size, detector.s.neighbours
+        self.register_buffer("bank", detector.bank_)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        phi = F.normalize(self.network(as_input(x, self.size)), dim=1)
+        return (nearest_sum(phi, self.bank, self.neighbours),)
+
+
+class UniADBody(nn.Module):
+    """`uniad`."""
+
+    outputs = ("heatmap",)
+
+    def __init__(self, detector: UniAD):
+        super().__init__()
+        self.network, self.rebuilder, self.size = detector.network_, detector.rebuilder_, detector.s.size
+        down, across = (resizing(self.size, n, antialias=True) for n in detector.shape_[:2])
+        self.to_shape = Linear(down.float(), across.float())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        f = features(self.network, as_input(x, self.size))
+        maps = anomaly_map(self.rebuilder(f), f)
+        return greatest_mean(maps).double(), self.to_shape(maps)
+
+
+class LogLikelihood(nn.Module):
+    """`Gaussian.log_likelihood` of `(N, d)` float64."""
+
+    def __init__(self, gaussian: Gaussian):
+        super().__init__()
+        scaled = np.linalg.inv(gaussian.factor) / gaussian.deviation  # (d, d)
+        self.register_buffer("mean", torch.from_numpy(gaussian.mean))
+        self.register_buffer("whiten", torch.from_numpy(np.ascontiguousarray(scaled.T)))
+        self.greatest = float(gaussian.log_likelihood(gaussian.mean[None])[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N,)`."""
+        z = (x - self.get_buffer("mean")) @ self.get_buffer("whiten")
+        return self.greatest - 0.5 * (z**2).sum(1)
+
+
+class TransformalyBody(nn.Module):
+    """`transformaly`."""
+
+    def __init__(self, detector: Transformaly):
+        super().__init__()
+        self.teacher, self.student, self.size = detector.teacher_, detector.student_, detector.s.size
+        self.register_buffer("mean", torch.from_numpy(detector.mean_))
+        self.register_buffer("whiten", torch.from_numpy(detector.whiten_))
+        self.of_class, self.of_errors = LogLikelihood(detector.of_class_), LogLikelihood(detector.of_errors_)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        between = tokens(self.teacher, as_input(x, self.size, HALF, HALF))
+        errors = torch.stack(block_errors(between, self.student)[1:-1], 1).double()
+        classes = self.teacher.norm(between[-1])[:, 0].double()
+        whitened = (classes - self.get_buffer("mean")) @ self.get_buffer("whiten")
+        return (-(self.of_class(whitened) + self.of_errors(errors)),)
+
+
+for _method, _graph in (
+    (KDAD, KDADBody), (MSC, MSCBody), (UniAD, UniADBody), (Transformaly, TransformalyBody)
+):  # fmt: skip
+    body.register(_method, _graph)
+
+
+# --- untrained rows -----------------------------------------------------------------------------------------
+
+
+def luma(x: Tensor) -> Tensor:
+    """`(N, C, H, W)` uint8 to `(N, H, W)` in [0, 1], float64, as `trivial.luma`."""
+    return with_channels(x.double(), 1)[:, 0] / 255
+
+
+class OneNumber(nn.Module):
+    """Brightness, std or gradient energy, in standard deviations of the normals."""
+
+    def __init__(self, detector: Brightness | Std | Gradient):
+        super().__init__()
+        self.kind = type(detector)
+        self.mean, self.std = float(detector.mean_[0]), float(detector.std_[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        y = luma(x)
+        if self.kind is Brightness:
+            feature = y.mean((1, 2))
+        elif self.kind is Std:
+            feature = y.var((1, 2), correction=0).sqrt()
+        else:
+            feature = y.diff(dim=1).abs().mean((1, 2)) + y.diff(dim=2).abs().mean((1, 2))
+        return (((feature - self.mean) / self.std).abs(),)
+
+
+class PixelsBody(nn.Module):
+    """The nearest normal at 16×16, as it is or normalised."""
+
+    def __init__(self, detector: Pixels | NormalisedPixels):
+        super().__init__()
+        self.normalised = isinstance(detector, NormalisedPixels)
+        self.small = Linear(*(resizing(side, 16, antialias=True) for side in detector.shape_[:2]))
+        self.register_buffer("bank", torch.from_numpy(detector.bank_))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        flat = self.small(luma(x)).flatten(1)
+        if self.normalised:
+            flat = flat - flat.mean(1, keepdim=True)
+            flat = flat / flat.var(1, correction=0, keepdim=True).sqrt().clamp(min=1e-6)
+        return (nearest_mean(flat.float(), self.get_buffer("bank"), 1),)
+
+
+class PcaBody(nn.Module):
+    """`trivial:pca`."""
+
+    outputs = ("heatmap",)
+
+    def __init__(self, detector: Pca):
+        super().__init__()
+        sides = [(side, min(side, 32)) for side in detector.shape_[:2]]
+        self.small = Linear(*(resizing(side, low, antialias=True) for side, low in sides))
+        smooth = [torch.from_numpy(ndimage.gaussian_filter1d(np.eye(low), 1, axis=0)) for _, low in sides]
+        down, across = (resizing(low, side) @ s for (side, low), s in zip(sides, smooth, strict=True))
+        self.enlarge = Linear(down, across)
+        self.register_buffer("mean", torch.from_numpy(detector.mean_))
+        self.register_buffer("components", torch.from_numpy(detector.components_))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        y, components = self.small(luma(x)), self.get_buffer("components")
+        centred = y.flatten(1) - self.get_buffer("mean")
+        residual = centred - centred @ components.T @ components
+        return (residual**2).mean(1), self.enlarge(residual.abs().view(y.shape)).float()
+
+
+for _row in (Brightness, Std, Gradient):
+    body.register(_row, OneNumber)
+for _row in (Pixels, NormalisedPixels):
+    body.register(_row, PixelsBody)
+body.register(Pca, PcaBody)
