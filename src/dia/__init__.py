@@ -1,6 +1,10 @@
 """DIA: Dissolving Is Amplifying. Subtle anomalies in medical images, learned from normal images only."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# diffusers imports onnxruntime where it is installed, which from 1.32 sends usage data unless told not to
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .dissolve.module import Dissolve

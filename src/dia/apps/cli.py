@@ -1,4 +1,4 @@
-"""The command line `dia`: fit, score, evaluate, dissolve, report, serve, grids of runs, data, demo...
+"""The command line `dia`: fit, score, evaluate, dissolve, report, serve, grids of runs, data, demo.
 
 Calls the package and prints; what can be asked of it is in `arguments.py`.
 Bad usage or data: one line on stderr, exit status 2. Results go to stdout (`--json`: one JSON object),

@@ -76,13 +76,16 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        guarded = scope["type"] == "http" and scope["path"] in self.paths
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # as routes are matched
+        guarded = scope["type"] == "http" and path in self.paths
         reply = _Reply(send)
         start = time.perf_counter()
         work = Work(Deadline(self.limits.max_seconds))
         try:
             self._check_origin(scope, headers)
             if guarded:
+                if path not in _OPEN:
+                    self._check_token(headers)
                 await self._guarded(scope, headers, receive, reply, work)
             else:
                 await self.app(scope, receive, send)
@@ -91,18 +94,16 @@ class Guard:
         except Exception:
             if not guarded:
                 raise
-            LOG.exception("%s failed", scope["path"])
+            LOG.exception("%s failed", path)
             await reply.refuse(Refused(500, "an error of the service; its log says more"), scope["type"])
         finally:
             if guarded:
                 took = time.perf_counter() - start
-                LOG.info("%s %s %s %.3f s%s", scope["method"], scope["path"], reply.status, took, work.note)
+                LOG.info("%s %s %s %.3f s%s", scope["method"], path, reply.status, took, work.note)
 
     async def _guarded(
         self, scope: Scope, headers: Headers, receive: Receive, reply: _Reply, work: Work
     ) -> None:
-        if scope["path"] not in _OPEN:
-            self._check_token(headers)
         scope.setdefault("state", {})["work"] = work
         if scope["method"] != "POST":
             return await self.app(scope, receive, reply)

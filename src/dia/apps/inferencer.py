@@ -25,6 +25,7 @@ from ..evaluate.ledger import environment
 from ..evaluate.pictures import scale_of
 
 MOST_NORMALS = 2000  # that are looked through for neighbours
+_BATCH = 256
 _FOR_SCALE = 64  # normals whose heatmaps set the scale of colours
 _SETS = (".csv", ".npz")  # name files of this machine, or hold arrays: no pictures someone hands in
 
@@ -110,7 +111,6 @@ class Inferencer:
 
     Attributes:
         detector: the model.
-        why_no_normals: one line where the training images cannot be read, without a path; else "".
 
     Raises:
         DataError: no model folder, or `normals` that cannot be read.
@@ -127,9 +127,12 @@ class Inferencer:
         self.detector = Detector.load(run, device=device)
         self._hash = hash_of(Path(run))
         self._model = threading.RLock()  # networks and seeded draws are for one thread at a time
+        self._neighbours = threading.Lock()  # their features are made once
         self._scale: tuple[float, float] | None = None
-        self.why_no_normals = ""
-        self._listing = self._normals_listing(normals, data_root)
+        self._where = normals, data_root
+        self._why = ""
+        if normals is not None:
+            self._listing  # noqa: B018 - complains now, if at all
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -169,6 +172,10 @@ class Inferencer:
 
     def about(self) -> dict[str, Any]:
         """Facts of the model for whoever uses it; nothing of where it or its data lie."""
+        return dict(self._about)
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
         d = self.detector
         return {
             "method": d.method,
@@ -280,24 +287,36 @@ class Inferencer:
 
         Of more than 2000 normals, that many evenly spaced ones are looked through.
         """
-        if self._bank is None:
+        with self._neighbours:
+            known = self._bank
+        if known is None:
             return None
-        normals, bank = self._bank
-        with self._model:
-            f = self.detector.features(images) if len(images) else np.empty((0, bank.shape[1]), np.float32)
-        distance = 1 - _unit(f) @ bank.T
+        normals, bank = known
+        distance = 1 - self._directions(images) @ bank.T if len(images) else np.empty((0, len(bank)))
         order = np.argsort(distance, axis=1, kind="stable")[:, :k]
         names = [[Path(normals.names[j]).name for j in row] for row in order]
         return Nearest(normals.images[order], names, np.take_along_axis(distance, order, axis=1))
 
     # --- the training images ------------------------------------------------------------------------
 
+    @property
+    def why_no_normals(self) -> str:
+        """One line, without a path, where the training images cannot be read; else empty."""
+        return "" if self._listing else self._why
+
     @cached_property
     def _bank(self) -> tuple[ImageSet, np.ndarray] | None:
-        with self._model:
-            if (normals := self._normals(MOST_NORMALS)) is None:
-                return None
-            return normals, _unit(self.detector.features(normals))
+        normals = self._normals(MOST_NORMALS)
+        return None if normals is None else (normals, self._directions(normals.images))
+
+    def _directions(self, images: np.ndarray) -> np.ndarray:
+        """Features of length 1; the model is free for others between batches."""
+        parts = []
+        for start in range(0, len(images), _BATCH):
+            with self._model:
+                parts.append(self.detector.features(images[start : start + _BATCH]))
+        features = np.concatenate(parts)
+        return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
     def _scale_of_normals(self) -> tuple[float, float] | None:
         normals = self._normals(_FOR_SCALE)
@@ -315,17 +334,19 @@ class Inferencer:
         try:
             found = _some(self._listing, index).read()
         except DataError:
-            self.why_no_normals = "the training images are there no more, or none of them can be read"
+            self._why = "the training images are there no more, or none of them can be read"
             self._listing = None
             return None
         return found
 
-    def _normals_listing(self, normals: str | None, data_root: str | None) -> Listing | None:
+    @cached_property
+    def _listing(self) -> Listing | None:
+        normals, data_root = self._where
         facts, h, w, c = self.detector.facts_, *self.shape
         read = facts.get("read") or {}
         where = facts.get("dataset") if normals is None else normals
         if where is None or (normals is None and not read):
-            self.why_no_normals = "the model does not say where its training images are"
+            self._why = "the model does not say where its training images are"
             return None
         root = data_root or read.get("data_root")
         ways = [(read.get("split"), read.get("normal"))]
@@ -340,7 +361,7 @@ class Inferencer:
                 last = error
         if normals is not None:
             raise last
-        self.why_no_normals = (
+        self._why = (
             "the training images are not where they were when the model was fitted; name them with --normals"
         )
         return None
@@ -358,10 +379,6 @@ def _some(whole: Listing, index: np.ndarray) -> Listing:
     if whole.whole is not None:
         return replace(whole, whole=whole.whole.subset(index))
     return replace(whole, entries=[whole.entries[i] for i in index])
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _picture_name(name: str, entry: str, number: int | None) -> str:

@@ -39,9 +39,10 @@ class Limits:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            least = 0 if f.name == "batch_wait_ms" else 1 if isinstance(f.default, int) else 1e-6
-            if not value >= least:
-                raise DataError(f"--{f.name} must be at least {least:g}, not {value}")
+            if isinstance(f.default, int) and value < 1:
+                raise DataError(f"--{f.name} must be at least 1, not {value}")
+            if not value >= 0:
+                raise DataError(f"--{f.name} must not be below 0, nor be {value}")
 
     @property
     def max_bytes(self) -> int:

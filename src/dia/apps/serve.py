@@ -25,7 +25,7 @@ _GRACE = 5  # seconds that open connections get when the service stops
 
 
 def serve(
-    run: str,
+    run: str | Path,
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -69,6 +69,8 @@ def serve(
         raise DataError(f"dia serve needs {error.name}: pip install 'dia-anomaly[serve]'") from error
     if token is not None and (not token or not token.isprintable() or " " in token):
         raise DataError("the token must be printable characters without spaces; try `openssl rand -hex 32`")
+    if not 0 <= port < 2**16:
+        raise DataError(f"--port must lie in 0–65535, not {port}")
     listening = _listen(host, port)
     with listening:
         local = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
@@ -100,7 +102,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=128)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"--host {host} --port {port}: {why}; choose another") from error
 

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +173,7 @@ def build_app(
         hosts: names that the service answers to; None for any.
     """
     Image.MAX_IMAGE_PIXELS = max(limits.max_pixels // 2, 1)  # Pillow refuses what is above twice this
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # and warns below
     batcher, counter = Batcher(inferencer.score, limits), Counter()
     threads = ThreadPoolExecutor(limits.max_concurrent, "dia-request")
 

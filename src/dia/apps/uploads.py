@@ -35,7 +35,7 @@ class Unpacked(NamedTuple):
 
     Args:
         files: numbered, in the order they came.
-        names: as the client calls them, without folders.
+        names: as the client calls them; with folders where they come from a zip.
         errors: (name, one line).
     """
 
@@ -71,10 +71,10 @@ def unpack(uploads: Sequence[Upload], folder: Path, limits: Limits, deadline: De
     return out
 
 
-def plain_name(name: str) -> str:
-    """A client's file name without folders and control characters, of at most 200 characters."""
-    last = re.split(r"[\\/]", name)[-1]
-    return "".join(c for c in last if c.isprintable())[-200:].strip() or "unnamed"
+def plain_name(name: str, folders: bool = False) -> str:
+    """A client's file name without control characters, of at most 200 characters; never used as a path."""
+    shown = "/".join(_parts(name)[0 if folders else -1 :])
+    return "".join(c for c in shown if c.isprintable())[-200:].strip() or "unnamed"
 
 
 def _members(packed: zipfile.ZipFile, out: Unpacked, limits: Limits) -> Iterator[zipfile.ZipInfo]:
@@ -100,7 +100,7 @@ def _unpack_member(
     room: int,
     deadline: Deadline,
 ) -> int:
-    name = plain_name(info.filename)
+    name = plain_name(info.filename, folders=True)
     if info.flag_bits & 1:
         out.errors.append((name, "encrypted in its zip"))
     elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
