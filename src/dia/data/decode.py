@@ -38,7 +38,7 @@ from rich.progress import Progress
 from .deep import read as read_deep
 from .deep import to_8_bits
 from .dicom import Dicom
-from .formats import kind_of
+from .formats import has, kind_of
 from .imageset import DataError, ImageSet
 from .nifti import Nifti
 from .windows import DEFAULT_VIEW, View, Window
@@ -190,6 +190,9 @@ class Files:
         except Exception:
             if (shallow := read_deep(file, page, window, shallow=True)) is not None:
                 return shallow
+            if kind == "tiff" and not has("tifffile"):
+                more = "pip install 'dia-anomaly[medical]' for more kinds of TIFF"
+                raise DataError(f"Pillow cannot read it; repair it, or {more}") from None
             raise
 
     def mask(self, file: Path, number: int | None, shape: tuple[int, int]) -> np.ndarray:

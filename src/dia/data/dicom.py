@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .formats import check_size, has_preamble, library, silence
+from .formats import MissingLibrary, check_size, has_preamble, library, silence
 from .imageset import DataError
 from .windows import View, Window, to_bytes
 
@@ -118,15 +118,9 @@ class Dicom:
         return np.asarray(stored.reshape(*stored.shape[:2], -1).any(axis=-1))
 
     def _stored(self, index: int) -> np.ndarray:
-        from pydicom.pixels import get_decoder, pixel_array
+        from pydicom.pixels import pixel_array
 
-        syntax = self.ds.file_meta.TransferSyntaxUID
-        try:
-            decoder = get_decoder(syntax)
-        except NotImplementedError:
-            raise DataError(f"{_name(syntax)} is not read; convert it to another transfer syntax") from None
-        if not decoder.is_available:
-            raise DataError(f"{_name(syntax)} needs pylibjpeg; pip install 'dia-anomaly[medical]'")
+        decoder = _decoder(self.ds.file_meta.TransferSyntaxUID)
         plugin = "pylibjpeg" if "pylibjpeg" in decoder.available_plugins else ""  # the same pixels everywhere
         return pixel_array(self.ds, index=index, decoding_plugin=plugin)
 
@@ -190,9 +184,10 @@ def in_order(headers: list[Header]) -> list[int]:
 def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
     """The attributes named, of a file that has pixels."""
     pydicom = library("pydicom")
+    bare = not has_preamble(path)
     try:
         ds = pydicom.dcmread(
-            path, stop_before_pixels=not pixels, specific_tags=keywords, force=not has_preamble(path)
+            path, stop_before_pixels=not pixels, specific_tags=["SOPClassUID", *keywords], force=bare
         )
         if "TransferSyntaxUID" not in ds.file_meta:  # a bare data set, as from before part 10
             implicit, little = ds.original_encoding
@@ -204,6 +199,8 @@ def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
         raise DataError(error.strerror or type(error).__name__) from None
     except Exception as error:
         raise DataError(f"no DICOM file, or damaged ({type(error).__name__})") from None
+    if not image and bare and "SOPClassUID" not in ds:
+        raise DataError("no DICOM file, or damaged")
     if not image:
         raise NoImage("a DICOM file without an image")
     return ds
@@ -221,8 +218,23 @@ def _guarded(decode: Any, index: int) -> np.ndarray:
         raise DataError(f"its pixels cannot be decoded ({type(error).__name__})") from None
 
 
+def _decoder(syntax: Any) -> Any:
+    from pydicom.pixels import get_decoder
+
+    named = syntax.name != str(syntax)  # the standard knows it
+    name = f"the transfer syntax {syntax.name}" if named else "a private transfer syntax"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise DataError(f"{name} is not read; convert it to another one") from None
+    if not decoder.is_available:
+        raise MissingLibrary(f"{name} is read by pylibjpeg; pip install 'dia-anomaly[medical]'")
+    return decoder
+
+
 def _check(path: Path, ds: Any, frames: int) -> None:
-    """Holds what the header promises against the file's size."""
+    """Holds what the header promises against the file's size, and what can be decoded."""
+    _decoder(ds.file_meta.TransferSyntaxUID)
     rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)
     syntax, available = ds.file_meta.TransferSyntaxUID, path.stat().st_size
     nbytes = frames * rows * columns * samples * int(ds.BitsAllocated) // 8
@@ -271,8 +283,3 @@ def _range(ds: Any, stored: np.ndarray) -> Window | None:
         ends = [float(ds.RescaleSlope) * end + float(ds.RescaleIntercept) for end in (low, high)]
         low, high = min(ends), max(ends)
     return Window.between(low, high)
-
-
-def _name(syntax: Any) -> str:
-    """Of a transfer syntax the standard knows; others are called private."""
-    return f"the transfer syntax {syntax.name}" if syntax.name != str(syntax) else "a private transfer syntax"

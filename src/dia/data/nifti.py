@@ -90,7 +90,7 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
     """The file, its voxels not yet read, and its shape."""
     nibabel = library("nibabel")
     try:
-        image = nibabel.load(path)
+        image = nibabel.load(path, mmap=False)  # a mapped file that shrinks would end the process
         shape = tuple(int(n) for n in image.shape)
         dtype = image.get_data_dtype()
         scaled = hasattr(image, "affine") and hasattr(image.dataobj, "get_unscaled")

@@ -73,7 +73,7 @@ def expand(entries: Sequence[Entry], view: View, root: Path, *, skip_bad: bool =
                     f"{entry.file}: {error}; repair it, or leave such files out with --skip-bad"
                 ) from None
             volumes.append(_Volume(None, [entry._replace(problem=str(error))]))
-    _warn(root, without, [h for v in volumes for h in v.headers])
+    _warn(root, without, [h for v in volumes for h in v.headers], view)
     _name_series(series.values(), root)
     found = [entry for volume in volumes for entry in _ordered(volume, view)]
     if entries and not found:
@@ -131,14 +131,14 @@ def _ordered(volume: _Volume, view: View) -> list[Entry]:
     return entries[slice(*view.slices)]
 
 
-def _warn(root: Path, without: list[Entry], headers: Sequence[dicom.Header]) -> None:
+def _warn(root: Path, without: list[Entry], headers: Sequence[dicom.Header], view: View) -> None:
     """One line for each thing that the user should know of the files."""
     say = partial(warnings.warn, stacklevel=4)
     if without:
         say(f"{root}: {_files(without)} without an image (reports, plans) left out")
     if burned := [h for h in headers if h.burned_in]:
         say(f"{root}: {_files(burned)} with identifying text burned into the pixels: it will be seen")
-    if bare := [h for h in headers if not h.windowed]:
+    if view.window == "voi" and (bare := [h for h in headers if not h.windowed]):
         say(
             f"{root}: {_files(bare)} of more than 8 bits without a window of their own; "
             "the whole range of their bits is shown, with little contrast: see --window"
