@@ -519,6 +519,7 @@ def test_a_token_is_asked_for_and_marks_outlive_the_server(browser, server, run,
         w.expect(w.page.get_by_label("password")).to_be_visible()
         w.expect(w.at("#list")).to_have_count(0)
         assert w.context.request.post(f"{again.url}/gradio_api/upload").status == 401
+        w.shot("login")
         w.page.get_by_label("username").fill("R. Eader")
         w.page.get_by_label("password").fill("secret-ä")
         w.page.get_by_role("button", name="Login").click()

@@ -64,7 +64,8 @@ def mount(app: FastAPI, inferencer: Inferencer, *, store: Path, token: str | Non
     return gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
         max_file_size=MOST_BYTES, show_error=True, theme=_theme(),
-        css_paths=_HERE / "review.css", head=f"<script>{(_HERE / 'review.js').read_text()}</script>",
+        head=f"<style>{(_HERE / 'review.css').read_text()}</style>"
+        f"<script>{(_HERE / 'review.js').read_text()}</script>",
         auth=None if token is None else lambda _, said: hmac.compare_digest(said.encode(), token.encode()),
         auth_message="Your name is kept with your marks. The password is the token that dia serve was given.",
     )  # fmt: skip

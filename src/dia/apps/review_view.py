@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ header, keys, progress, done, gone = (
     _macros.done,
     _macros.gone,
 )
-meaning, title, state, no_dissolver = _macros.meaning, _macros.title, _macros.state, _macros.no_dissolver
+title, state, no_dissolver = _macros.title, _macros.state, _macros.no_dissolver
+
+
+def meaning(rate: float, n: int) -> str:
+    """What a false-alarm rate means with n calibration normals, and the smallest in tenths of a per cent."""
+    return _macros.meaning(rate, math.ceil(1000 / (n + 1) - 1e-9) / 1000, n)
 
 
 def table(rows: Sequence[Row], every: Sequence[Row], sort: str, descending: bool) -> str:

@@ -50,7 +50,7 @@ class Row:
         image: `(H, W, C)` uint8.
         score: raw, higher = more anomalous.
         p_value: conformal, in (0, 1].
-        heatmap: `(H, W)` float32, or None.
+        heatmap: `(H, W)` float16, or None.
         thumbnail: a small JPEG.
         flagged: at the rate asked for; see `Worklist.rows`.
         mark: the reviewer's.
@@ -106,7 +106,7 @@ class Worklist:
                 verdict = self.inferencer.score(images)
                 for i, picture in enumerate(reading.pictures):
                     sha = hashlib.sha256(repr(images[i].shape).encode() + images[i].tobytes()).hexdigest()
-                    heatmap = None if verdict.heatmaps is None else verdict.heatmaps[i]
+                    heatmap = None if verdict.heatmaps is None else verdict.heatmaps[i].astype(np.float16)
                     row = Row(
                         sha, picture.name, images[i], float(verdict.scores[i]), float(verdict.p_values[i]),
                         heatmap, _thumbnail(images[i]), mark=self.reviews.find(self.model, sha),
