@@ -112,7 +112,10 @@ class DiaLightning(MemoryBankMixin, AnomalibModule):
         settings: values by dotted name that differ from the preset's, as {"amplify.steps": 90}.
         image_size: side of the squares that images are resized to; default: the preset's greatest. A
             pre-processor of one's own takes its place; it must not normalise.
-        pre_processor, post_processor, evaluator, visualizer: anomalib's.
+        pre_processor: anomalib's, or True for ours.
+        post_processor: anomalib's; True for its default, False for raw scores.
+        evaluator: anomalib's; True for its default.
+        visualizer: anomalib's; True for its default.
 
     Raises:
         DataError: no such method, preset or setting.
