@@ -1,4 +1,4 @@
-"""Parity of exported models: ONNX and TorchScript beside the detector, on every test image of the sample sets.
+"""Parity of exported models: ONNX and TorchScript beside the detector, on all test images of the sample sets.
 
 `csi`, `dia`, `dia+` and `dia+` without rounding are fitted for some seconds on a few normals of each set at
 32 px, exported in both formats, and score the set's test images in the size in which they come. What is
@@ -98,9 +98,7 @@ def table(results: dict[str, Any]) -> str:
     for (model, form), rows in groups.items():
         maps = [r["heatmap"] for r in rows if r["heatmap"] is not None]
         pixels = sum(r["pixels"] for r in rows)
-        odd = (
-            f"{sum(r['rounded_otherwise'] for r in rows)} of {pixels:,}".replace(",", " ") if pixels else "–"
-        )
+        odd = f"{sum(r['rounded_otherwise'] for r in rows)} of {pixels / 1e6:.1f} million" if pixels else "–"
         cells = (
             f"`{model}`" if " " not in model else "`dia+` with `residual_rounded: false`", form,
             sum(r["images"] for r in rows),
