@@ -12,6 +12,7 @@ from dia.evaluate.ledger import update_section
 
 PAGE = HERE.parent / "docs" / "performance.md"
 README = HERE.parent / "README.md"
+ELSEWHERE = {"export_parity"}  # in docs/howto/export.md, by its own script
 # what the README says: benchmark, ratio, words
 HEADLINES = (
     ("train_step", "paper encoder, 28 px: whole / bare", "training step of the paper's encoder: {:.2f} of "
@@ -60,6 +61,8 @@ def table(made: dict[str, Any]) -> str:
 def main() -> None:
     """Writes every table that has a result."""
     for path in sorted(RESULTS.glob("*.json")):
+        if path.stem in ELSEWHERE:
+            continue
         update_section(PAGE, path.stem, table(json.loads(path.read_text())))
         print(path.stem)
     found = {name: RESULTS / f"{name}.json" for name, _, _ in HEADLINES}

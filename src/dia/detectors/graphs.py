@@ -80,13 +80,13 @@ class Contrast(nn.Module):
             )
         self.amplify, self.parts, self.encoder = detector.s.amplify, parts, detector.encoder_
         self.views = detector._views()
-        for name in ("bank", "lambda", "mu"):
-            self.register_buffer(name, getattr(detector, f"{name}_").cpu())
+        for name in ("bank_", "lambda_", "mu_"):
+            self.register_buffer(name, getattr(detector, name).cpu())
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Of `(N, C, H, W)` uint8."""
         z, s = projections(self.encoder, learning.as_input(x, self.amplify), self.amplify.shift, self.views)
-        bank, lambda_, mu = (self.get_buffer(name) for name in ("bank", "lambda", "mu"))
+        bank, lambda_, mu = (self.get_buffer(name) for name in ("bank_", "lambda_", "mu_"))
         return (-normality(z, s, bank, lambda_, mu, self.parts).double(),)
 
 

@@ -1,0 +1,142 @@
+"""Parity of exported models: ONNX and TorchScript beside the detector, on all test images of the sample sets.
+
+`csi`, `dia`, `dia+` and `dia+` without rounding are fitted for some seconds on a few normals of each set at
+32 px, exported in both formats, and score the set's test images in the size in which they come. What is
+compared is arithmetic, not detection, so short training does. Milliseconds are of one thread, with score,
+p-value and heatmap from the file and the score alone from the detector.
+
+    DIA_DATA=../shared/data python benchmarks/export_parity.py
+
+writes `results/export_parity.json` and the table between the marks of `docs/howto/export.md`; with --page it
+only draws the table anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything reads it
+
+import numpy as np
+import torch
+from common import HERE, RESULTS, parser, publish
+
+from dia.apps.export import SUFFIX, Comparison, export, runner
+from dia.data.catalog import open_data
+from dia.data.imageset import ImageSet
+from dia.detectors import METHODS, Detector
+from dia.detectors.graphs import graph_of
+from dia.evaluate.ledger import update_section
+from dia.presets import settings
+
+PAGE = HERE.parent / "docs/howto/export.md"
+SETS = (
+    "breastmnist", "pneumoniamnist", "kvasirseg_patches", "sarscov2ct-128", "oct2017_mini-128", "phantom"
+)  # fmt: skip
+SIDE, NORMALS, BATCH = 32, 120, 64
+
+
+def fitted(name: str, normals: ImageSet, folder: Path) -> Iterator[tuple[str, Detector]]:
+    """The models of one set; what they have in common is trained once."""
+    for method, rounded in (("csi", True), ("dia", True), ("dia+", True), ("dia+", False)):
+        s = settings(METHODS[method].Settings)
+        s = replace(s, amplify=replace(s.amplify, steps=30, size=SIDE))
+        if method != "csi":
+            s = replace(s, dissolver=replace(s.dissolver, steps=80, size=SIDE))
+        if not rounded:
+            s = replace(s, residual_rounded=False)
+        label = method if rounded else f"{method}, not rounded"
+        yield label, METHODS[method](s, device="cpu").fit(normals, workdir=folder)
+
+
+def measured(detector: Detector, form: str, test: ImageSet, folder: Path) -> dict[str, Any]:
+    """Differences over all test images, and milliseconds an image."""
+    path = folder / f"model{SUFFIX[form]}"
+    made = export(detector, path, form)
+    run = runner(path, graph_of(detector))
+    comparison = Comparison(detector, run)
+    for start in range(0, len(test), BATCH):
+        comparison.add(test.images[start : start + BATCH])
+    some = test.images[:BATCH]
+    ready = ImageSet(some).resized(*detector.shape_[:2]).images
+    seconds: dict[str, list[float]] = {"file": [], "detector": []}
+    for _ in range(3):
+        for who, work in (("file", lambda: run(some)), ("detector", lambda: detector.score(ready))):
+            start_ = time.perf_counter()
+            work()
+            seconds[who].append(time.perf_counter() - start_)
+    f = comparison.facts
+    return {
+        "format": form, "images": f["images"], "score": f["score"], "relative": f["score, relative"],
+        "beyond": f["scores beyond tolerance"], "p_value": f["p_value"], "heatmap": f.get("heatmap"),
+        "heatmap_relative": f.get("heatmap, relative"), "pixels": f.get("dissolved pixels", 0),
+        "rounded_otherwise": f.get("rounded otherwise", 0), "refused": comparison.beyond,
+        "ms": 1000 * median(seconds["file"]) / len(some),
+        "detector_ms": 1000 * median(seconds["detector"]) / len(some),
+        "mb": made["megabytes"], "export_seconds": made["seconds"],
+    }  # fmt: skip
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: for each model and format, over all sets."""
+    lines = [
+        "| model | format | images | greatest difference of a score (relative) | scores beyond 1e-4 "
+        "| of a p-value | of a heatmap | dissolved pixels rounded otherwise | ms an image (detector) | MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["model"], row["format"]), []).append(row)
+    for (model, form), rows in groups.items():
+        maps = [r["heatmap"] for r in rows if r["heatmap"] is not None]
+        pixels = sum(r["pixels"] for r in rows)
+        odd = f"{sum(r['rounded_otherwise'] for r in rows)} of {pixels / 1e6:.1f} million" if pixels else "–"
+        cells = (
+            f"`{model}`" if " " not in model else "`dia+` with `residual_rounded: false`", form,
+            sum(r["images"] for r in rows),
+            f"{max(r['score'] for r in rows):.1e} ({max(r['relative'] for r in rows):.1e})",
+            sum(r["beyond"] for r in rows), f"{max(r['p_value'] for r in rows):.1g}",
+            f"{max(maps):.1e}" if maps else "–", odd,
+            f"{median(r['ms'] for r in rows):.1f} ({median(r['detector_ms'] for r in rows):.1f})",
+            f"{median(r['mb'] for r in rows):.1f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    sets: dict[str, tuple[str, int]] = {r["set"]: (r["read"], r["images"]) for r in results["rows"]}
+    listed = ", ".join(f"{name} ({count} of {read})" for name, (read, count) in sets.items())
+    return "\n".join([*lines, "", f"Test images: {listed}; models of {SIDE} px or the set's own 28."])
+
+
+def main() -> None:
+    """Measures, and draws the page."""
+    p = parser(__doc__)
+    p.add_argument("--page", action="store_true", help="draw the page from the results there are")
+    if not p.parse_args().page:
+        torch.set_num_threads(1)
+        rows = []
+        for name in SETS:
+            test = open_data(name, "test", os.environ.get("DIA_DATA"))
+            normals = open_data(name, "train", os.environ.get("DIA_DATA"), max_size=SIDE).normals()
+            if len(normals) < 20:  # what is compared is arithmetic
+                normals = open_data(name, "all", os.environ.get("DIA_DATA"), max_size=SIDE).normals()
+            read = "×".join(map(str, test.shape))
+            with tempfile.TemporaryDirectory() as folder:
+                few = normals.subset(np.arange(min(len(normals), NORMALS)))
+                for label, detector in fitted(name, few, Path(folder)):
+                    for form in SUFFIX:
+                        found = measured(detector, form, test, Path(folder))
+                        rows.append({"set": name, "read": read, "model": label, **found})
+                        print(name, label, form, found["score"], found["refused"], flush=True)
+        publish("export_parity", rows, {})
+    update_section(PAGE, "PARITY", table(json.loads((RESULTS / "export_parity.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()
