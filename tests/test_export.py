@@ -368,7 +368,7 @@ def test_scoring_with_the_file_takes_no_torch_and_writes_the_same(plus, plus_onn
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
     plus.save(tmp_path / "run")
     done = without_torch(
-        "score", plus_onnx[0], "in", "--out", "a.csv", "--heatmaps", "maps", "--skip-bad", "--batch", "2",
+        "score", plus_onnx[0], "in", "--out", "a.csv", "--heatmaps", "maps", "--skip-bad", "--batch", "1",
         "--false-alarm-rate", "0.3", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -407,10 +407,14 @@ def test_export_from_the_command_line(csi, tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     without = export(csi, tmp_path / "n.pt", "torchscript")
     assert facts["images"] == without["images"] + 6
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["export", run, "--opset", "11"])
-    assert stop.value.code == 2
-    assert "--opset must be at least 18, not 11" in capsys.readouterr().err
+    for flags, message in (
+        (["--opset", "11"], "--opset must be at least 18, not 11"),
+        (["--out", "model.pt"], "--out model.pt: the name must end in .onnx"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["export", run, *flags])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

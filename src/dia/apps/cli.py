@@ -228,11 +228,9 @@ def cmd_export(a: Namespace) -> None:
     from .export import SUFFIX, export
 
     detector = Detector.load(a.run, device="cpu")
-    target = Path(a.out or Path(a.run).with_suffix(SUFFIX[a.format]).name)
+    target = Path(a.out or f"{Path(a.run).resolve().name}{SUFFIX[a.format]}")
     h, w, c = detector.shape_
-    images = a.check and open_listing(
-        a.check, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=True
-    )
+    images = a.check and open_listing(a.check, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c)
     facts = export(detector, target, a.format, opset=a.opset, images=images)
     _show(facts, a.json)
 

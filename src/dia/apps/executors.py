@@ -128,9 +128,11 @@ class _Scorer:
     """In an actor: the model, loaded once, and what it makes of slices of a listing."""
 
     def __init__(self, folder: str, run: str, device: str):
-        import torch
+        os.environ["OMP_NUM_THREADS"] = "1"  # the other cores have actors of their own
+        if Path(run).suffix != ".onnx":
+            import torch
 
-        torch.set_num_threads(1)  # the other cores have actors of their own
+            torch.set_num_threads(1)
         with contextlib.suppress(OSError):
             os.chdir(folder)  # relative paths mean what they mean to the caller
         self.run, self.device = run, device

@@ -67,6 +67,8 @@ def export(
     Raises:
         DataError: a method without a graph, a library that is absent, or a file that differs too much.
     """
+    if target.suffix != SUFFIX[form]:
+        raise DataError(f"--out {target}: the name must end in {SUFFIX[form]}")
     if form == "onnx" and opset < _OPSET:
         raise DataError(f"--opset must be at least {_OPSET}, not {opset}")
     whole = graph_of(detector)

@@ -59,10 +59,12 @@ class OnnxModel:
     def run(self, images: np.ndarray | ImageSet, outputs: Sequence[str]) -> list[np.ndarray]:
         """Some of `outputs` for `(N, H, W, 1 or 3)` uint8, any H and W."""
         x = images.images if isinstance(images, ImageSet) else images
+        if not len(x):
+            return [np.empty(0) for _ in outputs]
         step = min(max(_PIXELS // (self.shape_[0] * self.shape_[1]), 1), 32)
         parts = [
             self.session.run(list(outputs), {"images": np.ascontiguousarray(x[i : i + step])})
-            for i in range(0, max(len(x), 1), step)
+            for i in range(0, len(x), step)
         ]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
