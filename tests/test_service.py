@@ -227,11 +227,13 @@ def test_a_model_without_dissolver_or_heatmaps_says_so(served_run, files, tmp_pa
 
 
 def test_a_file_of_several_images_has_its_greatest_scores():
-    scores = np.array([7.0, 1.0, 4.0, 2.0, 3.0, 9.0])
-    (volume,) = _volumes([("a.png", 1), ("ct.nii", 4), ("bad", 0), ("b.png", 1)], scores, 2.5)
-    assert (volume.name, volume.images, volume.flagged) == ("ct.nii", 4, 2)
-    assert volume.max_score == 4
-    assert volume.top_mean == pytest.approx((4 + 3 + 2) / 3)
+    scores = np.array([7.0, 1.0, 4.0, 2.0, 3.0, 0.0, 5.0, 9.0])
+    verdict = Verdict(scores, np.array([0.1, 0.9, 0.3, 0.6, 0.5, 1.0, 0.12, 0.1]), None)
+    (volume,) = _volumes([("a.png", 1), ("ct.nii", 6), ("bad", 0), ("b.png", 1)], verdict, 2.5)
+    assert (volume.name, volume.images, volume.flagged) == ("ct.nii", 6, 3)
+    assert volume.max_score == 5
+    assert volume.top_mean == pytest.approx((5 + 4 + 3 + 2 + 1) / 5)
+    assert volume.p_value == pytest.approx(6 * 0.12)
 
 
 def test_the_documentation_asks_nothing_of_the_network(client):

@@ -240,10 +240,10 @@ class Inferencer:
 
     @cached_property
     def _reading(self) -> dict[str, Any]:
-        """How the model's own images were made from files (intensity window, slicing axis)."""
+        """How the model's own images were made from files: intensity window, axis and range of slices."""
         known = inspect.signature(listing).parameters
         read = self.detector.facts_.get("read") or {}
-        return {k: read[k] for k in ("window", "axis") if k in known and read.get(k) is not None}
+        return {k: read[k] for k in ("window", "axis", "slices") if k in known and read.get(k) is not None}
 
     def score(self, images: np.ndarray, heatmaps: bool = True) -> Verdict:
         """Scores of `(N, H, W, C)` uint8 images, an image's own whatever it is scored with.
