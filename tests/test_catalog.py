@@ -166,6 +166,15 @@ def test_check_of_a_folder(tmp_path):
     assert result["leaks"][0]["pairs"][0]["test"] == {"name": "test/good/0.png", "label": 0}
 
 
+def test_check_of_a_folder_without_splits_finds_no_leak(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", value=i)
+    result = catalog.check(str(tmp_path))
+    assert list(result["splits"]) == ["all"]
+    assert result["leaks"] == []
+    assert result["ok"]
+
+
 def test_phantom(monkeypatch):
     from dia.data import phantom
 
