@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from conftest import smooth_images
@@ -23,14 +24,14 @@ from scipy import ndimage
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.learning import AmplifySettings
 from dia.apps import cli, onnx_model
-from dia.apps.export import Comparison, export, facts_of, runner, write_torchscript
+from dia.apps.export import Comparison, export, facts_of, runner, write_onnx, write_torchscript
 from dia.apps.onnx_model import OnnxModel
 from dia.calibrate import Calibration
 from dia.data.imageset import DataError, ImageSet
 from dia.detectors import CSI, DIA, METHODS, DIAPlus
 from dia.detectors.csi import CSISettings
 from dia.detectors.diaplus import DIAPlusSettings
-from dia.detectors.graph import Evidence, GaussianBlur, nearest_mean, resized, with_channels
+from dia.detectors.graph import Evidence, GaussianBlur, Whole, nearest_mean, resized, with_channels
 from dia.detectors.graphs import exportable, graph_of
 from dia.detectors.residual import nearest
 from dia.dissolve import DissolverSettings
@@ -42,6 +43,15 @@ DISSOLVER = DissolverSettings(size=16, patch=2, widths=(8, 16), steps=4, batch=4
 PLUS = DIAPlusSettings(
     DISSOLVER, AMPLIFY, ts=(30, 60), samples=2, residual_ts=(50, 200), blur_sigmas=(1.0, 3.0)
 )
+
+
+class Pixel(torch.nn.Module):
+    """Gives the images that come out of the preparation for a heatmap."""
+
+    outputs = ("heatmap",)
+
+    def forward(self, x):
+        return x.double().mean((1, 2, 3)), x[:, 0].float()
 
 
 def normals(channels=1, height=SIDE, width=SIDE):
@@ -140,9 +150,17 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [m for m in exportable() if m not in ("csi", "dia", "dia+")])
+METHOD_NAMES = [
+    pytest.param(m, marks=[pytest.mark.slow] * (m in SMALL))
+    for m in exportable()
+    if m not in ("csi", "dia", "dia+")
+]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_exportable_method_agrees_as_torchscript(method, tmp_path):
-    pytest.importorskip("timm")
+    if method in SMALL:
+        pytest.importorskip("timm")
     s = replace(settings(METHODS[method].Settings), **SMALL.get(method, {}))
     detector = fitted(METHODS[method], s, normals(3, 20, 28))
     facts = export(detector, tmp_path / "m.pt", "torchscript")
@@ -310,6 +328,45 @@ def test_pixels_rounded_otherwise_are_counted_and_nothing_else_is_forgiven(plus,
     crooked.add(images)
     assert crooked.facts["rounded otherwise"] == honest.facts["rounded otherwise"] + 1
     assert "dissolved images by" in crooked.beyond
+
+
+@pytest.mark.parametrize(
+    ("changes", "beyond"),
+    [
+        ({"score": lambda s: s + 9e-5}, ""),
+        ({"score": lambda s: s + np.eye(len(s))[0] * 5e-4}, ""),  # one image, steep
+        ({"score": lambda s: s + np.eye(len(s))[:2].sum(0) * 5e-4}, "the score of 2 of 4 images"),
+        ({"score": lambda s: s + 2e-3}, "score by"),
+        ({"score": lambda s: s * np.nan}, "score by nan"),
+        ({"p_value": lambda p: p + 1e-3}, "the p-value of its score"),
+        ({"heatmap": lambda h: h * (1 + 2e-4) + 2e-4}, "heatmap by"),
+    ],
+)
+def test_what_the_check_lets_pass(changes, beyond):
+    detector = fitted(METHODS["trivial:pca"], None)
+    detector.calibration_ = Calibration.of(np.array([1e6]))  # every p-value is 1
+    whole = graph_of(detector)
+
+    def run(x):
+        made = dict(zip(whole.outputs, (o.numpy() for o in whole(torch.from_numpy(x))), strict=True))
+        return made | {name: change(made[name]) for name, change in changes.items()}
+
+    comparison = Comparison(detector, run)
+    comparison.add(smooth_images(4, SIDE, SIDE, seed=7))
+    assert comparison.beyond.startswith(beyond)
+    assert bool(comparison.beyond) == bool(beyond)
+
+
+def test_onnxruntime_resizes_as_pillow_to_the_bit(tmp_path):
+    """An exporter that writes π in 32 bits, as torch's does of a bare number, makes another filter of it."""
+    whole = Whole((32, 31, 1), Calibration.of(np.zeros(1)), Pixel())
+    write_onnx(whole, {"version": "0"}, tmp_path / "p.onnx", 20)
+    session = onnxruntime.InferenceSession(tmp_path / "p.onnx", providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    for h, w in ((65, 96), (64, 64), (128, 128), (7, 300), *random.integers(1, 300, (25, 2))):
+        images = random.integers(0, 256, (3, h, w, 1), dtype=np.uint8)
+        (made,) = session.run(["heatmap"], {"images": images})
+        np.testing.assert_array_equal(made, ImageSet(images).resized(32, 31).images[..., 0])
 
 
 def test_the_runtime_refuses_what_is_not_ours(csi_onnx, tmp_path, monkeypatch):

@@ -5,7 +5,10 @@ Knows graphs and files. The check scores generated images of many sizes, and tho
 A dissolved pixel is rounded to a whole grey value. One whose value lies on the edge of two may be rounded
 otherwise where sums are taken in another order, here as on another processor. So where `dia+` rounds (the
 default) the check counts those pixels, and compares score and heatmap with what the detector makes of the
-graph's own dissolved images: all that follows must agree to the tolerance.
+graph's own dissolved images: what follows must agree to the tolerance.
+
+Evidence is interpolated between the scores of spare normals. Where two of them nearly agree it is steep, and
+the last digits of a statistic move the score by more. So one image in a hundred may differ by ten tolerances.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from .viewed import OPTIONS
 SUFFIX = {"onnx": ".onnx", "torchscript": ".pt"}
 NOTICE = "For research; not a medical device."
 TOLERANCE = 1e-4  # absolute up to a score or heatmap of 1, relative above
+_STEEP, _SHARE = 10, 100  # tolerances; of so many images, one
 _BATCH = 64
 _EDGE = 0.02  # grey values about the edge of two, within which a pixel may be rounded either way
 _OPSET = 18
@@ -182,13 +186,19 @@ class Comparison:
     Attributes:
         facts: numbers of images, of those whose score is beyond the tolerance, of dissolved pixels and of
             those rounded otherwise; greatest absolute and relative differences of score, p-value, heatmap.
-        beyond: the first thing that differs by more than the tolerance; empty where nothing does.
     """
 
     def __init__(self, detector: Detector, run: Run):
         self.detector, self.run = detector, run
         self.facts: dict[str, Any] = {"images": 0, "scores beyond tolerance": 0}
-        self.beyond = ""
+        self._steep, self._reason = 0, ""
+
+    @property
+    def beyond(self) -> str:
+        """What differs by more than is allowed; empty where nothing does."""
+        n = self.facts["images"]
+        many = f"the score of {self._steep} of {n} images" * (self._steep > max(n // _SHARE, 1))
+        return self._reason or many
 
     def add(self, batch: np.ndarray) -> None:
         """Compares `(N, H, W, 1 or 3)` uint8, at most 256 of them."""
@@ -199,20 +209,19 @@ class Comparison:
         if "heatmap" not in got:
             want.pop("heatmap", None)
         self.facts["images"] += len(x)
-        self.facts["scores beyond tolerance"] += int(_beyond(got["score"], want["score"]).sum())
+        self.facts["scores beyond tolerance"] += int((~_near(got["score"], want["score"])).sum())
         for name, values in want.items():
             self._keep(name, np.abs(got[name] - values))
             self._keep(f"{name}, relative", np.abs(got[name] - values) / np.maximum(np.abs(values), 1))
         self._keep("p_value", np.abs(got["p_value"] - self.detector.p_values(want["score"])))
         if "dissolved" in got and self.detector.s.residual_rounded:
             want = self._wanted(self._with_dissolved(x, got["dissolved"].swapaxes(0, 1)), x)
+        self._steep += int((~_near(got["score"], want["score"])).sum())
         for name, values in want.items():
-            if _beyond(got[name], values).any():
+            if not _near(got[name], values, _STEEP if name == "score" else 1).all():
                 self._complain(f"{name} by {np.abs(got[name] - values).max():.2g}")
-        room = TOLERANCE * np.maximum(np.abs(want["score"]), 1)
-        low, high = (self.detector.p_values(want["score"] + side * room) for side in (1, -1))
-        if not ((low - 1e-9 <= got["p_value"]) & (got["p_value"] <= high + 1e-9)).all():
-            self._complain("p-value")
+        if not np.allclose(got["p_value"], self.detector.p_values(got["score"]), rtol=0, atol=1e-9):
+            self._complain("the p-value of its score")
 
     @staticmethod
     def _wanted(detector: Detector, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -238,11 +247,12 @@ class Comparison:
         self.facts[name] = max(self.facts.get(name, 0.0), float(values.max()))
 
     def _complain(self, what: str) -> None:
-        self.beyond = self.beyond or what
+        self._reason = self._reason or what
 
 
-def _beyond(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    return ~(np.abs(got - want) <= TOLERANCE * np.maximum(np.abs(want), 1))
+def _near(got: np.ndarray, want: np.ndarray, times: float = 1) -> np.ndarray:
+    near: np.ndarray = np.abs(got - want) <= times * TOLERANCE * np.maximum(np.abs(want), 1)
+    return near
 
 
 def _generated(detector: Detector) -> Iterator[np.ndarray]:

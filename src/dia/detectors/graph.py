@@ -90,8 +90,13 @@ def lanczos(side: int, out: int) -> Tensor:
     return weight.sign() * (weight.abs() * _UNIT + 0.5).floor()
 
 
+def double(x: float) -> Tensor:
+    """A constant of 64 bits; a bare number is written to ONNX in 32."""
+    return torch.tensor(x, dtype=torch.float64)
+
+
 def _sinc(x: Tensor) -> Tensor:
-    angle = torch.where(x == 0, 1.0, x) * math.pi
+    angle = torch.where(x == 0, 1.0, x) * double(math.pi)
     return torch.where(x == 0, 1.0, angle.sin() / angle)
 
 

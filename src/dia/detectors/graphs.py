@@ -29,6 +29,7 @@ from .graph import (
     GaussianBlur,
     Linear,
     Whole,
+    double,
     nearest_mean,
     pooling,
     resizing,
@@ -188,7 +189,7 @@ class Residuals(nn.Module):
 
 def joined(evidence: Tensor) -> Tensor:
     """As `residual.joined`."""
-    return evidence.logsumexp(1) - np.log(evidence.shape[1])
+    return evidence.logsumexp(1) - double(np.log(evidence.shape[1]))
 
 
 class BlurBody(nn.Module):
@@ -312,7 +313,7 @@ class LogLikelihood(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N,)`."""
         z = (x - self.get_buffer("mean")) @ self.get_buffer("whiten")
-        return self.greatest - 0.5 * (z**2).sum(1)
+        return double(self.greatest) - 0.5 * (z**2).sum(1)
 
 
 class TransformalyBody(nn.Module):
@@ -365,7 +366,7 @@ class OneNumber(nn.Module):
             feature = y.var((1, 2), correction=0).sqrt()
         else:
             feature = y.diff(dim=1).abs().mean((1, 2)) + y.diff(dim=2).abs().mean((1, 2))
-        return (((feature - self.mean) / self.std).abs(),)
+        return (((feature - double(self.mean)) / double(self.std)).abs(),)
 
 
 class PixelsBody(nn.Module):
