@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fills in the README's tables; leads to results/, which the repository has beside docs/, the site inside."""
+    """Fills in the README's tables; leads to results/, in the repository beside docs/, in the site below."""
     markdown = re.sub(r"<!-- README:(\w+) -->", lambda m: section(m[1]), markdown)
     markdown = re.sub(r"(\]\((?:\.\./)*?)\.\./(results/)", r"\1\2", markdown)
     for old, new in RENAMED.items():
@@ -83,8 +83,8 @@ def cli() -> str:
         pages[f"dia {name}"] = command
     pages["dia report benchmark"] = commands(build_parser(["report", "benchmark"]))["report"]
     parts = [
-        "# Command line\n\nWhat `dia --help` and `dia COMMAND --help` print. The settings of `dia fit` depend "
-        "on `--method` and `--preset`; below they are those of `dia+` in `cpu`."
+        "# Command line\n\nWhat `dia --help` and `dia COMMAND --help` print. The settings of `dia fit` "
+        "depend on `--method` and `--preset`; below they are those of `dia+` in `cpu`."
     ]
     for name, command in pages.items():
         parts.append(f"## {name}\n\n{summary(command)}.\n\n```text\n{command.format_help().rstrip()}\n```")
