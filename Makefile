@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow results bench bench-quick bench-peers lint lock clean
+.PHONY: demo docs test test-slow results bench bench-quick bench-peers lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -19,6 +19,9 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation into site/, strictly: no warning, no broken link, nothing from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 results: $(STAMP)  ## what the grid of the README's table still lacks (some six hours from nothing), and its report
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
@@ -49,5 +52,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## everything the other targets made
-	rm -rf .venv .work demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf .venv .work demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

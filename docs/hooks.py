@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fills in the README's tables, and leads to results/, beside docs/ in the repository, inside in the site."""
+    """Fills in the README's tables; leads to results/, in the repository beside docs/, in the site below."""
     markdown = re.sub(r"<!-- README:(\w+) -->", lambda m: section(m[1]), markdown)
     markdown = re.sub(r"(\]\((?:\.\./)*?)\.\./(results/)", r"\1\2", markdown)
     for old, new in RENAMED.items():
@@ -47,7 +47,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def section(name: str) -> str:
     """What stands between two marks of the README, where it is drawn from the ledger."""
-    return (ROOT / "README.md").read_text().split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return readme.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
 
 
 def notebook(path: Path) -> str:
@@ -82,18 +83,19 @@ def cli() -> str:
         pages[f"dia {name}"] = command
     pages["dia report benchmark"] = commands(build_parser(["report", "benchmark"]))["report"]
     parts = [
-        "# Command line\n\nWhat `dia --help` and `dia COMMAND --help` print. The settings of `dia fit` depend on "
-        "`--method` and `--preset`; below they are those of `dia+` in `cpu`."
+        "# Command line\n\nWhat `dia --help` and `dia COMMAND --help` print. The settings of `dia fit` "
+        "depend on `--method` and `--preset`; below they are those of `dia+` in `cpu`."
     ]
     for name, command in pages.items():
         parts.append(f"## {name}\n\n{summary(command)}.\n\n```text\n{command.format_help().rstrip()}\n```")
     return "\n\n".join(parts)
 
 
+LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
+
+
 class Page(HTMLParser):
     """The anchors of a page, where it leads, and what it loads."""
-
-    LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 
     def __init__(self, html: str):
         super().__init__()
@@ -110,8 +112,8 @@ class Page(HTMLParser):
             self.links.append(a["href"])
         if tag == "link" and a.get("rel") != "canonical":
             self.loaded.append(a["href"])
-        if tag in self.LOADS and self.LOADS[tag] in a:
-            self.loaded.append(a[self.LOADS[tag]])
+        if LOADING.get(tag) in a:
+            self.loaded.append(a[LOADING[tag]])
 
 
 def on_post_build(config: Any) -> None:
@@ -135,6 +137,6 @@ def on_post_build(config: Any) -> None:
                 log.warning("%s leads to %s, which is not there", where, link)
             elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].anchors:
                 log.warning("%s leads to %s, which has no such anchor", where, link)
-    for path in site.rglob("*.css"):
-        for link in re.findall(r"url\(['\"]?(https?:[^)'\"]+)|@import ['\"](https?:[^'\"]+)", path.read_text()):
-            log.warning("%s loads %s", path.relative_to(site), "".join(link))
+    for path in sorted(site.rglob("*.css")):
+        for link in re.findall(r"url\(['\"]?(https?:[^)'\"]+)", path.read_text(encoding="utf-8")):
+            log.warning("%s loads %s", path.relative_to(site), link)
