@@ -234,10 +234,10 @@ def test_export_says_what_it_wrote(csi, csi_onnx):
     assert facts["score, relative"] < 1e-4
     assert facts["images"] > 30
     model = OnnxModel(path)
-    assert model.facts["notice"] == "For research; not a medical device."
-    assert model.facts["settings_hash"] == csi.settings_hash()
+    assert model.facts_["notice"] == "For research; not a medical device."
+    assert model.facts_["settings_hash"] == csi.settings_hash()
     assert (model.method, model.shape_) == ("csi", csi.shape_)
-    assert model.facts["held_out_normals"] == csi.n_calibration_ == len(model.calibration_.scores)
+    assert model.facts_["held_out_normals"] == csi.n_calibration_ == len(model.calibration_.scores)
     assert [model.threshold(r) for r in (None, 0.2, 0.5)] == [csi.threshold(r) for r in (None, 0.2, 0.5)]
     assert [i.shape for i in model.session.get_inputs()] == [["N", "H", "W", "C"]]
     assert model.heatmap(normals()) is None

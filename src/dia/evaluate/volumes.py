@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .metrics import image_metrics
-
 TOP_K = 5
 
 
@@ -67,6 +65,8 @@ def volume_metrics(
         `volumes`, `volume_auroc_max`, `volume_auroc_max_ci`, `volume_auroc_top_k`, `volume_auroc_top_k_ci`;
         nothing where the volumes are of one class only.
     """
+    from .metrics import image_metrics  # scoring without scipy comes here too
+
     rows = [(v, str(label), float(s)) for v, label, s in zip(volumes, labels, scores, strict=True)]
     found = list(volume_scores(rows, k))
     anomalous = {v for v, label in zip(volumes, labels, strict=True) if label}
