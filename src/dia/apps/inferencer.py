@@ -275,12 +275,16 @@ class Inferencer:
         Raises:
             DataError: a model without a dissolver, or a t outside 0 to `t_max` − 1.
         """
+        self.check_steps(ts)
+        with self._model:
+            return np.asarray(self.detector.dissolver_.dissolve(images, list(ts)))
+
+    def check_steps(self, ts: Sequence[int]) -> None:
+        """Raises as `dissolve` would, without waiting for the model."""
         if not self.can_dissolve:
             raise DataError(f"{self.detector.method} has no dissolver; fit dia or dia+ for it")
         if bad := [t for t in ts if not 0 <= t < self.t_max]:
             raise DataError(f"t must lie in 0–{self.t_max - 1}, not {bad[0]}")
-        with self._model:
-            return np.asarray(self.detector.dissolver_.dissolve(images, list(ts)))
 
     def nearest(self, images: np.ndarray, k: int = 4) -> Nearest | None:
         """The training normals most alike, by cosine of `Detector.features`; None without `normals`.

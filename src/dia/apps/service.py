@@ -242,7 +242,7 @@ def build_app(
         """Dissolves images: as JSON, or as a zip of PNGs with `Accept: application/zip`."""
         _check_query(request)
         ts = list(dict.fromkeys(form.t))
-        _asked(inferencer.dissolve, np.empty((0, *inferencer.shape), np.uint8), ts)
+        _asked(inferencer.check_steps, ts)
         if not (most := limits.max_images // len(ts)):
             raise Refused(413, f"{len(ts)} values of t; at most {limits.max_images} are accepted")
         zipped = "application/zip" in request.headers.get("accept", "")
