@@ -1,4 +1,7 @@
-"""`dia.Dissolve` where others put augmentations: keypoints, videos, workers of a loader, compiled."""
+"""`dia.Dissolve` where others put augmentations: keypoints, videos, workers of a loader, compiled; and the docs' own."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +44,16 @@ def test_a_video_has_one_t_where_frames_share_their_draw(same_on_frame, tiny_dis
     out = VideoSequential(dissolve, data_format="BTCHW", same_on_frame=same_on_frame)(video)
     alike = all(torch.allclose(frame, clip[0], atol=1e-5) for clip in out for frame in clip)
     assert alike == same_on_frame
+
+
+def test_the_snippet_of_the_docs(tiny_dissolver, tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "howto" / "pipelines.md"
+    tiny_dissolver.save(tmp_path / "runs" / "mine" / "dissolver")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page.read_text(), re.S)[1], names)
+    assert names["dissolved"].shape == names["videos"].shape
+    assert not torch.equal(names["dissolved"], names["videos"])
 
 
 def test_in_a_sequence_of_kornias(dissolve, images):
