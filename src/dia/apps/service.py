@@ -33,6 +33,7 @@ from ..data.imageset import DataError
 from ..evaluate.ledger import environment
 from ..evaluate.page import LIMITS
 from ..evaluate.pictures import DISSOLVE_TS, colour
+from ..evaluate.volumes import TOP_K
 from .batching import Batcher
 from .guard import LOOPBACK, Counter, Guard, Work
 from .inferencer import Inferencer, Picture, Reading, Verdict
@@ -40,7 +41,6 @@ from .limits import Deadline, Limits, Refused
 from .uploads import Upload, unpack
 
 PATHS = ("/score", "/dissolve", "/model", "/health")
-_TOP = 5  # images of a file whose mean score stands beside the greatest
 _MULTIPART = Form(media_type="multipart/form-data")
 
 
@@ -91,7 +91,7 @@ class Volume(BaseModel):
     images: int
     flagged: int
     max_score: float
-    top_mean: float = Field(description=f"of the {_TOP} greatest scores")
+    top_mean: float = Field(description=f"of the {TOP_K} greatest scores")
     p_value: float = Field(description="the least of its images', times their number: Bonferroni's")
 
 
@@ -365,7 +365,7 @@ def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: flo
                     images=count,
                     flagged=int((own > threshold).sum()),
                     max_score=own[-1],
-                    top_mean=own[-_TOP:].mean(),
+                    top_mean=own[-TOP_K:].mean(),
                     p_value=min(1.0, round(count * float(verdict.p_values[here].min()), 6)),
                 )
             )
