@@ -121,6 +121,15 @@ def test_an_image_is_listed_once_and_is_known_by_its_pixels(worklist, files, tmp
     assert problems == [("another name.png", "has the pixels of case 0.png; listed once")]
 
 
+def test_a_full_list_says_so_and_keeps_what_it_has(worklist, files, monkeypatch):
+    monkeypatch.setattr("dia.apps.worklist.MOST_IMAGES", 2)
+    good = [f for f in files if f.name != BAD]
+    worklist, problems = _filled(worklist, good)
+    assert {r.name for r in worklist.rows(0.1)} == {f.name for f in good[:2]}
+    assert [name for name, _ in problems] == [f.name for f in good[2:]]
+    assert all("the list is full" in line for _, line in problems)
+
+
 @pytest.mark.parametrize("key", ["name", "score", "p_value", "flagged", "verdict", "note"])
 def test_every_column_sorts_both_ways(worklist, files, key):
     _filled(worklist, files)
@@ -399,7 +408,8 @@ def test_a_review_from_upload_to_export(browser, server, files, worklist, tmp_pa
         w.press("n")
         w.expect(w.at("#note textarea")).to_be_focused()
         note = "=1+1 <b>dad</b> ${2+2} {{value}}"  # letters are no shortcuts here, and nothing runs
-        w.page.keyboard.type(note)
+        w.page.keyboard.type(note[:-6])
+        w.page.keyboard.insert_text(note[-6:])  # as pasted or dictated: no key is pressed
         w.expect(w.at("#state")).to_contain_text("Note kept")
         w.press("Escape")
         w.expect(w.row("ct.dcm").locator(".note [title]")).to_have_attribute("title", note)

@@ -42,6 +42,11 @@
     KEYS[event.key]();
   });
 
+  // the framework's own event misses what is pasted or dictated
+  document.addEventListener("input", (event) => {
+    if (event.target.matches("#note textarea")) setTimeout(() => click("#written"));
+  });
+
   document.addEventListener("click", (event) => {
     if (event.target.closest("#keys-open, #keys-close")) help();
   });

@@ -152,6 +152,7 @@ class Page:
         self.current = gr.Textbox("", visible="hidden", elem_id="current")
         self.order = gr.Textbox("score down", visible="hidden")
         self.csv = gr.Textbox("", visible="hidden")
+        self.written = gr.Button(visible="hidden", elem_id="written")
         gr.HTML(view.header(self.inferencer.about()) + view.keys(), elem_id="header", apply_default_css=False)
         with gr.Row(elem_id="review"):
             with gr.Column(scale=2, min_width=450, elem_id="left"):
@@ -235,7 +236,7 @@ class Page:
         self.rate.change(self._on(self.refresh), shown, listed, **last, **light)
         for button, verdict in ((self.agree, AGREE), (self.disagree, DISAGREE), (self.undo, "")):
             button.click(self._on(self.judge, verdict), shown, listed, **light)
-        self.note.input(self._on(self.write), [*shown, self.note], self.state, **last, **light)
+        self.written.click(self._on(self.write), [*shown, self.note], self.state, **last, **light)
         each: dict[str, Any] = {"trigger_mode": "multiple"}
         self.note.blur(self._on(self.leave), [*shown, self.note], listed, **each, **light)
         self.t.change(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **last, **model)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .inferencer import Inferencer, Nearest
+from .inferencer import Inferencer, Nearest, Picture
 from .reviews import Mark, Reviews
 
 MOST_IMAGES = 500  # in one list
 MOST_LISTS = 8  # held at once; the one untouched longest goes first
 _THUMBNAIL = 64  # pixels
-_CHUNK = 8  # files read and scored at a time, so that progress is seen
+_FULL = f"the list is full with {MOST_IMAGES} images; export it, and reload the page for more"
+_CHUNK = 16  # files read and scored at a time, so that progress is seen
 
 SORTS: dict[str, Callable[[Row], Any]] = {
     "name": lambda r: r.name.lower(),
@@ -99,22 +100,35 @@ class Worklist:
         """
         for start in range(0, len(files), _CHUNK):
             part = files[start : start + _CHUNK]
-            reading = self.inferencer.read(part, most=MOST_IMAGES - len(self))
-            problems = list(reading.errors)
-            if reading.pictures:
-                images = reading.images(self.inferencer.shape)
-                verdict = self.inferencer.score(images)
-                for i, picture in enumerate(reading.pictures):
-                    sha = hashlib.sha256(repr(images[i].shape).encode() + images[i].tobytes()).hexdigest()
-                    heatmap = None if verdict.heatmaps is None else verdict.heatmaps[i].astype(np.float16)
-                    row = Row(
-                        sha, picture.name, images[i], float(verdict.scores[i]), float(verdict.p_values[i]),
-                        heatmap, _thumbnail(images[i]), mark=self.reviews.find(self.model, sha),
-                    )  # fmt: skip
-                    with self._lock:
-                        if (same := self._rows.setdefault(sha, row)) is not row and same.name != row.name:
-                            problems.append((row.name, f"has the pixels of {same.name}; listed once"))
+            pictures: list[Picture] = []
+            problems: list[tuple[str, str]] = []
+            for file in part:
+                if room := max(MOST_IMAGES - len(self) - len(pictures), 0):
+                    reading = self.inferencer.read([file], most=room)
+                    pictures += reading.pictures
+                    problems += reading.errors
+                else:
+                    problems.append((file.name, _FULL))
+            if pictures:
+                problems += self._score(pictures)
             yield start + len(part), problems
+
+    def _score(self, pictures: list[Picture]) -> list[tuple[str, str]]:
+        """Adds rows of pictures; what is listed already is told."""
+        images = np.stack([p.image for p in pictures])
+        verdict = self.inferencer.score(images)
+        told = []
+        for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
+            sha = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+            heatmap = None if verdict.heatmaps is None else verdict.heatmaps[i].astype(np.float16)
+            row = Row(
+                sha, picture.name, image, float(verdict.scores[i]), float(verdict.p_values[i]), heatmap,
+                _thumbnail(image), mark=self.reviews.find(self.model, sha),
+            )  # fmt: skip
+            with self._lock:
+                if (same := self._rows.setdefault(sha, row)) is not row and same.name != row.name:
+                    told.append((row.name, f"has the pixels of {same.name}; listed once"))
+        return told
 
     def rows(self, rate: float, sort: str = "score", descending: bool = True, show: str = "all") -> list[Row]:
         """The rows flagged at `rate` (as `Detector.threshold`), sorted by a key of `SORTS`, those of `SHOWN`.
