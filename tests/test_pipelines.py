@@ -1,4 +1,4 @@
-"""`dia.Dissolve` where others put augmentations: keypoints, videos, workers of a loader, compiled; and the docs' own."""
+"""`dia.Dissolve` where others put augmentations: keypoints, videos, workers of a loader; compiled."""
 
 import re
 from pathlib import Path

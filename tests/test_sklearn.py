@@ -51,6 +51,9 @@ NOT_FOR_IMAGES = {
 }
 
 
+INVARIANCES = ("check_methods_subset_invariance", "check_methods_sample_order_invariance")
+
+
 class Tabular:
     """Turns each row of a table into an image on its way into a detector, and does nothing else.
 
@@ -107,7 +110,19 @@ def labelled():
     xfail_strict=True,
 )
 def test_checks_of_scikit_learn(estimator, check):
+    name = getattr(check, "func", check).__name__
+    if name in INVARIANCES and isinstance(estimator, CSI):
+        pytest.skip("sums of float32 depend on the batch in their last digits: the next test")
     check(estimator)
+
+
+def test_a_network_scores_each_image_on_its_own_but_for_rounding(images):
+    cls, settings = LEARNED[0]
+    detector = cls(settings, device="cpu").fit(images)
+    whole, order = detector.score_samples(images), np.random.default_rng(0).permutation(len(images))
+    one_by_one = np.concatenate([detector.score_samples(x[None]) for x in images])
+    np.testing.assert_allclose(one_by_one, whole, rtol=1e-5)
+    np.testing.assert_allclose(detector.score_samples(images[order]), whole[order], rtol=1e-5)
 
 
 OF_CONSTRUCTORS = [
@@ -205,7 +220,7 @@ def test_settings_are_parameters_one_by_one():
     before = detector.settings_hash()
     detector.set_params(settings__amplify__width=8, settings__dissolver__kind="identity", seed=3)
     assert (detector.s.amplify.width, detector.s.dissolver.kind, detector.seed) == (8, "identity", 3)
-    assert detector.s.amplify.steps == 2
+    assert detector.s.amplify.steps == TINY.steps
     assert detector.settings_hash() != before
     with pytest.raises(SettingsError, match=r"no setting amplify\.widht"):
         detector.set_params(settings__amplify__widht=8)

@@ -279,7 +279,7 @@ def cmd_push(a: Namespace) -> None:
         url = detector.push_to_hub(a.name, private=not a.public, model_card_kwargs=card)
     except (OSError, ValueError) as error:  # huggingface_hub's own are among these
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{a.name}: could not be pushed ({reason}); `hf auth login` first?") from error
+        raise DataError(f"{a.name}: could not be pushed ({reason}); log in with `hf auth login`") from error
     out.print(str(url), soft_wrap=True, highlight=False)
 
 
