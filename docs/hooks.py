@@ -41,7 +41,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = re.sub(r"<!-- README:(\w+) -->", lambda m: section(m[1]), markdown)
     markdown = re.sub(r"(\]\((?:\.\./)*?)\.\./(results/)", r"\1\2", markdown)
     for old, new in RENAMED.items():
-        markdown = markdown.replace(old, new)
+        markdown = re.sub(rf"(\]\([^)\s]*){re.escape(old)}", rf"\1{new}", markdown)
     return markdown
 
 
