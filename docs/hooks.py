@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = [ROOT / "results" / folder for folder in ("benchmark", "ablations")]
-RENAMED = {"results/benchmark/benchmark.md": "results/benchmark/index.md"}  # benchmark.html is the other page
+RENAMED = {"results/benchmark/benchmark.md": "results/benchmark/report.md"}  # beside benchmark.html
 log = logging.getLogger("mkdocs.hooks.dia")
 
 
@@ -41,7 +41,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = re.sub(r"<!-- README:(\w+) -->", lambda m: section(m[1]), markdown)
     markdown = re.sub(r"(\]\((?:\.\./)*?)\.\./(results/)", r"\1\2", markdown)
     for old, new in RENAMED.items():
-        markdown = markdown.replace(old, new)
+        markdown = re.sub(rf"(\]\([^)\s]*){re.escape(old)}", rf"\1{new}", markdown)
     return markdown
 
 
@@ -75,7 +75,7 @@ def cli() -> str:
     from dia.apps.arguments import build_parser
     from dia.apps.helptext import commands, summary
 
-    os.environ["COLUMNS"] = "92"
+    os.environ["COLUMNS"] = "80"
     os.environ.pop("DIA_DATA", None)
     parser = build_parser([])
     pages = {"dia": parser}

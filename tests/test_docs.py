@@ -98,7 +98,7 @@ def test_relative_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_commands_parse(path, capsys):
     for language, body in FENCE.findall(path.read_text()):
-        if language in ("sh", "bash", "shell", "console"):
+        if language in ("sh", "bash", "shell", "console") or (not language and body.startswith("dia ")):
             for argv in dia_lines(body):
                 check_parses(argv, capsys)
 
