@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,9 +201,9 @@ class Server:
         self.temporary.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "dia", "serve", str(self.run), "--port", "0", "--device", "cpu",
                    "--store", str(self.store), "--normals", str(self.run.parent / "normals")]  # fmt: skip
-        env = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        env = {k: v for k, v in os.environ.items() if k != "DIA_TOKEN"}
+        env |= {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         env |= {"DIA_TOKEN": self.token} if self.token else {}
-        self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
         )
