@@ -22,6 +22,7 @@ from dia.detectors import CSI, DIA, Detector
 from dia.detectors.csi import CSISettings
 from dia.detectors.dia import DIASettings
 from dia.detectors.hub import public
+from dia.detectors.msc import MSC, MSCSettings
 from dia.detectors.trivial import Brightness, Pixels, Statistics
 from dia.dissolve import DissolverSettings
 
@@ -196,6 +197,25 @@ def test_weights_from_files_are_told_by_what_they_are(tmp_path):
         assert public({"weights": known}) == {"weights": known}
     assert public({"weights": "gone/away.pth"}) == {"weights": "a local file"}
     assert public({"weights": "dia:gone/away"}) == {"weights": "a local file"}
+
+
+def test_a_model_from_weights_that_are_elsewhere_can_be_loaded_and_saved_again(images, tmp_path):
+    pytest.importorskip("timm")
+    CSI(CSISettings(TINY, samples=1), device="cpu").fit(images).save(tmp_path / SECRET)
+    settings = MSCSettings(size=16, weights=f"dia:{tmp_path / SECRET}", epochs=1, batch=8)
+    fitted = MSC(settings, device="cpu").fit(images)
+    known = fitted.settings_hash()
+    fitted.save_pretrained(tmp_path / "public")
+    (tmp_path / SECRET).rename(tmp_path / "moved")
+    back = MSC.from_pretrained(tmp_path / "public", device="cpu")
+    assert SECRET not in repr(back.settings)
+    assert np.array_equal(back.score(images), fitted.score(images))
+    assert back.settings_hash() == known
+    back.save_pretrained(tmp_path / "again")
+    assert np.array_equal(
+        Detector.load(back.save(tmp_path / "kept"), device="cpu").score(images), back.score(images)
+    )
+    assert files_of(tmp_path / "again")["config.json"] == files_of(tmp_path / "public")["config.json"]
 
 
 def test_what_is_not_fitted_is_not_saved(tmp_path):

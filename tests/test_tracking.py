@@ -191,6 +191,20 @@ def test_nothing_is_logged_outside(images, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+def test_models_of_anomalib_too(images, tmp_path):
+    pytest.importorskip("anomalib")
+    from dia.detectors import METHODS
+
+    cls = METHODS["ganomaly"]  # which has two optimisers, and returns no loss
+    small = cls.Settings(size=32, batch=8, epochs=2, n_features=4, latent_vec_size=4)
+    with tracking("csv", tmp_path):
+        cls(small, device="cpu").fit(np.repeat(np.repeat(images, 2, 1), 2, 2))
+    found = rows(tmp_path / "ganomaly" / "version_0")
+    assert found[0]["step"] == 1
+    assert any("loss" in name for name in found[0])
+    assert all(np.isfinite(value) for row in found for value in row.values())
+
+
 # --- the command --------------------------------------------------------------------------------------
 
 FIT = ["--method", "csi", "--settings.amplify.steps", "2", "--settings.amplify.width", "4"]

@@ -102,11 +102,12 @@ class _Curves(Callback):
         self.rate = optimizer.param_groups[0]["lr"]  # before the schedule moves on
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        step = trainer.global_step  # those done
+        step = trainer.fit_loop.total_batch_idx + 1  # batches; `global_step` counts each optimiser's
         if step % EVERY and step not in (1, trainer.max_steps):
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        values = {"loss": loss, "learning_rate": self.rate}
+        # anomalib's modules log for themselves
+        values = {**trainer.callback_metrics, "loss": loss, "learning_rate": self.rate}
         values |= {f"loss_{k}": v for k, v in getattr(module, "terms", {}).items()}
         known = {k: float(v) for k, v in values.items() if isinstance(v, float | torch.Tensor)}
         self.logger.log_metrics(known, step)

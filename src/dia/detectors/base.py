@@ -365,10 +365,14 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
 
     def _card(self) -> str:
         h, w, c = self.shape_
+        try:
+            weights = self.weights_source()
+        except DataError:  # a file that is no longer there; the fitted model does without
+            weights = self.s.weights
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
             f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} others (seed {self.seed}). "
-            f"Weights: {self.weights_source()}. For research; not a medical device.\n"
+            f"Weights: {weights}. For research; not a medical device.\n"
         )
 
 

@@ -8,6 +8,7 @@ model folders; knows no method.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FETCHED = ["*.json", "*.safetensors"]
 PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted")
 ELSEWHERE = "a local file"  # stands for a path
+_TELLS_NO_PATH = re.compile(r"none|imagenet|sha256:[0-9a-f]+|dia:[0-9a-f]{16}(-\d+-[0-9a-f]+)?")
 
 
 class Hub(ModelHubMixin):
@@ -168,7 +170,7 @@ def public(config: Any, key: str = "") -> Any:
         return config
     if key == "weights":
         known = identity_of(config)
-        return known if known != config or known in ("none", "imagenet") else ELSEWHERE
+        return known if known != config or _TELLS_NO_PATH.fullmatch(known) else ELSEWHERE
     path = Path(config).expanduser()
     local = path.is_absolute() or "\\" in config or (len(path.parts) > 1 and path.exists())
     return ELSEWHERE if key == "pretrained" or local else config
