@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: demo docs test test-slow results bench bench-quick bench-peers lint lock clean
+.PHONY: demo docs test test-slow results bench bench-quick bench-peers bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -39,6 +39,9 @@ bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fel
 bench-peers: $(STAMP)  ## beside three of anomalib's methods
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/page.py
+
+bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, from the built wheel to an open report
+	$(BIN)/python benchmarks/stranger.py
 
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra medical \

@@ -14,6 +14,7 @@ import common
 import quick
 import reference
 import scale
+import stranger
 
 from dia.amplify.encoder import Encoder
 from dia.data.phantom import load
@@ -87,3 +88,19 @@ def test_a_reference_step_learns(step):
     before = [p.clone() for p in step.encoder.parameters()]
     assert np.isfinite(step())
     assert any(not torch.equal(a, b) for a, b in zip(before, step.encoder.parameters(), strict=True))
+
+
+def test_a_stranger_runs_the_commands_of_one_section_in_order():
+    page = "# A\n```sh\nno\n```\n## B\n```sh\none\ntwo\n```\n```text\nno\n```\n"
+    page += "### C\n```python\nthree\n```\n## D\n```sh\nno\n```\n"
+    assert stranger.steps(page, "B") == [("sh", "one\ntwo\n"), ("python", "three\n")]
+    with pytest.raises(ValueError, match="E"):
+        stranger.steps(page, "E")
+
+
+def test_the_tutorial_goes_from_installing_to_a_report():
+    texts = [
+        s.text for s in stranger.steps((stranger.ROOT / "docs/tutorial.md").read_text(), "In five minutes")
+    ]
+    assert texts[0] == "pip install dia-anomaly\n"
+    assert [t.split()[1] for t in texts if t.startswith("dia ")] == ["fit", "score", "report"]
