@@ -18,12 +18,15 @@ import sys
 import tempfile
 import threading
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dia.apps.batching import Batcher
@@ -32,6 +35,7 @@ from dia.apps.inferencer import Inferencer, Verdict
 from dia.apps.limits import Deadline, Limits, Refused
 from dia.apps.serve import serve
 from dia.apps.service import _volumes, build_app
+from dia.apps.uploads import Upload, unpack
 from dia.evaluate.pictures import colour
 
 TOKEN = "a token of thirty-two characters!".replace(" ", "-")
@@ -227,11 +231,13 @@ def test_a_model_without_dissolver_or_heatmaps_says_so(served_run, files, tmp_pa
 
 
 def test_a_file_of_several_images_has_its_greatest_scores():
-    scores = np.array([7.0, 1.0, 4.0, 2.0, 3.0, 9.0])
-    (volume,) = _volumes([("a.png", 1), ("ct.nii", 4), ("bad", 0), ("b.png", 1)], scores, 2.5)
-    assert (volume.name, volume.images, volume.flagged) == ("ct.nii", 4, 2)
-    assert volume.max_score == 4
-    assert volume.top_mean == pytest.approx((4 + 3 + 2) / 3)
+    scores = np.array([7.0, 1.0, 4.0, 2.0, 3.0, 0.0, 5.0, 9.0])
+    verdict = Verdict(scores, np.array([0.1, 0.9, 0.3, 0.6, 0.5, 1.0, 0.12, 0.1]), None)
+    (volume,) = _volumes([("a.png", 1), ("ct.nii", 6), ("bad", 0), ("b.png", 1)], verdict, 2.5)
+    assert (volume.name, volume.images, volume.flagged) == ("ct.nii", 6, 3)
+    assert volume.max_score == 5
+    assert volume.top_mean == pytest.approx((5 + 4 + 3 + 2 + 1) / 5)
+    assert volume.p_value == pytest.approx(6 * 0.12)
 
 
 def test_the_documentation_asks_nothing_of_the_network(client):
@@ -327,8 +333,33 @@ def test_pixels_are_counted_before_they_are_decoded(inferencer):
 
 def test_deflated_dicom_files_are_not_opened(client):
     """pydicom inflates them whole before anything of them is known."""
-    bomb = bytes(128) + b"DICM" + bytes(2**20) + b"1.2.840.10008.1.2.1.99" + bytes(100)
+    bomb = bytes(128) + b"DICM" + bytes(2**20 - 140) + b"1.2.840.10008.1.2.1.99" + bytes(100)  # cut in two
     refused(client.post("/score", files=parts([("x.dcm", bomb)])), 422, "x.dcm", "deflated")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
+    st.integers(0, 99),
+)
+def test_no_damage_to_a_zip_is_more_than_an_error(changes, cut):
+    data = bytearray(
+        zipped([("a/b.png", png()), ("c.nii.gz", gzip.compress(bytes(500))), ("d.txt", b"hello")])
+    )
+    for at, value in changes:
+        data[at % len(data)] = value
+    limits = Limits(max_unpacked_mb=0.01, max_files=5)
+    with tempfile.TemporaryDirectory() as folder:
+        inside = Path(folder) / "inside"
+        inside.mkdir()
+        with tempfile.TemporaryFile() as file:  # a real file fails otherwise than one in memory
+            file.write(data[: len(data) - cut])
+            file.seek(0)
+            with suppress(Refused):
+                found = unpack([Upload("x.zip", file)], inside, limits, Deadline(60))
+                assert len(found.files) == len(found.names) <= 5
+                assert len(found.files) + len(found.errors) <= 5
+        for file in [p for p in Path(folder).rglob("*") if p != inside]:
+            assert file.parent == inside
 
 
 class Slow:

@@ -240,10 +240,10 @@ class Inferencer:
 
     @cached_property
     def _reading(self) -> dict[str, Any]:
-        """How the model's own images were made from files (intensity window, slicing axis)."""
+        """How the model's own images were made from files: intensity window, axis and range of slices."""
         known = inspect.signature(listing).parameters
         read = self.detector.facts_.get("read") or {}
-        return {k: read[k] for k in ("window", "axis") if k in known and read.get(k) is not None}
+        return {k: read[k] for k in ("window", "axis", "slices") if k in known and read.get(k) is not None}
 
     def score(self, images: np.ndarray, heatmaps: bool = True) -> Verdict:
         """Scores of `(N, H, W, C)` uint8 images, an image's own whatever it is scored with.
@@ -275,12 +275,16 @@ class Inferencer:
         Raises:
             DataError: a model without a dissolver, or a t outside 0 to `t_max` − 1.
         """
+        self.check_steps(ts)
+        with self._model:
+            return np.asarray(self.detector.dissolver_.dissolve(images, list(ts)))
+
+    def check_steps(self, ts: Sequence[int]) -> None:
+        """Raises as `dissolve` would, without waiting for the model."""
         if not self.can_dissolve:
             raise DataError(f"{self.detector.method} has no dissolver; fit dia or dia+ for it")
         if bad := [t for t in ts if not 0 <= t < self.t_max]:
             raise DataError(f"t must lie in 0–{self.t_max - 1}, not {bad[0]}")
-        with self._model:
-            return np.asarray(self.detector.dissolver_.dissolve(images, list(ts)))
 
     def nearest(self, images: np.ndarray, k: int = 4) -> Nearest | None:
         """The training normals most alike, by cosine of `Detector.features`; None without `normals`.

@@ -40,7 +40,7 @@ from .limits import Deadline, Limits, Refused
 from .uploads import Upload, unpack
 
 PATHS = ("/score", "/dissolve", "/model", "/health")
-_TOP = 3  # images of a file whose mean score stands beside the greatest
+_TOP = 5  # images of a file whose mean score stands beside the greatest
 _MULTIPART = Form(media_type="multipart/form-data")
 
 
@@ -92,6 +92,7 @@ class Volume(BaseModel):
     flagged: int
     max_score: float
     top_mean: float = Field(description=f"of the {_TOP} greatest scores")
+    p_value: float = Field(description="the least of its images', times their number: Bonferroni's")
 
 
 class ScoreAnswer(BaseModel):
@@ -225,7 +226,7 @@ def build_app(
             request.state.work.note = _note(reading)
             answer = ScoreAnswer(
                 images=_scored(reading, verdict, threshold, heat_scale),
-                volumes=_volumes(counts, verdict.scores, threshold),
+                volumes=_volumes(counts, verdict, threshold),
                 errors=_errors(reading),
                 false_alarm_rate=rate,
                 threshold=threshold if np.isfinite(threshold) else None,
@@ -241,7 +242,7 @@ def build_app(
         """Dissolves images: as JSON, or as a zip of PNGs with `Accept: application/zip`."""
         _check_query(request)
         ts = list(dict.fromkeys(form.t))
-        _asked(inferencer.dissolve, np.empty((0, *inferencer.shape), np.uint8), ts)
+        _asked(inferencer.check_steps, ts)
         if not (most := limits.max_images // len(ts)):
             raise Refused(413, f"{len(ts)} values of t; at most {limits.max_images} are accepted")
         zipped = "application/zip" in request.headers.get("accept", "")
@@ -352,15 +353,22 @@ def _scored(
     ]
 
 
-def _volumes(counts: Sequence[tuple[str, int]], scores: np.ndarray, threshold: float) -> list[Volume]:
+def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
     out, start = [], 0
     for name, count in counts:
-        own = np.sort(scores[start : start + count])
-        start += count
+        here = slice(start, start := start + count)
         if count > 1:
-            flagged = int((own > threshold).sum())
-            top = float(own[-_TOP:].mean())
-            out.append(Volume(name=name, images=count, flagged=flagged, max_score=own[-1], top_mean=top))
+            own = np.sort(verdict.scores[here])
+            out.append(
+                Volume(
+                    name=name,
+                    images=count,
+                    flagged=int((own > threshold).sum()),
+                    max_score=own[-1],
+                    top_mean=own[-_TOP:].mean(),
+                    p_value=min(1.0, round(count * float(verdict.p_values[here].min()), 6)),
+                )
+            )
     return out
 
 

@@ -5,12 +5,16 @@ Knows zips, bytes and names; decodes no image and knows nothing of HTTP.
 
 from __future__ import annotations
 
+import errno
+import gzip
 import re
 import shutil
 import struct
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -52,23 +56,10 @@ def unpack(uploads: Sequence[Upload], folder: Path, limits: Limits, deadline: De
     Raises:
         Refused: too many files or bytes, or no time left.
     """
-    out = Unpacked([], [], [])
-    room = limits.max_unpacked
+    unpacking = _Unpacking(folder, limits, deadline)
     for upload in uploads:
-        deadline.check()
-        head = upload.file.read(4)
-        upload.file.seek(0)
-        if head not in _ZIP:
-            room = _keep(upload.file, plain_name(upload.name), out, folder, limits, room, deadline)
-            continue
-        try:
-            _check_directory(upload.file, limits)
-            with zipfile.ZipFile(upload.file) as packed:
-                for info in _members(packed, out, limits):
-                    room = _unpack_member(packed, info, out, folder, limits, room, deadline)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError):
-            out.errors.append((plain_name(upload.name), "a damaged zip"))
-    return out
+        unpacking.add(upload)
+    return unpacking.out
 
 
 def plain_name(name: str, folders: bool = False) -> str:
@@ -77,138 +68,127 @@ def plain_name(name: str, folders: bool = False) -> str:
     return "".join(c for c in shown if c.isprintable())[-200:].strip() or "unnamed"
 
 
-def _members(packed: zipfile.ZipFile, out: Unpacked, limits: Limits) -> Iterator[zipfile.ZipInfo]:
-    members = [
-        info for info in packed.infolist()
-        if not info.is_dir() and not any(p.startswith((".", "__MACOSX")) for p in _parts(info.filename))
-    ]  # fmt: skip
-    if len(out.files) + len(members) > limits.max_files:
-        raise _too_many(limits)
-    yield from members
+class _Unpacking:
+    """Uploads on their way into a folder; `room` is what may still be unpacked, in bytes."""
+
+    def __init__(self, folder: Path, limits: Limits, deadline: Deadline):
+        self.folder, self.limits, self.deadline = folder, limits, deadline
+        self.out = Unpacked([], [], [])
+        self.room = limits.max_unpacked
+
+    def add(self, upload: Upload) -> None:
+        self.deadline.check()
+        head = upload.file.read(4)
+        upload.file.seek(0)
+        name = plain_name(upload.name)
+        if head not in _ZIP:
+            return self._keep(upload.file, name)
+        try:
+            self._check_directory(upload.file)
+            with zipfile.ZipFile(upload.file) as packed:
+                members = [info for info in packed.infolist() if _is_wanted(info.filename)]
+                if len(self.out.files) + len(members) > self.limits.max_files:
+                    raise self._too_many()
+                for info in members:
+                    self._add_member(packed, info)
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            self.out.errors.append((name, "a damaged zip"))
+
+    def _add_member(self, packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+        name, member = plain_name(info.filename, folders=True), self.folder / "member"
+        if info.flag_bits & 1:
+            return self.out.errors.append((name, "encrypted in its zip"))
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            return self.out.errors.append((name, "packed in another way than deflate"))
+        try:
+            with packed.open(info) as file, member.open("wb") as new:
+                for piece in self._counted(file):
+                    new.write(piece)
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            return self.out.errors.append((name, "damaged in its zip"))
+        with member.open("rb") as copied:
+            nested = copied.read(4) in _ZIP
+            copied.seek(0)
+            if nested:
+                self.out.errors.append((name, "a zip within a zip, which is not opened"))
+            else:
+                self._keep(copied, name)
+        member.unlink()
+
+    def _keep(self, file: IO[bytes], name: str) -> None:
+        """Copies one file under a number, with the suffix that says what it is."""
+        if len(self.out.files) >= self.limits.max_files:
+            raise self._too_many()
+        suffix = re.search(r"(\.nii)?\.[a-z0-9]{1,8}$", name.lower())
+        target = self.folder / f"{len(self.out.files):05d}{suffix[0] if suffix else ''}"
+        with target.open("w+b") as kept:
+            shutil.copyfileobj(file, kept, _PIECE)
+            kept.seek(0)
+            packed = kept.read(2) == _GZIP
+            kept.seek(0)
+            if packed:  # of a damaged one what comes before the damage is counted
+                with gzip.GzipFile(fileobj=kept) as inflated, suppress(OSError, EOFError, zlib.error):
+                    deque(self._counted(inflated), maxlen=0)
+            deflated = not packed and _holds(kept, _DEFLATED_DICOM)
+        if deflated:
+            target.unlink()
+            self.out.errors.append((name, "a deflated DICOM file, which the service does not read"))
+        else:
+            self.out.files.append(target)
+            self.out.names.append(name)
+
+    def _counted(self, file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+        """What comes out of a packed file, whatever is said of its size, while there is room and time."""
+        while piece := file.read(_PIECE):
+            self.room -= len(piece)
+            if self.room < 0:
+                most = self.limits.max_unpacked_mb
+                raise Refused(413, f"the packed files hold more than {most:g} MB; send fewer at a time")
+            self.deadline.check()
+            yield piece
+
+    def _check_directory(self, file: IO[bytes]) -> None:
+        """Refuses a zip whose directory alone would fill the memory: it is read whole when it is opened."""
+        size = file.seek(0, 2)
+        file.seek(max(size - _TAIL, 0))
+        tail = file.read()
+        file.seek(0)
+        end = tail.rfind(b"PK\x05\x06")
+        if end < 0 or len(tail) < end + 22:
+            raise zipfile.BadZipFile
+        (directory,) = struct.unpack_from("<L", tail, end + 12)
+        zip64 = b"PK\x06\x07" in tail[max(end - 20, 0) : end]
+        if zip64 or directory > _PER_ENTRY * self.limits.max_files + _PIECE:
+            raise self._too_many()
+
+    def _too_many(self) -> Refused:
+        return Refused(413, f"more than {self.limits.max_files} files; send fewer at a time")
+
+
+def _is_wanted(name: str) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in _parts(name))
+    return not hidden and not name.endswith(("/", "\\"))
 
 
 def _parts(name: str) -> list[str]:
     return [p for p in re.split(r"[\\/]", name) if p not in ("", ".", "..")]
 
 
-def _unpack_member(
-    packed: zipfile.ZipFile,
-    info: zipfile.ZipInfo,
-    out: Unpacked,
-    folder: Path,
-    limits: Limits,
-    room: int,
-    deadline: Deadline,
-) -> int:
-    name = plain_name(info.filename, folders=True)
-    if info.flag_bits & 1:
-        out.errors.append((name, "encrypted in its zip"))
-    elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        out.errors.append((name, "packed in another way than deflate"))
-    else:
-        try:
-            with packed.open(info) as file:
-                first = file.read(4)
-            if first in _ZIP:
-                out.errors.append((name, "a zip within a zip, which is not opened"))
-                return room
-            with packed.open(info) as file:
-                room -= _copy(file, folder / "member", room, limits, deadline)
-        except (zipfile.BadZipFile, zlib.error, EOFError):
-            out.errors.append((name, "damaged in its zip"))
-            return room
-        with (folder / "member").open("rb") as copied:
-            room = _keep(copied, name, out, folder, limits, room, deadline)
-        (folder / "member").unlink()
-    return room
-
-
-def _keep(
-    file: IO[bytes], name: str, out: Unpacked, folder: Path, limits: Limits, room: int, deadline: Deadline
-) -> int:
-    """Copies one file under a number, with the suffix that says what it is; returns the room left."""
-    if len(out.files) >= limits.max_files:
-        raise _too_many(limits)
-    suffix = re.search(r"(\.nii)?\.[a-z0-9]{1,8}$", name.lower())
-    target = folder / f"{len(out.files):05d}{suffix[0] if suffix else ''}"
-    with target.open("wb") as new:
-        shutil.copyfileobj(file, new, _PIECE)
-    with target.open("rb") as kept:
-        if kept.read(2) == _GZIP:
-            kept.seek(0)
-            room -= _inflated(kept, room, limits, deadline)
-        elif _holds(kept, _DEFLATED_DICOM):
-            target.unlink()
-            out.errors.append((name, "a deflated DICOM file, which the service does not read"))
-            return room
-    out.files.append(target)
-    out.names.append(name)
-    return room
-
-
-def _copy(file: IO[bytes], target: Path, room: int, limits: Limits, deadline: Deadline) -> int:
-    """Bytes copied, whatever the zip's directory says of them."""
-    copied = 0
-    with target.open("wb") as new:
-        while piece := file.read(min(_PIECE, room - copied + 1)):
-            copied += len(piece)
-            if copied > room:
-                raise _too_large(limits)
-            deadline.check()
-            new.write(piece)
-    return copied
-
-
-def _inflated(file: IO[bytes], room: int, limits: Limits, deadline: Deadline) -> int:
-    """Bytes that a gzip file holds; of a damaged one, those before the damage."""
-    count, rest = 0, b""
-    while piece := rest or file.read(_PIECE):
-        inflate = zlib.decompressobj(wbits=31)
-        while piece and not inflate.eof:
-            try:
-                count += len(inflate.decompress(piece, _PIECE))
-            except zlib.error:
-                return count
-            if count > room:
-                raise _too_large(limits)
-            deadline.check()
-            piece = inflate.unconsumed_tail or (b"" if inflate.eof else file.read(_PIECE))
-        rest = inflate.unused_data.lstrip(b"\0")
-    return count
+def _is_damage(error: Exception) -> bool:
+    """Whether a zip's bytes are the reason: `zipfile` raises nearly anything on malformed ones."""
+    if isinstance(error, OSError):  # others are the disk's
+        return error.errno == errno.EINVAL  # it seeks before the start of the file
+    return not isinstance(error, Refused | MemoryError)
 
 
 def _holds(file: IO[bytes], text: bytes) -> bool:
-    """Whether a DICOM file has `text` in it."""
-    file.seek(128)
-    if file.read(4) != b"DICM":
-        return False
     before = b""
     while piece := file.read(_PIECE):
         if text in before + piece:
             return True
         before = piece[-len(text) :]
     return False
-
-
-def _check_directory(file: IO[bytes], limits: Limits) -> None:
-    """Refuses a zip whose directory alone would fill the memory; it is read whole when the zip is opened."""
-    size = file.seek(0, 2)
-    file.seek(max(size - _TAIL, 0))
-    tail = file.read()
-    file.seek(0)
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) < end + 22:
-        raise zipfile.BadZipFile
-    (directory,) = struct.unpack_from("<L", tail, end + 12)
-    if b"PK\x06\x07" in tail[max(end - 20, 0) : end] or directory > _PER_ENTRY * limits.max_files + _PIECE:
-        raise _too_many(limits)
-
-
-def _too_many(limits: Limits) -> Refused:
-    return Refused(413, f"more than {limits.max_files} files; send fewer at a time")
-
-
-def _too_large(limits: Limits) -> Refused:
-    return Refused(
-        413, f"the packed files hold more than {limits.max_unpacked_mb:g} MB; send fewer at a time"
-    )
