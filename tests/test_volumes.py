@@ -119,6 +119,13 @@ def test_the_names_of_all_are_unique_and_natural(tmp_path):
         listing(tmp_path, slices="20:")
 
 
+def test_a_file_may_not_be_called_as_a_slice(tmp_path):
+    dicom_file(tmp_path / "a.dcm", np.zeros((2, 4, 4), np.uint8))
+    dicom_file(tmp_path / "a.dcm#1", np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match=r"a\.dcm#1 names both a file and a slice of another; rename"):
+        listing(tmp_path)
+
+
 def test_files_without_images_are_left_out_of_folders(tmp_path):
     shipped = Path(pydicom.__file__).parent / "data" / "test_files"
     series(tmp_path, [1, 2])

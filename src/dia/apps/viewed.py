@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.windows import View
+
 OPTIONS = ("window", "axis", "slices")  # of `data.windows.View.of`
 
 
@@ -18,11 +20,14 @@ def as_fitted(facts: Mapping[str, Any], **given: str | None) -> dict[str, str | 
     Args:
         facts: of the detector (`facts_`).
         given: any of the three; None where it is not.
+
+    Raises:
+        DataError: what is given is not known.
     """
     read = facts.get("read") or {}
     for option in OPTIONS:
         now, then = given.get(option), read.get(option)
-        if now is not None and option in read and now != then:
+        if option in read and now is not None and View.of(**{option: now}) != View.of(**{option: then}):
             fitted = f"the model was fitted with {then or 'the default'}"
             warnings.warn(
                 f"--{option} {now}: {fitted}; its p-values and threshold do not hold",

@@ -176,7 +176,7 @@ class Files:
         """`(H, W, 1 or 3)` uint8."""
         kind = kind_of(file)
         if kind in ("dicom", "nifti"):
-            return self._opened(file, kind, False).image(number or 0)
+            return self._opened(file, kind, number).image(number or 0)
         page, window = number or 0, self.view.stated
         if (deep := read_deep(file, page, window)) is not None:
             return deep
@@ -199,14 +199,19 @@ class Files:
         """`(H, W)` bool, True where not black."""
         kind = kind_of(file)
         if kind in ("dicom", "nifti"):
-            found = self._opened(file, kind, True).mask(number or 0)
+            found = self._opened(file, kind, number, mask=True).mask(number or 0)
         else:
             found = _mask(file, number)
         if found.shape != shape:
             raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
         return found
 
-    def _opened(self, file: Path, kind: str, mask: bool) -> Dicom | Nifti:
+    def _open(self, file: Path, kind: str, mask: bool) -> Dicom | Nifti:
+        return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
+
+    def _opened(self, file: Path, kind: str, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
+        if number is None:  # a file of one image is not kept
+            return self._open(file, kind, mask)
         with self._lock:
             future = self._kept.get((file, mask))
             if ours := future is None:
@@ -214,9 +219,7 @@ class Files:
             self._kept.move_to_end((file, mask))
         if ours:
             try:
-                future.set_result(
-                    Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
-                )
+                future.set_result(self._open(file, kind, mask))
             except BaseException as error:
                 future.set_exception(error)  # for all its images
             with self._lock:

@@ -267,7 +267,7 @@ def _first(value: Any) -> float | None:
     """A number, or the first of several."""
     if value is None or isinstance(value, str):
         return None
-    found = value if isinstance(value, float | int) else next(iter(value), None)
+    found = next(iter(value), None) if hasattr(value, "__iter__") else value
     return None if found is None else float(found)
 
 

@@ -56,6 +56,8 @@ def is_image(path: Path) -> bool:
 def has_preamble(path: Path) -> bool:
     """Whether `DICM` stands at byte 128."""
     try:
+        if not path.is_file():  # to open a pipe would be to wait
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

@@ -77,7 +77,13 @@ def expand(entries: Sequence[Entry], view: View, root: Path, *, skip_bad: bool =
     _name_series(series.values(), root)
     found = [entry for volume in volumes for entry in _ordered(volume, view)]
     if entries and not found:
-        raise DataError(f"{root}: no image left; there are files without one, or --slices leaves none")
+        raise DataError(
+            f"{root}: no image left; there are files without one, or --slices leaves none of them"
+        )
+    names = [entry.name for entry in found]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise DataError(f"{root}: {twice} names both a file and a slice of another; rename the file")
     return found
 
 
