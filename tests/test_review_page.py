@@ -469,6 +469,8 @@ def test_a_review_from_upload_to_export(browser, server, files, worklist, tmp_pa
         download.value.save_as(tmp_path / "marks.csv")
         lines = list(csv.DictReader((tmp_path / "marks.csv").open(newline="")))
         assert {x["name"] for x in lines} == {"ct.dcm", other}
+        # only the upload waits in a queue, whose stream of answers may close as something else is asked
+        assert sum("/queue/join" in url for url in w.requests) == 1
 
 
 def test_another_window_has_its_own_list_and_a_known_image_its_mark(browser, server, files):

@@ -145,7 +145,6 @@ class Page:
         ) as self.blocks:
             self._parts()
             self._events()
-        self.blocks.queue(default_concurrency_limit=1)
 
     def _parts(self) -> None:
         percent, last = 100 * self.inferencer.rate, max(self.inferencer.t_max - 1, 1)
@@ -214,38 +213,39 @@ class Page:
         listed = [self.table, self.meaning, self.title, self.state]
         opened = [self.table, self.status, self.current, self.detail, self.title, self.state, self.note,
                   self.picture]  # fmt: skip
-        # one at a time in each lane, so answers come in the order of the questions
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        light, model = quiet | {"concurrency_id": "light"}, quiet | {"concurrency_id": "model"}
+        # answered each for itself: a queue's stream of answers closes when all is answered, and can miss what
+        # is asked at that moment
+        direct = quiet | {"queue": False}
         last: dict[str, Any] = {"trigger_mode": "always_last"}
 
         def opens(event: Any) -> None:
-            event.then(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **model)
-            event.then(self._on(self.draw_nearest), shown, self.nearest, **model)
+            event.then(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **direct)
+            event.then(self._on(self.draw_nearest), shown, self.nearest, **direct)
 
         opens(
             self.files.upload(
                 self.take, [self.files, *shown], [self.files, *opened], concurrency_limit=4, **quiet
             )
         )
-        opens(self.table.pick(self._on_event(self.pick), shown, opened, **light))
+        opens(self.table.pick(self._on_event(self.pick), shown, opened, **direct))
         for button, by in ((self.next, 1), (self.previous, -1)):
-            opens(button.click(self._on(self.go, by), shown, opened, **light))
-        self.table.sort_by(self._on_event(self.sort), shown, [self.order, *listed], **light)
-        self.show.change(self._on(self.refresh), shown, listed, **light)
-        self.rate.change(self._on(self.refresh), shown, listed, **last, **light)
+            opens(button.click(self._on(self.go, by), shown, opened, **direct))
+        self.table.sort_by(self._on_event(self.sort), shown, [self.order, *listed], **direct)
+        self.show.change(self._on(self.refresh), shown, listed, **direct)
+        self.rate.change(self._on(self.refresh), shown, listed, **last, **direct)
         for button, verdict in ((self.agree, AGREE), (self.disagree, DISAGREE), (self.undo, "")):
-            button.click(self._on(self.judge, verdict), shown, listed, **light)
-        self.written.click(self._on(self.write), [*shown, self.note], self.state, **last, **light)
+            button.click(self._on(self.judge, verdict), shown, listed, **direct)
+        self.written.click(self._on(self.write), [*shown, self.note], self.state, **last, **direct)
         each: dict[str, Any] = {"trigger_mode": "multiple"}
-        self.note.blur(self._on(self.leave), [*shown, self.note], listed, **each, **light)
-        self.t.change(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **last, **model)
+        self.note.blur(self._on(self.leave), [*shown, self.note], listed, **each, **direct)
+        self.t.change(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **last, **direct)
         for button, fn, what in (
             (self.export, self.list_csv, "list"),
             (self.export_all, self.all_csv, "marks"),
         ):
             js = f"(text) => dia.save(text, 'dia-{what}.csv')"
-            button.click(self._on(fn), shown, self.csv, **light).then(None, self.csv, None, js=js)
+            button.click(self._on(fn), shown, self.csv, **direct).then(None, self.csv, None, js=js)
         # in the browser alone
         self.opacity.change(None, self.opacity, None, js="(percent) => dia.opacity(percent)")
         self.current.change(None, self.current, None, js="(sha) => dia.select(sha)")
