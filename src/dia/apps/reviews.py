@@ -10,7 +10,7 @@ import csv
 import io
 import sqlite3
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,8 +84,8 @@ class Reviews:
                     "model TEXT, PRIMARY KEY (model, sha256))"
                 )
                 db.execute(f"PRAGMA user_version = {_FORMAT}")
-            with self._open() as db:
-                db.execute("PRAGMA journal_mode = WAL")
+            with self._open() as db, suppress(sqlite3.OperationalError):
+                db.execute("PRAGMA journal_mode = WAL")  # does not wait while others write: the next one will
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{self.path}: no file of marks can be kept there ({error})") from error
 
