@@ -138,6 +138,9 @@ def write_onnx(whole: Whole, facts: dict[str, Any], path: Path, opset: int) -> N
         output_names=list(whole.outputs), external_data=False, verbose=False,
     )  # fmt: skip
     model = made.model_proto
+    written = next(o.version for o in model.opset_import if o.domain == "")
+    if written != opset:
+        raise DataError(f"--opset {opset}: not known to the installed exporter, which writes {written}")
     graph = model.graph
     names = dict(zip([d.dim_param for d in graph.input[0].type.tensor_type.shape.dim], _NAMES, strict=True))
     for value in (*graph.input, *graph.output):
