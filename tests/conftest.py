@@ -76,3 +76,20 @@ def served_run(tmp_path_factory):
     ]  # fmt: skip
     main(["fit", str(root / "data"), "--out", str(root / "run"), "--device", "cpu", *tiny])
     return Served(root / "run", root / "data")
+
+
+@pytest.fixture(scope="session")
+def inferencer(served_run):
+    from dia.apps.inferencer import Inferencer
+
+    return Inferencer(served_run.run, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def files(served_run):
+    return sorted((served_run.data / "test").rglob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def images(inferencer, files):
+    return inferencer.read(files).images(inferencer.shape)

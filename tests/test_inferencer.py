@@ -12,21 +12,6 @@ from dia.apps.inferencer import Inferencer
 from dia.data.imageset import DataError
 
 
-@pytest.fixture(scope="module")
-def inferencer(served_run):
-    return Inferencer(served_run.run, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def files(served_run):
-    return sorted((served_run.data / "test").rglob("*.png"))
-
-
-@pytest.fixture(scope="module")
-def images(inferencer, files):
-    return np.stack([p.image for p in inferencer.read(files).pictures])
-
-
 def test_scores_are_those_of_dia_score(served_run, inferencer, files, images, tmp_path):
     main(["score", str(served_run.run), str(served_run.data), "--out", str(tmp_path / "s.jsonl")])
     rows = {r["path"]: r for r in map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())}

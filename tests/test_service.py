@@ -53,21 +53,6 @@ def temporary(tmp_path, monkeypatch):
     assert not list(folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def inferencer(served_run):
-    return Inferencer(served_run.run, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def files(served_run):
-    return sorted((served_run.data / "test").rglob("*.png"))
-
-
-@pytest.fixture(scope="module")
-def images(inferencer, files):
-    return inferencer.read(files).images(inferencer.shape)
-
-
 @contextmanager
 def serving(inferencer, limits=TIGHT, token=None, **options):
     app = build_app(inferencer, limits, token, **options)

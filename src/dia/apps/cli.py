@@ -230,7 +230,9 @@ def cmd_export(a: Namespace) -> None:
     detector = Detector.load(a.run, device="cpu")
     target = Path(a.out or f"{Path(a.run).resolve().name}{SUFFIX[a.format]}")
     h, w, c = detector.shape_
-    images = a.check and open_listing(a.check, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c)
+    images = a.check and open_listing(
+        a.check, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, **as_fitted(detector.facts_)
+    )
     facts = export(detector, target, a.format, opset=a.opset, images=images)
     _show(facts, a.json)
 

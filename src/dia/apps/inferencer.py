@@ -6,7 +6,6 @@ pages, limits on bytes or stored reviews. Nothing it says names a place on this 
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ..detectors import Detector
 from ..evaluate.ledger import environment
 from ..evaluate.pictures import scale_of
 from .executors import hash_of
+from .viewed import as_fitted
 
 MOST_NORMALS = 2000  # that are looked through for neighbours
 _BATCH = 256
@@ -241,9 +241,7 @@ class Inferencer:
     @cached_property
     def _reading(self) -> dict[str, Any]:
         """How the model's own images were made from files: intensity window, axis and range of slices."""
-        known = inspect.signature(listing).parameters
-        read = self.detector.facts_.get("read") or {}
-        return {k: read[k] for k in ("window", "axis", "slices") if k in known and read.get(k) is not None}
+        return as_fitted(self.detector.facts_)
 
     def score(self, images: np.ndarray, heatmaps: bool = True) -> Verdict:
         """Scores of `(N, H, W, C)` uint8 images, an image's own whatever it is scored with.

@@ -33,7 +33,7 @@ from ..data.imageset import DataError
 from ..evaluate.ledger import environment
 from ..evaluate.page import LIMITS
 from ..evaluate.pictures import DISSOLVE_TS, colour
-from ..evaluate.volumes import TOP_K
+from ..evaluate.volumes import TOP_K, volume_scores
 from .batching import Batcher
 from .guard import LOOPBACK, Counter, Guard, Work
 from .inferencer import Inferencer, Picture, Reading, Verdict
@@ -354,21 +354,22 @@ def _scored(
 
 
 def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
-    out, start = [], 0
-    for name, count in counts:
-        here = slice(start, start := start + count)
-        if count > 1:
-            own = np.sort(verdict.scores[here])
-            out.append(
-                Volume(
-                    name=name,
-                    images=count,
-                    flagged=int((own > threshold).sum()),
-                    max_score=own[-1],
-                    top_mean=own[-TOP_K:].mean(),
-                    p_value=min(1.0, round(count * float(verdict.p_values[here].min()), 6)),
-                )
+    """Of the files with several images; two files may have one name, so they are told apart by number."""
+    owners = [str(i) for i, (_, count) in enumerate(counts) for _ in range(count)]
+    of_several = [owner if counts[int(owner)][1] > 1 else None for owner in owners]
+    out = []
+    for found in volume_scores(zip(of_several, owners, verdict.scores.tolist(), strict=True)):
+        own = np.array(of_several) == found.volume
+        out.append(
+            Volume(
+                name=counts[int(found.volume)][0],
+                images=found.slices,
+                flagged=int((verdict.scores[own] > threshold).sum()),
+                max_score=found.max,
+                top_mean=found.top_k_mean,
+                p_value=min(1.0, round(found.slices * float(verdict.p_values[own].min()), 6)),
             )
+        )
     return out
 
 
