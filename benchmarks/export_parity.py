@@ -1,6 +1,6 @@
 """Parity of exported models: ONNX and TorchScript beside the detector, on all test images of the sample sets.
 
-`csi`, `dia`, `dia+` and `dia+` without rounding are fitted for some seconds on a few normals of each set at
+`csi`, `dia` and `dia+` are fitted for some seconds on a few normals of each set at
 32 px, exported in both formats, and score the set's test images in the size in which they come. What is
 compared is arithmetic, not detection, so short training does. Milliseconds are of one thread, with score,
 p-value and heatmap from the file and the score alone from the detector.
@@ -44,17 +44,14 @@ SETS = (
 SIDE, NORMALS, BATCH = 32, 120, 64
 
 
-def fitted(name: str, normals: ImageSet, folder: Path) -> Iterator[tuple[str, Detector]]:
+def fitted(normals: ImageSet, folder: Path) -> Iterator[tuple[str, Detector]]:
     """The models of one set; what they have in common is trained once."""
-    for method, rounded in (("csi", True), ("dia", True), ("dia+", True), ("dia+", False)):
+    for method in ("csi", "dia", "dia+"):
         s = settings(METHODS[method].Settings)
         s = replace(s, amplify=replace(s.amplify, steps=30, size=SIDE))
         if method != "csi":
             s = replace(s, dissolver=replace(s.dissolver, steps=80, size=SIDE))
-        if not rounded:
-            s = replace(s, residual_rounded=False)
-        label = method if rounded else f"{method}, not rounded"
-        yield label, METHODS[method](s, device="cpu").fit(normals, workdir=folder)
+        yield method, METHODS[method](s, device="cpu").fit(normals, workdir=folder)
 
 
 def measured(detector: Detector, form: str, test: ImageSet, folder: Path) -> dict[str, Any]:
@@ -77,8 +74,7 @@ def measured(detector: Detector, form: str, test: ImageSet, folder: Path) -> dic
     return {
         "format": form, "images": f["images"], "score": f["score"], "relative": f["score, relative"],
         "beyond": f["scores beyond tolerance"], "p_value": f["p_value"], "heatmap": f.get("heatmap"),
-        "heatmap_relative": f.get("heatmap, relative"), "pixels": f.get("dissolved pixels", 0),
-        "rounded_otherwise": f.get("rounded otherwise", 0), "refused": comparison.beyond,
+        "heatmap_relative": f.get("heatmap, relative"), "refused": comparison.beyond,
         "ms": 1000 * median(seconds["file"]) / len(some),
         "detector_ms": 1000 * median(seconds["detector"]) / len(some),
         "mb": made["megabytes"], "export_seconds": made["seconds"],
@@ -89,22 +85,19 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: for each model and format, over all sets."""
     lines = [
         "| model | format | images | greatest difference of a score (relative) | scores beyond 1e-4 "
-        "| of a p-value | of a heatmap | dissolved pixels rounded otherwise | ms an image (detector) | MB |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| of a p-value | of a heatmap (relative) | ms an image (detector) | MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in results["rows"]:
         groups.setdefault((row["model"], row["format"]), []).append(row)
     for (model, form), rows in groups.items():
-        maps = [r["heatmap"] for r in rows if r["heatmap"] is not None]
-        pixels = sum(r["pixels"] for r in rows)
-        odd = f"{sum(r['rounded_otherwise'] for r in rows)} of {pixels / 1e6:.1f} million" if pixels else "–"
+        maps = [(r["heatmap"], r["heatmap_relative"]) for r in rows if r["heatmap"] is not None]
         cells = (
-            f"`{model}`" if " " not in model else "`dia+` with `residual_rounded: false`", form,
-            sum(r["images"] for r in rows),
+            f"`{model}`", form, sum(r["images"] for r in rows),
             f"{max(r['score'] for r in rows):.1e} ({max(r['relative'] for r in rows):.1e})",
             sum(r["beyond"] for r in rows), f"{max(r['p_value'] for r in rows):.1g}",
-            f"{max(maps):.1e}" if maps else "–", odd,
+            "{:.1e} ({:.1e})".format(*map(max, zip(*maps, strict=True))) if maps else "–",
             f"{median(r['ms'] for r in rows):.1f} ({median(r['detector_ms'] for r in rows):.1f})",
             f"{median(r['mb'] for r in rows):.1f}",
         )  # fmt: skip
@@ -133,7 +126,7 @@ def main() -> None:
             read = "×".join(map(str, test.shape))
             with tempfile.TemporaryDirectory() as folder:
                 few = normals.subset(np.arange(min(len(normals), NORMALS)))
-                for label, detector in fitted(name, few, Path(folder)):
+                for label, detector in fitted(few, Path(folder)):
                     for form in SUFFIX:
                         found = measured(detector, form, test, Path(folder))
                         rows.append({"set": name, "read": read, "model": label, **found})

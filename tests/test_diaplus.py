@@ -88,9 +88,12 @@ def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
     assert np.allclose(fitted.score(normals[order]), whole[order], rtol=1e-3, atol=1e-3)
 
 
-def test_there_are_seven_parts_and_the_score_joins_them(fitted, normals):
+def test_there_are_eight_parts_and_the_score_joins_them(fitted, normals):
     parts = fitted.parts(normals)
-    assert len(parts) == 7
+    assert len(parts) == 8
+    assert np.array_equal(
+        np.argsort(parts["spectrum"]), np.argsort(METHODS["trivial:spectrum"]().fit(normals).score(normals))
+    )
     assert np.allclose(
         joined(np.column_stack(list(parts.values()))), fitted.score(normals), rtol=1e-3, atol=1e-3
     )
@@ -192,3 +195,17 @@ def test_lars_trains(normals):
     amplify = replace(TINY.amplify, optimizer="lars", rgb=True)
     detector = METHODS["csi"](METHODS["csi"].Settings(amplify=amplify, samples=1), device="cpu").fit(normals)
     assert np.isfinite(detector.score(normals)).all()
+
+
+def test_another_revision_of_a_method_is_another_run_and_its_models_are_refused(normals, tmp_path, monkeypatch):
+    blur = Blur(device="cpu").fit(normals)
+    now, folder = blur.settings_hash(), blur.save(tmp_path / "blur")
+    monkeypatch.setattr(Blur, "revision", Blur.revision + 1)
+    assert Blur().settings_hash() != now
+    with pytest.raises(DataError, match=r"blur: of revision 2 of trivial:blur; here is 3, so fit it again"):
+        Detector.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["revision"]  # as the first models were saved
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="of revision 1"):
+        Detector.load(folder)

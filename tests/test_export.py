@@ -135,8 +135,7 @@ def test_evidence_and_neighbours_are_numpys(n, seed):
     scores = np.concatenate([random.normal(size=(9, 3)).round(1), table[:3], table[-1:] + 5, table[:1] - 5])
     want = np.column_stack([Calibration(t).evidence(s) for t, s in zip(table.T, scores.T, strict=True)])
     got = Evidence(table)(torch.from_numpy(scores)).numpy()
-    # where several normals are equal, numpy's interpolation takes the last of them, as this does
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
     x, bank = random.normal(size=(5, 7)).astype(np.float32), random.normal(size=(n, 7)).astype(np.float32)
     got = nearest_mean(torch.from_numpy(x), torch.from_numpy(bank), 3).numpy()
     np.testing.assert_allclose(got, nearest(x, bank, 3), atol=1e-5)
@@ -174,7 +173,6 @@ PLUS_CASES = {
     "cosine": replace(PLUS, contrast="cosine", dissolver=replace(DISSOLVER, kind="gaussian")),
     "neighbours": replace(PLUS, contrast="neighbours", dissolver=replace(DISSOLVER, kind="median")),
     "rgb dissolver": replace(PLUS, dissolver=replace(DISSOLVER, size=64, input_range="released")),
-    "not rounded": replace(PLUS, residual_rounded=False),
 }
 
 
@@ -183,9 +181,7 @@ def test_dia_plus_agrees_in_every_variant(case, tmp_path):
     detector = fitted(DIAPlus, PLUS_CASES[case], normals(1, 22, 30))
     facts = export(detector, tmp_path / "m.pt", "torchscript")
     assert facts["outputs"] == ["score", "p_value", "heatmap", "dissolved"]
-    assert facts.get("rounded otherwise", 0) <= 5  # of 150 000 pixels
-    if not facts.get("rounded otherwise"):
-        assert facts["score, relative"] < 1e-5
+    assert facts["score, relative"] < 1e-5
 
 
 @pytest.mark.parametrize("shift", ["rotation", "none"])
@@ -213,13 +209,11 @@ def test_onnx_scores_images_of_any_size_batch_and_channels(plus, plus_onnx, n, h
     assert (score.dtype, p.dtype, heatmap.dtype, dissolved.dtype) == ("f8", "f8", "f4", "u1")
     assert (heatmap.shape, dissolved.shape) == ((n, SIDE, SIDE), (n, 2, SIDE, SIDE, 3))
     want = plus.score(x)
-    np.testing.assert_allclose(score, want, rtol=1e-3, atol=1e-4)  # one pixel may be rounded otherwise
+    np.testing.assert_allclose(score, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(heatmap, plus.heatmap(x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(p, plus.p_values(want))
     exact = plus.dissolver_.dissolve(x, PLUS.residual_ts, rounded=False).swapaxes(0, 1)
     assert np.abs(dissolved - exact).max() < 0.52
-    same = (dissolved == np.rint(exact)).all((1, 2, 3, 4))
-    np.testing.assert_allclose(score[same], want[same], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(heatmap[same], plus.heatmap(x)[same], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(p[same], plus.p_values(want)[same])
 
 
 def test_an_image_scores_the_same_in_any_batch(csi_onnx):
@@ -310,7 +304,7 @@ def test_a_file_that_differs_is_not_left(csi, tmp_path, monkeypatch):
     assert (tmp_path / "m.pt").read_bytes() == b"before"
 
 
-def test_pixels_rounded_otherwise_are_counted_and_nothing_else_is_forgiven(plus, tmp_path):
+def test_a_dissolved_pixel_may_be_rounded_either_way_at_an_edge_only(plus, tmp_path):
     path = tmp_path / "m.pt"
     write_torchscript(graph_of(plus), facts_of(plus), path)
     run, images = runner(path, graph_of(plus)), smooth_images(4, SIDE, SIDE, 3, seed=6)
@@ -326,7 +320,6 @@ def test_pixels_rounded_otherwise_are_counted_and_nothing_else_is_forgiven(plus,
 
     crooked = Comparison(plus, other)
     crooked.add(images)
-    assert crooked.facts["rounded otherwise"] == honest.facts["rounded otherwise"] + 1
     assert "dissolved images by" in crooked.beyond
 
 
@@ -334,9 +327,7 @@ def test_pixels_rounded_otherwise_are_counted_and_nothing_else_is_forgiven(plus,
     ("changes", "beyond"),
     [
         ({"score": lambda s: s + 9e-5}, ""),
-        ({"score": lambda s: s + np.eye(len(s))[0] * 5e-4}, ""),  # one image, steep
-        ({"score": lambda s: s + np.eye(len(s))[:2].sum(0) * 5e-4}, "the score of 2 of 4 images"),
-        ({"score": lambda s: s + 2e-3}, "score by"),
+        ({"score": lambda s: s + np.eye(len(s))[0] * 2e-4}, "score by"),  # one image
         ({"score": lambda s: s * np.nan}, "score by nan"),
         ({"p_value": lambda p: p + 1e-3}, "the p-value of its score"),
         ({"heatmap": lambda h: h * (1 + 2e-4) + 2e-4}, "heatmap by"),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _TAIL = 0.2  # upper share of the normals to which the exponential tail is fitted
+_FINEST = 1e-5  # of the scores' size: no kernel is narrower, or the last digits of a score would count
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,24 +45,31 @@ class Calibration:
         return float(self.scores[-allowed]) if allowed else float("inf")
 
     def evidence(self, scores: np.ndarray) -> np.ndarray:
-        """−log p, continuous: interpolated between the normals, an exponential tail beyond most of them.
+        """−log p, smooth: by a kernel estimate among the normals, an exponential tail beyond most of them.
 
-        Plain conformal p-values cannot fall below 1/(n+1); the tail keeps the order of what lies beyond.
-        Sums of it over several scores are Fisher's way to join p-values.
+        Plain conformal p-values step from normal to normal and cannot fall below 1/(n+1). Here each normal
+        counts by a logistic curve instead of a step (Nadaraya 1964), which bounds the slope, and the tail
+        keeps the order of what lies beyond. Not a valid p-value itself: what is joined of it is calibrated
+        anew.
         """
-        levels, start, spread = self.tail()
-        edge = self.scores[start]
-        inside = np.interp(scores, self.scores, levels)
-        beyond = levels[start] + (np.asarray(scores) - edge) / spread
-        return np.where(scores > edge, beyond, np.minimum(inside, levels[start]))
+        width, edge, excess = self.smoothing()
+        scores = np.asarray(scores, np.float64)
+        below = (np.minimum(scores, edge)[:, None] - self.scores) / width
+        above = np.exp(-np.logaddexp(0, below)).mean(1)  # the logistic curve, without overflow
+        return -np.log(above) + np.maximum(scores - edge, 0) / excess
 
-    def tail(self) -> tuple[np.ndarray, int, float]:
-        """Evidence at each of the normals `(n,)`, where its tail begins, and the tail's mean excess."""
-        n = len(self.scores)
-        start = min(int(np.ceil((1 - _TAIL) * n)), n - 1)
-        excess = float(np.mean(self.scores[start:] - self.scores[start]))
-        spread = max(excess, 1e-9 + 1e-3 * float(np.std(self.scores)))
-        return -np.log(1 - (np.arange(n) + 0.5) / n), start, spread
+    def smoothing(self) -> tuple[float, float, float]:
+        """The logistic kernel's scale, the score where the tail begins, and the tail's mean excess.
+
+        The kernel has the standard deviation of Silverman's rule (1986, eq. 3.31).
+        """
+        x, n = self.scores, len(self.scores)
+        low, high = np.percentile(x, [25, 75])
+        spread = min(np.std(x), (high - low) / 1.34) or np.std(x)
+        width = 0.9 * spread * n**-0.2 * np.sqrt(3) / np.pi
+        width = max(float(width), _FINEST * float(np.abs(x).mean()), 1e-9)
+        edge = x[min(int(np.ceil((1 - _TAIL) * n)), n - 1)]
+        return width, float(edge), max(float(np.mean(x[x >= edge] - edge)), width)
 
 
 def held_out(

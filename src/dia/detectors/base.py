@@ -65,6 +65,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     pretrained: ClassVar[str] = ""  # the network whose ImageNet weights the publication starts from
     smallest: ClassVar[int] = 8  # side in pixels
     extra: ClassVar[str] = ""  # of the package, without which it cannot be fitted
+    revision: ClassVar[int] = 1  # raised where equal settings come to other scores than before
     hash_: str | None = None  # as it was when the model was saved
 
     def __init__(
@@ -290,6 +291,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             config = {
                 "format": FORMAT,
                 "method": self.method,
+                "revision": self.revision,
                 "settings": plain(self.s),
                 "settings_hash": self.settings_hash(),
                 "seed": self.seed,
@@ -328,6 +330,10 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             if config["format"] != FORMAT:
                 raise DataError(f"{folder}: format {config['format']} is not known here; there is {FORMAT}")
             cls = detector_class(config["method"])
+            if (there := config.get("revision", 1)) != cls.revision:
+                raise DataError(
+                    f"{folder}: of revision {there} of {cls.method}; here is {cls.revision}, so fit it again"
+                )
             self = cls(
                 from_dict(cls.Settings, config["settings"]),
                 seed=config["seed"],
@@ -352,7 +358,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         return self
 
     def settings_hash(self) -> str:
-        """Hash of method, settings and hold-out: what the ledger tells runs apart by, beside the seed.
+        """Hash of method, revision, settings and hold-out: tells the ledger's runs apart, beside the seed.
 
         Weights from a file or a run enter by what they are, not by where they lie.
         """
@@ -361,7 +367,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         s = self.s
         if hasattr(s, "weights"):
             s = replace(s, weights=identity_of(s.weights))
-        return fingerprint(self.method, s, self.holdout)
+        later = [self.revision] * (self.revision > 1)
+        return fingerprint(self.method, s, self.holdout, *later)
 
     def _card(self) -> str:
         h, w, c = self.shape_

@@ -38,6 +38,7 @@ class Blur(Detector):
 
     method = "trivial:blur"
     family = "untrained"
+    revision = 2  # smooth evidence
     Settings: ClassVar[type] = BlurSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:

@@ -1,11 +1,15 @@
-"""`dia+`: DIA's encoder, scored in its penultimate features, joined with what dissolving and blurring remove.
+"""`dia+`: DIA's encoder, joined with what dissolving and blurring remove, and with the spectrum.
 
-Ours, not of the paper. Seven pieces of evidence (−log of a conformal p-value, on normals that trained
-nothing): the contrastive score, the three residual statistics of `residual.py` for dissolving at several
-t, and the same three for Gaussian blurs, the control, which it contains because neither beats the other
-everywhere. They are joined by the harmonic mean of the p-values, with no label and no weight to choose.
-Held-out normals then calibrate the joined score, so its p-values are valid though the parts depend on
-each other. The heatmap comes from dissolving alone.
+Ours, not of the paper. Eight pieces of evidence (−log of a smoothed conformal p-value, on normals that
+trained nothing): the contrastive score; the three residual statistics of `residual.py` for dissolving at
+several t; the same three for Gaussian blurs, the control, which it contains because neither beats the other
+everywhere; and the untrained row `trivial:spectrum`, for what lies in no one place. They are joined by the
+harmonic mean of the p-values, with no label and no weight to choose. Held-out normals then calibrate the
+joined score, so its p-values are valid though the parts depend on each other. The heatmap comes from
+dissolving alone.
+
+Dissolved images are not rounded to whole grey values: a pixel on the edge of two of them would hang on the
+last digits of the machine's sums.
 
 Contrastive scores, all from the same encoder: `paper` (csi.py), `cosine` (its first term), and
 `mahalanobis` (Lee et al., NeurIPS 2018, one class) or `neighbours` on penultimate features of the
@@ -24,12 +28,13 @@ from sklearn.covariance import LedoitWolf
 
 from ..calibrate import Calibration
 from ..dissolve.base import T_MAX
-from ..settings import added, chosen, require
+from ..settings import chosen, require
 from .base import Stages, module_tensors
 from .blur import blurred
 from .csi import normality, spread
 from .dia import DIA, DIASettings
 from .residual import PARTS, Residual, joined, nearest
+from .trivial import Spectrum
 
 FEATURE_NEIGHBOURS = 3
 
@@ -42,15 +47,11 @@ class DIAPlusSettings(DIASettings):
         contrast: how the encoder scores.
         residual_ts: diffusion steps of the residual.
         blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
-        residual_rounded: dissolved images are rounded to whole grey values before the residual. A pixel on
-            the edge of two of them is rounded as the last digits of the machine's sums have it; without
-            rounding nothing hangs on those, and an exported model agrees in every pixel of the heatmap.
     """
 
     contrast: Literal["paper", "cosine", "mahalanobis", "neighbours"] = "mahalanobis"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
-    residual_rounded: bool = added(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,10 +72,11 @@ class DIAPlusSettings(DIASettings):
 
 
 class DIAPlus(DIA):
-    """Contrast and residual, joined without labels. Has heatmaps."""
+    """Contrast, residuals and spectrum, joined without labels. Has heatmaps."""
 
     method = "dia+"
     family = "contrastive and residual"
+    revision = 2  # smooth evidence, dissolved images not rounded, the spectrum joined
     paper = ""
     Settings: ClassVar[type] = DIAPlusSettings
 
@@ -93,10 +95,15 @@ class DIAPlus(DIA):
                 self.features_ = h
         self.residual_ = Residual(self._remove).fit(images, spare)
         self.blur_ = Residual(self._blur).fit(images, spare)
-        self.contrast_ = Calibration.of(self._contrast(spare))
+        self.spectrum_ = Spectrum()
+        self.spectrum_._fit(images, spare, stages)
+        self.normals_ = {
+            "contrast": Calibration.of(self._contrast(spare)),
+            "spectrum": Calibration.of(self.spectrum_._score(spare)),
+        }
 
     def _remove(self, images: np.ndarray) -> np.ndarray:
-        return self.dissolver_.dissolve(images, self.s.residual_ts, rounded=self.s.residual_rounded)
+        return self.dissolver_.dissolve(images, self.s.residual_ts, rounded=False)
 
     def _blur(self, images: np.ndarray) -> np.ndarray:
         return blurred(images, self.s.blur_sigmas)
@@ -119,11 +126,11 @@ class DIAPlus(DIA):
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The evidence of each part, `(N,)` each; `joined`, they are the score."""
-        out = {"contrast": self.contrast_.evidence(self._contrast(images))}
+        out = {"contrast": self.normals_["contrast"].evidence(self._contrast(images))}
         for name, residual in (("dissolve", self.residual_), ("blur", self.blur_)):
             evidence = residual.evidence(images).T
             out |= {f"{name}:{part}": e for part, e in zip(PARTS, evidence, strict=True)}
-        return out
+        return out | {"spectrum": self.normals_["spectrum"].evidence(self.spectrum_._score(images))}
 
     def _score(self, images: np.ndarray) -> np.ndarray:
         return joined(np.column_stack(list(self.parts(images).values())))
@@ -138,7 +145,9 @@ class DIAPlus(DIA):
         own = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in own.items()}
         encoder = module_tensors(self.encoder_, "encoder.")
         residuals = self.residual_.tensors() | self.blur_.tensors("blur")
-        return encoder | own | residuals | {"contrast": self.contrast_.scores}
+        spectrum = {f"spectrum.{k}": v for k, v in self.spectrum_._tensors().items()}
+        normals = {f"normals.{k}": c.scores for k, c in self.normals_.items()}
+        return encoder | own | residuals | spectrum | normals
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         if "bank" in tensors:
@@ -149,6 +158,8 @@ class DIAPlus(DIA):
         for name in ("centre", "precision", "features"):
             if name in tensors:
                 setattr(self, f"{name}_", tensors[name])
-        self.contrast_ = Calibration(tensors["contrast"])
+        self.normals_ = {k: Calibration(tensors[f"normals.{k}"]) for k in ("contrast", "spectrum")}
+        self.spectrum_ = Spectrum()
+        self.spectrum_._restore({k: tensors[f"spectrum.{k}"] for k in ("mean", "std", "bank")}, folder)
         self.residual_ = Residual(self._remove).restore(tensors)
         self.blur_ = Residual(self._blur).restore(tensors, "blur")

@@ -108,29 +108,22 @@ class Evidence(nn.Module):
     """
 
     normals: Tensor
-    levels: Tensor
+    width: Tensor
     edge: Tensor
-    spread: Tensor
+    excess: Tensor
 
     def __init__(self, normals: np.ndarray):
         super().__init__()
-        tails = [Calibration(column).tail() for column in normals.T]
-        levels, self.start, _ = tails[0]
         self.register_buffer("normals", torch.from_numpy(normals.astype(np.float64)))
-        self.register_buffer("levels", torch.from_numpy(levels))
-        self.register_buffer("edge", self.normals[self.start])
-        self.register_buffer("spread", torch.tensor([spread for *_, spread in tails], dtype=torch.float64))
+        smoothing = [Calibration(column.astype(np.float64)).smoothing() for column in normals.T]
+        for name, values in zip(("width", "edge", "excess"), zip(*smoothing, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
 
     def forward(self, scores: Tensor) -> Tensor:
         """`(N, P)` to `(N, P)` float64."""
-        scores, n = scores.double(), len(self.levels)
-        count = (self.normals <= scores[:, None]).sum(1)
-        left, right = (count - 1).clamp(min=0), count.clamp(max=n - 1)
-        low, high = self.normals.gather(0, left), self.normals.gather(0, right)
-        share = ((scores - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
-        inside = self.levels[left] + share * (self.levels[right] - self.levels[left])
-        beyond = self.levels[self.start] + (scores - self.edge) / self.spread
-        return torch.where(scores > self.edge, beyond, inside.clamp(max=self.levels[self.start]))
+        scores = scores.double()
+        above = ((self.normals - scores.minimum(self.edge)[:, None]) / self.width).sigmoid().mean(1)
+        return (scores - self.edge).clamp(min=0) / self.excess - above.log()
 
 
 class Linear(nn.Module):

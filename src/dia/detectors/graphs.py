@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..amplify import learning
 from ..amplify.shifts import SHIFTS
-from ..calibrate import Calibration
 from ..data.imageset import DataError
 from ..dissolve import Dissolving, StandIn
 from ..dissolve.base import fit_in
@@ -39,7 +38,7 @@ from .kdad import KDAD
 from .msc import MSC, nearest_sum
 from .residual import GRID, NEIGHBOURS, STRIDE, Residual, smoothing
 from .transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
-from .trivial import Brightness, Gradient, NormalisedPixels, Pca, Pixels, Std
+from .trivial import FLOOR, RINGS, Brightness, Gradient, NormalisedPixels, Pca, Pixels, Spectrum, Std, rings
 from .uniad import UniAD, anomaly_map, features, greatest_mean
 from .weights import as_input
 
@@ -129,9 +128,8 @@ class Dissolve(nn.Module):
 
     t: Tensor
 
-    def __init__(self, dissolver: Dissolving, ts: tuple[int, ...], rounded: bool):
+    def __init__(self, dissolver: Dissolving, ts: tuple[int, ...]):
         super().__init__()
-        self.rounded = rounded
         if isinstance(dissolver, StandIn) and dissolver.settings.kind == "noise":
             raise DataError("dissolver.kind noise is drawn from the pixels and cannot be exported")
         self.dissolver, self.network = dissolver, getattr(dissolver, "unet_", None)
@@ -143,8 +141,7 @@ class Dissolve(nn.Module):
         rows = (x.float() / 127.5 - 1).repeat(many, 1, 1, 1)
         z, undo = fit_in(rows, self.dissolver.settings.size, *self.dissolver._working(int(x.shape[1])))
         y = undo(self.dissolver._remove(z, self.t[:, None].expand(many, n).reshape(-1)))
-        y = ((y + 1) * 127.5).clamp(0, 255).view(many, n, *x.shape[1:])
-        return y.round() if self.rounded else y
+        return ((y + 1) * 127.5).clamp(0, 255).view(many, n, *x.shape[1:])
 
 
 class Residuals(nn.Module):
@@ -208,20 +205,22 @@ class BlurBody(nn.Module):
 
 
 class DIAPlusBody(nn.Module):
-    """`dia+`: seven pieces of evidence."""
+    """`dia+`: eight pieces of evidence."""
 
     outputs = ("heatmap", "dissolved")
 
-    def __init__(self, contrast: nn.Module, normals: Calibration, dissolve: Residuals, blur: Residuals):
+    def __init__(self, detector: DIAPlus, contrast: nn.Module, dissolve: Residuals, blur: Residuals):
         super().__init__()
-        self.contrast, self.evidence = contrast, Evidence(normals.scores[:, None])
+        self.contrast, self.spectrum = contrast, SpectrumBody(detector.spectrum_, *detector.shape_[:2])
+        normals = [detector.normals_[name].scores for name in ("contrast", "spectrum")]
+        self.evidence = Evidence(np.column_stack(normals))
         self.dissolve, self.blur = dissolve, blur
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        contrast = self.evidence(self.contrast(x)[0][:, None])
+        others = self.evidence(torch.stack([self.contrast(x)[0], self.spectrum(x)[0]], 1))
         evidence, heatmap, dissolved = self.dissolve(x)
-        score = joined(torch.cat([contrast, evidence, self.blur(x)[0]], 1))
+        score = joined(torch.cat([others, evidence, self.blur(x)[0]], 1))
         return score, heatmap, dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
 
 
@@ -244,10 +243,10 @@ def _(detector: DIAPlus) -> nn.Module:
         contrast = Contrast(detector, s.score_parts)
     else:
         contrast = Contrast(detector, ("cosine", "norm")) if s.contrast == "cosine" else Features(detector)
-    remove = Dissolve(detector.dissolver_, s.residual_ts, s.residual_rounded)
+    remove = Dissolve(detector.dissolver_, s.residual_ts)
     dissolve = Residuals(detector.residual_, remove, *side)
     blur = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
-    return DIAPlusBody(contrast, detector.contrast_, dissolve, blur)
+    return DIAPlusBody(detector, contrast, dissolve, blur)
 
 
 # --- methods that start from a pretrained network -----------------------------------------------------------
@@ -387,6 +386,39 @@ class PixelsBody(nn.Module):
         return (nearest_mean(flat.float(), self.get_buffer("bank"), 1),)
 
 
+class SpectrumBody(nn.Module):
+    """`trivial:spectrum`: the Fourier transform as products with its cosines and sines."""
+
+    def __init__(self, detector: Spectrum, height: int, width: int):
+        super().__init__()
+        self.neighbours = detector.index_.n_neighbors
+        window = np.outer(np.hanning(height), np.hanning(width))
+        self.register_buffer("window", torch.from_numpy(window))
+        for name, side in (("down", height), ("across", width)):
+            waves = np.fft.fft(np.eye(side), norm="ortho")  # symmetric
+            for part, values in (("cos", waves.real), ("sin", waves.imag)):
+                self.register_buffer(f"{name}_{part}", torch.from_numpy(np.ascontiguousarray(values)))
+        ring = rings(height, width).ravel()
+        count = np.maximum(np.bincount(ring, minlength=RINGS)[:RINGS], 1)
+        self.register_buffer("rings", torch.from_numpy((ring[:, None] == np.arange(RINGS)) / count))
+        for name in ("mean", "std", "bank"):
+            self.register_buffer(name, torch.from_numpy(getattr(detector, f"{name}_")))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        get = self.get_buffer
+        y = luma(x)
+        y = (y - y.mean((1, 2), keepdim=True)) * get("window")
+        cosines, sines = get("down_cos") @ y, get("down_sin") @ y
+        real = cosines @ get("across_cos") - sines @ get("across_sin")
+        imaginary = cosines @ get("across_sin") + sines @ get("across_cos")
+        power = (real**2 + imaginary**2).flatten(1) @ get("rings")
+        # log(power + FLOOR); as that sum, the exporter takes the addend for nothing and leaves it out
+        logs = (power / double(FLOOR) + 1).log() + double(np.log(FLOOR))
+        features = (logs - get("mean")) / get("std")
+        return (nearest_mean(features.float(), get("bank"), self.neighbours),)
+
+
 class PcaBody(nn.Module):
     """`trivial:pca`."""
 
@@ -415,3 +447,8 @@ for _row in (Brightness, Std, Gradient):
 for _row in (Pixels, NormalisedPixels):
     body.register(_row, PixelsBody)
 body.register(Pca, PcaBody)
+
+
+@body.register
+def _(detector: Spectrum) -> nn.Module:
+    return SpectrumBody(detector, *detector.shape_[:2])

@@ -3,7 +3,7 @@
 Knows removals only as functions: dissolving at several t (`dia+`), or Gaussian blurs at several σ
 (`trivial:blur`, the control). For each strength the residual x − D(x) gives three maps: its signed mean
 at a fine and at a coarse scale, and the log energy of its finest detail. Three statistics of them, each
-turned into evidence (−log of a conformal p-value) by normals that trained nothing:
+turned into evidence (−log of a smoothed conformal p-value) by normals that trained nothing:
 
 - `single`: the greatest deviation of any map at any place from that place's mean over normals, in its
   standard deviations, by the smallest p-value over the maps (Tippett);

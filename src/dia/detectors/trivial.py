@@ -33,12 +33,12 @@ from sklearn.neighbors import NearestNeighbors
 from .base import Detector, Stages
 
 _CHUNK = 256  # images measured at once
-_FLOOR = 1e-8  # added to energies before the logarithm: far below one step of 8 bits, squared
+FLOOR = 1e-8  # added to energies before the logarithm: far below one step of 8 bits, squared
 _CONSTANT = 1e-9  # a feature that spreads less than this over the normals is left unscaled
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 2¹⁶
 _SIGMAS = (0.7, 1.0, 2.0, 4.0)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_RINGS = 14
+RINGS = 14
 _LBP = ((8, 1), (16, 2))  # points, radius
 
 
@@ -66,6 +66,12 @@ def resized(x: np.ndarray, low: int, high: int) -> np.ndarray:
     if size == list(x.shape[1:]):
         return x
     return F.interpolate(torch.from_numpy(x)[:, None], size, mode="bilinear", antialias=True)[:, 0].numpy()
+
+
+def rings(height: int, width: int) -> np.ndarray:
+    """The ring of each frequency of an `(H, W)` Fourier transform; the corners lie beyond the last."""
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    return np.floor(radius * 2 * RINGS + 1e-9).astype(int)
 
 
 class _Measured(Detector):
@@ -185,7 +191,7 @@ class Statistics(_Neighbours):
         finer = x
         for sigma in _SIGMAS:
             coarser = ndimage.gaussian_filter(x, (0, sigma, sigma))
-            columns.append(np.log(((finer - coarser) ** 2).mean((1, 2)) + _FLOOR))
+            columns.append(np.log(((finer - coarser) ** 2).mean((1, 2)) + FLOOR))
             finer = coarser
         return np.stack([*columns, *np.quantile(x, _QUANTILES, axis=(1, 2))], 1)
 
@@ -201,10 +207,9 @@ class Spectrum(_Neighbours):
         centred = x - x.mean((1, 2), keepdims=True)
         window = np.outer(np.hanning(h), np.hanning(w))
         power = np.abs(np.fft.fft2(centred * window, norm="ortho")) ** 2
-        radius = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w))
-        ring = np.floor(radius * 2 * _RINGS + 1e-9).astype(int)  # the corners lie beyond the last
-        means = [power[:, ring == i].sum(1) / max((ring == i).sum(), 1) for i in range(_RINGS)]
-        return np.log(np.stack(means, 1) + _FLOOR)
+        ring = rings(h, w)
+        means = [power[:, ring == i].sum(1) / max((ring == i).sum(), 1) for i in range(RINGS)]
+        return np.log(np.stack(means, 1) + FLOOR)
 
 
 class Hog(_Neighbours):
