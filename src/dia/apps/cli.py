@@ -267,6 +267,16 @@ def cmd_stress(a: Namespace) -> None:
     run_stress(a, detector, images, _rate(a, detector), out, err)
 
 
+def cmd_select(a: Namespace) -> None:
+    """`dia select`."""
+    from .lesion_tests import run_select
+
+    def read(max_size: int) -> ImageSet:
+        return _read(a, {}, size=a.size, max_size=max_size, channels=a.channels)
+
+    run_select(a, read, out, err)
+
+
 def cmd_push(a: Namespace) -> None:
     """`dia push`."""
     from ..detectors import Detector

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
+
+from jsonargparse import ActionConfigFile
 
 from .helptext import ArgumentParser, examples
 
@@ -60,3 +62,48 @@ def stress_parser(run: Shared, data: Shared, as_json: Shared) -> ArgumentParser:
     stress.add_argument("--overwrite", action="store_true", help="replace a different test in --out")
     as_json(stress)
     return stress
+
+
+def select_parser(data: Shared, as_json: Shared) -> ArgumentParser:
+    """Of `dia select`; takes the functions that add what all commands share."""
+    select = ArgumentParser(
+        description="""Choose method, preset, settings and fusion without labels, by pasted lesions.
+
+            The normals are split: each candidate is fitted on a part, told apart by lesions pasted into
+            another, and the choice is judged on a third that had no part in it. Shown are the lesion AUROC
+            of each candidate with its interval over the splits, which of them cannot be told from the
+            first, and what the choice is worth.
+
+            Lesions are no disease. Within one family of methods this is a fair guide; across families it
+            can mislead. What was measured is kept in --work; the same command goes on.""",
+        epilog=examples(
+            "dia select scans/normal --methods [trivial:hog,trivial:blur,trivial:statistics] --fuse 2",
+            "dia select scans/normal --methods [csi] --vary '{csi: {amplify.steps: [60, 180, 540]}}'",
+            "dia select pneumoniamnist --data_root data --methods [csi,dia,dia+] --presets [cpu,gpu]",
+        ),
+    )
+    select.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
+    data(select, "train")
+    select.add_argument(
+        "--methods", type=list[str],
+        default=["trivial:hog", "trivial:statistics", "trivial:blur", "csi", "dia+"],
+        help="names of `dia methods`, as [a,b]",
+    )  # fmt: skip
+    select.add_argument("--presets", type=list[str], default=["cpu"], help="of each method: cpu, gpu, paper")
+    select.add_argument(
+        "--vary", type=dict[str, dict[str, list[Any]]], default={},
+        help="values of a method's settings to try, all combinations, as '{csi: {amplify.steps: [60, 180]}}'",
+    )  # fmt: skip
+    select.add_argument(
+        "--fuse", type=int, default=0,
+        help="also try fusions of up to so many candidates, by their conformal p-values; costs no fit",
+    )  # fmt: skip
+    select.add_argument("--splits", type=int, default=3, help="1 to 5; each fits every candidate once")
+    select.add_argument("--seed", type=int, default=0, help="of splits, detectors and lesions")
+    select.add_argument("--size", type=int | None, help="read images as squares of this side, as `dia fit`")
+    select.add_argument("--channels", type=int | None, help="1 or 3 (default: as the images are)")
+    select.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    select.add_argument("--work", type=str, default=".work", help="keeps what is finished; safe to delete")
+    select.add_argument("--out", type=str, default="selection.json", help="file of results")
+    as_json(select)
+    return select
