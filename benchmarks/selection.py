@@ -139,6 +139,33 @@ def interval(value: float, ends: Sequence[float]) -> str:
     return f"{value:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
+def summary(results: Mapping[str, Any]) -> list[str]:
+    """Over all groups of a kind: how well orders agree, what choosing gained, and what it left."""
+    found = [(name, g) for made in results["agreement"].values() for name, g in made.items()]
+    kinds = {
+        "untrained rows, of different kinds": [g for name, g in found if name == "all untrained rows"],
+        "variants of one untrained method": [g for name, g in found if name.startswith("variants")],
+        "untrained and trained rows": [g for name, g in found if name.startswith("untrained and")],
+        "trained rows": [g for name, g in found if name.startswith("trained")],
+    }
+    lines = [
+        "| candidates | groups | mean Spearman (lowest, highest) | choice above the mean candidate | by "
+        "| below the best by |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for kind, of in kinds.items():
+        if not of:
+            continue
+        rho = [g["spearman"] for g in of]
+        gained = [g["truth_of_choice"] - g["truth_of_any"] for g in of]
+        left = fmean(g["truth_of_best"] - g["truth_of_choice"] for g in of)
+        lines.append(
+            f"| {kind} | {len(of)} | {fmean(rho):+.2f} ({min(rho):+.2f}, {max(rho):+.2f}) "
+            f"| {sum(v > 0 for v in gained)} of {len(of)} | {fmean(gained):+.3f} | {left:.3f} |"
+        )
+    return [*lines, "", "*By* and *below* are test AUROC, means over the groups.", ""]
+
+
 def tables(results: Mapping[str, Any]) -> str:
     """Markdown: agreement by set and group, and the rows of `dia select` beside the truth."""
     head = (
@@ -168,7 +195,13 @@ def tables(results: Mapping[str, Any]) -> str:
             found = [r for r in shown if (r["name"], r["set"]) == (name, dataset)]
             cells.append(f"{found[0]['lesion_first_split']:.3f} / {found[0]['truth']:.3f}" if found else "–")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Second table: lesion AUROC in the first split / test AUROC."])
+    listed = {r["name"] for r in shown if r["truth_from"].endswith("revision")}
+    marked = f" The truth of {', '.join(sorted(listed))} is of an earlier revision." if listed else ""
+    missing = [m for m in TRAINED if sum(r["name"] == m for r in shown) < len(SETS)]
+    absent = f" Not measured on all sets, for want of time: {', '.join(missing)}." if missing else ""
+    return "\n".join(
+        [*lines, "", f"Last table: lesion AUROC in the first split / test AUROC.{marked}{absent}"]
+    )
 
 
 def keep(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Choosing without labels: nested splits, the arithmetic of the choice, and what the command says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +232,26 @@ def test_agreement_of_orders():
         agreement(truth[:2], truth[:2])
     with pytest.raises(ValueError, match="differ"):
         agreement(np.ones(5), truth)
+
+
+def test_the_docs_say_of_the_agreement_what_was_measured():
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "benchmarks/results/selection.json").read_text())
+    made = results["agreement"]
+    rows = {(r["set"], r["name"]): r for r in results["rows"]}
+    breast = made["breastmnist"]["all untrained rows"]
+    assert breast["truth_of_choice"] < 0.55  # "at chance"
+    assert breast["best"] == "trivial:hog"
+    assert breast["truth_of_best"] > breast["truth_of_choice"] + 0.2  # "far ahead"
+    pneumonia = [r for r in results["rows"] if (r["set"], r["group"]) == ("pneumoniamnist", "row")]
+    assert sorted(pneumonia, key=lambda r: -r["lesion"])[1]["name"] == "trivial:pca"  # "second of all"
+    assert rows["pneumoniamnist", "trivial:pca"]["truth"] < 0.5  # "inverts"
+    variants = [g for of in made.values() for name, g in of.items() if name.startswith("variants")]
+    right = sum(g["truth_of_choice"] > g["truth_of_any"] for g in variants)
+    assert 0.5 < right / len(variants) < 0.75  # "somewhat more often right than wrong"
+    assert min(g["spearman"] for g in variants) < -0.7  # "sometimes the wrong way round"
+    polyps = [r["lesion"] for r in results["rows"] if (r["set"], r["group"]) == ("kvasirseg_patches", "row")]
+    assert max(abs(v - 0.5) for v in polyps) < 0.02  # "no row sees these lesions"
+    page = (root / "docs/howto/choose.md").read_text()
+    for words in ("a row at chance", "second of all", "somewhat more often right than wrong", "no row sees"):
+        assert words in " ".join(page.split())

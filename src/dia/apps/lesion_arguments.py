@@ -74,8 +74,8 @@ def select_parser(data: Shared, as_json: Shared) -> ArgumentParser:
             of each candidate with its interval over the splits, which of them cannot be told from the
             first, and what the choice is worth.
 
-            Lesions are no disease. Within one family of methods this is a fair guide; across families it
-            can mislead. What was measured is kept in --work; the same command goes on.""",
+            Lesions are no disease. Within one family of methods this is a weak guide; across families it
+            misleads. What was measured is kept in --work; the same command goes on.""",
         epilog=examples(
             "dia select scans/normal --methods [trivial:hog,trivial:blur,trivial:statistics] --fuse 2",
             "dia select scans/normal --methods [csi] --vary '{csi: {amplify.steps: [60, 180, 540]}}'",

@@ -189,14 +189,15 @@ def warning(result: Mapping[str, Any]) -> str:
     said = "Pasted lesions are not disease: this ranks candidates by what they see of generated changes. "
     if len(families) == 1:
         return said + (
-            "All candidates are of one family, where such a ranking is a fair guide; it is still no measure "
-            "of how many anomalies are found."
+            "All candidates are of one family. Even there it agreed only weakly with the truth where labels "
+            "are known (docs/howto/choose.md): it is better than nothing, and no measure of how many "
+            "anomalies are found."
         )
     listed = "; ".join(f"{family}: {name}" for family, name in families.items())
     return said + (
         f"The candidates are of {len(families)} families, and across families this ranking misleads: a "
-        "method that sees pasted lesions best can be far behind on real anomalies. Do not take the first for "
-        f"the best method; take it for the best of its family ({listed}), and decide between families on a "
+        "method that sees pasted lesions best can be at chance on real anomalies. Do not take the first for "
+        f"the best method; at most for the best of its family ({listed}), and decide between families on a "
         "few labelled images. How often it went wrong where labels are known: docs/howto/choose.md."
     )
 

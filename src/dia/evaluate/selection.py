@@ -2,7 +2,7 @@
 
 Nested splits of normals alone. The normals fall into five blocks; in each split three are fitted on, lesions
 pasted into the fourth choose, and lesions pasted into the fifth say what the choice is worth, on images that
-had no part in it. Which of the candidates is best at *disease* this cannot say; see docs/howto/choose.md.
+had no part in it. Which of the candidates is best at disease this cannot say; see docs/howto/choose.md.
 
 Knows detectors and lesions; trains through `Detector.fit`; knows no labels and draws nothing.
 """
