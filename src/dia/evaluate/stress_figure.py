@@ -47,8 +47,9 @@ def curves(results: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str] 
             keys = _panel(ax, kind, result, ink, grid, line)
         for ax in panels[:, 0]:
             ax.set_ylabel("share found", color=ink, fontsize=9)
-        for ax in panels[-1]:
+        for ax in panels.flat[max(len(kinds) - columns, 0) : len(kinds)]:  # the lowest of each column
             ax.set_xlabel("size, share of side", color=ink, fontsize=9)
+            ax.tick_params(labelbottom=True)
     figure.legend(
         handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, labelcolor=ink, fontsize=9
     )
