@@ -178,7 +178,7 @@ def tables(results: Mapping[str, Any]) -> str:
         "best (truth)",
         "any",
     )
-    lines = ["| " + " | ".join(head) + " |", "|---|---|--:|---|---|---|---|--:|"]
+    lines = [*summary(results), "| " + " | ".join(head) + " |", "|---|---|--:|---|---|---|---|--:|"]
     for name, made in results["agreement"].items():
         for group, g in made.items():
             cells = (
