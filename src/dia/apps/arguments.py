@@ -16,6 +16,7 @@ from ..data.windows import AXES
 from ..data.windows import PRESETS as WINDOWS
 from ..settings import differences, from_dict
 from .helptext import ArgumentParser, examples
+from .lesion_arguments import select_parser, stress_parser
 from .limits import Limits
 
 
@@ -386,6 +387,8 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     )
     _json_argument(evaluate)
     commands.add_subcommand("evaluate", evaluate)
+    commands.add_subcommand("stress", stress_parser(_run_arguments, _data_arguments, _json_argument))
+    commands.add_subcommand("select", select_parser(_data_arguments, _json_argument))
 
     push = ArgumentParser(
         description="""Publish a model on the Hugging Face hub, with a model card and without local paths.

@@ -259,6 +259,24 @@ def cmd_evaluate(a: Namespace) -> None:
     _show(facts, a.json)
 
 
+def cmd_stress(a: Namespace) -> None:
+    """`dia stress`."""
+    from .lesion_tests import run_stress
+
+    detector, images = _load(a)
+    run_stress(a, detector, images, _rate(a, detector), out, err)
+
+
+def cmd_select(a: Namespace) -> None:
+    """`dia select`."""
+    from .lesion_tests import run_select
+
+    def read(max_size: int) -> ImageSet:
+        return _read(a, {}, size=a.size, max_size=max_size, channels=a.channels)
+
+    run_select(a, read, out, err)
+
+
 def cmd_push(a: Namespace) -> None:
     """`dia push`."""
     from ..detectors import Detector
@@ -326,6 +344,7 @@ def cmd_report(a: Namespace) -> None:
         from .grids import report
 
         return report(a, out)
+    from .executors import STRESS
     from .reporting import compare_trivial, write_run_report
 
     detector, images = _load(a)
@@ -352,6 +371,7 @@ def cmd_report(a: Namespace) -> None:
         dataset=a.data,
         false_alarm_rate=_rate(a, detector),
         comparison=comparison,
+        stress=Path(a.run) / STRESS,
     )
     _show({"out": str(path)}, False)
 

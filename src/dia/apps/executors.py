@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..detectors import Detector
     from .onnx_model import OnnxModel
 
+STRESS = "stress.json"  # by `dia stress`, in a model's folder
 _IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
 
 
@@ -187,5 +188,7 @@ def hash_of(run: Path) -> str:
         return hashlib.sha256(run.read_bytes()).hexdigest()[:16]
     h = hashlib.sha256()
     for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
+        if path.name == STRESS:  # what was found out about the model is no part of it
+            continue
         h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return h.hexdigest()[:16]

@@ -5,6 +5,7 @@ Gathers what `evaluate/report.py` and `benchmark_report.py` draw. Fits the trivi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..evaluate.benchmark_text import escaped, markdown_table, sentences
 from ..evaluate.ledger import update_section
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
+from ..evaluate.stress import is_of, load_stress
 
 CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # beside the method reported
 
@@ -59,8 +61,9 @@ def write_run_report(
     false_alarm_rate: float,
     comparison: Sequence[dict[str, Any]] = (),
     scored: Scored | None = None,
+    stress: Path | None = None,
 ) -> Path:
-    """Writes the report page of one detector on one set of images."""
+    """Writes the report page of one detector on one set of images, with its stress test if there is one."""
     scored = scored or score_set(detector, test)
     facts = detector.facts_
     rows = list(comparison)
@@ -106,9 +109,21 @@ def write_run_report(
             masks=test.masks,
             dissolve_strip=_strip(detector, test, scored.scores),
             comparison=rows,
+            stress=None if stress is None else _stress(stress, detector),
             notes=verdict(detector.method, rows),
         ),
     )
+
+
+def _stress(path: Path, detector: Detector) -> tuple[dict[str, Any], bytes | None] | None:
+    """What `dia stress` left there of this very model, if anything."""
+    if not path.exists():
+        return None
+    made, picture = load_stress(path), path.with_name(f"{path.stem}-lesions.png")
+    if not is_of(made, detector):
+        warnings.warn(f"{path} is of another model and left out; run `dia stress` anew", stacklevel=3)
+        return None
+    return made, picture.read_bytes() if picture.exists() else None
 
 
 def _strip(detector: Detector, test: ImageSet, scores: np.ndarray) -> list[list[tuple[str, np.ndarray]]]:

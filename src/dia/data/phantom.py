@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from .imageset import ANOMALOUS, NORMAL, DataError, ImageSet
+from .lesions import faded, random_field, soft_edge
 
 LESIONS = ("nodule", "broken_vessel", "texture", "haze")
 SPLITS = {"train": (1000, 0), "val": (200, 200), "test": (200, 200)}  # normals, anomalous
@@ -94,14 +95,15 @@ def phantom(rng: np.random.Generator, size: int, lesion: str | None = None) -> t
     trees = [_tree(rng, start, heading) for start, heading in (((-0.06, 0.34), -1.85), ((0.06, 0.34), -1.29))]
     centre = _place(rng, trees, lesion)
     vessels, gap = _draw(trees, size, centre if lesion == "broken_vessel" else None)
-    illumination = 1 + 0.06 * _noise(rng, size, 0.35)
-    texture = 4.5 * _noise(rng, size, 0.012) + 3.5 * _noise(rng, size, 0.035)
+    square = (size, size)
+    illumination = 1 + 0.06 * random_field(rng, square, 0.35 * size)
+    texture = 4.5 * random_field(rng, square, 0.012 * size) + 3.5 * random_field(rng, square, 0.035 * size)
     image = image + 40 * vessels * body
     mask = np.zeros((size, size), bool)
     if lesion is not None:
         yy, xx = (np.mgrid[:size, :size] + 0.5) / size - 0.5
         radius = rng.uniform(*_RADIUS[lesion])
-        soft = np.exp(-0.5 * (((xx - centre[0]) ** 2 + (yy - centre[1]) ** 2) / (0.6 * radius) ** 2) ** 2)
+        soft = soft_edge(((xx - centre[0]) ** 2 + (yy - centre[1]) ** 2) / (0.6 * radius) ** 2)
         mask = soft > 0.5
         if lesion == "nodule":
             image = image + soft * rng.choice([-1, 1]) * rng.uniform(32, 46)
@@ -109,10 +111,10 @@ def phantom(rng: np.random.Generator, size: int, lesion: str | None = None) -> t
             mask |= gap & (body > 0.5)
             image = image + soft * rng.uniform(26, 36)
         elif lesion == "texture":
-            texture = texture * (1 - soft) + soft * 16 * _noise(rng, size, 0.008)
+            texture = texture * (1 - soft) + soft * 16 * random_field(rng, square, 0.008 * size)
         else:
             veil = ndimage.gaussian_filter(image, 0.08 * size) + 28
-            image, texture = image * (1 - 0.75 * soft) + 0.75 * soft * veil, texture * (1 - 0.75 * soft)
+            image, texture = faded(image, veil, 0.75 * soft), texture * (1 - 0.75 * soft)
     image = image * illumination + texture * (0.25 + 0.75 * body)
     image += rng.normal(0, 2, image.shape)  # sensor noise
     return np.clip(image, 0, 255), mask
@@ -124,12 +126,6 @@ def _ellipse(
     """1 inside, 0 outside, with an edge about one pixel wide."""
     r = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
     return 1 / (1 + np.exp(np.clip((r - 1) * min(rx, ry) * size * 2.5, -50, 50)))
-
-
-def _noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
-    """Gaussian random field of mean 0 and variance 1, correlated over `scale` of the side."""
-    field = ndimage.gaussian_filter(rng.standard_normal((size, size)), max(scale * size, 0.3), mode="wrap")
-    return (field - field.mean()) / field.std()
 
 
 def _tree(rng: np.random.Generator, start: tuple[float, float], heading: float) -> list[np.ndarray]:

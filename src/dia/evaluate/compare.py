@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import friedmanchisquare, rankdata, studentized_range
+from scipy.stats import friedmanchisquare, kendalltau, rankdata, spearmanr, studentized_range
 from scipy.stats import t as student
 
 
@@ -43,6 +43,16 @@ class Nemenyi(NamedTuple):
     critical: float
     p: np.ndarray
     groups: list[tuple[int, ...]]
+
+
+class Agreement(NamedTuple):
+    """How well one order agrees with another: Spearman's ρ and Kendall's τ-b, each with its interval."""
+
+    spearman: float
+    spearman_ci: tuple[float, float]
+    kendall: float
+    kendall_ci: tuple[float, float]
+    n: int
 
 
 class Compared(NamedTuple):
@@ -148,6 +158,43 @@ def compared(
             found.append((first, second, paired_difference(labels, *sides), seeds))
     corrected = holm([d.p for _, _, d, _ in found])
     return [Compared(a, b, d, float(p), s) for (a, b, d, s), p in zip(found, corrected, strict=True)]
+
+
+def agreement(
+    first: np.ndarray, second: np.ndarray, *, n_boot: int = 2000, seed: int = 0, level: float = 0.95
+) -> Agreement:
+    """Rank correlations of two measures of the same n things; intervals by resampling the things.
+
+    Few things give wide intervals, and the percentile bootstrap is rough for them. Resamples in which a
+    measure is constant are left out.
+
+    Args:
+        first: `(n,)`.
+        second: `(n,)`.
+        n_boot: resamples.
+        seed: of them.
+        level: of the intervals.
+
+    Raises:
+        ValueError: fewer than three things, or a measure that is constant.
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    if first.ndim != 1 or first.shape != second.shape or len(first) < 3:
+        raise ValueError(f"rank correlation needs three pairs or more, not {first.shape} and {second.shape}")
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        raise ValueError("rank correlation needs values that differ")
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for index in rng.integers(0, len(first), (n_boot, len(first))):
+        a, b = first[index], second[index]
+        if np.ptp(a) and np.ptp(b):
+            drawn.append((spearmanr(a, b).statistic, kendalltau(a, b).statistic))
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
+    return Agreement(
+        float(spearmanr(first, second).statistic), (float(low[0]), float(high[0])),
+        float(kendalltau(first, second).statistic), (float(low[1]), float(high[1])), len(first),
+    )  # fmt: skip
 
 
 def friedman(aurocs: np.ndarray) -> Friedman:

@@ -21,6 +21,7 @@ from PIL import Image
 from skimage.measure import find_contours
 from sklearn.metrics import roc_curve
 
+from . import stress_figure
 from .metrics import roc_band
 from .page import ANOMALOUS, GRID, INK, LIMITS, NORMAL, axes, environment, svg
 
@@ -54,6 +55,7 @@ class ReportContent:
         dissolve_strip: rows of (caption, `(H, W, C)` uint8) pairs.
         comparison: dicts with `method`, `auroc`, and if known `auroc_ci`, `pixel_auroc`, and
             `kind` ('ours', 'control' or 'trivial').
+        stress: of `stress.stress`, where lesions were pasted; and a picture of them, PNG.
         notes: plain sentences.
         limits: the last words.
 
@@ -78,6 +80,7 @@ class ReportContent:
     masks: np.ndarray | None = None
     dissolve_strip: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
+    stress: tuple[Mapping[str, Any], bytes | None] | None = None
     notes: Sequence[str] = ()
     limits: str = LIMITS
 
@@ -130,6 +133,7 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
             scale=scale,
             percentiles=HEAT_PERCENTILES,
             gradient=", ".join(mpl.colors.to_hex(COLOURMAP(t)) for t in np.linspace(0, 1, 9)),
+            stress=None if c.stress is None else _stress(*c.stress),
             comparison=sorted(map(_comparison_row, c.comparison), key=lambda r: -r["auroc"]),
         )
     )
@@ -137,6 +141,17 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8", errors="replace")  # file names may hold what UTF-8 cannot
     return path
+
+
+def _stress(result: Mapping[str, Any], picture: bytes | None) -> dict[str, Any]:
+    head, rows = stress_figure.rows(result)
+    return {
+        "curves": stress_figure.inline(result),
+        "head": head,
+        "rows": rows,
+        "said": stress_figure.sentences(result),
+        "picture": None if picture is None else _data_uri(picture),
+    }
 
 
 def _flag_counts(flagged: np.ndarray | None, labels: np.ndarray | None) -> list[tuple[str, int, int]]:
@@ -194,7 +209,11 @@ def _png(image: np.ndarray) -> str:
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # only ever smaller
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _histogram(scores: np.ndarray, labels: np.ndarray | None, threshold: float | None) -> Markup:

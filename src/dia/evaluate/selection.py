@@ -1,0 +1,332 @@
+"""Choosing among detectors without labels: by how well each tells pasted lesions from normal images.
+
+Nested splits of normals alone. The normals fall into five blocks; in each split three are fitted on, lesions
+pasted into the fourth choose, and lesions pasted into the fifth say what the choice is worth, on images that
+had no part in it. Which of the candidates is best at disease this cannot say; see docs/howto/choose.md.
+
+Knows detectors and lesions; trains through `Detector.fit`; knows no labels and draws nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
+
+from ..calibrate import Calibration
+from ..data.imageset import DataError, ImageSet
+from ..data.lesions import KINDS, VERSION, paste
+from ..detectors import detector_class
+from ..detectors.base import MIN_NORMALS, fingerprint
+from ..detectors.residual import joined
+from .benchmark import wanted_settings
+
+BLOCKS = 5
+SIZES = (0.08, 0.32)  # of the lesions, uniform in the logarithm
+CONTRASTS = (0.1, 0.8)
+PARTS = ("inner", "outer")
+MOST = 300  # images of a part: bounds time and memory
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A detector to choose from: a method, its preset, and changes of settings by dotted name."""
+
+    method: str
+    preset: str = "cpu"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        words = [self.preset] * (self.preset != "cpu") + [f"{k}={_short(v)}" for k, v in self.changes.items()]
+        return self.method + (f" [{', '.join(words)}]" if words else "")
+
+    @property
+    def family(self) -> str:
+        """Of the method."""
+        return detector_class(self.method).family
+
+    def settings(self) -> Any:
+        """The method's settings."""
+        return wanted_settings(self.method, self.preset, self.changes)
+
+
+def _short(value: Any) -> str:
+    return f"({' '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Indices of normals: to fit on, to choose by, and to judge the choice by."""
+
+    fit: np.ndarray
+    inner: np.ndarray
+    outer: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A candidate's scores in one split; the pasted ones `(K, n)`, a row for each kind."""
+
+    calibration: np.ndarray
+    inner: np.ndarray
+    inner_pasted: np.ndarray
+    outer: np.ndarray
+    outer_pasted: np.ndarray
+    seconds: float
+
+    def aurocs(self, part: str) -> np.ndarray:
+        """By kind `(K,)`: pasted against unpasted images of a part."""
+        normal = getattr(self, part)
+        labels = np.repeat([0, 1], len(normal))
+        pasted = getattr(self, f"{part}_pasted")
+        return np.array([roc_auc_score(labels, np.r_[normal, scores]) for scores in pasted])
+
+
+def splits(n: int, count: int, seed: int, volumes: Sequence[str | None] = ()) -> list[Split]:
+    """`count` splits of n normals, at most five; no image judges two of them. Volumes stay whole.
+
+    Raises:
+        DataError: more than five, or too few normals to fit on.
+    """
+    if not 1 <= count <= BLOCKS:
+        raise DataError(f"there are 1 to {BLOCKS} splits, not {count}")
+    units: dict[Any, list[int]] = {}
+    for i in range(n):
+        volume = volumes[i] if volumes else None
+        units.setdefault(i if volume is None else volume, []).append(i)
+    order = np.random.default_rng([seed, 3]).permutation(len(units))
+    parts = [np.array(u) for u in units.values()]
+    ends = np.cumsum([len(parts[i]) for i in order]) if n else np.array([])
+    blocks: list[list[int]] = [[] for _ in range(BLOCKS)]
+    for i, end in zip(order, ends, strict=True):  # a unit lies where its middle lies
+        blocks[min(int((end - len(parts[i]) / 2) * BLOCKS / n), BLOCKS - 1)] += parts[i].tolist()
+    made = []
+    for k in range(count):
+        outer, inner, *rest = (np.sort(np.array(blocks[(k + i) % BLOCKS], int)) for i in range(BLOCKS))
+        made.append(Split(np.sort(np.concatenate(rest)), _spread(inner), _spread(outer)))
+    fewest = min(len(s.fit) for s in made)
+    if fewest < MIN_NORMALS or min(len(p) for s in made for p in (s.inner, s.outer)) < 2:
+        raise DataError(
+            f"{n} normal images{' in whole volumes' * any(volumes)} are too few to choose by: splits fit on "
+            f"{fewest}, at least {MIN_NORMALS} are needed"
+        )
+    return made
+
+
+def _spread(index: np.ndarray) -> np.ndarray:
+    return index[np.linspace(0, len(index) - 1, min(len(index), MOST)).round().astype(int)]
+
+
+def pasted(normals: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
+    """A lesion of every kind in each of the normals at `index`, `(K, n, H, W, C)`.
+
+    Size and contrast are drawn for each image and kind, by its place among all normals.
+    """
+    out = []
+    for k, kind in enumerate(KINDS):
+        draw = np.random.default_rng([seed, 4, k]).uniform(size=(2, len(normals)))[:, index]
+        sizes, contrasts = (
+            low * (high / low) ** u for (low, high), u in zip((SIZES, CONTRASTS), draw, strict=True)
+        )
+        out.append(paste(normals[index], kind, sizes, contrasts, seed=seed)[0])
+    return np.stack(out)
+
+
+class Pasted:
+    """The lesions of a split, made when first asked for, for all candidates."""
+
+    def __init__(self, normals: ImageSet, split: Split, seed: int):
+        self.normals, self.split, self.seed = normals, split, seed
+
+    @cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """`(K, n, H, W, C)` by part."""
+        return {p: pasted(self.normals.images, getattr(self.split, p), self.seed) for p in PARTS}
+
+
+def measure(
+    candidate: Candidate,
+    lesions: Pasted,
+    *,
+    device: str = "auto",
+    workdir: Path,
+    progress: bool = False,
+) -> Scored:
+    """Fits a candidate in a split and scores both other parts; what was measured before is read back.
+
+    Args:
+        candidate: which.
+        lesions: with the normals and their split.
+        device: of the detector.
+        workdir: keeps scores and finished stages.
+        progress: show progress bars.
+    """
+    normals, split, seed = lesions.normals, lesions.split, lesions.seed
+    detector = detector_class(candidate.method)(candidate.settings(), seed=seed, device=device)
+    key = fingerprint(
+        VERSION, detector.settings_hash(), seed, normals.sha256(), [p.tolist() for p in vars(split).values()]
+    )
+    path = workdir / "select" / f"{key}.npz"
+    if not path.exists():
+        start = time.perf_counter()
+        detector.fit(normals.subset(split.fit), workdir=workdir, resume=True, progress=progress)
+        made: dict[str, Any] = {"calibration": detector.calibration_.scores}
+        for part in PARTS:
+            index = getattr(split, part)
+            made[part] = detector.score(normals.images[index])
+            made[f"{part}_pasted"] = np.stack([detector.score(x) for x in lesions.parts[part]])
+        made["seconds"] = time.perf_counter() - start
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}")
+        np.savez_compressed(new, **made)
+        new.replace(path)
+    with np.load(path) as kept:
+        return Scored(**{k: kept[k] for k in kept.files if k != "seconds"}, seconds=float(kept["seconds"]))
+
+
+def fused(members: Sequence[Scored]) -> Scored:
+    """Several candidates of one split as one: the harmonic mean of their smoothed conformal p-values."""
+
+    def join(name: str) -> np.ndarray:
+        shape = getattr(members[0], name).shape
+        evidence = [Calibration(m.calibration).evidence(getattr(m, name).ravel()) for m in members]
+        return joined(np.column_stack(evidence)).reshape(shape)
+
+    return Scored(
+        join("calibration"), join("inner"), join("inner_pasted"), join("outer"), join("outer_pasted"),
+        sum(m.seconds for m in members),
+    )  # fmt: skip
+
+
+def with_fusions(
+    scored: Mapping[str, Sequence[Scored]], most: int
+) -> tuple[dict[str, list[Scored]], dict[str, tuple[str, ...]]]:
+    """The candidates and all fusions of two to `most` of them, by name; and the members of each fusion."""
+    found = {name: list(runs) for name, runs in scored.items()}
+    members: dict[str, tuple[str, ...]] = {}
+    for size in range(2, most + 1):
+        for names in combinations(scored, size):
+            name = " & ".join(names)
+            members[name] = names
+            found[name] = [fused(runs) for runs in zip(*(scored[n] for n in names), strict=True)]
+    return found, members
+
+
+def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float] | None:
+    """Student's interval of the mean over splits; None where there is one. It counts the splits alone."""
+    v = np.asarray(values, float)
+    if len(v) < 2:
+        return None
+    half = float(student.ppf((1 + level) / 2, len(v) - 1)) * float(v.std(ddof=1)) / len(v) ** 0.5
+    return [float(v.mean()) - half, float(v.mean()) + half]
+
+
+def choose(scored: Mapping[str, Sequence[Scored]], families: Mapping[str, str]) -> dict[str, Any]:
+    """The choice, and what it is worth.
+
+    Args:
+        scored: by candidate, a run for each split.
+        families: by candidate.
+
+    Returns:
+        `rows`, best first: `name`, `family`, lesion AUROC `inner` (mean over kinds and splits) with
+        `inner_ci` over splits, `outer`, `by_kind`, `behind` (how far below the first) with `behind_ci`
+        (paired by split), `seconds` a split; the `choice`; `like_it`, those whose `behind_ci` holds 0;
+        `best_of` each family; `estimate` with `estimate_ci`: the outer lesion AUROC of what each split's
+        inner part alone would have chosen, which no choosing has flattered.
+    """
+    names = list(scored)
+    by_kind = {n: np.array([r.aurocs("inner") for r in scored[n]]) for n in names}  # (splits, kinds)
+    inner = np.array([by_kind[n].mean(1) for n in names])  # (candidates, splits)
+    outer = np.array([[r.aurocs("outer").mean() for r in scored[n]] for n in names])
+    order = np.argsort(-inner.mean(1), kind="stable")
+    rows = []
+    for i in order:
+        behind = inner[order[0]] - inner[i]
+        name = names[i]
+        rows.append({
+            "name": name, "family": families[name],
+            "inner": float(inner[i].mean()), "inner_ci": interval(inner[i]),
+            "outer": float(outer[i].mean()), "outer_ci": interval(outer[i]),
+            "behind": float(behind.mean()), "behind_ci": interval(behind),
+            "by_kind": dict(zip(KINDS, by_kind[name].mean(0).tolist(), strict=True)),
+            "seconds": float(np.mean([r.seconds for r in scored[name]])),
+        })  # fmt: skip
+    worth = outer[inner.argmax(0), np.arange(inner.shape[1])]
+    best_of: dict[str, str] = {}
+    for row in rows:
+        best_of.setdefault(row["family"], row["name"])
+    return {
+        "choice": rows[0]["name"],
+        "estimate": float(worth.mean()),
+        "estimate_ci": interval(worth),
+        "chosen_by_split": [names[i] for i in inner.argmax(0)],
+        "like_it": [r["name"] for r in rows[1:] if r["behind_ci"] is None or r["behind_ci"][0] <= 0],
+        "best_of": best_of,
+        "rows": rows,
+    }
+
+
+def measure_all(
+    candidates: Sequence[Candidate],
+    normals: Mapping[str, ImageSet],
+    count: int,
+    *,
+    seed: int = 0,
+    fuse: int = 0,
+    device: str = "auto",
+    workdir: Path,
+    progress: bool = False,
+    on_run: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
+    """Everything from candidates to `choose`'s result; a candidate that fails is left out and named.
+
+    Args:
+        candidates: of different names.
+        normals: by preset, the same images.
+        count: of splits.
+        seed: of splits, detectors and lesions.
+        fuse: fusions of up to so many candidates join them; below 2 none.
+        device: of the detectors.
+        workdir: keeps what is finished.
+        progress: show progress bars.
+        on_run: called before each fit with the candidate's name and the split.
+
+    Raises:
+        DataError: too few normals, or no candidate that could be measured.
+    """
+    scored: dict[str, list[Scored]] = {c.name: [] for c in candidates}
+    failed: dict[str, str] = {}
+    parts = {preset: splits(len(x), count, seed, x.volumes) for preset, x in normals.items()}
+    for k in range(count):
+        lesions = {preset: Pasted(x, parts[preset][k], seed) for preset, x in normals.items()}
+        for candidate in (c for c in candidates if c.name not in failed):
+            if on_run is not None:
+                on_run(candidate.name, k)
+            try:
+                made = measure(
+                    candidate, lesions[candidate.preset], device=device, workdir=workdir, progress=progress
+                )
+            except (DataError, RuntimeError) as error:
+                failed[candidate.name] = " ".join(str(error).split())[:200]
+                continue
+            scored[candidate.name].append(made)
+    scored = {name: runs for name, runs in scored.items() if name not in failed}
+    if not scored:
+        raise DataError(f"no candidate could be measured; the first: {next(iter(failed.values()), 'none')}")
+    everything, members = with_fusions(scored, fuse)
+    families = {c.name: c.family for c in candidates}
+    for name, of in members.items():
+        own = {families[m] for m in of}
+        families[name] = own.pop() if len(own) == 1 else "several families"
+    return choose(everything, families) | {"failed": failed, "members": members}
