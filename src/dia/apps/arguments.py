@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile
 from ..data.imageset import DataError
 from ..data.windows import AXES
 from ..data.windows import PRESETS as WINDOWS
+from ..drift import RATE, SHARE
 from ..settings import differences, from_dict
 from .helptext import ArgumentParser, examples
 from .limits import Limits
@@ -201,7 +202,8 @@ def _score_parser() -> ArgumentParser:
             A higher score is more anomalous, on the method's own scale. The p-value is the share of
             held-out normals, the image itself counted among them, that score at least as high; an image is
             flagged where it is at most the false-alarm rate. Files are read, scored and written batch by
-            batch, so memory does not grow with their number.""",
+            batch, so memory does not grow with their number. If the images differ as a whole from the
+            normals of training (scanner, window, size), a line says so; scores are written all the same.""",
         epilog=examples(
             "dia score runs/mine scans/new --out scores.csv",
             "dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01",
@@ -225,6 +227,16 @@ def _score_parser() -> ArgumentParser:
     score.add_argument(
         "--top_k", type=int, default=5,
         help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
+    )  # fmt: skip
+    score.add_argument(
+        "--drift_rate", type=float, default=RATE,
+        help="share of runs, at most, that ring the alarm for drift though their images are like the normals "
+        "of training",
+    )  # fmt: skip
+    score.add_argument(
+        "--anomalous_up_to", type=float, default=SHARE,
+        help="share of the images that may be anomalous, in any way, without ringing that alarm; less makes "
+        "it finer, 0 is for batches of normals",
     )  # fmt: skip
     score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
     score.add_argument(

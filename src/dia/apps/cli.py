@@ -149,12 +149,17 @@ def cmd_score(a: Namespace) -> None:
     from ..data.catalog import open_listing
     from .executors import EXECUTORS, Job, hash_of, load_model
     from .scorefile import ScoreFile
+    from .watch import Watch
 
     if not a.out.endswith((".csv", ".jsonl")):
         raise DataError(f"--out {a.out}: the name must end in .csv or .jsonl")
     for flag in ("batch", "top_k"):
         if a[flag] < 1:
             raise DataError(f"--{flag} must be at least 1, not {a[flag]}")
+    if not 0 < a.drift_rate < 1:
+        raise DataError(f"--drift_rate must lie between 0 and 1, not {a.drift_rate}")
+    if not 0 <= a.anomalous_up_to < 1:
+        raise DataError(f"--anomalous_up_to must lie in [0, 1), not {a.anomalous_up_to}")
     detector = load_model(a.run, device=a.device if a.executor == "local" else "cpu")
     rate = _rate(a, detector)
     threshold = detector.threshold(rate)
@@ -172,6 +177,11 @@ def cmd_score(a: Namespace) -> None:
     bad: list[str] = []
     rows = ScoreFile(Path(a.out), about, listing.names, a.batch, resume=a.resume, gaps=a.skip_bad)
     bar = Progress(console=err, disable=not sys.stderr.isatty())
+    watch = Watch(
+        detector, listing.names, listing.volumes, rate=a.drift_rate, share=a.anomalous_up_to,
+        before=rows.noted, resumed=rows.start > 0,
+    )  # fmt: skip
+    done = rows.start
     with rows, bar:
         if a.resume:
             err.print(f"going on after {rows.start} of {len(listing)} images", highlight=False)
@@ -181,12 +191,15 @@ def cmd_score(a: Namespace) -> None:
             a.ray_address,
         )  # fmt: skip
         with closing(EXECUTORS[a.executor](job)) as batches:
-            for names, scores, maps, skipped in batches:
+            for names, scores, maps, skipped, whole in batches:
                 _say_skipped(skipped)
                 bad += skipped[: not bad]  # the first is enough
                 if a.heatmaps and len(names):
                     _write_heatmaps(maps, names, Path(a.heatmaps), detector.method, rows)
                 p = detector.p_values(scores)
+                done += len(names) + len(skipped)
+                watch.add(names, scores, whole)
+                rows.note(done, watch.state())
                 rows.append([
                     (name, float(s), round(float(q), 6), bool(s > threshold))
                     for name, s, q in zip(names, scores, p, strict=True)
@@ -200,7 +213,11 @@ def cmd_score(a: Namespace) -> None:
              "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
     if of_volumes:
         facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
-    _show(facts, a.json)
+    drift = watch.verdict()
+    if drift["alarm"] is not False:
+        style = "bold red" if drift["alarm"] else "yellow"
+        err.print(drift["words"], style=style, markup=False, highlight=False, soft_wrap=True)
+    _show(facts | {"drift": drift if a.json else drift["words"].partition(":")[0]}, a.json)
 
 
 def _write_heatmaps(
