@@ -384,7 +384,9 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         description="""Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR.
 
             And pixel AUROC and PRO, where there are masks and the method has heatmaps. All from raw
-            scores: no threshold, no normalisation, no sign is chosen by the labels.""",
+            scores: no threshold, no normalisation, no sign is chosen by the labels. Beside them: the best
+            untrained row on the same images, near-duplicates within the test and of training images, class
+            balance, which class is normal; and a warning where the scores rank the other way.""",
         epilog=examples(
             "dia evaluate runs/mine scans",
             "dia evaluate runs/mine scans/labelled --normal healthy --split all --json",
@@ -396,6 +398,15 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     evaluate.add_argument(
         "--ledger", type=str | None, help="append a line to this file, e.g. results/runs.jsonl"
     )
+    evaluate.add_argument(
+        "--normals", type=str | None,
+        help="the training normals, as a path or known set, to fit the untrained rows on and to look for "
+        "copies; default: the ledger's rows of the same images, or else where the model was fitted",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--compare", type=bool, default=True,
+        help="false: leave out what stands beside: best untrained row, copies, balance, direction",
+    )  # fmt: skip
     _json_argument(evaluate)
     commands.add_subcommand("evaluate", evaluate)
 
@@ -548,12 +559,15 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         description="""List the known data sets, or check what is in one of them or in a path.
 
             Nothing is downloaded: the list says where to get a set, and under which licence. The check
-            counts images and classes by split and finds duplicates, also across splits, where they are
-            leaks.""",
+            counts images and classes by split and finds duplicates and near-duplicates, also across splits,
+            where they are leaks; with --run, --scores or --row it says what copies of training images among
+            the test images change in an AUROC.""",
         epilog=examples(
             "dia data list",
             "dia data check breastmnist --data_root data",
             "dia data check scans --normal healthy --json",
+            "dia data check breastmnist --data_root data --row trivial:pixels",
+            "dia data check scans --normal healthy --run runs/mine",
         ),
     )
     data.add_argument(
@@ -567,6 +581,16 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         help="class folders or label values that are normal, comma separated; all others are anomalous",
     )  # fmt: skip
     data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    data.add_argument(
+        "--size", type=int | None, help="read images as squares of this side, where sizes differ"
+    )
+    data.add_argument(
+        "--run", type=str | None, help="a folder written by `dia fit`: what copies change in its AUROC"
+    )
+    data.add_argument(
+        "--scores", type=str | None, help="the same of scores of the test split, by `dia score`"
+    )
+    data.add_argument("--row", type=str | None, help="the same of an untrained row, e.g. trivial:pixels")
     _view_arguments(data, "each file's own (voi)")
     _json_argument(data)
     commands.add_subcommand("data", data)

@@ -29,7 +29,7 @@ from ..data.imageset import DataError, ImageSet
 from ..errors import TrainingError
 from ..settings import replaced
 from .arguments import build_parser, underscored, with_signs
-from .viewed import OPTIONS, as_fitted
+from .viewed import as_fitted
 
 if TYPE_CHECKING:
     from .scorefile import ScoreFile
@@ -273,6 +273,21 @@ def cmd_evaluate(a: Namespace) -> None:
              "images_per_second": round(scored.images_per_second, 1)}  # fmt: skip
     if images.volumes and images.labels is not None:
         facts |= volume_metrics(images.labels, scored.scores, images.volumes)
+    if a.compare:
+        from .beside import beside
+
+        found = beside(
+            detector, images, scored.metrics, dataset=a.data, normal=a.normal, data_root=a.data_root,
+            given=a.normals, ledger=a.ledger,
+            say=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+        )  # fmt: skip
+        if a.json:
+            facts["beside"] = found
+        else:
+            _show(facts, False)
+            for line in found["sentences"]:
+                out.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+            return
     _show(facts, a.json)
 
 
@@ -347,20 +362,16 @@ def cmd_report(a: Namespace) -> None:
 
     detector, images = _load(a)
     comparison: list[dict[str, Any]] = []
+    normals: ImageSet | None = None
     if a.compare and images.labels is not None:
         read = detector.facts_.get("read")
         if read is None:
             err.print("the trivial rows are left out: this model does not say where its training images are")
         else:
-            from ..data.catalog import open_data
+            from .beside import training_normals
 
-            h, w, c = detector.shape_
-            train = open_data(
-                detector.facts_["dataset"], read["split"], read["data_root"] or a.data_root,
-                normal=read["normal"], size=(h, w), channels=c, **{k: read.get(k) for k in OPTIONS},
-            )  # fmt: skip
-            share = read.get("contamination", 0.0)  # absent in older models
-            normals = train.normals().contaminated(train.anomalies(), share, detector.seed)
+            normals = training_normals(detector, a.data_root)
+            assert normals is not None
             comparison = compare_trivial(normals, images, detector.seed)
     path = write_run_report(
         Path(a.out),
@@ -369,6 +380,8 @@ def cmd_report(a: Namespace) -> None:
         dataset=a.data,
         false_alarm_rate=_rate(a, detector),
         comparison=comparison,
+        normals=normals,
+        normal=a.normal,
     )
     _show({"out": str(path)}, False)
 
@@ -446,7 +459,9 @@ def cmd_data(a: Namespace) -> None:
         return
     if a.name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
-    result = catalog.check(a.name, a.data_root, normal=a.normal, skip_bad=a.skip_bad, **_view(a, {}))
+    from .beside import check_data
+
+    result = check_data(a, _view(a, {}))
     if a.json:
         print(json.dumps(result))
         return

@@ -19,6 +19,8 @@ from ..evaluate.benchmark import Scored, current_lines, score_set
 from ..evaluate.benchmark_report import write_benchmark
 from ..evaluate.benchmark_table import FailureKey, benchmark_table
 from ..evaluate.benchmark_text import escaped, markdown_table, sentences
+from ..evaluate.bias import best_of, direction_of, facts_of_set
+from ..evaluate.bias import sentences as bias_sentences
 from ..evaluate.ledger import update_section
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
@@ -59,8 +61,13 @@ def write_run_report(
     false_alarm_rate: float,
     comparison: Sequence[dict[str, Any]] = (),
     scored: Scored | None = None,
+    normals: ImageSet | None = None,
+    normal: str | None = None,
 ) -> Path:
-    """Writes the report page of one detector on one set of images."""
+    """Writes the report page of one detector on one set of images.
+
+    `normals`: those of training, to look for copies of them; `normal`: the classes that were named so.
+    """
     scored = scored or score_set(detector, test)
     facts = detector.facts_
     rows = list(comparison)
@@ -107,8 +114,26 @@ def write_run_report(
             dissolve_strip=_strip(detector, test, scored.scores),
             comparison=rows,
             notes=verdict(detector.method, rows),
+            beside=_beside(
+                detector.method, scored.metrics, test, normals, rows, direction_of(dataset, normal)
+            ),
         ),
     )
+
+
+def _beside(
+    method: str,
+    metrics: Mapping[str, Any] | None,
+    test: ImageSet,
+    normals: ImageSet | None,
+    rows: Sequence[Mapping[str, Any]],
+    direction: str,
+) -> list[str]:
+    """What stands beside an AUROC."""
+    if metrics is None:
+        return []
+    facts = facts_of_set(test, normals, direction)
+    return bias_sentences(facts, metrics, best_of(rows, "fitted on the same normals"), method)
 
 
 def _strip(detector: Detector, test: ImageSet, scores: np.ndarray) -> list[list[tuple[str, np.ndarray]]]:

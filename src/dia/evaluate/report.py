@@ -55,6 +55,7 @@ class ReportContent:
         comparison: dicts with `method`, `auroc`, and if known `auroc_ci`, `pixel_auroc`, and
             `kind` ('ours', 'control' or 'trivial').
         notes: plain sentences.
+        beside: plain sentences to be read with the AUROC.
         limits: the last words.
 
     Raises:
@@ -79,6 +80,7 @@ class ReportContent:
     dissolve_strip: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
+    beside: Sequence[str] = ()
     limits: str = LIMITS
 
     def __post_init__(self) -> None:
