@@ -185,6 +185,8 @@ def _benchmark_report() -> ArgumentParser:
     report.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     report.add_argument("--ledger", type=str, default="results/runs.jsonl", help="what `dia benchmark` wrote")
     report.add_argument("--scores", type=str, default="results/scores", help="the raw scores it kept")
+    report.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                        help="where data sets lie, to count duplicates (default: $DIA_DATA)")  # fmt: skip
     report.add_argument("--preset", type=str, default="cpu", help=f"of the runs: {', '.join(PRESETS)}")
     report.add_argument("--datasets", type=list[str] | None, help="the columns (default: all in the ledger)")
     report.add_argument("--methods", type=list[str] | None, help="the rows (default: all in the ledger)")

@@ -16,7 +16,7 @@ import numpy as np
 from ..data.imageset import ImageSet
 from ..detectors import TRIVIAL, Detector
 from ..evaluate.benchmark import Scored, current_lines, score_set
-from ..evaluate.benchmark_report import write_benchmark
+from ..evaluate.benchmark_report import Beside, write_benchmark
 from ..evaluate.benchmark_table import FailureKey, benchmark_table
 from ..evaluate.benchmark_text import escaped, markdown_table, sentences
 from ..evaluate.bias import best_of, direction_of, facts_of_set
@@ -174,6 +174,7 @@ def write_benchmark_report(
     scores: Path,
     failures: Mapping[FailureKey, str] | None = None,
     title: str = "Benchmark",
+    sets: Mapping[str, Beside] | None = None,
 ) -> list[Path]:
     """Writes `benchmark.md`, `.html`, `.csv` and `.tex` and their pictures into `out`.
 
@@ -183,6 +184,7 @@ def write_benchmark_report(
         scores: the folder of raw scores (`evaluate.benchmark.scores_path`); some may be missing.
         failures: reasons of runs that came to nothing, by (data set, method, weights, seed).
         title: of the page.
+        sets: what is known of the images themselves, by data set.
 
     Returns:
         The files written.
@@ -190,7 +192,7 @@ def write_benchmark_report(
     Raises:
         ValueError: no lines, or several settings, presets or data behind one cell.
     """
-    return write_benchmark(out, benchmark_table(lines, failures), scores, title)
+    return write_benchmark(out, benchmark_table(lines, failures), scores, title, sets)
 
 
 def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

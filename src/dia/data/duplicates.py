@@ -1,10 +1,14 @@
-"""Near-duplicates: images as alike as an image and its re-saved copy.
+"""Near-duplicates: images as alike as an image and its re-saved copy, or far more alike than is usual.
 
 Knows pixels only. Compared are grey thumbnails, standardised, so that brightness and contrast do not count;
-their distance is 1 − correlation, in [0, 2]. How near is near is measured on the set itself: its own images
-are saved as JPEG, shrunk and enlarged again, and brightened, and two images are near-duplicates if they lie
-no farther apart than 95 % of these copies do from their originals. No label and no pair of the set enters.
-Mirrored, turned or cropped copies are not found, nor other views of the same patient.
+their distance is 1 − correlation, in [0, 2]. How near is near is measured on the set itself: the greater of
+
+- what 95 % of copies of its own images have: saved as JPEG, shrunk and enlarged again, a tenth brighter;
+- a tenth of the median distance from an image to the nearest other, for copies that were trimmed a little; at
+  most .01.
+
+No label enters. In a set whose images are all nearly alike, as generated ones, the first is the finer one.
+Mirrored, turned or much cropped copies are not found, nor other views of the same patient.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from .imageset import ImageSet, resize
 SIDE = 16  # of thumbnails
 COPIES = 100  # images of which copies are made
 QUANTILE = 0.95  # of their distances
+SHARE = 0.1  # of the usual distance to the nearest
 MOST = 0.01  # no limit is wider
 _LEAST = 1e-5  # nor narrower: single precision
 _BLOCK = 2048  # rows and columns compared at once: 16 MiB
@@ -42,7 +47,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     """`(N, H, W, 1 or 3)` uint8 to `(N, 256)` float32, each of mean 0 and length 1; 0 of flat images."""
     out = np.empty((len(images), SIDE * SIDE), np.float32)
     for i, image in enumerate(images):
-        grey = _pil(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+        grey = _pil(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         x = np.asarray(grey, np.float32).ravel()
         x -= x.mean()
         length = float(np.linalg.norm(x))
@@ -51,19 +56,14 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def limit_of(images: np.ndarray) -> float:
-    """How far apart an image of this kind and its re-saved copy are, at most, in 95 % of cases."""
-    chosen = (
-        images[np.unique(np.linspace(0, len(images) - 1, COPIES).round().astype(int))] if len(images) else []
-    )
-    distances = [
-        1 - float(a @ b)
-        for image in chosen
-        for original, *copies in [thumbnails(np.stack([image, *_copies(image)]))]
-        if original.any()
-        for a, b in ((original, copy) for copy in copies)
-    ]
-    found = float(np.quantile(distances, QUANTILE)) if distances else _LEAST
-    return min(max(found, _LEAST), MOST)
+    """How far apart two images of this kind are, at most, to count as near-duplicates; see above."""
+    few = np.unique(np.linspace(0, len(images) - 1, min(COPIES, len(images))).round().astype(int))
+    apart = [1 - small[1:] @ small[0] for i in few if (small := _with_copies(images[i]))[0].any()]
+    usual = nearest(thumbnails(images)).distance
+    usual = usual[np.isfinite(usual)]
+    wide = SHARE * float(np.median(usual)) if len(usual) else 0.0
+    resaved = float(np.quantile(np.concatenate(apart), QUANTILE)) if apart else 0.0
+    return min(max(resaved, wide, _LEAST), MOST)
 
 
 def nearest(images: np.ndarray, among: np.ndarray | None = None, volumes: Sequence[str | None] = ()) -> Near:
@@ -105,6 +105,10 @@ def copied(test: ImageSet, normals: ImageSet) -> np.ndarray:
     return np.asarray(
         nearest(thumbnails(test.images), thumbnails(normals.images)).distance <= limit_of(normals.images)
     )
+
+
+def _with_copies(image: np.ndarray) -> np.ndarray:
+    return thumbnails(np.stack([image, *_copies(image)]))
 
 
 def _copies(image: np.ndarray) -> list[np.ndarray]:

@@ -15,8 +15,9 @@ import numpy as np
 from ..data.catalog import CATALOG
 from ..data.duplicates import copied, limit_of, nearest, thumbnails
 from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
-
-TRIVIAL = "trivial:"
+from .benchmark_table import TRIVIAL, BenchmarkTable
+from .benchmark_text import signed as _signed
+from .leaks import effect_of_copies
 
 
 def facts_of_set(test: ImageSet, normals: ImageSet | None, direction: str) -> dict[str, Any]:
@@ -151,3 +152,82 @@ def backwards(metrics: Mapping[str, Any]) -> list[str]:
             "the right class is normal."
         ]
     return [f"AUROC {auroc:.3f} lies below .5; its interval reaches .5, so it is not told from chance."]
+
+
+# --- the benchmark's page ---------------------------------------------------------------------------------
+
+SET_HEAD = (
+    *("data set", "test images: normal + anomalous", "direction", "best untrained row"),
+    *("near-duplicates in the test", "copies of training images", "rows below .5"),
+)
+COPIES_HEAD = ("method", "AUROC", "without copies", "difference [95 %]", "seeds")
+BESIDE = (
+    "Near-duplicates are images as alike as an image and its re-saved copy, or ten times as alike as is "
+    "usual in the set; identical ones are among them. Copies of training images are test images with a "
+    "near-duplicate among the training normals: they flatter whatever remembers those. Rows below .5 rank "
+    "anomalous images as more normal; no sign is turned round after labels were seen."
+)
+ENOUGH = 0.01  # of the test images: fewer copies change nothing that can be seen
+
+
+def set_rows(
+    table: BenchmarkTable,
+    labels: Mapping[str, np.ndarray],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> list[list[str]]:
+    """What stands beside the results of each data set.
+
+    Args:
+        table: the benchmark's.
+        labels: of the test images, by data set, where raw scores were kept.
+        facts: of `facts_of_set`, by data set, where its images are at hand.
+    """
+    out = []
+    for d in table.datasets:
+        of, best, y = facts.get(d), table.best_trivial.get(d), labels.get(d)
+        balance = "not known: no raw scores"
+        if y is not None:
+            balance = (
+                f"{int((y == NORMAL).sum())} + {int((y == ANOMALOUS).sum())} ({np.mean(y == ANOMALOUS):.0%})"
+            )
+        copies, near = ("not known: give --data_root",) * 2
+        if of is not None:
+            copies = f"{of['copies_of_training']}" + (
+                f" ({of['copies_anomalous']} anomalous)" if of["copies_of_training"] else ""
+            )
+            near = str(of["near_duplicates"])
+        below = [
+            f"{r.name} ({c.mean:.3f}{', all of its interval' if c.ci[1] < 0.5 else ''})"
+            for r in table.rows
+            if (c := r.cells.get(d)) is not None and c.mean < 0.5
+        ]
+        untrained = "–" if best is None else f"{best.name} ({best.cells[d].mean:.3f})"
+        out.append([d, balance, direction_of(d), untrained, near, copies, ", ".join(below) or "none"])
+    return out
+
+
+def copies_rows(
+    table: BenchmarkTable,
+    scores: Mapping[str, Mapping[int, np.ndarray]],
+    labels: np.ndarray,
+    same: np.ndarray,
+) -> list[list[str]]:
+    """Of each row of the benchmark on one data set: AUROC with and without copies of training images.
+
+    Args:
+        table: the benchmark's.
+        scores: by row and seed, `(N,)`.
+        labels, same: `(N,)`, of the test images; see `effect_of_copies`.
+    """
+    out = []
+    for r in table.rows:
+        if r.name not in scores:
+            continue
+        found = effect_of_copies(labels, np.stack(list(scores[r.name].values())), same)
+        shown = ["–", "–"]
+        if found["auroc_without"] is not None:
+            low, high = found["difference_ci"]
+            ends = f"[{_signed(low)}, {_signed(high)}]"
+            shown = [f"{found['auroc_without']:.3f}", f"{_signed(found['difference'])} {ends}"]
+        out.append([r.name, f"{found['auroc']:.3f}", *shown, str(len(scores[r.name]))])
+    return out

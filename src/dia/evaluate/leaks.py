@@ -18,7 +18,7 @@ def effect_of_copies(
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, raw, higher = more anomalous.
+        scores: `(N,)` or `(S, N)`, raw, higher = more anomalous; AUROCs are means over S seeds.
         copied: `(N,)` bool, True where training has a near-duplicate.
         n_boot: resamples for the interval.
         seed: of the resamples.
@@ -32,29 +32,24 @@ def effect_of_copies(
     Raises:
         ValueError: lengths that differ, or one class only.
     """
-    labels, scores, copied = np.asarray(labels), np.asarray(scores, float), np.asarray(copied, bool)
-    if not labels.shape == scores.shape == copied.shape:
-        raise ValueError(
-            f"labels {labels.shape}, scores {scores.shape} and copied {copied.shape} must be alike"
-        )
+    labels, scores, copied = np.asarray(labels), np.atleast_2d(np.asarray(scores, float)), np.asarray(copied)
+    if not labels.shape == scores.shape[1:] == copied.shape:
+        raise ValueError(f"labels {labels.shape}, scores {scores.shape}, copied {copied.shape}: not alike")
     if set(np.unique(labels)) != {0, 1}:
         raise ValueError("labels must hold both 0 (normal) and 1 (anomalous)")
-    auroc = float(roc_auc_score(labels, scores))
-    counts = {
-        f"copied_{name}": int((copied & (labels == c)).sum()) for c, name in ((0, "normal"), (1, "anomalous"))
-    }
+    auroc, kept = float(np.mean([roc_auc_score(labels, s) for s in scores])), ~copied.astype(bool)
     found: dict[str, Any] = {
-        **counts,
+        "copied_normal": int((~kept & (labels == 0)).sum()),
+        "copied_anomalous": int((~kept & (labels == 1)).sum()),
         "auroc": auroc,
         "auroc_without": None,
         "difference": None,
         "difference_ci": None,
     }
-    kept = ~copied
     if len(np.unique(labels[kept])) < 2:
         return found
-    without = float(roc_auc_score(labels[kept], scores[kept]))
-    differences = _resampled(labels, scores, kept, n_boot, seed)
+    without = float(np.mean([roc_auc_score(labels[kept], s[kept]) for s in scores]))
+    differences = np.mean([_resampled(labels, s, kept, n_boot, seed) for s in scores], axis=0)
     low, high = np.nanquantile(differences, (0.025, 0.975))  # a resample may leave a class empty
     return found | {
         "auroc_without": without,
@@ -67,9 +62,9 @@ def _resampled(
     labels: np.ndarray, scores: np.ndarray, kept: np.ndarray, n_boot: int, seed: int
 ) -> np.ndarray:
     """Differences `(n_boot,)`; how often each image is drawn is multinomial, so ties need no special care."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)  # the same draws of images for all seeds of a method
     order = np.argsort(scores, kind="stable")
-    labels, kept, starts = labels[order], kept[order], np.unique(scores[order], return_index=True)[1]
+    starts = np.unique(scores[order], return_index=True)[1]
     out = []
     block = max(1, 4_000_000 // len(labels))  # bounds memory
     for first in range(0, n_boot, block):
@@ -80,7 +75,9 @@ def _resampled(
             drawn[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size)
         aurocs = []
         for weights in (drawn, drawn * kept):
-            positive, negative = (np.add.reduceat(weights * (labels == c), starts, axis=1) for c in (1, 0))
+            positive, negative = (
+                np.add.reduceat((weights * (labels == c))[:, order], starts, axis=1) for c in (1, 0)
+            )
             below = np.cumsum(negative, axis=1) - negative / 2
             pairs = positive.sum(1) * negative.sum(1)
             with np.errstate(invalid="ignore"):
