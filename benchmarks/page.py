@@ -12,7 +12,7 @@ from dia.evaluate.ledger import update_section
 
 PAGE = HERE.parent / "docs" / "performance.md"
 README = HERE.parent / "README.md"
-ELSEWHERE = {"export_parity"}  # in docs/howto/export.md, by its own script
+ELSEWHERE = {"export_parity", "drift"}  # in docs/howto/export.md and drift.md, by their own scripts
 # what the README says: benchmark, ratio, words
 HEADLINES = (
     ("train_step", "paper encoder, 28 px: whole / bare", "training step of the paper's encoder: {:.2f} of "

@@ -7,10 +7,20 @@ import json
 import numpy as np
 import pytest
 from conftest import smooth_images
+from test_benchmark_report import line as of_benchmark
 
 from dia.apps.cli import main
 from dia.data.imageset import ImageSet
-from dia.evaluate.bias import backwards, best_in_ledger, best_of, direction_of, facts_of_set, sentences
+from dia.evaluate.benchmark_table import benchmark_table
+from dia.evaluate.bias import (
+    backwards,
+    below_chance,
+    best_in_ledger,
+    best_of,
+    direction_of,
+    facts_of_set,
+    sentences,
+)
 
 METRICS = {"auroc": 0.7, "auroc_ci": [0.6, 0.8]}
 
@@ -151,3 +161,50 @@ def test_the_report_shows_it_beside_the_numbers(labelled, tmp_path):
     assert "Best untrained row" in beside or "best untrained row itself" in beside
     assert "near-duplicates of a training image" in beside
     assert "Direction: normal is" in beside
+
+
+@pytest.fixture
+def known(tmp_path):
+    """A small file in the place of breastmnist: label 1 is normal; three test normals are copies."""
+    train, test = smooth_images(40, 28, seed=1), smooth_images(40, 28, seed=2)
+    test[:3] = train[:3]
+    np.savez(
+        tmp_path / "breastmnist.npz", train_images=train[..., 0], train_labels=np.ones(40, int),
+        test_images=test[..., 0], test_labels=np.repeat([1, 0], 20),
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = ["--datasets", "[breastmnist]", "--seeds", "[0,1]", "--data_root", str(known)]
+    main(["benchmark", *grid, "--methods", "[trivial:pixels,trivial:pca]"])
+    main(["report", "benchmark", "--data_root", str(known)])
+    for page in ("benchmark.md", "benchmark.html"):
+        text = (tmp_path / "results/benchmark" / page).read_text()
+        beside = text[text.index("Beside these results") : text.index("Ranks over data sets")]
+        assert "20 + 20 (50%)" in beside
+        assert "normal is label 1" in beside
+        assert "3 (0 anomalous)" in beside
+        assert "with and without copies of training images" in beside
+        assert "trivial:pixels (0." in beside
+    capsys.readouterr()
+    main(["report", "benchmark", "--data_root", str(tmp_path / "nowhere")])
+    assert "duplicates and copies are not counted" in capsys.readouterr().out
+    text = (tmp_path / "results/benchmark/benchmark.md").read_text()
+    assert "not known: give --data\\_root" in text or "not known: give --data_root" in text
+    (known / "breastmnist.npz").unlink()
+    np.savez(
+        known / "breastmnist.npz", train_images=smooth_images(30, 28)[..., 0], train_labels=np.ones(30, int),
+        test_images=smooth_images(4, 28)[..., 0], test_labels=[0, 0, 1, 1],
+    )  # fmt: skip
+    main(["report", "benchmark", "--data_root", str(known)])
+    assert "of other images" in capsys.readouterr().out
+
+
+def test_rows_below_chance_are_named_with_what_is_clear():
+    ends = {"clear": (0.3, [0.2, 0.4]), "weak": (0.45, [0.35, 0.55]), "good": (0.8, [0.7, 0.9])}
+    lines = [of_benchmark(f"anomalib:{m}", "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
+    assert below_chance(benchmark_table(lines)) == [
+        "d: below .5 lies all of its interval anomalib:clear (0.300); the mean alone anomalib:weak (0.450)."
+    ]

@@ -267,6 +267,7 @@ def markdown_page(
         "## Beside these results",
         text.escaped(bias.BESIDE),
         _markdown(bias.SET_HEAD, of_sets),
+        _bullets(bias.below_chance(table)),
         *(
             f"AUROC on {text.escaped(d)} with and without copies of training images; the interval is of the "
             f"images, resampled.\n\n{_markdown(bias.COPIES_HEAD, rows)}"

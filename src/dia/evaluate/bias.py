@@ -130,7 +130,7 @@ def sentences(
             f"{copies} of {total} test images are near-duplicates of a training image"
             + (f", {facts['copies_anomalous']} of them labelled anomalous" if copies else "")
             + f"; {facts['near_duplicates']} of another test image"
-            + (". `dia data check --run` says what they change." if copies else ".")
+            + ("; dia data check --run says what they change." if copies else ".")
         )
     out.append(
         f"{facts['anomalous']} of {total} test images are anomalous ({facts['anomalous'] / total:.0%}): the "
@@ -158,7 +158,7 @@ def backwards(metrics: Mapping[str, Any]) -> list[str]:
 
 SET_HEAD = (
     *("data set", "test images: normal + anomalous", "direction", "best untrained row"),
-    *("near-duplicates in the test", "copies of training images", "rows below .5"),
+    *("near-duplicates in the test", "copies of training images"),
 )
 COPIES_HEAD = ("method", "AUROC", "without copies", "difference [95 %]", "seeds")
 BESIDE = (
@@ -196,13 +196,22 @@ def set_rows(
                 f" ({of['copies_anomalous']} anomalous)" if of["copies_of_training"] else ""
             )
             near = str(of["near_duplicates"])
-        below = [
-            f"{r.name} ({c.mean:.3f}{', all of its interval' if c.ci[1] < 0.5 else ''})"
-            for r in table.rows
-            if (c := r.cells.get(d)) is not None and c.mean < 0.5
-        ]
         untrained = "–" if best is None else f"{best.name} ({best.cells[d].mean:.3f})"
-        out.append([d, balance, direction_of(d), untrained, near, copies, ", ".join(below) or "none"])
+        out.append([d, balance, direction_of(d), untrained, near, copies])
+    return out
+
+
+def below_chance(table: BenchmarkTable) -> list[str]:
+    """A line on each data set where rows rank anomalous images as more normal."""
+    out = []
+    for d in table.datasets:
+        below = [(r.name, c) for r in table.rows if (c := r.cells.get(d)) is not None and c.mean < 0.5]
+        clear = [f"{name} ({c.mean:.3f})" for name, c in below if c.ci[1] < 0.5]
+        others = [f"{name} ({c.mean:.3f})" for name, c in below if c.ci[1] >= 0.5]
+        if below:
+            parts = [f"all of its interval {', '.join(clear)}"] * bool(clear)
+            parts += [f"{'the mean alone ' * bool(clear)}{', '.join(others)}"] * bool(others)
+            out.append(f"{d}: below .5 lies {'; '.join(parts)}.")
     return out
 
 
