@@ -206,5 +206,6 @@ def test_rows_below_chance_are_named_with_what_is_clear():
     ends = {"clear": (0.3, [0.2, 0.4]), "weak": (0.45, [0.35, 0.55]), "good": (0.8, [0.7, 0.9])}
     lines = [of_benchmark(f"anomalib:{m}", "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
     assert below_chance(benchmark_table(lines)) == [
-        "d: below .5 lies all of its interval anomalib:clear (0.300); the mean alone anomalib:weak (0.450)."
+        "d, below .5: with the whole interval anomalib:clear (0.300); "
+        "by the mean alone anomalib:weak (0.450)."
     ]

@@ -209,9 +209,9 @@ def below_chance(table: BenchmarkTable) -> list[str]:
         clear = [f"{name} ({c.mean:.3f})" for name, c in below if c.ci[1] < 0.5]
         others = [f"{name} ({c.mean:.3f})" for name, c in below if c.ci[1] >= 0.5]
         if below:
-            parts = [f"all of its interval {', '.join(clear)}"] * bool(clear)
-            parts += [f"{'the mean alone ' * bool(clear)}{', '.join(others)}"] * bool(others)
-            out.append(f"{d}: below .5 lies {'; '.join(parts)}.")
+            parts = [f"with the whole interval {', '.join(clear)}"] * bool(clear)
+            parts += [f"by the mean alone {', '.join(others)}"] * bool(others)
+            out.append(f"{d}, below .5: {'; '.join(parts)}.")
     return out
 
 
