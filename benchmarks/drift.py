@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from common import HERE, RESULTS, parser, publish
 from scipy import ndimage
-from scipy.stats import beta
+from scipy.stats import beta, betabinom
 
 from dia.apps.watch import Watch
 from dia.data.acquisition import acquisition
@@ -201,11 +201,13 @@ def tables(made: dict[str, Any]) -> dict[str, str]:
         shifts.append([*what, *(str(r["lesions"][share]) for r in rows)])
     own = [["set", *rows[0]["own_test"]], ["---"] * 4]
     own += [[r["set"], *map(told, r["own_test"].values())] for r in rows]
-    calibrated = [["set", "fresh normals", "how many", *(f"p ≤ {a}" for a in LEVELS)]]
-    calibrated.append(["---", "---", *["--:"] * (1 + len(LEVELS))])
+    calibrated = [["set", "fresh normals", "how many"]]
+    calibrated[0] += [cell for a in LEVELS for cell in (f"p ≤ {a}", "by chance")]
+    calibrated.append(["---", "---", *["--:"] * (1 + 2 * len(LEVELS))])
     for r in made["calibration"]:
         for kind, words in (("split", "a fifth of the training normals"), ("test", "the test normals")):
-            cells = [shares(r["rows"], f"{kind} {level}") for level in LEVELS]
+            n, held = r["n"][kind], r["n_calibration"]
+            cells = [c for a in LEVELS for c in (shares(r["rows"], f"{kind} {a}"), chance(n, held, a))]
             calibrated.append([r["set"], words, str(r["n"][kind]), *cells])
     made_of = {"FALSE": false, "SHIFTS": shifts, "OWN": own, "CALIBRATION": calibrated}
     return {mark: "\n".join(f"| {' | '.join(row)} |" for row in table) for mark, table in made_of.items()}
@@ -216,6 +218,13 @@ def told(said: dict[str, Any]) -> str:
     if said["alarm"] is None:
         return f"too few ({said['images']})"
     return f"**{said['statistic']} {said['direction']}**, p = {said['p']:.1g}" if said["alarm"] else "silent"
+
+
+def chance(n: int, held: int, level: float) -> str:
+    """95 % range of one row's share with one seed, were n fresh normals exchangeable with those held out."""
+    k = int(np.floor(level * (held + 1)))
+    low, high = betabinom.ppf((0.025, 0.975), n, k, held + 1 - k) / n
+    return f"{100 * low:.1f} – {100 * high:.1f} %"
 
 
 def shares(of_rows: dict[str, Any], key: str) -> str:

@@ -32,11 +32,9 @@ _BLOCK = 2048  # rows and columns compared at once: 16 MiB
 
 
 class Near(NamedTuple):
-    """Of N images, the nearest among others.
+    """Of N images, the nearest among others, and the distance to it, 1 − correlation; both `(N,)`.
 
-    Args:
-        image: `(N,)` index of the nearest; 0 where there is none to compare with.
-        distance: `(N,)` to it, 1 − correlation; infinite where there is none.
+    The distance is infinite where there is none to compare with.
     """
 
     image: np.ndarray
