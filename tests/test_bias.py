@@ -190,7 +190,7 @@ def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypa
         assert "trivial:pixels (0." in beside
     capsys.readouterr()
     main(["report", "benchmark", "--data_root", str(tmp_path / "nowhere")])
-    assert "duplicates and copies are not counted" in capsys.readouterr().out
+    assert "duplicates and copies are not counted" in capsys.readouterr().err
     text = (tmp_path / "results/benchmark/benchmark.md").read_text()
     assert "not known: give --data\\_root" in text or "not known: give --data_root" in text
     (known / "breastmnist.npz").unlink()
@@ -199,7 +199,7 @@ def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypa
         test_images=smooth_images(4, 28)[..., 0], test_labels=[0, 0, 1, 1],
     )  # fmt: skip
     main(["report", "benchmark", "--data_root", str(known)])
-    assert "of other images" in capsys.readouterr().out
+    assert "of other images" in " ".join(capsys.readouterr().err.split())
 
 
 def test_rows_below_chance_are_named_with_what_is_clear():
