@@ -25,7 +25,7 @@ docs: $(STAMP)  ## the documentation into site/, strictly: no warning, no broken
 
 results: $(STAMP)  ## what the grid of the README's table still lacks (some six hours from nothing), and its report
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
-	$(BIN)/dia report benchmark
+	$(BIN)/dia report benchmark --data-root $(DATA)
 
 bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
 	for b in train_step dissolve score fit choices scale; do $(BIN)/python benchmarks/$$b.py || exit 1; done

@@ -425,7 +425,10 @@ def test_scoring_with_the_file_takes_no_torch_and_writes_the_same(plus, plus_onn
         "--false-alarm-rate 0.3 --json".split()
     )
     ours, theirs = json.loads(done.stdout), json.loads(capsys.readouterr().out)
-    assert {k: v for k, v in ours.items() if k != "out"} == {k: v for k, v in theirs.items() if k != "out"}
+    assert ours["drift"]["alarm"] is None  # five images are too few
+    for facts in (ours, theirs):  # of drift a file knows less than a folder
+        del facts["out"], facts["drift"]
+    assert ours == theirs
     a, b = (list(csv.reader(io.StringIO((tmp_path / f).read_text()))) for f in ("a.csv", "b.csv"))
     assert [r[0] for r in a] == [r[0] for r in b]
     assert [r[2:] for r in a] == [r[2:] for r in b]

@@ -369,7 +369,7 @@ def test_an_actor_scores_its_slices_as_this_process_does(model, scans, tmp_path)
     actor = _Scorer(os.getcwd(), str(model), "cpu")
     for start in range(0, len(found), 15):
         part = pickle.loads(pickle.dumps(found.part(start, start + 15)))
-        names, scores, _, skipped = actor.score(part, False)
+        names, scores, _, skipped, _ = actor.score(part, False)
         assert len(names) + len(skipped) == len(part)
         assert scores == pytest.approx([scored[n] for n in names], rel=1e-6)
 

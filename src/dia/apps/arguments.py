@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile
 from ..data.imageset import DataError
 from ..data.windows import AXES
 from ..data.windows import PRESETS as WINDOWS
+from ..drift import RATE, SHARE
 from ..settings import differences, from_dict
 from .helptext import ArgumentParser, examples
 from .lesion_arguments import select_parser, stress_parser
@@ -185,6 +186,8 @@ def _benchmark_report() -> ArgumentParser:
     report.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     report.add_argument("--ledger", type=str, default="results/runs.jsonl", help="what `dia benchmark` wrote")
     report.add_argument("--scores", type=str, default="results/scores", help="the raw scores it kept")
+    report.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
+                        help="where data sets lie, to count duplicates (default: $DIA_DATA)")  # fmt: skip
     report.add_argument("--preset", type=str, default="cpu", help=f"of the runs: {', '.join(PRESETS)}")
     report.add_argument("--datasets", type=list[str] | None, help="the columns (default: all in the ledger)")
     report.add_argument("--methods", type=list[str] | None, help="the rows (default: all in the ledger)")
@@ -202,7 +205,8 @@ def _score_parser() -> ArgumentParser:
             A higher score is more anomalous, on the method's own scale. The p-value is the share of
             held-out normals, the image itself counted among them, that score at least as high; an image is
             flagged where it is at most the false-alarm rate. Files are read, scored and written batch by
-            batch, so memory does not grow with their number.""",
+            batch, so memory does not grow with their number. If the images differ as a whole from the
+            normals of training (scanner, window, size), a line says so; scores are written all the same.""",
         epilog=examples(
             "dia score runs/mine scans/new --out scores.csv",
             "dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01",
@@ -226,6 +230,16 @@ def _score_parser() -> ArgumentParser:
     score.add_argument(
         "--top_k", type=int, default=5,
         help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
+    )  # fmt: skip
+    score.add_argument(
+        "--drift_rate", type=float, default=RATE,
+        help="share of runs, at most, that ring the alarm for drift though their images are like the normals "
+        "of training",
+    )  # fmt: skip
+    score.add_argument(
+        "--anomalous_up_to", type=float, default=SHARE,
+        help="share of the images that may be anomalous, in any way, without ringing that alarm; less makes "
+        "it finer, 0 is for batches of normals",
     )  # fmt: skip
     score.add_argument("--batch", type=int, default=512, help="images read and scored at a time")
     score.add_argument(
@@ -373,7 +387,9 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         description="""Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR.
 
             And pixel AUROC and PRO, where there are masks and the method has heatmaps. All from raw
-            scores: no threshold, no normalisation, no sign is chosen by the labels.""",
+            scores: no threshold, no normalisation, no sign is chosen by the labels. Beside them: the best
+            untrained row on the same images, near-duplicates within the test and of training images, class
+            balance, which class is normal; and a warning where the scores rank the other way.""",
         epilog=examples(
             "dia evaluate runs/mine scans",
             "dia evaluate runs/mine scans/labelled --normal healthy --split all --json",
@@ -385,6 +401,15 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     evaluate.add_argument(
         "--ledger", type=str | None, help="append a line to this file, e.g. results/runs.jsonl"
     )
+    evaluate.add_argument(
+        "--normals", type=str | None,
+        help="the training normals, as a path or known set, to fit the untrained rows on and to look for "
+        "copies; default: the ledger's rows of the same images, or else where the model was fitted",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--compare", type=bool, default=True,
+        help="false: leave out what stands beside: best untrained row, copies, balance, direction",
+    )  # fmt: skip
     _json_argument(evaluate)
     commands.add_subcommand("evaluate", evaluate)
     commands.add_subcommand("stress", stress_parser(_run_arguments, _data_arguments, _json_argument))
@@ -539,12 +564,15 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         description="""List the known data sets, or check what is in one of them or in a path.
 
             Nothing is downloaded: the list says where to get a set, and under which licence. The check
-            counts images and classes by split and finds duplicates, also across splits, where they are
-            leaks.""",
+            counts images and classes by split and finds duplicates and near-duplicates, also across splits,
+            where they are leaks; with --run, --scores or --row it says what copies of training images among
+            the test images change in an AUROC.""",
         epilog=examples(
             "dia data list",
             "dia data check breastmnist --data_root data",
             "dia data check scans --normal healthy --json",
+            "dia data check breastmnist --data_root data --row trivial:pixels",
+            "dia data check scans --normal healthy --run runs/mine",
         ),
     )
     data.add_argument(
@@ -558,6 +586,16 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
         help="class folders or label values that are normal, comma separated; all others are anomalous",
     )  # fmt: skip
     data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    data.add_argument(
+        "--size", type=int | None, help="read images as squares of this side, where sizes differ"
+    )
+    data.add_argument(
+        "--run", type=str | None, help="a folder written by `dia fit`: what copies change in its AUROC"
+    )
+    data.add_argument(
+        "--scores", type=str | None, help="the same of scores of the test split, by `dia score`"
+    )
+    data.add_argument("--row", type=str | None, help="the same of an untrained row, e.g. trivial:pixels")
     _view_arguments(data, "each file's own (voi)")
     _json_argument(data)
     commands.add_subcommand("data", data)

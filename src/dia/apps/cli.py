@@ -29,7 +29,7 @@ from ..data.imageset import DataError, ImageSet
 from ..errors import TrainingError
 from ..settings import replaced
 from .arguments import build_parser, underscored, with_signs
-from .viewed import OPTIONS, as_fitted
+from .viewed import as_fitted
 
 if TYPE_CHECKING:
     from .scorefile import ScoreFile
@@ -149,12 +149,17 @@ def cmd_score(a: Namespace) -> None:
     from ..data.catalog import open_listing
     from .executors import EXECUTORS, Job, hash_of, load_model
     from .scorefile import ScoreFile
+    from .watch import Watch
 
     if not a.out.endswith((".csv", ".jsonl")):
         raise DataError(f"--out {a.out}: the name must end in .csv or .jsonl")
     for flag in ("batch", "top_k"):
         if a[flag] < 1:
             raise DataError(f"--{flag} must be at least 1, not {a[flag]}")
+    if not 0 < a.drift_rate < 1:
+        raise DataError(f"--drift_rate must lie between 0 and 1, not {a.drift_rate}")
+    if not 0 <= a.anomalous_up_to < 1:
+        raise DataError(f"--anomalous_up_to must lie in [0, 1), not {a.anomalous_up_to}")
     detector = load_model(a.run, device=a.device if a.executor == "local" else "cpu")
     rate = _rate(a, detector)
     threshold = detector.threshold(rate)
@@ -172,6 +177,11 @@ def cmd_score(a: Namespace) -> None:
     bad: list[str] = []
     rows = ScoreFile(Path(a.out), about, listing.names, a.batch, resume=a.resume, gaps=a.skip_bad)
     bar = Progress(console=err, disable=not sys.stderr.isatty())
+    watch = Watch(
+        detector, listing.names, listing.volumes, rate=a.drift_rate, share=a.anomalous_up_to,
+        before=rows.noted, resumed=rows.start > 0,
+    )  # fmt: skip
+    done = rows.start
     with rows, bar:
         if a.resume:
             err.print(f"going on after {rows.start} of {len(listing)} images", highlight=False)
@@ -181,12 +191,15 @@ def cmd_score(a: Namespace) -> None:
             a.ray_address,
         )  # fmt: skip
         with closing(EXECUTORS[a.executor](job)) as batches:
-            for names, scores, maps, skipped in batches:
+            for names, scores, maps, skipped, whole in batches:
                 _say_skipped(skipped)
                 bad += skipped[: not bad]  # the first is enough
                 if a.heatmaps and len(names):
                     _write_heatmaps(maps, names, Path(a.heatmaps), detector.method, rows)
                 p = detector.p_values(scores)
+                done += len(names) + len(skipped)
+                watch.add(names, scores, whole)
+                rows.note(done, watch.state())
                 rows.append([
                     (name, float(s), round(float(q), 6), bool(s > threshold))
                     for name, s, q in zip(names, scores, p, strict=True)
@@ -200,7 +213,11 @@ def cmd_score(a: Namespace) -> None:
              "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
     if of_volumes:
         facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
-    _show(facts, a.json)
+    drift = watch.verdict()
+    if drift["alarm"] is not False:
+        style = "bold red" if drift["alarm"] else "yellow"
+        err.print(drift["words"], style=style, markup=False, highlight=False, soft_wrap=True)
+    _show(facts | {"drift": drift if a.json else drift["words"].partition(":")[0]}, a.json)
 
 
 def _write_heatmaps(
@@ -256,6 +273,21 @@ def cmd_evaluate(a: Namespace) -> None:
              "images_per_second": round(scored.images_per_second, 1)}  # fmt: skip
     if images.volumes and images.labels is not None:
         facts |= volume_metrics(images.labels, scored.scores, images.volumes)
+    if a.compare:
+        from .beside import beside
+
+        found = beside(
+            detector, images, scored.metrics, dataset=a.data, normal=a.normal, data_root=a.data_root,
+            given=a.normals, ledger=a.ledger,
+            say=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+        )  # fmt: skip
+        if a.json:
+            facts["beside"] = found
+        else:
+            _show(facts, False)
+            for line in found["sentences"]:
+                out.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+            return
     _show(facts, a.json)
 
 
@@ -349,20 +381,16 @@ def cmd_report(a: Namespace) -> None:
 
     detector, images = _load(a)
     comparison: list[dict[str, Any]] = []
+    normals: ImageSet | None = None
     if a.compare and images.labels is not None:
         read = detector.facts_.get("read")
         if read is None:
             err.print("the trivial rows are left out: this model does not say where its training images are")
         else:
-            from ..data.catalog import open_data
+            from .beside import training_normals
 
-            h, w, c = detector.shape_
-            train = open_data(
-                detector.facts_["dataset"], read["split"], read["data_root"] or a.data_root,
-                normal=read["normal"], size=(h, w), channels=c, **{k: read.get(k) for k in OPTIONS},
-            )  # fmt: skip
-            share = read.get("contamination", 0.0)  # absent in older models
-            normals = train.normals().contaminated(train.anomalies(), share, detector.seed)
+            normals = training_normals(detector, a.data_root)
+            assert normals is not None
             comparison = compare_trivial(normals, images, detector.seed)
     path = write_run_report(
         Path(a.out),
@@ -372,6 +400,8 @@ def cmd_report(a: Namespace) -> None:
         false_alarm_rate=_rate(a, detector),
         comparison=comparison,
         stress=Path(a.run) / STRESS,
+        normals=normals,
+        normal=a.normal,
     )
     _show({"out": str(path)}, False)
 
@@ -449,7 +479,9 @@ def cmd_data(a: Namespace) -> None:
         return
     if a.name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
-    result = catalog.check(a.name, a.data_root, normal=a.normal, skip_bad=a.skip_bad, **_view(a, {}))
+    from .beside import check_data
+
+    result = check_data(a, _view(a, {}))
     if a.json:
         print(json.dumps(result))
         return

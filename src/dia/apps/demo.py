@@ -51,7 +51,7 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any]:
     rows = [comparison_row(m, v) for m, v in metrics.items()]
     report = write_run_report(
         out / "report.html", detector, test, dataset="phantom (generated)", false_alarm_rate=0.05,
-        comparison=rows, scored=scored,
+        comparison=rows, scored=scored, normals=train,
     )  # fmt: skip
     pictures(out / "pictures.png", detector, test, scored)
     # fits of an earlier, interrupted demo count too; dia+ holds all of dia's

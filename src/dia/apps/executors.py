@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..data.acquisition import acquisition
 from ..data.imageset import DataError, ImageSet
 from ..data.readers import Listing
 
@@ -58,12 +59,16 @@ class Job:
 
 
 class Scored(NamedTuple):
-    """One batch: names, `(N,)` scores, `(N, H, W)` heatmaps if asked for, and a line per skipped file."""
+    """One batch: names, `(N,)` scores, `(N, H, W)` heatmaps if asked for, and a line per skipped file.
+
+    And the `(N, D)` statistics of `data.acquisition`, where the model keeps those of its normals.
+    """
 
     names: Sequence[str]
     scores: np.ndarray
     heatmaps: np.ndarray | None
     skipped: Sequence[str]
+    acquisition: np.ndarray | None
 
 
 def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
@@ -151,7 +156,8 @@ class _Scorer:
 
 def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) -> Scored:
     maps = detector.heatmap(images) if heatmaps else None
-    return Scored(images.names, detector.score(images), maps, images.skipped)
+    whole = acquisition(images.images) if getattr(detector, "drift_", None) else None
+    return Scored(images.names, detector.score(images), maps, images.skipped, whole)
 
 
 def start_ray(address: str | None) -> tuple[Any, bool]:

@@ -16,6 +16,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
+from ..data.catalog import load, load_training
+from ..data.duplicates import copied
 from ..data.imageset import DataError
 from ..evaluate.ablation import (
     CONTAMINATION,
@@ -28,7 +30,9 @@ from ..evaluate.ablation import (
     shipped,
 )
 from ..evaluate.benchmark import current_lines, weights_kind
+from ..evaluate.benchmark_report import Beside
 from ..evaluate.benchmark_table import FailureKey
+from ..evaluate.bias import direction_of, facts_of_set
 from ..evaluate.ledger import Ledger, failures_path
 from ..presets import MAX_SIZE, PRESETS
 from ..training import TrainingError
@@ -63,8 +67,31 @@ def report(a: Namespace, out: Console) -> None:
     if not lines:
         raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
     failures = open_failures(Ledger(failures_path(Path(a.ledger))).rows(), lines, a)
-    for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures):
+    sets = sets_beside(lines, a.data_root, MAX_SIZE[a.preset])
+    for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures, sets=sets):
         out.print(str(path), soft_wrap=True, highlight=False)
+
+
+def sets_beside(
+    lines: Sequence[Mapping[str, Any]], data_root: str | None, side: int | None
+) -> dict[str, Beside]:
+    """What the images of the lines' data sets are like, of those that are found and are the same images."""
+    found, err = {}, Console(stderr=True, highlight=False)
+    for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):
+        try:
+            test = load(name, "test", data_root, max_size=side)
+            normals = load_training(name, data_root, max_size=side)
+        except DataError as error:
+            err.print(
+                f"{name}: duplicates and copies are not counted ({error})", markup=False, soft_wrap=True
+            )
+            continue
+        if sha256 != f"{normals.sha256()[:32]}{test.sha256()[:32]}" or test.labels is None:
+            err.print(f"{name}: duplicates and copies are not counted, as the runs are of other images")
+            continue
+        facts = facts_of_set(test, normals, direction_of(name))
+        found[name] = Beside(facts, test.labels, copied(test, normals))
+    return found
 
 
 def open_failures(

@@ -17,9 +17,11 @@ import numpy as np
 from ..data.imageset import ImageSet
 from ..detectors import TRIVIAL, Detector
 from ..evaluate.benchmark import Scored, current_lines, score_set
-from ..evaluate.benchmark_report import write_benchmark
+from ..evaluate.benchmark_report import Beside, write_benchmark
 from ..evaluate.benchmark_table import FailureKey, benchmark_table
 from ..evaluate.benchmark_text import escaped, markdown_table, sentences
+from ..evaluate.bias import best_of, direction_of, facts_of_set
+from ..evaluate.bias import sentences as bias_sentences
 from ..evaluate.ledger import update_section
 from ..evaluate.pictures import DISSOLVE_TS
 from ..evaluate.report import ReportContent, write_report
@@ -62,8 +64,13 @@ def write_run_report(
     comparison: Sequence[dict[str, Any]] = (),
     scored: Scored | None = None,
     stress: Path | None = None,
+    normals: ImageSet | None = None,
+    normal: str | None = None,
 ) -> Path:
-    """Writes the report page of one detector on one set of images, with its stress test if there is one."""
+    """Writes the report page of one detector on one set of images, with its stress test if there is one.
+
+    `normals`: those of training, to look for copies of them; `normal`: the classes that were named so.
+    """
     scored = scored or score_set(detector, test)
     facts = detector.facts_
     rows = list(comparison)
@@ -111,6 +118,9 @@ def write_run_report(
             comparison=rows,
             stress=None if stress is None else _stress(stress, detector),
             notes=verdict(detector.method, rows),
+            beside=_beside(
+                detector.method, scored.metrics, test, normals, rows, direction_of(dataset, normal)
+            ),
         ),
     )
 
@@ -124,6 +134,21 @@ def _stress(path: Path, detector: Detector) -> tuple[dict[str, Any], bytes | Non
         warnings.warn(f"{path} is of another model and left out; run `dia stress` anew", stacklevel=3)
         return None
     return made, picture.read_bytes() if picture.exists() else None
+
+
+def _beside(
+    method: str,
+    metrics: Mapping[str, Any] | None,
+    test: ImageSet,
+    normals: ImageSet | None,
+    rows: Sequence[Mapping[str, Any]],
+    direction: str,
+) -> list[str]:
+    """What stands beside an AUROC."""
+    if metrics is None:
+        return []
+    facts = facts_of_set(test, normals, direction)
+    return bias_sentences(facts, metrics, best_of(rows, "fitted on the same normals"), method)
 
 
 def _strip(detector: Detector, test: ImageSet, scores: np.ndarray) -> list[list[tuple[str, np.ndarray]]]:
@@ -164,6 +189,7 @@ def write_benchmark_report(
     scores: Path,
     failures: Mapping[FailureKey, str] | None = None,
     title: str = "Benchmark",
+    sets: Mapping[str, Beside] | None = None,
 ) -> list[Path]:
     """Writes `benchmark.md`, `.html`, `.csv` and `.tex` and their pictures into `out`.
 
@@ -173,6 +199,7 @@ def write_benchmark_report(
         scores: the folder of raw scores (`evaluate.benchmark.scores_path`); some may be missing.
         failures: reasons of runs that came to nothing, by (data set, method, weights, seed).
         title: of the page.
+        sets: what is known of the images themselves, by data set.
 
     Returns:
         The files written.
@@ -180,7 +207,7 @@ def write_benchmark_report(
     Raises:
         ValueError: no lines, or several settings, presets or data behind one cell.
     """
-    return write_benchmark(out, benchmark_table(lines, failures), scores, title)
+    return write_benchmark(out, benchmark_table(lines, failures), scores, title, sets)
 
 
 def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

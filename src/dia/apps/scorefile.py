@@ -40,6 +40,7 @@ class ScoreFile:
         rows, flagged: numbers of rows, from before included.
         volumes: the file for scores of volumes.
         scale: of the colours of heatmaps, kept for a resumed run; None if not yet known.
+        noted: what was noted up to `start`; None at the beginning, or where that is not known.
 
     Raises:
         DataError: an interrupted run that differs in `about`, or whose rows do not fit the names.
@@ -61,12 +62,16 @@ class ScoreFile:
         self.volumes = target.with_name(f"{target.stem}.volumes{target.suffix}")
         self.start = self.rows = self.flagged = 0
         self.scale: tuple[float, float] | None = None
+        self.notes = target.with_name(f".{target.name}.part.notes.jsonl")
+        self.noted: dict[str, Any] | None = None
         if resume and self.part.exists():
             self._compare()
             self._take_up(names, batch, gaps)
+            self._take_up_notes()
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.part.unlink(missing_ok=True)  # before the sidecar stops to describe it
+            self.notes.unlink(missing_ok=True)
             self._describe()
         self._file = self.part.open("a", newline="", encoding="utf-8", errors="surrogateescape")
         if self._csv and not self._file.tell():
@@ -82,6 +87,11 @@ class ScoreFile:
         """Remembers the scale, for a resumed run too."""
         self.scale = scale
         self._describe()
+
+    def note(self, done: int, facts: dict[str, Any]) -> None:
+        """Remembers `facts` about the first `done` images, before the last rows of them are appended."""
+        with self.notes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"done": done, "facts": facts}) + "\n")
 
     def append(self, rows: Sequence[Row]) -> None:
         """Writes rows out."""
@@ -139,6 +149,7 @@ class ScoreFile:
         self._file.close()
         self.part.replace(self.target)
         self.sidecar.unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
 
     @property
     def _csv(self) -> bool:
@@ -182,6 +193,19 @@ class ScoreFile:
             kept = (done, rows, flagged, end)
         self.start, self.rows, self.flagged, end = kept
         os.truncate(self.part, end)
+
+    def _take_up_notes(self) -> None:
+        """Finds what was noted at `start`, and cuts off what was noted after it."""
+        kept = []
+        with suppress(OSError, ValueError, TypeError, KeyError):  # a line no one can read is torn
+            for line in self.notes.read_text(encoding="utf-8").splitlines():
+                if (note := json.loads(line))["done"] <= self.start:
+                    kept.append(line)
+                    self.noted = note["facts"] if note["done"] == self.start else None
+        if kept:
+            self.notes.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        else:
+            self.notes.unlink(missing_ok=True)
 
     def _complete_rows(self) -> Iterator[tuple[Sequence[Any], int]]:
         """Each row, as it is read, and its end (in bytes), up to a torn one."""

@@ -311,14 +311,22 @@ def open_listing(
     return _listing(spec, split, data_root, **listing_kwargs)
 
 
-def check(name: str, data_root: str | os.PathLike[str] | None = None, **read_kwargs: Any) -> dict[str, Any]:
-    """`checks.check` over all splits of a known data set or a path, as `open_data` understands it."""
+def open_splits(
+    name: str, data_root: str | os.PathLike[str] | None = None, **read_kwargs: Any
+) -> dict[str, ImageSet]:
+    """All splits of a known data set or a path; `all` alone where it has none."""
     sets: dict[str, ImageSet] = {}
     for split in readers.SPLITS:
         with suppress(readers.MissingSplit):
             sets[split] = open_data(name, split, data_root, **read_kwargs)
     if len(sets) > 1 and len({tuple(images.names) for images in sets.values()}) == 1:
-        sets = {"all": sets["train"]}  # without splits all images belong to each: no leak
+        return {"all": sets["train"]}  # without splits all images belong to each: no leak
+    return sets
+
+
+def check(name: str, data_root: str | os.PathLike[str] | None = None, **read_kwargs: Any) -> dict[str, Any]:
+    """`checks.check` over all splits of a known data set or a path, as `open_data` understands it."""
+    sets = open_splits(name, data_root, **read_kwargs)
     result = checks.check(sets)
     for split, images in sets.items():
         if volumes := {v for v in images.volumes if v is not None}:

@@ -1,7 +1,7 @@
 """Checks of a data set before it is trusted: counts, duplicates, leaks across splits, label conflicts.
 
-Knows only `ImageSet`. Two images are the same when their pixels are (grey repeated to RGB counts as grey);
-near-duplicates, and slices of one patient, are not found.
+Knows only `ImageSet`. Two images are the same when their pixels are (grey repeated to RGB counts as grey),
+and nearly the same as `duplicates.py` has it. Other slices of one patient are not found.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .duplicates import Near, limit_of, nearest, thumbnails
 from .imageset import ANOMALOUS, NORMAL, ImageSet
 
 SHOWN = 20  # examples named per finding
@@ -31,7 +32,12 @@ def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
         `leaks`: per pair of splits with images in common `between`, `images` (how many different ones)
         and `pairs` (names and labels on both sides, the first 20).
         `label_conflicts`: `images` (pixel-identical with different labels) and the first 20 `groups`.
-        `ok`: no duplicates, leaks or conflicts.
+        `near_duplicates`: `limit` (of 1 − correlation, by the first split's normals); `within`, by split, and
+        `between`, per pair of splits: `images` (how many of the split, or of the second one, have another at
+        most so far; identical ones among them), `of` (how many there are), `different_labels` (of the found,
+        where the nearest has the other label) and the first 20 `pairs`, nearest first. To be looked at: not
+        all are mistakes.
+        `ok`: no (identical) duplicates, leaks or conflicts.
     """
     where = {split: _by_pixels(s) for split, s in sets.items()}
     splits = {split: _summary(s, where[split]) for split, s in sets.items()}
@@ -47,6 +53,7 @@ def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
         "splits": splits,
         "leaks": leaks,
         "label_conflicts": {"images": len(conflicts), "groups": conflicts[:SHOWN]},
+        "near_duplicates": _near_duplicates(sets),
         "ok": clean,
     }
 
@@ -79,6 +86,44 @@ def _summary(s: ImageSet, where: dict[str, list[int]]) -> dict[str, Any]:
         "skipped": list(s.skipped),
         "sha256": s.sha256(),
         "duplicates": {"images": len(s) - len(where), "groups": groups[:SHOWN]},
+    }
+
+
+def _near_duplicates(sets: dict[str, ImageSet]) -> dict[str, Any]:
+    limit = limit_of(next(iter(sets.values())).normals().images)
+    small = {split: thumbnails(s.images) for split, s in sets.items()}
+    within = {
+        split: _pairs(s, s, nearest(small[split], volumes=s.volumes), limit, ("earlier", "image"))
+        for split, s in sets.items()
+    }
+    between = [
+        {
+            "between": [a, b],
+            **_pairs(sets[a], sets[b], nearest(small[b], small[a]), limit, (a, b)),
+        }
+        for a, b in combinations(sets, 2)
+    ]
+    return {"limit": limit, "within": within, "between": [pair for pair in between if pair["images"]]}
+
+
+def _pairs(a: ImageSet, b: ImageSet, near: Near, limit: float, sides: tuple[str, str]) -> dict[str, Any]:
+    """What of `b` has a near-duplicate in `a`, as `near` says."""
+    found = np.flatnonzero(near.distance <= limit)
+    found = found[np.argsort(near.distance[found], kind="stable")]
+    of_a, of_b = (np.full(len(s), -1) if s.labels is None else s.labels for s in (a, b))
+    first, second = of_a[near.image[found]], of_b[found]
+    return {
+        "images": len(found),
+        "of": len(b),
+        "different_labels": int(np.sum((first != second) & (first >= 0) & (second >= 0))),
+        "pairs": [
+            {
+                sides[0]: _one(a, int(near.image[i])),
+                sides[1]: _one(b, int(i)),
+                "distance": round(float(near.distance[i]), 6),
+            }
+            for i in found[:SHOWN]
+        ],
     }
 
 

@@ -23,7 +23,9 @@ from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 
+from .. import drift
 from ..calibrate import Calibration, held_out
+from ..data.acquisition import acquisition, one_of_each, statistics_of
 from ..data.imageset import DataError, ImageSet
 from ..locks import locked
 from ..presets import settings as preset_settings
@@ -53,6 +55,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
 
     Attributes:
         calibration_: scores of the held-out normals.
+        drift_: a few quantiles of acquisition statistics of all normals, by statistic; empty in folders
+            written before they were kept.
         shape_: (H, W, C) of the images.
         fit_seconds_: time of training, interrupted and shared parts included.
         facts_: what the caller wants the saved folder to remember (data set, preset, versions).
@@ -168,6 +172,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         parts = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
         self.calibration_ = Calibration.of(np.concatenate([self._score(x[part]) for part in parts]))
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
+        self.drift_ = _references(x, one_of_each(normals.volumes, len(x)))
         return self
 
     def score(self, images: np.ndarray | ImageSet, y: None = None, *, batch: int = 512) -> np.ndarray:
@@ -279,7 +284,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     # --- folders ------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str, card: str = "") -> Path:
-        """Writes the model folder: config.json, weights.safetensors, calibration.json, card.md.
+        """Writes the model folder: config.json, weights.safetensors, calibration.json, drift.json, card.md.
 
         The folder appears complete or not at all; one of the same name is replaced.
         """
@@ -308,6 +313,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             save_file(tensors, new / "weights.safetensors")
             scores = {"held_out_normal_scores": self.calibration_.scores.tolist()}
             (new / "calibration.json").write_text(json.dumps(scores))
+            (new / "drift.json").write_text(json.dumps(drift.to_json(self.drift_)))
             (new / "card.md").write_text(card or self._card())
             self._save_parts(new)
             new.chmod(0o755)
@@ -347,6 +353,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             self.hash_ = config.get("settings_hash")
             scores = json.loads((folder / "calibration.json").read_text())["held_out_normal_scores"]
             self.calibration_ = Calibration.of(np.array(scores))
+            kept = folder / "drift.json"  # absent in older folders
+            self.drift_ = drift.from_json(json.loads(kept.read_text())) if kept.exists() else {}
             self._restore(load_file(folder / "weights.safetensors"), folder)
         except DataError:
             raise
@@ -464,6 +472,13 @@ def fingerprint(*parts: object) -> str:
             values = identity(part) if is_dataclass(part) and not isinstance(part, type) else part
             h.update(json.dumps(values, sort_keys=True).encode())
     return h.hexdigest()[:16]
+
+
+def _references(x: np.ndarray, chosen: np.ndarray) -> dict[str, drift.Reference]:
+    """Of all normals: nothing is fitted to these numbers, so the normals trained on serve as well."""
+    parts = [acquisition(x[chosen[i : i + 512]]) for i in range(0, len(chosen), 512)]
+    columns = zip(statistics_of(x.shape[-1]), np.concatenate(parts).T, strict=True)
+    return {name: drift.Reference.of(values) for name, values in columns if len(values) > 1}
 
 
 def _as_images(x: np.ndarray) -> np.ndarray:

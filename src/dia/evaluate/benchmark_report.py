@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +21,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from . import benchmark_text as text
+from . import bias
 from .benchmark import scores_path
 from .benchmark_figures import critical_difference_diagram, mean_curve, roc_overlay
 from .benchmark_table import BenchmarkTable
@@ -179,11 +181,42 @@ def score_notes(table: BenchmarkTable, scores: Mapping[str, Scores]) -> list[str
     return out
 
 
-def write_benchmark(out: Path, table: BenchmarkTable, scores_folder: Path, title: str) -> list[Path]:
+class Beside(NamedTuple):
+    """What is known of the images of a data set: `bias.facts_of_set`, labels, and which copy training's."""
+
+    facts: Mapping[str, Any]
+    labels: np.ndarray
+    copied: np.ndarray
+
+
+BesideRows = tuple[list[list[str]], dict[str, list[list[str]]]]
+
+
+def beside_rows(
+    table: BenchmarkTable, scores: Mapping[str, Scores], sets: Mapping[str, Beside]
+) -> BesideRows:
+    """What stands beside the results; and of data sets with copies of training images, what these change."""
+    labels = {d: of.labels for d, of in scores.items()}
+    copies = {
+        d: bias.copies_rows(table, scores[d].rows, scores[d].labels, of.copied)
+        for d, of in sets.items()
+        if of.copied.mean() >= bias.ENOUGH and d in scores and np.array_equal(of.labels, scores[d].labels)
+    }
+    return bias.set_rows(table, labels, {d: of.facts for d, of in sets.items()}), copies
+
+
+def write_benchmark(
+    out: Path,
+    table: BenchmarkTable,
+    scores_folder: Path,
+    title: str,
+    sets: Mapping[str, Beside] | None = None,
+) -> list[Path]:
     """Writes the page, the Markdown with its pictures, the CSV and the LaTeX table into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     scores = load_scores(table, scores_folder)
     paired = comparisons(table, scores)
+    beside = beside_rows(table, scores, sets or {})
     written = []
     pictures: dict[str, str] = {}
     if table.ranking is not None:
@@ -195,8 +228,8 @@ def write_benchmark(out: Path, table: BenchmarkTable, scores_folder: Path, title
         written.append(_save(figure, out / f"roc-{re.sub(r'[^A-Za-z0-9_.-]+', '_', d)}.png"))
         pictures[d] = written[-1].name
     for name, words in {
-        "benchmark.md": markdown_page(table, scores, paired, pictures, title),
-        "benchmark.html": html_page(table, scores, paired, title),
+        "benchmark.md": markdown_page(table, scores, paired, pictures, title, beside),
+        "benchmark.html": html_page(table, scores, paired, title, beside),
         "benchmark.csv": text.csv_table(table),
         "benchmark.tex": text.latex_table(table, title),
         "pairs.csv": pairs_csv(scores),
@@ -219,8 +252,10 @@ def markdown_page(
     paired: Mapping[str, Sequence[Sequence[Compared]]],
     pictures: Mapping[str, str],
     title: str,
+    beside: BesideRows,
 ) -> str:
     """The whole report as Markdown."""
+    of_sets, copies = beside
     count, lines = text.sentences(table)
     paper_head, paper = text.paper_rows()
     parts = [
@@ -229,6 +264,15 @@ def markdown_page(
         text.markdown_table(table),
         f"**{count}**",
         _bullets(lines),
+        "## Beside these results",
+        text.escaped(bias.BESIDE),
+        _markdown(bias.SET_HEAD, of_sets),
+        _bullets(bias.below_chance(table)),
+        *(
+            f"AUROC on {text.escaped(d)} with and without copies of training images; the interval is of the "
+            f"images, resampled.\n\n{_markdown(bias.COPIES_HEAD, rows)}"
+            for d, rows in copies.items()
+        ),
         "## Ranks over data sets",
         *map(text.escaped, ranking_words(table)),
         f"![Critical-difference diagram]({pictures['ranks']})" if "ranks" in pictures else "",
@@ -277,8 +321,10 @@ def html_page(
     scores: Mapping[str, Scores],
     paired: Mapping[str, Sequence[Sequence[Compared]]],
     title: str,
+    beside: BesideRows,
 ) -> str:
     """The whole report as one self-contained page."""
+    of_sets, copies = beside
     count, lines = text.sentences(table)
     ranks: Markup | None = None
     if table.ranking is not None:
@@ -296,6 +342,9 @@ def html_page(
             t=text,
             count=count,
             lines=lines,
+            beside=bias,
+            of_sets=of_sets,
+            copies=copies,
             ranking_words=ranking_words(table),
             ranks=ranks,
             curves=curves,

@@ -57,6 +57,7 @@ class ReportContent:
             `kind` ('ours', 'control' or 'trivial').
         stress: of `stress.stress`, where lesions were pasted; and a picture of them, PNG.
         notes: plain sentences.
+        beside: plain sentences to be read with the AUROC.
         limits: the last words.
 
     Raises:
@@ -82,6 +83,7 @@ class ReportContent:
     comparison: Sequence[Mapping[str, Any]] = ()
     stress: tuple[Mapping[str, Any], bytes | None] | None = None
     notes: Sequence[str] = ()
+    beside: Sequence[str] = ()
     limits: str = LIMITS
 
     def __post_init__(self) -> None:
