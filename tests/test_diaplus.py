@@ -197,7 +197,9 @@ def test_lars_trains(normals):
     assert np.isfinite(detector.score(normals)).all()
 
 
-def test_another_revision_of_a_method_is_another_run_and_its_models_are_refused(normals, tmp_path, monkeypatch):
+def test_another_revision_of_a_method_is_another_run_and_its_models_are_refused(
+    normals, tmp_path, monkeypatch
+):
     blur = Blur(device="cpu").fit(normals)
     now, folder = blur.settings_hash(), blur.save(tmp_path / "blur")
     monkeypatch.setattr(Blur, "revision", Blur.revision + 1)
