@@ -26,7 +26,7 @@ from sklearn.exceptions import NotFittedError
 from ..calibrate import Calibration, held_out
 from ..data.imageset import DataError, ImageSet
 from ..errors import TrainingError
-from ..locks import locked
+from ..files import locked, reserve
 from ..presets import settings as preset_settings
 from ..settings import flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
@@ -496,6 +496,7 @@ def _rows(x: np.ndarray, index: np.ndarray, folder: Path) -> np.ndarray:
     if not isinstance(x, np.memmap):
         return x[index]
     rows = np.lib.format.open_memmap(folder / "train.npy", "w+", x.dtype, (len(index), *x.shape[1:]))
+    reserve(folder / "train.npy")
     for start in range(0, len(index), 1024):
         rows[start : start + 1024] = x[index[start : start + 1024]]
     return rows
