@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: demo docs test test-slow results bench bench-quick bench-peers bench-stranger lint lock clean
+.PHONY: soak demo docs test test-slow results bench bench-quick bench-peers bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -42,6 +42,9 @@ bench-peers: $(STAMP)  ## beside three of anomalib's methods
 
 bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, from the built wheel to an open report
 	$(BIN)/python benchmarks/stranger.py
+
+soak: $(STAMP)  ## every stage killed fifty times and resumed, full and read-only disks: docs/reliability.md (an hour)
+	$(BIN)/python benchmarks/soak.py
 
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra medical \

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dia.dissolve.dissolver as module
 from dia.data.imageset import DataError
 from dia.dissolve import Dissolver, base
-from dia.training import TrainingError
+from dia.training import TrainingError, batch_indices
 
 TS = (30, 100, 400)
 
@@ -107,8 +107,11 @@ def test_a_loss_that_is_not_finite_stops_training(tiny_settings, make_images, tm
         return loss * float("nan") if self.global_step == 4 else loss
 
     monkeypatch.setattr(module._Training, "training_step", training_step)
-    with pytest.raises(TrainingError, match=r"the loss became nan at step [45]"):
-        Dissolver(tiny_settings, device="cpu").fit(make_images(), workdir=tmp_path)
+    images = make_images()
+    with pytest.raises(TrainingError, match=r"the loss became nan at step 4 \(the last") as error:
+        Dissolver(tiny_settings, device="cpu").fit(images, workdir=tmp_path)
+    assert error.value.batch == batch_indices(len(images), tiny_settings.batch, 0, 4).tolist()
+    assert error.value.of == len(images)
 
 
 def test_the_loss_of_training_falls(make_images, tmp_path, tiny_settings):

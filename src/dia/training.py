@@ -32,13 +32,20 @@ Precision = Literal["auto", "32", "bf16"]
 
 
 class _StopOnNonFinite(Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+    """Before the weights take anything of it."""
+
+    def on_before_backward(self, trainer, module, loss) -> None:  # type: ignore[no-untyped-def]
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss.item()} at step {trainer.global_step}; lower the learning rate "
-                f"and run again (the last good checkpoint is kept)"
-            )
+            step, n = trainer.global_step, len(module.images)
+            raise not_finite(loss.item(), step, batch_indices(n, module.s.batch, module.seed, step), n)
+
+
+def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingError:
+    """The error of a loss that is NaN or infinite, at this step, on the batch `index` of n images."""
+    return TrainingError(
+        f"the loss became {loss} at step {step} (the last good checkpoint is kept); lower the learning rate, "
+        "or look at the images of this batch", index.tolist(), n,
+    )  # fmt: skip
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -186,7 +193,7 @@ def train(
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
 
     Raises:
-        TrainingError: the loss is NaN or infinite.
+        TrainingError: the loss is NaN or infinite; names the step, and knows the batch.
     """
     where, (_, size) = choose_device(device), processes()
     workdir.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..data.imageset import DataError, ImageSet
-from ..errors import TrainingError
+from ..errors import TrainingError, system_error
 from ..settings import replaced
 from .arguments import build_parser, underscored, with_signs
 from .viewed import as_fitted
@@ -544,12 +544,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_, **__: err.print(
         f"warning: {message}", style="yellow", markup=False, soft_wrap=True
     )
+    target = ""
     try:
         parser = build_parser(argv)
         a = parser.instantiate_classes(parser.parse_args(argv))
         if a.command is None:
             parser.print_help()
             sys.exit(2)
+        target = getattr(a[a.command], "out", None) or ""
         globals()[f"cmd_{a.command}"](a[a.command])
     except (DataError, TrainingError) as error:
         err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -557,6 +559,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         err.print("dia: stopped; the same command goes on with a grid, and with --resume a fit or a score")
         sys.exit(130)
-    except OSError as error:
-        err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:
+        if not (words := system_error(error, str(target))):
+            raise
+        err.print(f"dia: {words}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 from ..data.imageset import DataError
 from ..settings import chosen, require
 from ..tracking import curves
-from ..training import CHECKPOINT, TrainingError, batch_indices, choose_device, processes, seed_step
+from ..training import CHECKPOINT, batch_indices, choose_device, not_finite, processes, seed_step
 from .base import Detector, Stages, fingerprint, module_tensors
 from .weights import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
 
@@ -217,8 +217,10 @@ class _Order:
         return self.steps
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
-            yield batch_indices(self.n, self.batch, self.seed, step)
+        yield from map(self.of_step, range(self.epoch * self.steps, (self.epoch + 1) * self.steps))
+
+    def of_step(self, step: int) -> np.ndarray:
+        return batch_indices(self.n, self.batch, self.seed, step)
 
 
 class Normals(L.LightningDataModule):
@@ -257,8 +259,12 @@ class _Steps(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
         losses = outputs.values() if isinstance(outputs, dict) else [outputs]
-        if not all(torch.isfinite(x).all() for x in losses if isinstance(x, Tensor)):
-            raise TrainingError(f"the loss is not finite in epoch {trainer.current_epoch}")
+        for loss in losses:
+            if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
+                step = trainer.current_epoch * len(trainer.train_dataloader) + batch_idx
+                n = len(trainer.datamodule.images)
+                index = trainer.datamodule.order.of_step(step)
+                raise not_finite(float(loss.sum()), step, index, n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.before + time.perf_counter() - self.started}

@@ -27,7 +27,8 @@ from .. import drift
 from ..calibrate import Calibration, held_out
 from ..data.acquisition import acquisition, one_of_each, statistics_of
 from ..data.imageset import DataError, ImageSet
-from ..locks import locked
+from ..errors import TrainingError
+from ..files import locked, reserve
 from ..presets import settings as preset_settings
 from ..settings import flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
@@ -37,6 +38,7 @@ from .provenance import identity_of
 FORMAT = 1
 MIN_NORMALS = 20
 _THUMBNAIL = 16
+_NAMED = 8  # images of a batch at fault
 
 
 class UnfittedError(DataError, NotFittedError):
@@ -148,7 +150,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             progress: show progress bars.
 
         Raises:
-            DataError: fewer than 20 normal images, or not images at all.
+            DataError: fewer than 20 normal images, too small ones, or not images at all.
+            TrainingError: the loss became NaN or infinite; names the step and the images of the batch.
         """
         normals = images.normals() if isinstance(images, ImageSet) else ImageSet(_as_images(images))
         x = normals.images
@@ -158,6 +161,12 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             raise DataError(
                 f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
             )
+        if min(x.shape[1:3]) < self.smallest:
+            h, w = x.shape[1:3]
+            raise DataError(
+                f"images of {h}×{w} pixels; {self.method} needs at least {self.smallest} on each side: "
+                "read them at a larger size"
+            )
         start = time.perf_counter()
         calibration, spare, train = held_out(len(x), self.holdout, self.seed, normals.volumes)
         self.shape_ = tuple(x.shape[1:])
@@ -166,7 +175,16 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         with tempfile.TemporaryDirectory() as temporary:
             shared = Path(of_all(temporary)[0])  # several processes work in one folder
             stages = Stages(Path(workdir or shared), resume=resume, progress=progress)
-            self._fit(_rows(x, train, Path(temporary)), x[spare], stages)
+            try:
+                self._fit(_rows(x, train, Path(temporary)), x[spare], stages)
+            except TrainingError as error:
+                if not len(error.batch) or error.of != len(train):
+                    raise
+                names = [normals.names[train[i]] for i in error.batch]
+                more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+                raise TrainingError(
+                    f"{error}: {', '.join(names[:_NAMED])}{more}", error.batch, error.of
+                ) from None
             barrier()
         calibration.sort()
         parts = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
@@ -493,6 +511,7 @@ def _rows(x: np.ndarray, index: np.ndarray, folder: Path) -> np.ndarray:
     if not isinstance(x, np.memmap):
         return x[index]
     rows = np.lib.format.open_memmap(folder / "train.npy", "w+", x.dtype, (len(index), *x.shape[1:]))
+    reserve(folder / "train.npy")
     for start in range(0, len(index), 1024):
         rows[start : start + 1024] = x[index[start : start + 1024]]
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import reserve
 from ..training import barrier, of_all, processes
 from .base import Dissolving
 
@@ -75,6 +76,7 @@ class DissolvedBank:
             marker.unlink(missing_ok=True)  # it speaks of pixels about to be overwritten
             if rank == 0:
                 np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+                reserve(path)
         barrier()
         array = np.lib.format.open_memmap(path, "r+")
         while done < len(index):

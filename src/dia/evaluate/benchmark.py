@@ -19,7 +19,7 @@ from ..data.imageset import DataError, ImageSet
 from ..detectors import DIA, Detector, detector_class
 from ..detectors.base import fingerprint
 from ..detectors.provenance import own_identity
-from ..locks import locked
+from ..files import locked
 from ..presets import settings
 from ..settings import replaced
 from .ledger import Ledger, environment, peak_memory_mb, reset_peak_memory

@@ -1,0 +1,45 @@
+"""Files: one process at a time, and room on the disk before a memory map is written. Knows nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of the file `path`, made where it is absent; waits for whoever holds it.
+
+    A process that is killed lets go. Where the system has no such locks (outside POSIX), nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released on close
+        yield
+
+
+def reserve(path: Path | str) -> None:
+    """Takes the room that a file says it has, as a memory map's does, whose pages come when they are written.
+
+    Without that a full disk ends the process by a signal (SIGBUS), which nothing can report.
+
+    Raises:
+        OSError: there is not so much room; it names the file.
+    """
+    with open(path, "r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    return  # a file system that cannot promise room
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
