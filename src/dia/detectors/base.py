@@ -338,6 +338,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         folder = Path(folder)
         try:
             files = ModelFiles(folder)
+            files.verify()
             config, scores = saved.read(files, FORMAT)
             cls = detector_class(config["method"])
             if (there := config.get("revision", 1)) != cls.revision:
@@ -370,8 +371,10 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
                     "Detector.load(...).save(...) writes them",
                     stacklevel=2,
                 )
-        except DataError:
-            raise
+        except DataError as error:
+            if str(folder) in str(error):
+                raise
+            raise DataError(f"{folder}: {error}") from error
         except Exception as error:
             reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
             raise DataError(

@@ -192,7 +192,7 @@ def load_dissolver(folder: Path | str, *, device: str = "auto") -> Dissolver | S
     return (Dissolver if kind == "diffusion" else StandIn).load(folder, device=device)
 
 
-_MOST_STEPS = 10_000
+_MOST_STEPS, _MOST_SIZE = 10_000, 8192  # of a schedule; of images
 _SCHEDULE = {
     "num_train_timesteps": T_MAX,
     "beta_schedule": "squaredcos_cap_v2",
@@ -255,6 +255,9 @@ def _check_configs(name: str, unet: dict[str, Any], scheduler: dict[str, Any]) -
     steps = scheduler.get("num_train_timesteps", T_MAX)
     if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
         raise DataError(f"{name}: num_train_timesteps must lie in 1–{_MOST_STEPS}, not be {str(steps)[:20]}")
+    size = unet.get("sample_size") or 1
+    if not all(type(n) is int and 1 <= n <= _MOST_SIZE for n in (size if isinstance(size, list) else [size])):
+        raise DataError(f"{name}: sample_size must lie in 1–{_MOST_SIZE}, not be {str(size)[:20]}")
     if unet.get("quantization_config") is not None:
         raise DataError(f"{name}: a quantized U-Net is not read; save it as plain floats")
 
