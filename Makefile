@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: soak demo docs test test-slow results bench bench-quick bench-peers bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow results soak bench bench-quick bench-peers bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -46,10 +46,19 @@ bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, fr
 soak: $(STAMP)  ## every stage killed fifty times and resumed, full and read-only disks: docs/reliability.md (an hour)
 	$(BIN)/python benchmarks/soak.py
 
+audit: $(STAMP) .audit-venv/.locked  ## vulnerabilities, licences and bill of materials of the locked packages; needs the network
+	.audit-venv/bin/python audit/run.py --python $(BIN)/python
+
+.audit-venv/.locked: audit/requirements.lock
+	test -x .audit-venv/bin/python || $(PYTHON) -m venv .audit-venv
+	.audit-venv/bin/python -m pip install -q --require-hashes -r audit/requirements.lock
+	touch $@
+
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra medical \
 	  --extra serve --extra export --extra tracking --extra docs --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q audit/requirements.in -o audit/requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -58,5 +67,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## everything the other targets made
-	rm -rf .venv .work demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf .venv .audit-venv audit/out .work demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -156,6 +156,7 @@ def test_what_is_saved_comes_back(dia, images, tmp_path):
     assert set(files_of(tmp_path / "saved")) == {
         "README.md",
         "calibration.json",
+        "checksums.json",
         "drift.json",
         "config.json",
         "weights.safetensors",

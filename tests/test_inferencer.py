@@ -116,6 +116,7 @@ def test_without_the_training_images_there_is_a_reason(served_run, images, tmp_p
     config = json.loads((run / "config.json").read_text())
     config["facts"]["dataset"] = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(config))
+    (run / "checksums.json").unlink()
     alone = Inferencer(run, device="cpu")
     assert alone.nearest(images[:1]) is None
     assert "--normals" in alone.why_no_normals

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields, is_dataclass, replace
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .data.imageset import DataError
 
@@ -93,7 +94,27 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
     unknown = set(values) - set(hints)
     if unknown:
         raise SettingsError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
-    return cls(**{name: as_typed(hints[name], value) for name, value in values.items()})
+    typed = {name: as_typed(hints[name], value) for name, value in values.items()}
+    if wrong := [name for name, value in typed.items() if not fits(hints[name], value)]:
+        raise SettingsError(f"{cls.__name__}.{wrong[0]} cannot be {str(values[wrong[0]])[:50]!r}")
+    return cls(**typed)
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of the type its field has; a number stands for a float only if it is finite."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(a, value) for a in args)
+    if origin is Literal:
+        return any(type(value) is type(a) and value == a for a in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = [args[0]] * len(value) if args[-1:] == (Ellipsis,) else list(args)
+        return len(value) == len(kinds) and all(map(fits, kinds, value))
+    if isinstance(hint, type) and issubclass(hint, int | float):
+        return type(value) is hint and (hint is bool or abs(value) < 2**63)
+    return hint is Any or isinstance(value, origin or hint)
 
 
 def as_typed(hint: Any, value: Any) -> Any:

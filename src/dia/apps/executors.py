@@ -22,6 +22,7 @@ import numpy as np
 from ..data.acquisition import acquisition
 from ..data.imageset import DataError, ImageSet
 from ..data.readers import Listing
+from ..modelfiles import READ
 
 if TYPE_CHECKING:
     from ..detectors import Detector
@@ -193,7 +194,7 @@ def hash_of(run: Path) -> str:
     if run.is_file():
         return hashlib.sha256(run.read_bytes()).hexdigest()[:16]
     h = hashlib.sha256()
-    for path in sorted(p for p in run.rglob("*") if p.suffix in (".json", ".safetensors")):
+    for path in sorted(p for p in run.rglob("*") if p.suffix in READ and p.is_file()):
         if path.name == STRESS:  # what was found out about the model is no part of it
             continue
         h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())

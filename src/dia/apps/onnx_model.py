@@ -17,6 +17,7 @@ from ..calibrate import Calibration
 from ..data.imageset import DataError, ImageSet
 
 FORMAT = 1
+MAX_SIDE = 8192  # pixels, of the images that a file may ask for
 _PIXELS = 2**17  # of one pass, on which scores do not depend
 
 
@@ -49,12 +50,21 @@ class OnnxModel:
             reason = (str(error).splitlines() or [""])[0][:200]
             raise DataError(f"{path}: onnxruntime cannot read it ({reason})") from error
         self.facts_ = facts_of(path, self.session.get_modelmeta().custom_metadata_map)
-        self.method = str(self.facts_["method"])
-        h, w, c = self.facts_["shape"]
-        self.shape_ = (int(h), int(w), int(c))
-        self.false_alarm_rate = float(self.facts_["false_alarm_rate"])
-        self.calibration_ = Calibration(np.array(self.facts_["held_out_normal_scores"]))
         self.outputs = tuple(output.name for output in self.session.get_outputs())
+        try:
+            self.method = str(self.facts_["method"])
+            h, w, c = map(int, self.facts_["shape"])
+            self.shape_ = h, w, c
+            self.false_alarm_rate = float(self.facts_["false_alarm_rate"])
+            self.calibration_ = Calibration(np.array(self.facts_["held_out_normal_scores"], np.float64))
+            sound = 0 < min(h, w) <= max(h, w) <= MAX_SIDE and c in (1, 3) and "score" in self.outputs
+            sound &= 0 < self.false_alarm_rate < 1 and self.calibration_.scores.ndim == 1
+            if not sound or not len(self.calibration_.scores):
+                raise ValueError
+            if self.score(np.zeros((1, h, w, c), np.uint8)).shape != (1,):
+                raise ValueError
+        except Exception as error:  # of onnxruntime too, where the graph takes or gives other things
+            raise DataError(f"{path}: not as `dia export` makes them; export it anew") from error
 
     def run(self, images: np.ndarray | ImageSet, outputs: Sequence[str]) -> list[np.ndarray]:
         """Some of `outputs` for `(N, H, W, 1 or 3)` uint8, any H and W."""

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
@@ -29,9 +30,12 @@ from ..data.acquisition import acquisition, one_of_each, statistics_of
 from ..data.imageset import DataError, ImageSet
 from ..errors import TrainingError
 from ..files import locked, reserve
+from ..modelfiles import ModelFiles, write_sums
 from ..presets import settings as preset_settings
+from ..room import Room
 from ..settings import flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
+from . import saved
 from .hub import Hub
 from .provenance import identity_of
 
@@ -302,7 +306,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     # --- folders ------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str, card: str = "") -> Path:
-        """Writes the model folder: config.json, weights.safetensors, calibration.json, drift.json, card.md.
+        """Writes the model folder: JSON (config, calibration, drift, checksums), weights.safetensors, card.md.
 
         The folder appears complete or not at all; one of the same name is replaced.
         """
@@ -334,6 +338,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             (new / "drift.json").write_text(json.dumps(drift.to_json(self.drift_)))
             (new / "card.md").write_text(card or self._card())
             self._save_parts(new)
+            write_sums(new)
             new.chmod(0o755)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -345,21 +350,29 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
 
     @staticmethod
     def load(folder: Path | str, *, device: str = "auto") -> Detector:
-        """The detector saved in `folder`, of whatever method. Runs no code from the folder."""
+        """The detector saved in `folder`, of whatever method. Runs no code from the folder.
+
+        What is read of it, and how it is checked, stands in `modelfiles.py` and `saved.py`.
+
+        Raises:
+            DataError: no model folder, damaged, changed, or asking for more than it can need.
+        """
         from . import detector_class
 
         folder = Path(folder)
         try:
-            config = json.loads((folder / "config.json").read_text())
-            if config["format"] != FORMAT:
-                raise DataError(f"{folder}: format {config['format']} is not known here; there is {FORMAT}")
+            files = ModelFiles(folder)
+            files.verify()
+            config, scores = saved.read(files, FORMAT)
             cls = detector_class(config["method"])
             if (there := config.get("revision", 1)) != cls.revision:
                 raise DataError(
                     f"{folder}: of revision {there} of {cls.method}; here is {cls.revision}, so fit it again"
                 )
+            settings = from_dict(cls.Settings, config["settings"])
+            saved.check_settings(files, settings)
             self = cls(
-                from_dict(cls.Settings, config["settings"]),
+                settings,
                 seed=config["seed"],
                 device=device,
                 holdout=config["holdout"],
@@ -369,13 +382,25 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             self.n_train_, self.n_calibration_ = config["n_train"], config["n_calibration"]
             self.fit_seconds_, self.facts_ = config["fit_seconds"], config["facts"]
             self.hash_ = config.get("settings_hash")
-            scores = json.loads((folder / "calibration.json").read_text())["held_out_normal_scores"]
-            self.calibration_ = Calibration.of(np.array(scores))
-            kept = folder / "drift.json"  # absent in older folders
-            self.drift_ = drift.from_json(json.loads(kept.read_text())) if kept.exists() else {}
-            self._restore(load_file(folder / "weights.safetensors"), folder)
-        except DataError:
-            raise
+            self.calibration_ = Calibration.of(scores)
+            kept = (folder / "drift.json").exists()  # not in older folders
+            self.drift_ = drift.from_json(files.json("drift.json")) if kept else {}
+            weights = files.weights("weights.safetensors")
+            with Room(folder, files.nbytes):
+                self._restore(load_file(weights), folder)
+            probe = np.resize(np.arange(256, dtype=np.uint8), (1, *self.shape_))
+            if self._score(probe).shape != (1,):  # arrays of other shapes may fail, or spread, only here
+                raise ValueError("its weights give no score")
+            if files.sums is None:
+                warnings.warn(
+                    f"{folder}: saved before checksums were, so damage to it may go unseen; "
+                    "Detector.load(...).save(...) writes them",
+                    stacklevel=2,
+                )
+        except DataError as error:
+            if str(folder) in str(error):
+                raise
+            raise DataError(f"{folder}: {error}") from error
         except Exception as error:
             reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
             raise DataError(

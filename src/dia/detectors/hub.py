@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 
 from ..data.catalog import CATALOG
 from ..data.imageset import DataError
+from ..modelfiles import write_sums
 from .provenance import identity_of
 
 if TYPE_CHECKING:
@@ -124,13 +125,15 @@ class Hub(ModelHubMixin):
         with tempfile.TemporaryDirectory() as temporary:
             saved = self.save(Path(temporary) / "model")  # type: ignore[attr-defined]
             (saved / "card.md").unlink()  # README.md takes its place
-            for file in sorted(p for p in saved.rglob("*") if p.is_file()):
+            files = sorted(p for p in saved.rglob("*") if p.is_file())
+            for file in files:
                 target = save_directory / file.relative_to(saved)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if file.suffix == ".json":
                     target.write_text(json.dumps(public(json.loads(file.read_text())), indent=2))
                 else:
                     target.write_bytes(file.read_bytes())
+            write_sums(save_directory, [p.relative_to(saved).as_posix() for p in files])
 
     def generate_model_card(
         self, *, license: str | None = None, results: Mapping[str, Any] | None = None, data: str = ""

@@ -103,6 +103,8 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         needs_timm()
         import timm
 
+        if not re.fullmatch(r"[\w.-]+", name):  # timm takes names of hubs and folders too
+            raise DataError(f"{name}: not the name of a network of timm's")
         if not timm_kwargs.get("features_only"):
             timm_kwargs.setdefault("num_classes", 0)
         with torch.random.fork_rng(devices=[]):

@@ -14,8 +14,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.imageset import DataError
+from ..modelfiles import ModelFiles
+from ..room import Room
 from ..settings import from_dict, plain
 from ..training import Timed, batch_indices, choose_device, seed_step, share, train
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, to_tensor
 from .schedule import one_step, to_epsilon
-from .stand_ins import StandIn
+from .stand_ins import StandIn, saved_facts
 
 
 class Dissolver(Dissolving):
@@ -152,15 +156,14 @@ class Dissolver(Dissolving):
     @classmethod
     def load(cls, folder: Path | str, *, device: str = "auto") -> Dissolver:
         """A saved Dissolver, or any unconditional diffusers DDPM (a folder, or a name on the model hub)."""
-        facts = Path(folder) / "dissolver.json"
+        facts = saved_facts(folder)
         self = cls(device=device)
-        if facts.exists():
-            known = json.loads(facts.read_text())
-            settings = from_dict(DissolverSettings, known["settings"])
-            self = cls(settings, seed=known["seed"], device=device)
-            self.fit_seconds_ = known["fit_seconds"]
+        if facts:
+            settings = from_dict(DissolverSettings, facts["settings"])
+            self = cls(settings, seed=facts["seed"], device=device)
+            self.fit_seconds_ = facts["fit_seconds"]
         self._adopt(_pipeline(str(folder)))
-        if not facts.exists():
+        if not facts:
             patch, _ = self._geometry(3)
             self.settings = DissolverSettings(size=working_size(self.unet_) * patch)
         return self
@@ -185,13 +188,11 @@ def make_dissolver(
 
 def load_dissolver(folder: Path | str, *, device: str = "auto") -> Dissolver | StandIn:
     """What `save` of a Dissolver or a stand-in wrote, or any unconditional diffusers DDPM."""
-    facts = Path(folder) / "dissolver.json"
-    kind = (
-        json.loads(facts.read_text())["settings"].get("kind", "diffusion") if facts.exists() else "diffusion"
-    )
+    kind = saved_facts(folder).get("settings", {}).get("kind", "diffusion")
     return (Dissolver if kind == "diffusion" else StandIn).load(folder, device=device)
 
 
+_MOST_STEPS, _MOST_SIZE = 10_000, 8192  # of a schedule; of images
 _SCHEDULE = {
     "num_train_timesteps": T_MAX,
     "beta_schedule": "squaredcos_cap_v2",
@@ -200,17 +201,65 @@ _SCHEDULE = {
 }
 
 
-def _pipeline(name: str) -> Any:
-    from diffusers import DDPMPipeline
+_PIPELINE = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+_UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def _pipeline(name: str) -> SimpleNamespace:
+    """U-Net and scheduler of a diffusers DDPM: a folder, or a name on the model hub.
+
+    They are loaded one by one, as classes of diffusers' own: a pipeline's index may name code to run.
+    """
     from diffusers.utils import logging
+    from huggingface_hub import snapshot_download
 
     logging.disable_progress_bar()
     try:
-        return DDPMPipeline.from_pretrained(name, low_cpu_mem_usage=False)
-    except OSError as error:
-        raise DataError(
-            f"{name}: not a diffusers DDPM folder or hub name ({str(error).splitlines()[0]})"
-        ) from error
+        local = Path(name).is_dir()
+        files = ModelFiles(name if local else snapshot_download(name, allow_patterns=_PIPELINE))
+        index, scheduler = files.json("model_index.json"), files.json("scheduler/scheduler_config.json")
+        unet = files.json("unet/config.json")
+        if (files.folder / f"{_UNET}.index.json").exists():
+            raise DataError(f"{name}: its U-Net lies in several files; save it as one")
+        files.weights(_UNET)
+        _check_configs(name, unet, scheduler)
+        kind = _class_of(name, index, "unet", r"UNet\w*Model")
+        with Room(name, files.nbytes):
+            return SimpleNamespace(
+                unet=kind.from_pretrained(
+                    files.folder / "unet",
+                    low_cpu_mem_usage=False,
+                    use_safetensors=True,
+                    local_files_only=True,
+                ),
+                scheduler=_class_of(name, index, "scheduler", r"\w+Scheduler").from_config(scheduler),
+            )
+    except DataError:
+        raise
+    except Exception as error:  # of the hub, or of a configuration that nothing can be built from
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{name}: not a diffusers DDPM folder or hub name ({reason})") from error
+
+
+def _class_of(name: str, index: dict[str, Any], part: str, pattern: str) -> Any:
+    import diffusers
+
+    match index.get(part):
+        case ["diffusers", str(kind)] if re.fullmatch(pattern, kind) and hasattr(diffusers, kind):
+            return getattr(diffusers, kind)
+    raise DataError(f"{name}: the {part} is {str(index.get(part))[:80]}, not one of diffusers' own")
+
+
+def _check_configs(name: str, unet: dict[str, Any], scheduler: dict[str, Any]) -> None:
+    """Refuses what would take for ever to build, or packages that are asked for by a file."""
+    steps = scheduler.get("num_train_timesteps", T_MAX)
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise DataError(f"{name}: num_train_timesteps must lie in 1–{_MOST_STEPS}, not be {str(steps)[:20]}")
+    size = unet.get("sample_size") or 1
+    if not all(type(n) is int and 1 <= n <= _MOST_SIZE for n in (size if isinstance(size, list) else [size])):
+        raise DataError(f"{name}: sample_size must lie in 1–{_MOST_SIZE}, not be {str(size)[:20]}")
+    if unet.get("quantization_config") is not None:
+        raise DataError(f"{name}: a quantized U-Net is not read; save it as plain floats")
 
 
 def check_network(unet: Any, scheduler: Any, channels: int | None = None) -> None:

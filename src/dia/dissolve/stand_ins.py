@@ -13,6 +13,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from kornia.filters import gaussian_blur2d, median_blur
 from scipy import ndimage
 from torch import Tensor
 
+from ..data.imageset import DataError
+from ..modelfiles import ModelFiles
 from ..settings import from_dict, plain
 from ..training import choose_device
 from .base import DissolverSettings, Dissolving
@@ -73,13 +76,32 @@ class StandIn(Dissolving):
     @classmethod
     def load(cls, folder: Path | str, *, device: str = "auto") -> StandIn:
         """A saved stand-in."""
-        known = json.loads((Path(folder) / "dissolver.json").read_text())
+        known = saved_facts(folder)
         return cls(from_dict(DissolverSettings, known["settings"]), seed=known["seed"], device=device)
 
     def sha256(self) -> str:
         """Hash of kind, window and working size: the same hash dissolves alike."""
         s = self.settings
         return hashlib.sha256(f"{s.kind} {s.kernel} {s.size}".encode()).hexdigest()
+
+
+def saved_facts(folder: Path | str) -> dict[str, Any]:
+    """What `dissolver.json` of a folder says; empty where there is none.
+
+    Raises:
+        DataError: not what `save` writes.
+    """
+    if not (Path(folder) / "dissolver.json").exists():
+        return {}
+    facts = ModelFiles(folder).json("dissolver.json")
+    seed, seconds = facts.get("seed"), facts.get("fit_seconds")
+    if (
+        not isinstance(facts.get("settings"), dict)
+        or type(seed) is not int
+        or type(seconds) not in (int, float)
+    ):
+        raise DataError(f"{folder}: dissolver.json must hold settings, seed and fit_seconds")
+    return facts
 
 
 def gaussian_width(kernel: int) -> float:

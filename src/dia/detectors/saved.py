@@ -1,0 +1,95 @@
+"""What config.json and calibration.json of a model folder must hold, whoever wrote them.
+
+Knows JSON and numbers; builds no detector. Values are checked before anything is made of their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.imageset import DataError
+from ..modelfiles import ModelFiles
+from ..settings import flat
+
+MAX_SIDE = 8192  # pixels: of the images a model takes, and of every size in its settings
+MAX_SAMPLES = 1000  # augmentations averaged for one score
+
+
+class Saved(NamedTuple):
+    """Both files, checked.
+
+    Args:
+        config: the object of config.json.
+        scores: `(n,)` float64 of the held-out normals, finite, n ≥ 1.
+    """
+
+    config: dict[str, Any]
+    scores: np.ndarray
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": (lambda v: isinstance(v, str), "a name"),
+    "revision": (lambda v: _whole(v, 0), "a whole number"),
+    "settings": (lambda v: isinstance(v, dict), "an object"),
+    "settings_hash": (lambda v: v is None or isinstance(v, str), "text"),
+    "seed": (lambda v: _whole(v, 0), "a whole number from 0"),
+    "holdout": (lambda v: _number(v) and 0 < v < 1, "a share between 0 and 1"),
+    "false_alarm_rate": (lambda v: _number(v) and 0 < v < 1, "a share between 0 and 1"),
+    "shape": (
+        lambda v: isinstance(v, list) and list(map(_side, v)) == [True] * 3 and v[2] in (1, 3),
+        f"[height, width, 1 or 3] of at most {MAX_SIDE} pixels a side",
+    ),
+    "n_train": (lambda v: _whole(v, 0), "a whole number"),
+    "n_calibration": (lambda v: _whole(v, 0), "a whole number"),
+    "fit_seconds": (lambda v: _number(v) and v >= 0, "a number of seconds"),
+    "facts": (lambda v: isinstance(v, dict), "an object"),
+}  # fmt: skip
+_OPTIONAL = ("revision", "settings_hash")
+
+
+def read(files: ModelFiles, known_format: int) -> Saved:
+    """What a folder says of its model.
+
+    Raises:
+        DataError: another format, or something missing or of another kind.
+    """
+    config, where = files.json("config.json"), f"{files.folder}: config.json"
+    if "format" not in config:
+        raise DataError(f"{where} has no format; not a model folder made by `dia fit`")
+    if config["format"] != known_format:
+        raise DataError(
+            f"{files.folder}: format {str(config['format'])[:20]} is not known here; there is {known_format}"
+        )
+    for name, (holds, what) in _FIELDS.items():
+        if name not in config and name in _OPTIONAL:
+            continue
+        if name not in config or not holds(config[name]):
+            raise DataError(f"{where}: {name} must be {what}")
+    scores = files.json("calibration.json").get("held_out_normal_scores")
+    if not isinstance(scores, list) or not scores or not all(map(_number, scores)):
+        raise DataError(f"{files.folder}: calibration.json must list finite held_out_normal_scores")
+    return Saved(config, np.array(scores, np.float64))
+
+
+def check_settings(files: ModelFiles, settings: Any) -> None:
+    """Refuses settings by which a small image would cost much: sizes and samples above their limits."""
+    for name, value in flat(settings).items():
+        most = {"size": MAX_SIDE, "samples": MAX_SAMPLES}.get(name.rpartition(".")[2])
+        if most is not None and isinstance(value, int) and value > most:
+            raise DataError(f"{files.folder}: settings.{name} is {value}; at most {most} is read of a folder")
+
+
+def _whole(value: Any, least: int, most: int = 2**63 - 1) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _side(value: Any) -> bool:
+    return _whole(value, 1, MAX_SIDE)
+
+
+def _number(value: Any) -> bool:
+    """A finite number; JSON's whole ones may be larger than any float."""
+    return type(value) in (int, float) and abs(value) <= 1e300
