@@ -306,7 +306,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     # --- folders ------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str, card: str = "") -> Path:
-        """Writes the model folder: JSON (config, calibration, drift, checksums), weights.safetensors, card.md.
+        """Writes the model folder: config, calibration, drift and checksums as JSON, weights, card.md.
 
         The folder appears complete or not at all; one of the same name is replaced.
         """
