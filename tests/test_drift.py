@@ -268,16 +268,14 @@ def files(detector, fresh, tmp_path_factory):
     return root
 
 
+def score_of(files, tmp_path):
+    """The words of `dia score`."""
+    out = tmp_path / "s.csv"
+    return ["score", str(files / "run"), str(files / "new"), "--out", str(out), "--device", "cpu"]
+
+
 def test_score_says_it_and_withholds_nothing(files, tmp_path, capsys):
-    argv = [
-        "score",
-        str(files / "run"),
-        str(files / "new"),
-        "--out",
-        str(tmp_path / "s.csv"),
-        "--device",
-        "cpu",
-    ]
+    argv = score_of(files, tmp_path)
     main([*argv, "--json"])
     out, err = capsys.readouterr()
     found = json.loads(out)["drift"]
@@ -295,15 +293,7 @@ def test_score_says_it_and_withholds_nothing(files, tmp_path, capsys):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_resumed_run_counts_as_one_that_was_not_killed(files, tmp_path, capsys, monkeypatch, when):
-    argv = [
-        "score",
-        str(files / "run"),
-        str(files / "new"),
-        "--out",
-        str(tmp_path / "s.csv"),
-        "--device",
-        "cpu",
-    ]
+    argv = score_of(files, tmp_path)
     argv += ["--batch", "10", "--json"]
     main(argv)
     whole = json.loads(capsys.readouterr().out)["drift"]
@@ -331,15 +321,7 @@ def test_a_resumed_run_counts_as_one_that_was_not_killed(files, tmp_path, capsys
 
 
 def test_another_batch_on_resume_is_said_not_guessed(files, tmp_path, capsys, monkeypatch):
-    argv = [
-        "score",
-        str(files / "run"),
-        str(files / "new"),
-        "--out",
-        str(tmp_path / "s.csv"),
-        "--device",
-        "cpu",
-    ]
+    argv = score_of(files, tmp_path)
     append, calls = ScoreFile.append, []
 
     def dies(self, rows):

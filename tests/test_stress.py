@@ -225,7 +225,10 @@ def test_a_file_that_is_no_test_is_not_overwritten(run, capsys):
     assert (run / "run/stress.json").read_text() == "{}"
 
 
-def test_the_help_names_all_kinds():
+def test_the_command_asks_for_the_usual_plan_and_names_all_its_kinds():
+    from dia.apps.arguments import build_parser
     from dia.apps.lesion_arguments import KINDS
 
-    assert KINDS.split(", ") == list(lesions.KINDS)
+    a = build_parser(["stress"]).parse_args(["stress", "run", "data"]).stress
+    assert (tuple(a.sizes), tuple(a.contrasts), a.seed) == (Plan().sizes, Plan().contrasts, Plan().seed)
+    assert tuple(KINDS.split(", ")) == Plan().kinds == tuple(lesions.KINDS)

@@ -72,6 +72,15 @@ class Calibration:
         return width, float(edge), max(float(np.mean(x[x >= edge] - edge)), width)
 
 
+def drawn_as_one(n: int, volumes: Sequence[str | None] = ()) -> list[list[int]]:
+    """Indices of n images, those of a volume together, in the order of their first; see `held_out`."""
+    units: dict[str | int, list[int]] = {}
+    for i in range(n):
+        volume = volumes[i] if volumes else None
+        units.setdefault(i if volume is None else volume, []).append(i)
+    return list(units.values())
+
+
 def held_out(
     n: int, holdout: float, seed: int, volumes: Sequence[str | None] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,10 +99,7 @@ def held_out(
     draw = np.random.default_rng([seed, 1])
     held = max(round(holdout * n), 4)
     if any(volumes):
-        of_units: dict[str | int, list[int]] = {}
-        for i, volume in enumerate(volumes):
-            of_units.setdefault(i if volume is None else volume, []).append(i)
-        units = list(of_units.values())
+        units = drawn_as_one(n, volumes)
         units = [units[i] for i in draw.permutation(len(units))]
         ends = np.cumsum([len(unit) for unit in units])
         first = int(np.searchsorted(ends, held // 2))

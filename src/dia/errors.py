@@ -10,8 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TrainingError(RuntimeError):
@@ -43,8 +42,8 @@ def system_error(error: BaseException, target: str = "") -> str:
     else:
         return ""
     again = "the same command goes on with a grid, and with --resume a fit or a score"
-    if number in _NO_ROOM:
+    if number in NO_ROOM:
         return f"{target or 'a file'}: {os.strerror(number)}; make room there: {again}"
-    if number in _LOCKED:
+    if number == errno.EROFS:
         return f"{target or 'a file'}: {os.strerror(number)}; choose a folder that can be written"
     return words

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from .errors import NO_ROOM
 
 
 @contextlib.contextmanager
@@ -35,11 +37,15 @@ def reserve(path: Path | str) -> None:
         OSError: there is not so much room; it names the file.
     """
     with open(path, "r+b") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size and hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    return  # a file system that cannot promise room
-                raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+        take_room(file, os.fstat(file.fileno()).st_size, str(path))
+
+
+def take_room(file: IO[bytes], size: int, name: str) -> None:
+    """The same of an open file, for `size` bytes."""
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in NO_ROOM:  # others: a file system that cannot promise room
+            raise OSError(error.errno, os.strerror(error.errno), name) from None

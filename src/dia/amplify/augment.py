@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.imageset import LUMA
 from ..settings import chosen, require
 
-_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as in all of `data`
+_LUMA = torch.tensor(LUMA)
 
 
 @dataclass(frozen=True)

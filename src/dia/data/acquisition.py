@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..calibrate import drawn_as_one
+from .imageset import LUMA
+
 GREY = ("brightness", "contrast", "shadows", "highlights", "clipped", "sharpness", "noise")
 COLOUR = ("redness", "blueness", "saturation")
 _CHUNK = 64  # images measured at once
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 _FLOOR = 1e-3  # of a grey step, squared: keeps logarithms of flat images finite
 
 
@@ -53,17 +55,12 @@ def one_of_each(volumes: Sequence[str | None], n: int) -> np.ndarray:
         volumes: for each image the volume it is a slice of, None for none; empty where none is.
         n: how many images.
     """
-    if not any(volumes):
-        return np.arange(n)
-    of_units: dict[str | int, list[int]] = {}
-    for i, volume in enumerate(volumes):
-        of_units.setdefault(i if volume is None else volume, []).append(i)
-    return np.array(sorted(unit[len(unit) // 2] for unit in of_units.values()))
+    return np.array(sorted(unit[len(unit) // 2] for unit in drawn_as_one(n, volumes)), int)
 
 
 def _measured(images: np.ndarray) -> np.ndarray:
     x = images.astype(np.float32)
-    luma = x[..., 0] if x.shape[-1] == 1 else x @ _LUMA  # (n, H, W)
+    luma = x[..., 0] if x.shape[-1] == 1 else x @ np.array(LUMA, np.float32)  # (n, H, W)
     flat = luma.reshape(len(luma), -1)
     shadows, highlights = np.percentile(flat, (5, 95), axis=1)
     clipped = ((images == 0).all(-1) | (images == 255).all(-1)).mean((1, 2))

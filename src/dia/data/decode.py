@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from ..files import take_room
 from .deep import read as read_deep
 from .deep import to_8_bits
 from .dicom import Dicom
@@ -350,8 +351,7 @@ def _allocate(shape: tuple[int, int, int, int], memmap_above: int) -> np.ndarray
         return np.zeros(shape, np.uint8)
     with tempfile.TemporaryFile() as file:  # unlinked from the start; the map keeps it alive
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
-                os.posix_fallocate(file.fileno(), 0, nbytes)
+            take_room(file, nbytes, tempfile.gettempdir())
             return np.memmap(file, np.uint8, "w+", shape=shape)
         except OSError as e:
             room = f"{tempfile.gettempdir()}: no room for {nbytes} bytes"

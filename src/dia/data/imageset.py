@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R 601
+
 NORMAL, ANOMALOUS = 0, 1
 
 

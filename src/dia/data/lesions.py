@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .imageset import DataError
+from .imageset import LUMA, DataError
 
 VERSION = 1  # raised where equal arguments come to other lesions than before
 SMALLEST = 8  # side in pixels
@@ -66,7 +66,7 @@ class Ground:
     def of(cls, image: np.ndarray) -> Ground:
         """From `(H, W, C)` uint8."""
         x = image.astype(np.float64)
-        grey = x[..., 0] if x.shape[-1] == 1 else x @ (0.299, 0.587, 0.114)
+        grey = x[..., 0] if x.shape[-1] == 1 else x @ LUMA
         inside = body(grey)
         depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
         low, high = np.percentile(grey[inside], (5, 95))

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from ..calibrate import Calibration
+from ..calibrate import Calibration, drawn_as_one
 from ..data.imageset import DataError, ImageSet
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors import detector_class
@@ -100,12 +100,9 @@ def splits(n: int, count: int, seed: int, volumes: Sequence[str | None] = ()) ->
     """
     if not 1 <= count <= BLOCKS:
         raise DataError(f"there are 1 to {BLOCKS} splits, not {count}")
-    units: dict[Any, list[int]] = {}
-    for i in range(n):
-        volume = volumes[i] if volumes else None
-        units.setdefault(i if volume is None else volume, []).append(i)
+    units = drawn_as_one(n, volumes)
     order = np.random.default_rng([seed, 3]).permutation(len(units))
-    parts = [np.array(u) for u in units.values()]
+    parts = [np.array(u) for u in units]
     ends = np.cumsum([len(parts[i]) for i in order]) if n else np.array([])
     blocks: list[list[int]] = [[] for _ in range(BLOCKS)]
     for i, end in zip(order, ends, strict=True):  # a unit lies where its middle lies
