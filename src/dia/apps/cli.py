@@ -551,7 +551,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if a.command is None:
             parser.print_help()
             sys.exit(2)
-        target = getattr(a[a.command], "out", None) or ""
+        target = a[a.command].get("out") or a[a.command].get("work") or ""  # where it writes
         globals()[f"cmd_{a.command}"](a[a.command])
     except (DataError, TrainingError) as error:
         err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
