@@ -95,6 +95,19 @@ def fit(folder: Path) -> None:
     detector.save(folder / "model")
 
 
+def refit(folder: Path) -> None:
+    """The same over another model, which is there before the first start."""
+    if not (folder / "begun").exists():
+        shutil.copytree(folder.parent / "blur", folder / "model")
+        (folder / "begun").touch()
+    fit(folder)
+
+
+def missing(folder: Path) -> int:
+    """1 where there is no model that loads, old or new."""
+    return 1 if (folder / "begun").exists() and not (folder / "model").exists() else unreadable(folder)
+
+
 def fitted(folder: Path) -> dict[str, str]:
     """Hashes of the weights and the calibration."""
     kept = [*(folder / "model").rglob("*.safetensors"), folder / "model/calibration.json"]
@@ -210,6 +223,14 @@ STAGES = (
         ("dissolver", "bank", "amplify", "encoder"),
         unreadable,
     ),
+    Stage(
+        "saving over another model",
+        refit,
+        fitted,
+        "detector.save",
+        ("dissolver", "bank", "amplify", "encoder"),
+        missing,
+    ),
     Stage("benchmark grid", grid, ledger, "cli.main"),
     Stage("scoring with heatmaps", score, scored, "cli.main"),
     Stage("the review page's writes", review, reviewed, "", (), lost),
@@ -233,10 +254,12 @@ def child(stage: Stage, folder: Path, delay: float | None) -> None:
     def watched(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def inner(*args: Any, **kwargs: Any) -> Any:
+            ended = threading.Event()
             if delay is not None:
-                threading.Thread(target=_kill, args=(delay,), daemon=True).start()
+                threading.Thread(target=_kill, args=(delay, ended), daemon=True).start()
             start = time.perf_counter()
             made = function(*args, **kwargs)
+            ended.set()
             (folder / ".seconds").write_text(str(time.perf_counter() - start))
             return made
 
@@ -256,9 +279,9 @@ def child(stage: Stage, folder: Path, delay: float | None) -> None:
             (stage.work if stage.within else watched(stage.work))(folder)
 
 
-def _kill(delay: float) -> None:
-    time.sleep(delay)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _kill(delay: float, ended: threading.Event) -> None:
+    if not ended.wait(delay):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def soak(stage: Stage, root: Path, kills: int, chance: random.Random) -> dict[str, Any]:
@@ -283,7 +306,7 @@ def soak(stage: Stage, root: Path, kills: int, chance: random.Random) -> dict[st
         said = (undisturbed / ".said").read_text()[-2000:]
         raise SystemExit(f"{stage.what}: the undisturbed run ended with {code}: {said}")
     wanted, seconds = stage.result(undisturbed), float((undisturbed / ".seconds").read_text())
-    if stage.work is fit and not (root / "parts").exists():
+    if stage.work in (fit, refit) and not (root / "parts").exists():
         shutil.copytree(undisturbed / "work", root / "parts")
     facts = {"killed": 0, "rounds": 0, "different": 0, "broken": 0, "failed": 0}
     starts = []

@@ -3,8 +3,10 @@
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from dia.apps import cli
 from dia.dissolve import DissolverSettings, bank
 from dia.dissolve.stand_ins import StandIn
 from dia.errors import system_error
-from dia.files import reserve
+from dia.files import replace_folder, reserve
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -83,7 +85,7 @@ def test_room_is_taken_before_it_is_written(tmp_path):
 
 def test_a_limit_of_the_system_is_met_as_an_error(tmp_path):
     code = (
-        "import numpy as np, sys; from dia.files import reserve; "
+        "import numpy as np, sys; from dia.files import replace_folder, reserve; "
         "np.lib.format.open_memmap(sys.argv[1], 'w+', np.uint8, (200, 100)).flush(); reserve(sys.argv[1])"
     )
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
@@ -92,3 +94,49 @@ def test_a_limit_of_the_system_is_met_as_an_error(tmp_path):
     )
     assert done.returncode == 1
     assert "File too large" in done.stderr
+
+
+class Killed(BaseException):
+    """No error that anything expects."""
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_a_model_that_is_replaced_is_there_whole_whenever_the_process_ends(tmp_path, monkeypatch, stop):
+    folder, new = tmp_path / "model", tmp_path / ".model-new"
+    for where, text in ((folder, "old"), (new, "new")):
+        where.mkdir()
+        for name in "ab":
+            (where / name).write_text(text)
+    calls = []
+
+    def dying(function):
+        def inner(*args, **kwargs):
+            calls.append(function)
+            if len(calls) > stop:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return inner
+
+    for place, name in ((Path, "rename"), (os, "unlink"), (shutil, "rmtree")):
+        monkeypatch.setattr(place, name, dying(getattr(place, name)))
+    with pytest.raises(Killed):
+        replace_folder(new, folder)
+    monkeypatch.undo()
+    whole = [{p.read_text() for p in d.iterdir()} for d in tmp_path.iterdir() if len(list(d.iterdir())) == 2]
+    if stop == 1:  # between the two renames
+        assert not folder.exists()
+        assert sorted(map(min, whole)) == ["new", "old"]
+    else:
+        assert {p.read_text() for p in folder.iterdir()} == {"old" if stop == 0 else "new"}
+        assert len(list(folder.iterdir())) == 2
+
+
+def test_a_model_that_cannot_be_replaced_stays(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "absent", folder)
+    assert (folder / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

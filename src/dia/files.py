@@ -1,9 +1,13 @@
-"""Files: one process at a time, and room on the disk before a memory map is written. Knows nothing else."""
+"""Files: one process at a time, room on the disk before a memory map is written, folders replaced whole.
+
+Knows nothing of what is in them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -49,3 +53,24 @@ def take_room(file: IO[bytes], size: int, name: str) -> None:
     except OSError as error:
         if error.errno in NO_ROOM:  # others: a file system that cannot promise room
             raise OSError(error.errno, os.strerror(error.errno), name) from None
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Moves a finished folder to where another may be, which is there until the new one takes its place.
+
+    A process that is killed leaves the old folder or the new one, or, between two renames, neither; never a
+    part of one. What it leaves beside them is hidden: its name begins with that of `new`.
+
+    Raises:
+        OSError: it could not be moved; what was there is there again.
+    """
+    aside = new.with_name(f"{new.name}.replaced")
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -29,7 +29,7 @@ from ..calibrate import Calibration, held_out
 from ..data.acquisition import acquisition, one_of_each, statistics_of
 from ..data.imageset import DataError, ImageSet
 from ..errors import TrainingError
-from ..files import locked, reserve
+from ..files import locked, replace_folder, reserve
 from ..modelfiles import ModelFiles, write_sums
 from ..presets import settings as preset_settings
 from ..room import Room
@@ -340,9 +340,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             self._save_parts(new)
             write_sums(new)
             new.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            new.rename(folder)
+            replace_folder(new, folder)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
