@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from dia import modelfiles
 from dia.amplify.learning import AmplifySettings
 from dia.apps.executors import hash_of, load_model
+from dia.apps.onnx_model import OnnxModel
 from dia.data.imageset import DataError
 from dia.detectors import DIA, Detector
 from dia.detectors.dia import DIASettings
@@ -485,3 +486,23 @@ def test_an_onnx_file_that_says_wrong_things_of_itself(tmp_path):
             load_model(made(facts))
     with pytest.raises(DataError, match=r"m\.onnx"):
         load_model(made(sound, give="other"))
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "{tmp}/secret.bin", "link.bin"])
+def test_an_exported_model_reads_no_file_outside_its_folder(tmp_path, location):
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    kind, make = onnx.TensorProto, onnx.helper
+    weight = kind(name="w", data_type=kind.FLOAT, dims=[4], data_location=kind.EXTERNAL)
+    weight.external_data.add(key="location", value=location.format(tmp=tmp_path))
+    ends = [make.make_tensor_value_info(name, kind.FLOAT, [4]) for name in ("images", "score")]
+    node = make.make_node("Add", ["images", "w"], ["score"])
+    graph = make.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match="onnxruntime cannot read it") as error:
+        OnnxModel(folder / "m.onnx", device="cpu")
+    assert "\n" not in str(error.value)
