@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dia.apps.cli import main
+from dia.apps.cli import _heatmap_file, main
 from dia.data import phantom
 
 TINY = [
@@ -105,7 +107,7 @@ def test_heatmaps_are_written_beside_the_scores(model, folders, tmp_path):
             str(tmp_path / "maps"),
         ]
     )
-    maps = list((tmp_path / "maps").glob("*.png"))
+    maps = list((tmp_path / "maps").rglob("*.png"))
     assert len(maps) == 16
     assert Image.open(maps[0]).size == (32, 32)
 
@@ -412,3 +414,27 @@ def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
     asked = build_parser(["benchmark"]).parse_args(["benchmark"]).benchmark.methods
     assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
     assert set(METHODS) - set(asked) == {"msc", "transformaly", "kdad", "uniad", *PEERS}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("a/b.png", "a/b.png"),
+        ("a_b.png", "a_b.png"),
+        ("a/b.PNG", "a/b.PNG"),
+        ("a/b.jpg", "a/b.jpg.png"),
+        ("scan.dcm#3", "scan.dcm#3.png"),
+        ("IM0001", "IM0001.png"),
+        ("../../b.jpg", "b.jpg.png"),
+        ("/etc/b.jpg", "etc/b.jpg.png"),
+    ],
+)
+def test_a_heatmap_lies_where_its_image_does_and_below_the_folder(name, file):
+    assert _heatmap_file(Path("maps"), name) == Path("maps") / file
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert not end.value.code
+    assert capsys.readouterr().out.split() == ["dia", version("dia-anomaly")]

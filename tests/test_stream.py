@@ -437,7 +437,7 @@ def test_heatmaps_keep_one_scale_over_batches_and_resumes(models, scans, tmp_pat
     heatmaps = Detector.load(model, device="cpu").heatmap(read(scans, workers=1))
     expected = colour(heatmaps, scale_of(heatmaps[:8]))
     for i, picture in enumerate(expected):
-        name = f"{i:02}.png.png"
+        name = f"{i:02}.png"
         assert np.array_equal(np.asarray(Image.open(tmp_path / "whole" / name)), picture)
         assert (tmp_path / "maps" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     line = refused(capsys, models / "gradient", scans, tmp_path / "x.csv", "--heatmaps", tmp_path / "none")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,7 +222,8 @@ def _score_parser() -> ArgumentParser:
     score.add_argument("--out", type=str, default="scores.csv", help="file of the rows: .csv or .jsonl")
     score.add_argument(
         "--heatmaps", type=str | None,
-        help="folder for a heatmap PNG per image, all in one scale of colours, which the first batch sets",
+        help="folder for a heatmap PNG per image, in the images' own folders and names, all in one scale of "
+        "colours, which the first batch sets",
     )  # fmt: skip
     score.add_argument(
         "--false_alarm_rate", type=float | None,
@@ -291,6 +293,7 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     """
     parser = ArgumentParser(
         prog="dia",
+        version=version("dia-anomaly"),
         description="""Finds subtle anomalies in medical images after training on normal images only.
 
             Train on normals, score new images, look at the report:

@@ -232,10 +232,16 @@ def _write_heatmaps(
         raise DataError(f"{method} has no heatmaps; fit dia+ for them")
     if rows.scale is None:
         rows.keep_scale(scale_of(maps))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in zip(names, colour(maps, rows.scale), strict=True):
-        safe = "_".join(Path(name).parts).replace("..", "_").lstrip("/\\")
-        Image.fromarray(picture).save(folder / f"{safe}.png")
+        target = _heatmap_file(folder, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(target)
+
+
+def _heatmap_file(folder: Path, name: str) -> Path:
+    """Where the heatmap of an image goes: below `folder`, whatever the name, in the folders of the images."""
+    inside = Path(*(p for p in Path(name).parts if p not in ("..", Path(name).anchor)))
+    return folder / inside.with_name(inside.name + ".png" * (inside.suffix.lower() != ".png"))
 
 
 def cmd_export(a: Namespace) -> None:
