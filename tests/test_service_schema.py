@@ -84,8 +84,21 @@ def test_the_schemas_tested_are_those_that_are_served(open_service, closed_servi
 def with_files(case, made):
     """The case with other files: of each that was generated, what `made` makes of it."""
     if isinstance(case.body, dict) and isinstance(case.body.get("files"), list):
-        case.body["files"] = [made(repr(item).encode()) for item in case.body["files"]]
+        files = case.body["files"]
+        case.body["files"] = [made(repr(f).encode()) if isinstance(f, str | bytes) else f for f in files]
     return case
+
+
+def looks_the_same_in_a_form(body):
+    """Whether bytes do not show why it is invalid.
+
+    A form says t=5 and t=[5] alike, files have no type, and an empty field is one that was not filled in.
+    """
+    if not isinstance(body, dict):
+        return False
+    files = body.get("files")
+    odd_files = isinstance(files, list) and not all(isinstance(f, str | bytes) for f in files)
+    return odd_files or not isinstance(body.get("t", []), list) or "" in body.values()
 
 
 def good(data):
@@ -100,8 +113,8 @@ def any_kind(data):
 
 def checked(case, response, *left_out):
     """The answer is as the schema says it, and tells nothing of this machine."""
-    if isinstance(case.body, dict) and not isinstance(case.body.get("t", []), list):
-        left_out = (*left_out, checks.negative_data_rejection)  # a form says t=5 and t=[5] alike
+    if looks_the_same_in_a_form(case.body):
+        left_out = (*left_out, checks.negative_data_rejection)
     case.validate_response(response, excluded_checks=list(left_out))
     for hidden in (TOKEN, tempfile.gettempdir(), os.getcwd(), sys.prefix, "Traceback"):
         assert hidden not in response.text
@@ -128,9 +141,7 @@ def test_any_bytes_as_files_are_answered_as_the_schema_says(open_service, case):
 @closed_schema.parametrize()
 @few
 def test_with_the_token_it_is_the_same_and_without_it_nothing(closed_service, case):
-    response = with_files(case, good).call(
-        base_url=closed_service.url, headers={"Authorization": f"Bearer {TOKEN}"}
-    )
+    response = ask(closed_service, case, good, TOKEN)
     checked(case, response)
 
 
@@ -162,7 +173,5 @@ def test_many_of_any_kind(open_service, case):
 def test_many_with_a_token(closed_service, case):
     checked(
         case,
-        with_files(case, good).call(
-            base_url=closed_service.url, headers={"Authorization": f"Bearer {TOKEN}"}
-        ),
+        ask(closed_service, case, good, TOKEN),
     )

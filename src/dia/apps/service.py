@@ -235,6 +235,9 @@ def build_app(
     async def score(request: Request, form: Annotated[ScoreForm, _MULTIPART]) -> Response:
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
+        sent = await request.form()
+        if twice := [name for name in ("heatmaps", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
+            raise Refused(422, f"{twice[0]}: sent more than once")
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
         if form.heatmaps != "none" and not inferencer.has_heatmaps:
