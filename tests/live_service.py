@@ -16,12 +16,17 @@ from dia.apps.service import build_app
 class Live:
     """A running service, spoken to in bytes."""
 
-    def __init__(self, app, port):
-        self.app, self.port = app, port
+    def __init__(self, running, port):
+        self.running, self.port = running, port
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def connections(self):
+        """How many there are."""
+        return len(self.running.server_state.connections)
 
     def connect(self, sent=b""):
         """A connection over which this was sent; reading gives up after a minute, which is a failure."""
@@ -49,20 +54,26 @@ class Live:
 
 
 @contextmanager
-def live(inferencer, limits, token=None, **options):
-    """A `Live`, with a check at its end that nothing is left under way."""
+def live(inferencer, limits, token=None, *, send_buffer=None, **options):
+    """A `Live`, with a check at its end that nothing is left of it; `send_buffer`: bytes, of the kernel."""
+    before = set(threading.enumerate())
     app = build_app(inferencer, limits, token, **options)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        if send_buffer is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         running = server(app, limits)
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()
         try:
-            one = Live(app, listening.getsockname()[1])
+            one = Live(running, listening.getsockname()[1])
             yield one
             one.until(active_requests=0, waiting_images=0)
         finally:
             running.should_exit = True
             thread.join()
+        for left in set(threading.enumerate()) - before:
+            left.join(60)
+            assert not left.is_alive(), left
 
 
 def request(method, path, body=b"", *headers, host=b"127.0.0.1", length=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -57,6 +58,16 @@ def connection(limits: Limits) -> type[H11Protocol]:
             before = self.cycle
             super().data_received(data)
             self._asked(before)
+
+        def send_400_response(self, msg: str) -> None:
+            """uvicorn's, of bytes that are no HTTP, though a request before or around them is under way."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True  # what is worked out for it is sent to nobody
+                self.cycle.message_event.set()
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
+                self.transport.abort()
 
         def pause_writing(self) -> None:
             super().pause_writing()
