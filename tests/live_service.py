@@ -12,6 +12,9 @@ from PIL import Image
 from dia.apps.connections import server
 from dia.apps.service import build_app
 
+MULTIPART = b"Content-Type: multipart/form-data"
+KIND = MULTIPART + b"; boundary=x"
+
 
 class Live:
     """A running service, spoken to in bytes."""
@@ -86,7 +89,7 @@ def request(method, path, body=b"", *headers, host=b"127.0.0.1", length=True):
 
 def post(*parts, path="/score", headers=()):
     """A request with a form: (name, data) or (name, file name, data), all bytes."""
-    return request("POST", path, form(*parts), b"Content-Type: multipart/form-data; boundary=x", *headers)
+    return request("POST", path, form(*parts), KIND, *headers)
 
 
 def form(*parts):

@@ -13,15 +13,13 @@ import threading
 from contextlib import ExitStack, suppress
 
 import pytest
-from live_service import form, live, picture, post, read, request, zipped
+from live_service import KIND, MULTIPART, form, live, picture, post, read, request, zipped
 from PIL import Image
 
 from dia.apps.limits import Limits
 
 IMAGE = post((b"files", b"a.png", picture()))
 BODY = form((b"files", b"a.png", picture()))
-MULTIPART = b"Content-Type: multipart/form-data"
-KIND = MULTIPART + b"; boundary=x"
 HURRY = Limits(patience=0.2)
 
 
