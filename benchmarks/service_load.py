@@ -307,7 +307,7 @@ def tables(results: dict[str, Any]) -> str:
         "",
         f"- memory over the last 80 % of {sum(r['requests'] for r in rows)} requests: "
         f"**{results['slope']:+.2f} MB for a thousand more**",
-        f"- requests: {kinds}; of {results['known']} files {results['as_scored']} had another score by `dia score`",
+        f"- requests: {kinds}; {results['as_scored']} of the files have another score by `dia score`",
         f"- afterwards `/health` had {results['left']} requests and images; {results['files_left']} "
         f"temporary files were left",
         f"\n*{where['device']}, {results['cores']} cores for server "

@@ -57,8 +57,13 @@ class Live:
 
 
 @contextmanager
-def live(inferencer, limits, token=None, *, send_buffer=None, **options):
-    """A `Live`, with a check at its end that nothing is left of it; `send_buffer`: bytes, of the kernel."""
+def live(inferencer, limits, token=None, *, send_buffer=None, alone=True, **options):
+    """A `Live`, with a check at its end that nothing is left of it.
+
+    Args:
+        send_buffer: of the kernel, in bytes.
+        alone: nothing else starts threads meanwhile, so that none may be left.
+    """
     before = set(threading.enumerate())
     app = build_app(inferencer, limits, token, **options)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
@@ -74,7 +79,7 @@ def live(inferencer, limits, token=None, *, send_buffer=None, **options):
         finally:
             running.should_exit = True
             thread.join()
-        for left in set(threading.enumerate()) - before:
+        for left in set(threading.enumerate()) - before if alone else ():
             left.join(60)
             assert not left.is_alive(), left
 

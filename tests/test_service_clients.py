@@ -37,7 +37,7 @@ def temporary(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def service(inferencer):
     pixels = Image.MAX_IMAGE_PIXELS
-    with live(inferencer, Limits(max_mb=2)) as service:
+    with live(inferencer, Limits(max_mb=2), alone=False) as service:
         service.ask(IMAGE)  # its threads are there
         yield service
     Image.MAX_IMAGE_PIXELS = pixels

@@ -39,7 +39,7 @@ def temporary(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(temporary, inferencer):
-    with live(inferencer, Limits()) as service:
+    with live(inferencer, Limits(), alone=False) as service:
         service.ask(post((b"files", b"a.png", picture())))  # what is imported late is there
         yield service
 
@@ -90,7 +90,7 @@ def checked(found, temporary, served_run):
 def zip_of(names, links=()):
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
-        for name in names:
+        for name in dict.fromkeys(names):
             packed.writestr(zipfile.ZipInfo(name), picture())
         for name, target in links:
             link = zipfile.ZipInfo(name)
@@ -170,6 +170,7 @@ EPS = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(/etc/{M
 SVG = f'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/{MARK}">]><svg>&e;</svg>'.encode()
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 @pytest.mark.parametrize(
     ("name", "make"),
     [
@@ -232,7 +233,7 @@ def attempts():
 
 def test_the_token_is_in_no_answer_and_no_log(temporary, inferencer, caplog, monkeypatch):
     """At the most talkative level of every logger there is, and when the service fails."""
-    with live(inferencer, Limits(), TOKEN) as service, ExitStack() as undo:
+    with live(inferencer, Limits(), TOKEN, alone=False) as service, ExitStack() as undo:
         for name in {"", "dia.serve", *logging.root.manager.loggerDict} - {"uvicorn.access"}:  # which is off
             log = logging.getLogger(name)
             undo.callback(log.setLevel, log.level)

@@ -60,13 +60,13 @@ def described(token=None):
 
 @pytest.fixture(scope="module")
 def open_service(inferencer):
-    with live(inferencer, Limits()) as service:
+    with live(inferencer, Limits(), alone=False) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def closed_service(inferencer):
-    with live(inferencer, Limits(), TOKEN) as service:
+    with live(inferencer, Limits(), TOKEN, alone=False) as service:
         yield service
 
 
