@@ -257,7 +257,7 @@ def test_the_token_is_in_no_answer_and_no_log(temporary, inferencer, caplog, mon
 
 @pytest.mark.slow
 def test_the_token_of_a_process_with_the_page_is_seen_by_nobody(served_run, tmp_path):
-    """It is the password of the page: what is printed, answered and left in folders; no file is handed out."""
+    """It is the password of the page: what is printed, answered, left in folders; no file is handed out."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dia", "serve", str(served_run.run), "--port", "0", "--device", "cpu"],
         text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path,
