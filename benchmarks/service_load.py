@@ -293,11 +293,11 @@ def slope(looks: list[dict[str, float]]) -> float:
 def tables(results: dict[str, Any]) -> str:
     """Markdown of the rows and of what the server held."""
     rows, held = results["rows"], results["held"]
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "--:|" * len(rows[0])]
-    for row in rows:
-        shown = (f"{v:.0f}" if isinstance(v, float) and v >= 10 else f"{v:.2g}" if isinstance(v, float) else v
-                 for v in row.values())  # fmt: skip
-        lines.append("| " + " | ".join(map(str, shown)) + " |")
+    lines = [f"| clients | {' | '.join(str(r['clients']) for r in rows)} |", "|---|" + "--:|" * len(rows)]
+    for key in list(rows[0])[1:]:
+        values = [r[key] for r in rows]
+        shown = [f"{v:.0f}" if v >= 10 or isinstance(v, int) else f"{v:.2g}" for v in values]
+        lines.append(f"| {key} | {' | '.join(shown)} |")
     lines += ["", "| the server's process | memory, MB | open files | threads |", "|---|--:|--:|--:|"]
     for what, look in held.items():
         lines.append(f"| {what} | {look['mb']:.0f} | {look['files']} | {look['threads']} |")
