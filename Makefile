@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: audit demo docs test test-slow results soak bench bench-quick bench-peers bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow results soak bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -39,6 +39,9 @@ bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fel
 bench-peers: $(STAMP)  ## beside three of anomalib's methods
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/page.py
+
+bench-service: $(STAMP)  ## `dia serve` under load, every answer compared: docs/reliability.md (ten minutes)
+	$(BIN)/python benchmarks/service_load.py
 
 bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, from the built wheel to an open report
 	$(BIN)/python benchmarks/stranger.py

@@ -39,7 +39,7 @@ from ..files import take_room
 from .deep import read as read_deep
 from .deep import to_8_bits
 from .dicom import Dicom
-from .formats import has, kind_of
+from .formats import OPENED, has, kind_of
 from .imageset import DataError, ImageSet
 from .nifti import Nifti
 from .windows import DEFAULT_VIEW, View, Window
@@ -182,7 +182,7 @@ class Files:
         if (deep := read_deep(file, page, window)) is not None:
             return deep
         try:
-            with Image.open(file) as opened:
+            with Image.open(file, formats=OPENED) as opened:
                 if page:
                     opened.seek(page)
                 return _pixels(ImageOps.exif_transpose(opened), window)
@@ -250,7 +250,7 @@ def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
 
 def _mask(file: Path, number: int | None) -> np.ndarray:
     """`(H, W)` bool, True where not black."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=OPENED) as opened:
         if number is not None and getattr(opened, "n_frames", 1) <= number:
             raise DataError(f"mask {file} has fewer slices than its volume")
         opened.seek(number or 0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .formats import check_size, has, kind_of, silence
+from .formats import OPENED, check_size, has, kind_of, silence
 from .imageset import DataError
 from .windows import Window, to_bytes
 
@@ -36,7 +36,7 @@ def pages(path: Path) -> list[int]:
         with TiffFile(path) as tiff:
             kinds = [(p.shape, p.dtype, p.is_reduced) for p in tiff.pages]  # type: ignore[union-attr]
     else:
-        with Image.open(path) as image:
+        with Image.open(path, formats=OPENED) as image:
             for i in range(getattr(image, "n_frames", 1)):
                 image.seek(i)
                 reduced = image.tag_v2.get(_REDUCED, 0) & 1 if hasattr(image, "tag_v2") else 0
@@ -121,7 +121,7 @@ def _png(path: Path) -> np.ndarray | None:
             return None
     import imagecodecs
 
-    with Image.open(path) as image:  # refuses a header too large to be true
+    with Image.open(path, formats=OPENED) as image:  # refuses a header too large to be true
         turned = image.getexif().get(_ORIENTATION, 1)
     x = imagecodecs.png_decode(path.read_bytes())
     colours = 1 if x.shape[-1] == 2 else 3

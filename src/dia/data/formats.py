@@ -21,6 +21,8 @@ TIFF = frozenset([".tif", ".tiff"])
 DICOM = frozenset([".dcm", ".dicom"])
 NIFTI = frozenset([".nii", ".nii.gz"])
 SUFFIXES = PLAIN | TIFF | DICOM | NIFTI
+# What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
+OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
 _NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
 _INFLATED = 1032  # deflate makes no more of a byte than that many
