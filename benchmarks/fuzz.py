@@ -14,6 +14,7 @@ with its input, into `.work/fuzz/`.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import mmap
@@ -22,6 +23,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -69,6 +71,7 @@ PAGE = HERE.parent / "docs/reliability.md"
 FOUND = HERE.parent / ".work/fuzz"
 CASES = 120_000
 BYTES = 4096  # of an input that atheris makes
+UNTOUCHED = 4 * 2**30  # bytes more that may be asked for, but not used: the system's limit stands there
 _STATE = struct.Struct("<qqqqdddd")  # judged, results, refused, found; when the case began; slowest, peak, base
 
 
@@ -175,13 +178,15 @@ class Tally:
 
 def child(fuzz: Fuzz, ground: Ground, tally: Tally, wanted: int, chance: int) -> None:
     """Judges `wanted` cases, and ends the process."""
-    out = os.open(ground.root.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    faulthandler.register(signal.SIGUSR1)
+    out = os.open(ground.root.parent / "said", os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     if fuzz.target.startswith("HTTP"):
         ground.client()
     used = _status("VmData") * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
+    most = used + MEMORY + UNTOUCHED
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     state = tally.read()
     state[7] = _status("VmRSS") / 1024
@@ -202,7 +207,9 @@ def child(fuzz: Fuzz, ground: Ground, tally: Tally, wanted: int, chance: int) ->
         state[0] += 1
         state[4] = 0.0
         state[5] = max(state[5], time.monotonic() - start)
-        state[6] = max(state[6], (_status("VmHWM") - before) / 1024)
+        state[6] = max(state[6], peak := (_status("VmHWM") - before) / 1024)
+        if peak * 2**20 > MEMORY:
+            state[3] += keep(fuzz, Finding(f"{peak:.0f} MB"), ground)
         tally.write(state)
         if state[0] >= end:
             os._exit(0)
@@ -281,6 +288,8 @@ def fuzzed(fuzz: Fuzz, ground: Ground, wanted: int, chance: int) -> dict[str, An
             began = tally.read()[4]
             if began and time.monotonic() - began > SECONDS:
                 slow = True
+                os.kill(process.pid or 0, signal.SIGUSR1)  # it says where it is
+                time.sleep(0.2)
                 process.kill()
         if process.exitcode == 0:
             continue

@@ -145,7 +145,7 @@ def judge(ground: Ground, run: Run, data: Any) -> bool:
         text = str(warning.message)
         if issubclass(warning.category, UserWarning | RuntimeWarning) and _unprintable(text):
             raise Finding(f"a warning that is no line: {text[:300]!r}")
-        if issubclass(warning.category, RuntimeWarning):
+        if issubclass(warning.category, RuntimeWarning) and "bomb" not in text:  # Pillow's, of many pixels
             raise Finding(f"arithmetic went wrong: {text[:200]} ({warning.filename}:{warning.lineno})")
     if any(SECRET in text for text in shown):
         raise Finding(f"a file from outside is shown: {[t for t in shown if SECRET in t][0][:300]!r}")
@@ -284,8 +284,8 @@ def _model(ground: Ground, source: Path, changes: dict[str, Any], *, sums: bool)
             elif what is not None:
                 (place / name).write_bytes(what)
     if sums:
-        with contextlib.suppress(OSError):
-            write_sums(place)
+        plain = (p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file() and not p.is_symlink())
+        write_sums(place, list(plain))
     detector = Detector.load(place, device="cpu")
     scores = detector.score(np.zeros((2, *detector.shape_), np.uint8))
     if scores.shape != (2,) or not np.isfinite(scores).all():

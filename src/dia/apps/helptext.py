@@ -10,11 +10,14 @@ import inspect
 import textwrap
 from argparse import Action, _SubParsersAction
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
 
+from ..errors import printable
+
 EXAMPLES = "examples:"
+_LONGEST = 500  # characters of what is said of an argument, which it may repeat
 
 
 def examples(*commands: str) -> str:
@@ -72,6 +75,15 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
     def __init__(self, *args: Any, description: str = "", **kwargs: Any):
         super().__init__(*args, description=inspect.cleandoc(description), formatter_class=Help, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line on stderr, and exit status 2; an error where the parser was asked for one."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        where = getattr(ex, "subcommand_parser", None) or self
+        words = printable(" ".join(message.split())).rstrip(".")
+        words = words if len(words) < _LONGEST else f"{words[:_LONGEST]} …"
+        self.exit(2, f"dia: {words}; see {where.prog.replace(' [options]', '')} --help\n")
 
 
 def summary(parser: jsonargparse.ArgumentParser) -> str:

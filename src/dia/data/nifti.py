@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .formats import check_size, library, suffix_of
+from .formats import INFLATED, check_size, library, suffix_of
 from .imageset import DataError
 from .windows import ANATOMICAL, View, Window, to_bytes
 
@@ -76,12 +76,14 @@ class Nifti:
                 raise DataError("float voxels have no full range; give --window CENTER,WIDTH, or none")
             ends = [float(np.iinfo(raw.dtype).min), float(np.iinfo(raw.dtype).max)]
         else:
-            finite = raw[np.isfinite(raw)] if raw.dtype.kind == "f" else raw
+            floats = raw.dtype.kind == "f"
+            finite = raw[np.isfinite(raw)] if floats else raw
             if not finite.size:
                 raise DataError("no voxel of it is finite")
-            ends = np.percentile(finite, _PERCENTILES).tolist()
+            lowest, highest = float(finite.min()), float(finite.max())
+            ends = np.percentile(finite, _PERCENTILES, overwrite_input=floats).tolist()  # of a copy
             if ends[0] == ends[1]:  # nearly all voxels are alike
-                ends = [float(finite.min()), float(finite.max())]
+                ends = [lowest, highest]
         low, high = sorted(end * slope + inter for end in ends)
         return Window.between(low, high)
 
@@ -113,8 +115,9 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
     if voxels > VOXELS:
         raise DataError(f"its header promises {voxels} voxels, above the limit of {VOXELS}")
     sides = sorted((height, width, depth))
-    packed = suffix_of(path) == ".nii.gz"
-    check_size(sides[1], sides[2], sides[0], voxels * dtype.itemsize, path.stat().st_size, packed)
+    ratio = INFLATED if suffix_of(path) == ".nii.gz" else 1
+    nbytes, available = voxels * dtype.itemsize, path.stat().st_size
+    check_size(sides[1], sides[2], sides[0], nbytes, available, ratio, whole=True)
     return image, (height, width, depth)
 
 
