@@ -30,7 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,16 @@ from dia.data import phantom
 from dia.detectors import METHODS
 from dia.detectors.dia import DIASettings
 from dia.dissolve import DissolverSettings
-from dia.evaluate.ledger import Ledger, update_section
+from dia.evaluate.ledger import update_section
 
 PAGE = HERE.parent / "docs/reliability.md"
 FOUND = HERE.parent / ".work/fuzz"
 CASES = 120_000
 BYTES = 4096  # of an input that atheris makes
 UNTOUCHED = 4 * 2**30  # bytes more that may be asked for, but not used: the system's limit stands there
-_STATE = struct.Struct("<qqqqdddd")  # judged, results, refused, found; when the case began; slowest, peak, base
+_STATE = struct.Struct(
+    "<qqqqdddd"
+)  # judged, results, refused, found; when the case began; slowest, peak, base
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,9 @@ def keep(fuzz: Fuzz, error: Exception, ground: Ground) -> bool:
     words = str(error)[:40] if isinstance(error, Finding) else ""
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
     where = f"{type(error).__name__} {words} {place}"
-    name = f"{fuzz.target} {hashlib.sha256(where.encode()).hexdigest()[:8]}".replace("/", "-").replace("`", "")
+    name = f"{fuzz.target} {hashlib.sha256(where.encode()).hexdigest()[:8]}".replace("/", "-").replace(
+        "`", ""
+    )
     if (FOUND / f"{name}.txt").exists():
         return False
     FOUND.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,8 @@ def pngs(draw: st.DrawFn) -> bytes:
     """Headers that lie, with checksums that do not; chunks that unfold to much."""
     side = small | st.sampled_from([1000, 9000, 13000, 65535, 2**31 - 1])
     chunks = st.tuples(
-        st.sampled_from([b"tRNS", b"PLTE", b"eXIf", b"acTL", b"fcTL", b"gAMA", b"tIME", b"sBIT", b"IHDR"]), junk
+        st.sampled_from([b"tRNS", b"PLTE", b"eXIf", b"acTL", b"fcTL", b"gAMA", b"tIME", b"sBIT", b"IHDR"]),
+        junk,
     )
     bombs = st.tuples(st.sampled_from([b"iCCP", b"zTXt", b"iTXt"]), st.integers(0, 10**7)).map(
         lambda c: (c[0], b"x\0" + b"\0\0\0" * (c[0] == b"iTXt") + b"\0" + zlib.compress(bytes(c[1]), 9))
@@ -118,7 +119,7 @@ def niftis(draw: st.DrawFn) -> bytes:
     made = files.nifti(x, draw(some(fields, 4)))
     if draw(st.booleans()):
         return made
-    return gzip.compress(made + bytes(draw(st.sampled_from([0, 10, 10**6, 3 * 10**7]))), 1, mtime=0)
+    return gzip.compress(made + bytes(draw(st.sampled_from([0, 10, 10**5, 3 * 10**6]))), 1, mtime=0)
 
 
 @st.composite
@@ -127,24 +128,40 @@ def npzs(draw: st.DrawFn) -> bytes:
     types = ["|u1", "<u2", "<i8", "<f8", "|b1", "<U3", "|O", "<c16", "<M8[s]", "|S0", "|V9", "<U999999999"]
     descr = st.sampled_from(types) | text | st.just([("a", "<u2"), ("b", "|O")])
     shapes = st.lists(small | odd, max_size=5).map(tuple) | st.just((2, 8, 5)) | text
-    names = [f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels", "masks", "names")]
+    names = [
+        f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels", "masks", "names")
+    ]
     data = st.just(files.GREY.tobytes()) | junk | st.sampled_from([10**5, 10**7]).map(bytes)
     arrays = st.builds(files.npy, descr, shapes, data, st.booleans()) | junk
     member = st.tuples(st.sampled_from([f"{n}.npy" for n in names]) | text, arrays)
     sound = [("train_images.npy", files.npy("|u1", (2, 8, 5), files.GREY.tobytes()))]
-    return files.zipped(sound * draw(st.integers(0, 1)) + draw(st.lists(member, max_size=3)), draw(st.booleans()))
+    return files.zipped(
+        sound * draw(st.integers(0, 1)) + draw(st.lists(member, max_size=3)), draw(st.booleans())
+    )
 
 
 # --- places -------------------------------------------------------------------------------------------------
 
-PLACES = ["a.png", "b.png", "../secret.txt", "../temporary", "/etc/passwd", "/dev/zero", "/proc/self/mem", "", "."]
+PLACES = [
+    "a.png",
+    "b.png",
+    "../secret.txt",
+    "../temporary",
+    "/etc/passwd",
+    "/dev/zero",
+    "/proc/self/mem",
+    "",
+    ".",
+]
 PLACES += ["out.png", "~", "a.png/../b.png", "\x1b[31m.png", "list.csv", "a" * 5000, "a.png\0", "//a.png"]
 
 
 @st.composite
 def manifests(draw: st.DrawFn) -> bytes:
     """Rows of places that are none of the folder's, labels and splits of any kind."""
-    header = draw(st.sampled_from(["path,label", "path,label,mask,split", "label,path,split", "path,path,label"]))
+    header = draw(
+        st.sampled_from(["path,label", "path,label,mask,split", "label,path,split", "path,path,label"])
+    )
     values = {
         "path": st.sampled_from(PLACES) | text,
         "label": st.sampled_from(["0", "1", "good", ""]) | text,
@@ -167,8 +184,20 @@ def folders(draw: st.DrawFn) -> list[tuple[bytes, Any]]:
          b"a_mask.png"]
     )  # fmt: skip
     path = st.lists(part, min_size=1, max_size=4).map(b"/".join)
-    image = st.sampled_from([files.pillow(files.GREY, "PNG"), *files.dicom_seeds()[:4], *files.nifti_seeds()[:2]])
-    goal = [b"..", b"../..", b"/", b".", b"a.png", b"../secret.txt", b"../../secret.txt", b"/dev/zero", b"/etc"]
+    image = st.sampled_from(
+        [files.pillow(files.GREY, "PNG"), *files.dicom_seeds()[:4], *files.nifti_seeds()[:2]]
+    )
+    goal = [
+        b"..",
+        b"../..",
+        b"/",
+        b".",
+        b"a.png",
+        b"../secret.txt",
+        b"../../secret.txt",
+        b"/dev/zero",
+        b"/etc",
+    ]
     goals = st.sampled_from([g for g in goal if g != b"/etc"]).map(lambda g: ("link", g))
     what = image | image | junk | goals | st.sampled_from(["pipe", "folder"])
     return draw(st.lists(st.tuples(path, what), min_size=1, max_size=7))
@@ -243,7 +272,9 @@ def models(folder: Path) -> st.SearchStrategy[dict[str, Any]]:
         raw = (folder / name).read_bytes()
         end = 8 + int.from_bytes(raw[:8], "little")
         header = json.loads(raw[8:end])
-        shapes = st.lists(small | odd, max_size=4) | st.sampled_from(["F16", "I64", "F64", "BOOL", "x"]) | text
+        shapes = (
+            st.lists(small | odd, max_size=4) | st.sampled_from(["F16", "I64", "F64", "BOOL", "x"]) | text
+        )
         edits[name] = changed(header, shapes).map(lambda h, data=raw[end:]: files.safetensors(h, data))
         edits[name] |= st.integers(0, len(raw)).map(lambda n, raw=raw: raw[:n])
     goals = st.sampled_from(["../../secret.json", "config.json", "/dev/zero", "..", "loop"])
@@ -280,7 +311,9 @@ def onnxs(draw: st.DrawFn) -> bytes:
     made = onnx.load_from_string(small_onnx())
     for prop in made.metadata_props:
         if draw(st.integers(0, 3)) == 0:
-            words = json_value.map(json.dumps) | st.sampled_from(["[8192, 8192, 3]", "[8, 8, 3]", "NaN", "1e999"])
+            words = json_value.map(json.dumps) | st.sampled_from(
+                ["[8192, 8192, 3]", "[8, 8, 3]", "NaN", "1e999"]
+            )
             prop.value = draw(words).encode("utf-8", "ignore").decode()
     weight = made.graph.initializer[0]
     kind = draw(st.integers(0, 4))
@@ -344,7 +377,8 @@ def requests(draw: st.DrawFn) -> tuple[str, str, dict[str, str], bytes]:
     named = st.tuples(st.sampled_from(NAMES), st.sampled_from(_contents()) | junk)
     fields = st.tuples(
         st.sampled_from(["heatmaps", "false_alarm_rate", "t", "t", "files", "x\r\n", "__class__"]),
-        st.sampled_from(["png", "raw", "none", "0.5", "nan", "1e999", "-1", "0", "999", "50", "9" * 5000]) | text,
+        st.sampled_from(["png", "raw", "none", "0.5", "nan", "1e999", "-1", "0", "999", "50", "9" * 5000])
+        | text,
     )
     sent = draw(st.lists(named, max_size=2) | zips())
     body = targets.form(sent, draw(st.lists(fields, max_size=3)))

@@ -228,7 +228,9 @@ NIFTI = {  # place in the header, and kind
 def nifti(voxels: np.ndarray, fields: Mapping[str, float] | None = None, packed: bool = False) -> bytes:
     """A NIfTI-1 file, in which these fields say something else."""
     header = bytearray(352)
-    code = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}[str(voxels.dtype)]
+    code = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}[
+        str(voxels.dtype)
+    ]
     sound = {
         "sizeof_hdr": 348, "dim0": voxels.ndim, "datatype": code, "bitpix": 8 * voxels.itemsize,
         "vox_offset": 352, "scl_slope": 1, "sform": 1, "srow_x": 1, "srow_y": 1, "srow_z": 1,
@@ -278,7 +280,9 @@ def link(name: str, target: str) -> bytes:
 
 def npy(descr: Any, shape: Any, data: bytes, order: bool = False) -> bytes:
     """An array file of this header, whatever follows."""
-    text = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape!r}, }}".encode("utf-8", "replace")
+    text = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape!r}, }}".encode(
+        "utf-8", "replace"
+    )
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) % 65536) + text + data
 

@@ -284,7 +284,9 @@ def _model(ground: Ground, source: Path, changes: dict[str, Any], *, sums: bool)
             elif what is not None:
                 (place / name).write_bytes(what)
     if sums:
-        plain = (p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file() and not p.is_symlink())
+        plain = (
+            p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file() and not p.is_symlink()
+        )
         write_sums(place, list(plain))
     detector = Detector.load(place, device="cpu")
     scores = detector.score(np.zeros((2, *detector.shape_), np.uint8))

@@ -13,7 +13,7 @@ import yaml
 
 from .data.imageset import DataError
 
-MAX_BYTES = 256 * 2**10
+MAX_BYTES = 64 * 2**10
 MAX_VALUES = 100_000  # with aliases written out
 
 
@@ -30,7 +30,7 @@ def read_yaml(path: Path | str) -> Any:
             raise DataError(f"{path}: more than {MAX_BYTES >> 10} KiB of YAML; a configuration is shorter")
         values = yaml.safe_load(text.decode())
         if _count(values, {}) > MAX_VALUES:
-            raise DataError(f"{path}: its aliases stand for more than {MAX_VALUES} values; write them out")
+            raise DataError(f"{path}: it stands for more than {MAX_VALUES} values, aliases written out")
     except DataError:
         raise
     except OSError as error:

@@ -37,9 +37,8 @@ from rich.progress import Progress
 
 from ..errors import printable
 from ..files import take_room
-from .deep import check_opened
+from .deep import check_opened, to_8_bits
 from .deep import read as read_deep
-from .deep import to_8_bits
 from .dicom import Dicom
 from .formats import has, kind_of
 from .imageset import DataError, ImageSet

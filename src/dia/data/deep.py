@@ -27,7 +27,15 @@ _DEEP_COLOUR = (
 )  # bit depth and colour type of a PNG: RGB, grey + alpha, RGBA
 # compressions of bytes, whose result tifffile bounds, and of images, which say their own size
 _BYTES = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "ZSTD_DEPRECATED")
-_STREAMS = ("JPEG", "OJPEG", "JPEG2000", "APERIO_JP2000_YCBC", "APERIO_JP2000_RGB", "JPEG_2000_LOSSY", "JPEG_LOSSY")
+_STREAMS = (
+    "JPEG",
+    "OJPEG",
+    "JPEG2000",
+    "APERIO_JP2000_YCBC",
+    "APERIO_JP2000_RGB",
+    "JPEG_2000_LOSSY",
+    "JPEG_LOSSY",
+)
 _UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
 
 

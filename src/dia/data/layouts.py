@@ -132,7 +132,9 @@ def folder_entries(root: Path, normal: list[str], anomalous: list[str]) -> list[
 def _warn_of_classes(root: Path, classes: list[str]) -> None:
     if len(classes) > 1:
         named = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
-        said = f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME"
+        said = (
+            f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME"
+        )
         warnings.warn(printable(said), stacklevel=5)  # the caller of `read`
 
 

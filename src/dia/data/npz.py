@@ -23,7 +23,9 @@ def read_npz(path: Path, split: str | None, normal: list[str]) -> ImageSet:
         with np.load(path, allow_pickle=False) as arrays:
             total, room = sum(i.file_size for i in arrays.zip.infolist()), path.stat().st_size  # as unpacked
             if total > max(VOLUME_BYTES, TIMES * room):
-                raise DataError(f"{path}: its {room} bytes unfold to {total}; save it with numpy.savez, unpacked")
+                raise DataError(
+                    f"{path}: its {room} bytes unfold to {total}; save it with numpy.savez, unpacked"
+                )
             available = [s for s in SPLITS if f"{s}_images" in arrays]
             if not available:
                 there = listed(arrays)

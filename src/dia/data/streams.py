@@ -25,9 +25,9 @@ def check_streams(data: bytes, pixels: int) -> None:
 
 def _jpeg_2000(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Of each codestream, which no packet can look like (ISO 15444-1, A.5.1)."""
-    for found in re.finditer(rb"\xff\x4f\xff\x51.{36}", data, re.DOTALL):
+    for found in re.finditer(rb"\xff\x4f\xff\x51.{38}", data, re.DOTALL):
         right, bottom, left, top = (int.from_bytes(found[0][i : i + 4]) for i in (8, 12, 16, 20))
-        yield max(bottom - top, 0), max(right - left, 0), int.from_bytes(found[0][38:40])
+        yield max(bottom - top, 0), max(right - left, 0), int.from_bytes(found[0][40:42])
 
 
 def _jpeg(data: bytes) -> Iterator[tuple[int, int, int]]:
