@@ -72,9 +72,7 @@ FOUND = HERE.parent / ".work/fuzz"
 CASES = 120_000
 BYTES = 4096  # of an input that atheris makes
 UNTOUCHED = 4 * 2**30  # bytes more that may be asked for, but not used: the system's limit stands there
-_STATE = struct.Struct(
-    "<qqqqdddd"
-)  # judged, results, refused, found; when the case began; slowest, peak, base
+_STATE = struct.Struct("<qqqqddd")  # judged, results, refused, found; case began; slowest s, peak MB
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class Tally:
         self.shared = shared
 
     def read(self) -> list[Any]:
-        """judged, results, refused, found; when the case began; slowest, peak, base."""
+        """judged, results, refused, found; when the case began; slowest s, peak MB."""
         return list(_STATE.unpack_from(self.shared))
 
     def write(self, values: list[Any]) -> None:
@@ -186,12 +184,12 @@ def child(fuzz: Fuzz, ground: Ground, tally: Tally, wanted: int, chance: int) ->
     os.dup2(out, 2)
     if fuzz.target.startswith("HTTP"):
         ground.client()
+    ground.outside = ground._outside()
     used = _status("VmData") * 1024
     most = used + MEMORY + UNTOUCHED
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     state = tally.read()
-    state[7] = _status("VmRSS") / 1024
     end = state[0] + wanted
 
     def one(data: Any) -> None:
@@ -280,7 +278,7 @@ def _status(name: str) -> int:
 def fuzzed(fuzz: Fuzz, ground: Ground, wanted: int, chance: int) -> dict[str, Any]:
     """Runs the target until so many cases are judged; a process that dies or is slow counts as found."""
     tally, died = Tally(mmap.mmap(-1, _STATE.size)), 0
-    context = multiprocessing.get_context("fork")
+    context, began_at = multiprocessing.get_context("fork"), time.monotonic()
     while (done := tally.read())[0] < wanted and died < 20:
         process = context.Process(
             target=child, args=(fuzz, ground, tally, wanted - done[0], chance + 1000 * died)
@@ -292,7 +290,8 @@ def fuzzed(fuzz: Fuzz, ground: Ground, wanted: int, chance: int) -> dict[str, An
             began = tally.read()[4]
             if began and time.monotonic() - began > SECONDS:
                 slow = True
-                os.kill(process.pid or 0, signal.SIGUSR1)  # it says where it is
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, signal.SIGUSR1)  # it says where it is
                 time.sleep(0.2)
                 process.kill()
         if process.exitcode == 0:
@@ -303,10 +302,11 @@ def fuzzed(fuzz: Fuzz, ground: Ground, wanted: int, chance: int) -> dict[str, An
         state[3] += keep(fuzz, Finding(why), ground)
         state[0], state[4] = state[0] + bool(state[4]), 0.0
         tally.write(state)
-    judged, results, refused, found, _, slowest, peak, base = tally.read()
+    judged, results, refused, found, _, slowest, peak = tally.read()
     return {
         "input": fuzz.target, "engine": fuzz.engine, "cases": judged, "results": results, "refused": refused,
-        "findings": found, "slowest_s": round(slowest, 2), "peak_mb": round(peak), "base_mb": round(base),
+        "findings": found, "slowest_s": round(slowest, 2), "peak_mb": round(peak),
+        "seconds": round(time.monotonic() - began_at),
     }  # fmt: skip
 
 
@@ -337,8 +337,12 @@ def table(results: dict[str, Any]) -> str:
     sums = " | ".join(f"{sum(r[k] for r in rows):,}" for k in ("cases", "results", "refused", "findings"))
     most = (f"{max(r['slowest_s'] for r in rows):.2f}", f"{max(r['peak_mb'] for r in rows):,}")
     lines.append(f"| **all** | | {sums} | {most[0]} | {most[1]} |")
-    lines += ["", f"Limits: {results['seconds']:g} s for each case, {results['memory_mb']:,} MB beyond what the "
-              f"libraries take. {results['minutes']:.0f} minutes on one core."]  # fmt: skip
+    minutes = sum(r["seconds"] for r in rows) / 60
+    lines += [
+        "",
+        f"Limits: {results['seconds']:g} s for each case, {results['memory_mb']:,} MB beyond what the libraries "
+        f"take. {minutes:.0f} minutes on one core of a busy machine, seed {results['seed']}.",
+    ]
     return "\n".join(lines)
 
 
@@ -346,7 +350,7 @@ def main() -> None:
     """Fuzzes, draws the page."""
     p = parser(__doc__)
     p.add_argument("--cases", type=int, default=CASES, help="of all targets together")
-    p.add_argument("--targets", nargs="+", help="words of their names; all by default, drawn on the page")
+    p.add_argument("--targets", nargs="+", help="words of their names, whose rows are replaced; all by default")
     p.add_argument("--seed", type=int, default=0, help="of both engines")
     p.add_argument("--page", action="store_true", help="draw the page from the results there are")
     a = p.parse_args()
@@ -354,23 +358,23 @@ def main() -> None:
         if atheris is None:
             print("atheris is not installed (it is of Linux on x86-64): structured cases alone", flush=True)
         shutil.rmtree(FOUND, ignore_errors=True)
-        start, rows = time.monotonic(), []
+        there = RESULTS / "fuzz.json"
+        before = json.loads(there.read_text())["rows"] if there.exists() and a.targets else []
+        known, rows = {r["input"]: r for r in before}, []
         with grounds() as ground:
             every = [t for t in all_targets(ground) if atheris or t.seeds is None]
             parts = sum(t.share for t in every)
             for t in every:
                 if a.targets and not any(word in t.target for word in a.targets):
                     continue
-                began = time.monotonic()
                 rows.append(fuzzed(t, ground, int(np.ceil(a.cases * t.share / parts)), a.seed))
-                print(f"{time.monotonic() - began:6.1f} s", rows[-1], flush=True)
-        facts = {"seconds": SECONDS, "memory_mb": MEMORY >> 20, "minutes": (time.monotonic() - start) / 60}
-        if not a.targets:
-            publish("fuzz", rows, {}, **facts)
+                print(rows[-1], flush=True)
+            known |= {r["input"]: r for r in rows}
+            made = [known[t.target] for t in every if t.target in known]  # in the table's order
+            publish("fuzz", made, {}, seconds=SECONDS, memory_mb=MEMORY >> 20, seed=a.seed)
         found = sum(r["findings"] for r in rows)
         print(f"{sum(r['cases'] for r in rows)} cases, {found} findings" + f": see {FOUND}" * bool(found))
-    if not a.targets:
-        update_section(PAGE, "FUZZ", table(json.loads((RESULTS / "fuzz.json").read_text())))
+    update_section(PAGE, "FUZZ", table(json.loads((RESULTS / "fuzz.json").read_text())))
 
 
 if __name__ == "__main__":

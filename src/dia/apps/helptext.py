@@ -10,10 +10,11 @@ import inspect
 import textwrap
 from argparse import Action, _SubParsersAction
 from collections.abc import Generator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jsonargparse
 
+from ..data.imageset import DataError
 from ..errors import printable
 
 EXAMPLES = "examples:"
@@ -84,6 +85,19 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         words = printable(" ".join(message.split())).rstrip(".")
         words = words if len(words) < _LONGEST else f"{words[:_LONGEST]} …"
         self.exit(2, f"dia: {words}; see {where.prog.replace(' [options]', '')} --help\n")
+
+
+def refuse_nulls(parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace) -> None:
+    """A null of a configuration stands only where None is a value: jsonargparse lets it stand everywhere.
+
+    Raises:
+        DataError: it names the option.
+    """
+    for action in commands(parser)[values.command]._actions:
+        kind = getattr(action, "_typehint", None)
+        none = action.default is None or kind is None or type(None) in get_args(kind)
+        if not none and action.dest in values[values.command] and values[values.command][action.dest] is None:
+            raise DataError(f"{action.dest} cannot be null; give a value, or leave it out")
 
 
 def summary(parser: jsonargparse.ArgumentParser) -> str:

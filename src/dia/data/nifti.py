@@ -53,8 +53,9 @@ class Nifti:
         slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
         self.volume = np.empty(volume.shape, bool if mask else np.uint8)
         window = None if mask else self._window(raw, slope, inter, view)
-        for i, x in enumerate(volume):
-            self.volume[i] = x != 0 if window is None else to_bytes(window.apply(x * slope + inter))
+        with np.errstate(over="ignore", invalid="ignore"):  # of slopes and voxels without measure
+            for i, x in enumerate(volume):
+                self.volume[i] = x != 0 if window is None else to_bytes(window.apply(x * slope + inter))
         self.nbytes = self.volume.nbytes
 
     def image(self, index: int) -> np.ndarray:
