@@ -340,7 +340,7 @@ def table(results: dict[str, Any]) -> str:
     minutes = sum(r["seconds"] for r in rows) / 60
     lines += [
         "",
-        f"Limits: {results['seconds']:g} s for each case, {results['memory_mb']:,} MB beyond what the libraries "
+        f"Limits: {results['seconds']:g} s for each case, {results['memory_mb']:,} MB beyond what libraries "
         f"take. {minutes:.0f} minutes on one core of a busy machine, seed {results['seed']}.",
     ]
     return "\n".join(lines)
@@ -350,7 +350,9 @@ def main() -> None:
     """Fuzzes, draws the page."""
     p = parser(__doc__)
     p.add_argument("--cases", type=int, default=CASES, help="of all targets together")
-    p.add_argument("--targets", nargs="+", help="words of their names, whose rows are replaced; all by default")
+    p.add_argument(
+        "--targets", nargs="+", help="words of their names, whose rows are replaced; all by default"
+    )
     p.add_argument("--seed", type=int, default=0, help="of both engines")
     p.add_argument("--page", action="store_true", help="draw the page from the results there are")
     a = p.parse_args()

@@ -1,4 +1,4 @@
-"""Tiny valid files of every kind that is read, made here: seeds for the fuzzer, and writers that take any lie.
+"""Tiny valid files of every kind that is read: seeds for the fuzzer, and writers that take any lie.
 
 The writers put down what they are told, sizes and checksums that fit it included: a library's own writer
 would refuse. Knows formats; knows nothing of what reads them.

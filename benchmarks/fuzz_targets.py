@@ -1,4 +1,4 @@
-"""What is fuzzed: for each kind of input a function that reads it, and the oracle that judges what came of it.
+"""What is fuzzed: for each kind of input a function that reads it, and the oracle that judges the result.
 
 A target takes a folder of its own and the input, and returns what can be seen of the result; or raises the
 error that the reader documents. The oracle holds that against the rules in `judge`. Knows the readers; knows
@@ -262,7 +262,7 @@ def ablation(ground: Ground, data: bytes) -> list[str]:
     path = ground.case / "grid.yaml"
     path.write_bytes(data)
     grid = load_ablation(str(path))
-    return [grid.title, *map(str, grid.cells())]
+    return [str(grid.title), *map(str, grid.cells())]
 
 
 def small_model(ground: Ground, data: bytes) -> list[str]:
@@ -288,10 +288,8 @@ def _model(ground: Ground, source: Path, changes: dict[str, Any], *, sums: bool)
             elif what is not None:
                 (place / name).write_bytes(what)
     if sums and not (place / SUMS).is_symlink():
-        plain = (
-            p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file() and not p.is_symlink()
-        )
-        write_sums(place, list(plain))
+        plain = [p for p in place.rglob("*") if p.is_file() and not p.is_symlink()]
+        write_sums(place, [p.relative_to(place).as_posix() for p in plain])
     detector = Detector.load(place, device="cpu")
     scores = detector.score(np.zeros((2, *detector.shape_), np.uint8))
     if scores.shape != (2,) or not np.isfinite(scores).all():

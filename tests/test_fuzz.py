@@ -1,4 +1,4 @@
-"""Hostile files: each is a result or one printable line, within its limits; what `make fuzz` found stays found.
+"""Hostile files: each is a result or one printable line, within limits; what `make fuzz` found stays found.
 
 The targets and the oracle are those of `benchmarks/fuzz_targets.py`; here are few cases of each, and by name
 the samples that were crashes, hangs or bombs.
@@ -48,15 +48,19 @@ from dia.evaluate.ledger import FAILED, Ledger
 LINE = json.loads((Path(__file__).parents[1] / "results/runs.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.fixture(autouse=True)
+def pillows_limit(monkeypatch):
+    """The service sets its own for the whole process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)
+
+
 @pytest.fixture(scope="module")
 def ground(served_run, tmp_path_factory):
     place = tmp_path_factory.mktemp("fuzz")
     (place / "root").mkdir()
     made = Ground(place / "root", served_run.run, small_model(place / "small"))
-    before = Image.MAX_IMAGE_PIXELS
     yield made
     made._stack.close()
-    Image.MAX_IMAGE_PIXELS = before
 
 
 def small_model(place):
@@ -243,7 +247,9 @@ def test_tiff_pages_that_go_in_a_circle(tmp_path):
 def test_a_gzip_bomb_of_a_volume(tmp_path):
     x = np.zeros((2, 2, 2), np.float64)
     header = files.nifti(x, {"dim1": 800, "dim2": 800, "dim3": 800})
-    path = written(tmp_path / "a.nii.gz", gzip.compress(header + bytes(4 * 10**6), 9, mtime=0) + bytes(4 * 10**6))
+    path = written(
+        tmp_path / "a.nii.gz", gzip.compress(header + bytes(4 * 10**6), 9, mtime=0) + bytes(4 * 10**6)
+    )
     refused("unfold to 4096000000, above the limit of 1024 MiB", path)
     ends = gzip.compress(header[:400] + bytes(10**6), 9)
     refused("more than its|unfold", written(tmp_path / "b.nii.gz", ends))
@@ -281,7 +287,9 @@ def test_a_stream_larger_than_its_dicom_header(tmp_path, syntax):
     else:
         at = stream.index(b"\xff\xf7" if syntax == "jpeg-ls" else b"\xff\xc0") + 5
         struct.pack_into(">HH", stream, at, 40000, 40000)
-    refused("40000x40000, more than its header", written(tmp_path / "b.dcm", files.dicom([bytes(stream)], syntax)))
+    refused(
+        "40000x40000, more than its header", written(tmp_path / "b.dcm", files.dicom([bytes(stream)], syntax))
+    )
     giant = files.dicom([bytes(stream)], syntax, Rows=13000, Columns=13000)
     refused("unfold to", written(tmp_path / "c.dcm", giant))
 
@@ -347,7 +355,13 @@ def test_links_upwards_pipes_and_devices_are_left_out(tmp_path):
     data.mkdir(parents=True)
     written(data / "a.png", files.pillow(files.GREY, "PNG"))
     written(tmp_path / "beside.png", b"x")
-    for name, goal in (("root", "/"), ("up", ".."), ("upper", tmp_path), ("round", "."), ("zero.png", "/dev/zero")):
+    for name, goal in (
+        ("root", "/"),
+        ("up", ".."),
+        ("upper", tmp_path),
+        ("round", "."),
+        ("zero.png", "/dev/zero"),
+    ):
         (data / name).symlink_to(goal)
     os.mkfifo(data / "pipe.png")
     assert [f.name for f in image_files(data)] == ["a.png"]
@@ -360,7 +374,7 @@ def test_links_upwards_pipes_and_devices_are_left_out(tmp_path):
 def test_a_manifest_may_name_other_places_but_shows_nothing_of_them(ground):
     """It is the user's own list: images elsewhere are read, other files are no images and are not quoted."""
     text = "path,label\na.png,0\n../secret.txt,1\n"
-    with pytest.raises(DataError, match="secret.txt: no such|secret.txt") as error:
+    with pytest.raises(DataError, match=r"secret\.txt") as error:
         targets.manifest(ground, text.encode()) if ground.fresh() else None
     assert SECRET not in str(error.value)
     assert not judge(ground, targets.manifest, text.encode())
@@ -382,8 +396,9 @@ def test_names_that_a_terminal_would_obey_are_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (cases.ALIASES, "stands for more than"), ("&a [*a]", "an alias within itself"), ("[" * 900, "nested"),
-        ("a: [", "not a YAML file"), ("\0", "not a YAML file"), ("a: !!python/object:os.system x", "not a YAML"),
+        (cases.ALIASES, "stands for more than"), ("&a [*a]", "stands for more than"), ("[" * 900, "nested"),
+        ("a: [", "not a YAML file"), ("\0", "not a YAML file"),
+        ("a: !!python/object:os.system x", "not a YAML"),
         ("a: 2024-99-99", "not a YAML file"), ("x" * 300_000, "more than 64 KiB"),
     ],
 )  # fmt: skip
@@ -413,7 +428,8 @@ def test_aliases_that_stand_for_little_are_read(tmp_path):
     [
         ({"auroc": "x"}, "auroc must be a number from 0 to 1"), ({"auroc_ci": [0.1]}, "auroc_ci must be two"),
         ({"dataset": ["a"]}, "dataset must be text"), ({"versions": 3}, "versions must be an object"),
-        ({"seed": 2**70}, "seed must be a whole"), ({"ap": 10**400}, "ap must"), ({"commit": 0}, "commit must"),
+        ({"seed": 2**70}, "seed must be a whole"), ({"ap": 10**400}, "ap must"),
+        ({"commit": 0}, "commit must"),
         ({"ablation": 1}, "ablation must be"), (None, "method must be text"),
     ],
 )  # fmt: skip
@@ -436,7 +452,9 @@ def test_a_damaged_ledger_is_one_line_of_the_command(tmp_path, capsys):
     assert "not a JSON object; repair or delete" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["fit"], ["fit", "x", "--seed", "abc"], ["fiit"], ["fit", "x", "--nothing", "1"]])
+@pytest.mark.parametrize(
+    "words", [["fit"], ["fit", "x", "--seed", "abc"], ["fiit"], ["fit", "x", "--nothing", "1"]]
+)
 def test_bad_usage_is_one_line(capsys, words):
     with pytest.raises(SystemExit) as end:
         cli.main(words)

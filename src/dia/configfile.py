@@ -36,17 +36,18 @@ def read_yaml(path: Path | str) -> Any:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     except RecursionError as error:
-        raise DataError(f"{path}: nested too deeply, or an alias within itself") from error
+        raise DataError(f"{path}: nested too deeply") from error
     except Exception as error:  # PyYAML's own, and what Python says of odd text, numbers and dates
         raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())[:150]})") from error
     return values
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """Values in `value`, one that stands at several places counted at each; RecursionError for a circle."""
+    """Values in `value`, one that stands at several places counted at each; too many where one holds itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
         inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = MAX_VALUES + 1  # if it is met within itself
         known[id(value)] = 1 + sum(_count(v, known) for v in inner)
     return known[id(value)]

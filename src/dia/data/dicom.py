@@ -277,7 +277,7 @@ def _malformed(error: Exception) -> DataError:
 
 
 def _check(path: Path, ds: Any) -> int:
-    """Holds what the header promises against the file's size and what can be decoded; the number of frames."""
+    """Holds what the header promises against the file and what can be decoded; the number of frames."""
     frames = int(ds.get("NumberOfFrames") or 1)
     _decoder(ds.file_meta.TransferSyntaxUID)
     rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)

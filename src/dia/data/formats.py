@@ -140,6 +140,6 @@ def check_size(
     read, most = (nbytes, VOLUME_BYTES) if whole else (nbytes // images, IMAGE_BYTES)
     if read > max(most, TIMES * available):
         raise DataError(
-            f"its {available} bytes unfold to {read}, above the limit of {most >> 20} MiB or {TIMES} times the "
-            "file; save it unpacked, or in a smaller type"
+            f"its {available} bytes unfold to {read}, above the limit of {most >> 20} MiB or {TIMES} times "
+            "the file; save it unpacked, or in a smaller type"
         )

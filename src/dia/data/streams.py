@@ -1,7 +1,7 @@
 """How large compressed pixels say they are, inside files whose own header may say something else.
 
-Decoders believe the stream: a few bytes of JPEG, JPEG-LS or JPEG 2000 in a DICOM or TIFF file of a small image
-could ask for gigabytes. Knows markers; decodes nothing.
+Decoders believe the stream: a few bytes of JPEG, JPEG-LS or JPEG 2000 in a DICOM or TIFF file of a small
+image could ask for gigabytes. Knows markers; decodes nothing.
 """
 
 from __future__ import annotations
