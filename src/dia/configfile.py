@@ -43,7 +43,7 @@ def read_yaml(path: Path | str) -> Any:
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """Values in `value`, one that stands at several places counted at each; too many where one holds itself."""
+    """Values in `value`, one at several places counted at each; too many where one holds itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:

@@ -141,7 +141,7 @@ def _warn_of_classes(root: Path, classes: list[str]) -> None:
 def with_fixed_split(entries: list[Entry], train_normals: float) -> list[Entry]:
     """The split made for class folders; the slices of a volume stay together."""
     order = list(dict.fromkeys(e.volume or e.name for e in entries if e.label == NORMAL))
-    order.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    order.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
     number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
     train = set(order[:number])
     return [
