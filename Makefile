@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: audit demo docs test test-slow results soak bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow results soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -48,6 +48,9 @@ bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, fr
 
 soak: $(STAMP)  ## every stage killed fifty times and resumed, full and read-only disks: docs/reliability.md (an hour)
 	$(BIN)/python benchmarks/soak.py
+
+fuzz: $(STAMP)  ## every reader, file and endpoint with hostile input, 120,000 cases: docs/reliability.md (half an hour)
+	$(BIN)/python benchmarks/fuzz.py
 
 audit: $(STAMP) .audit-venv/.locked  ## vulnerabilities, licences and bill of materials of the locked packages; needs the network
 	.audit-venv/bin/python audit/run.py --python $(BIN)/python
