@@ -58,7 +58,7 @@ def plain_seeds() -> list[bytes]:
     alpha = np.concatenate([COLOUR, GREY[..., None]], -1)
     deep = [png(5, 4, 16, colour) for colour in (0, 2, 4, 6)]
     more = [pillow(COLOUR, "JPEG", exif=exif), pillow(GREY, "JPEG", progressive=True), palette.getvalue()]
-    kinds = ("PNG", "BMP", "GIF", "WEBP", "PPM", "TGA")
+    kinds = ("PNG", "BMP", "GIF", "WEBP", "PPM")
     return [*deep, *more, *(pillow(COLOUR, k) for k in kinds), pillow(alpha, "PNG"), pillow(GREY, "PNG")]
 
 
