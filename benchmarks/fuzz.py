@@ -60,6 +60,7 @@ import fuzz_targets as targets
 import numpy as np
 from fuzz_targets import MEMORY, SECONDS, Finding, Ground, Run, judge
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import HypothesisException
 
 from dia.amplify.learning import AmplifySettings
 from dia.data import phantom
@@ -228,7 +229,8 @@ def by_hypothesis(fuzz: Fuzz, one: Callable[[Any], None], wanted: int, chance: i
             max_examples=min(wanted, 2000), database=None, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck), derandomize=False,
         )  # fmt: skip
-        seed(f"{chance} {round_}")(options(given(fuzz.cases)(one)))()
+        with contextlib.suppress(HypothesisException):  # its own troubles end a round
+            seed(f"{chance} {round_}")(options(given(fuzz.cases)(one)))()
 
 
 def by_atheris(fuzz: Fuzz, one: Callable[[Any], None], ground: Ground, chance: int) -> None:

@@ -35,6 +35,7 @@ from fuzz_targets import SECRET, Finding, Ground, judge
 from dia import configfile
 from dia.apps import cli
 from dia.apps.onnx_model import OnnxModel
+from dia.apps.scorefile import ScoreFile
 from dia.configfile import read_yaml
 from dia.data import formats
 from dia.data.imageset import DataError
@@ -271,6 +272,13 @@ def test_a_zip_bomb_and_names_that_climb(ground):
     assert judge(ground, targets.unpacks, files.link("a.png", "../../secret.txt"))  # a file with that text
 
 
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_volumes_of_few_dimensions(tmp_path, dims):
+    data = files.nifti(np.zeros((3, 4, 5), np.uint8), {"dim0": dims})
+    with contextlib.suppress(DataError):
+        assert len(read(written(tmp_path / "a.nii", data), workers=1))
+
+
 # --- DICOM ----------------------------------------------------------------------------------------------
 
 
@@ -444,6 +452,20 @@ def test_a_ledger_line_of_another_kind_is_named(tmp_path, change, match):
     path.write_text('{"dataset": "a", "method": "b", "preset": "cpu", "seed": 0, "weights": "none"}\n')
     with pytest.raises(DataError, match="reason must be text"):
         Ledger(path, FAILED).rows()
+
+
+def test_rows_after_a_damaged_one_are_scored_again(tmp_path):
+    names = [f"{i}.png" for i in range(6)]
+    for bad in ("0.pag", "1.png,x,0.5,0", "1.png,\0001.5,0.5,0"):
+        rows = ["path,score,p_value,flagged", "0.png,1.0,0.5,0", bad, *(f"{n},1.0,0.5,0" for n in names[1:])]
+        (tmp_path / ".s.csv.part").write_text("\n".join(rows) + "\n")
+        (tmp_path / ".s.csv.part.json").write_text('{"m": 1, "scale": null}')
+        with ScoreFile(tmp_path / "s.csv", {"m": 1}, names, 1, resume=True) as file:
+            assert (file.start, file.rows) == (1, 1)
+            file.append([(n, 2.0, 0.5, False) for n in names[1:]])
+            assert file.write_volumes(names, ["v"] * 6, 2, lambda s: np.full(len(s), 0.5)) == 1
+            file.finish()
+        assert len((tmp_path / "s.csv").read_text().splitlines()) == 7
 
 
 def test_a_damaged_ledger_is_one_line_of_the_command(tmp_path, capsys):
