@@ -421,7 +421,8 @@ def http(ground: Ground, request: Any) -> list[str]:
         if place in text:
             raise Finding(f"{place} is told: {text[:300]}")
     if response.status_code < 400:
-        _finite(text if "json" in response.headers.get("content-type", "") else "{}")
+        if method != "HEAD" and "json" in response.headers.get("content-type", ""):
+            _finite(text)
         return [text]
     if path in ("/score", "/dissolve") and response.status_code != 405 and method == "POST":
         raise Refused(response.status_code, response.json()["detail"])

@@ -218,12 +218,17 @@ class ScoreFile:
                     end += len(line)
                     yield line.decode(errors="surrogateescape")
 
-        with self.part.open("rb") as file, suppress(ValueError, csv.Error):  # a row no one can read is torn
+        with (
+            self.part.open("rb") as file,
+            suppress(ValueError, TypeError, csv.Error),
+        ):  # a row no one can read is torn
             if self._csv:
                 rows: Iterator[Any] = csv.reader(lines(file))
                 next(rows, None)  # the header
             else:
                 rows = (tuple(json.loads(line).values()) for line in lines(file))
             for row in rows:
-                if len(row) == len(FIELDS):  # else torn inside a name of several lines
-                    yield row, end
+                if len(row) != len(FIELDS):  # torn inside a name of several lines
+                    return
+                float(row[1])
+                yield row, end

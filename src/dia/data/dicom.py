@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ _PALETTE = [
     for colour in ("Red", "Green", "Blue")
     for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
 ]
-_ROWS = 1024
+_ROWS = 256
 _DEFLATED, _PIECE = b"1.2.840.10008.1.2.1.99", 2**20
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 _PIXELS = [
@@ -142,9 +143,9 @@ class Dicom:
         ds, x = self._of_frame(index), self._stored(index)
         if self.ds.PhotometricInterpretation == "PALETTE COLOR":
             bits = int(self.ds.RedPaletteColorLookupTableDescriptor[2])
-            return to_bytes(apply_color_lut(x, self.ds) / (2**bits - 1))
+            return _by_rows(lambda x: to_bytes(apply_color_lut(x, self.ds) / (2**bits - 1)), x)
         if x.ndim == 3:
-            return to_bytes(x / (2**self.ds.BitsStored - 1))
+            return _by_rows(lambda x: to_bytes(x / (2**self.ds.BitsStored - 1)), x)
         own, full = _own_window(ds), _range(ds, x)
         shape = str(ds.get("PresentationLUTShape") or "")
         inverted = ds.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
@@ -163,8 +164,7 @@ class Dicom:
                 raise DataError("float pixels without a window of their own; give --window CENTER,WIDTH")
             return to_bytes(1 - y if inverted else y)[..., None]
 
-        # rows at a time: an image of floats would take several times its file
-        return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
+        return _by_rows(tone, x)
 
     def _of_frame(self, index: int) -> Any:
         """What makes the tone of one frame: its own functional groups, those all share, the file's."""
@@ -270,6 +270,11 @@ def _decoder(syntax: Any) -> Any:
     if not decoder.is_available:
         raise MissingLibrary(f"{name} is read by pylibjpeg; pip install 'dia-anomaly[medical]'")
     return decoder
+
+
+def _by_rows(tone: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """`tone(x)`, some rows at a time: a whole image of floats would take many times its file."""
+    return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
 
 
 def _malformed(error: Exception) -> DataError:

@@ -111,7 +111,7 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
         )
     if dtype.kind not in "iuf":
         raise DataError(f"voxels of type {dtype}; save it as integers or floats")
-    height, width, depth = (*shape, 1, 1)[:3]
+    height, width, depth = (*shape, 1, 1, 1)[:3]
     voxels = height * width * depth
     if voxels > VOXELS:
         raise DataError(f"its header promises {voxels} voxels, above the limit of {VOXELS}")
