@@ -21,6 +21,7 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -226,7 +227,7 @@ def by_hypothesis(fuzz: Fuzz, one: Callable[[Any], None], wanted: int, chance: i
     """Rounds of some thousand cases: hypothesis remembers those of a round, to try none twice."""
     for round_ in range(1000):
         options = settings(
-            max_examples=min(wanted, 2000), database=None, deadline=None, phases=[Phase.generate],
+            max_examples=min(wanted, 1000), database=None, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck), derandomize=False,
         )  # fmt: skip
         with contextlib.suppress(HypothesisException):  # its own troubles end a round
@@ -254,18 +255,16 @@ def keep(fuzz: Fuzz, error: Exception, ground: Ground) -> bool:
     words = str(error)[:40] if isinstance(error, Finding) else ""
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
     where = f"{type(error).__name__} {words} {place}"
-    name = f"{fuzz.target} {hashlib.sha256(where.encode()).hexdigest()[:8]}".replace("/", "-").replace(
-        "`", ""
-    )
-    if (FOUND / f"{name}.txt").exists():
+    kept = re.sub(r"[/`.-]", "", f"{fuzz.target} {hashlib.sha256(where.encode()).hexdigest()[:8]}")
+    if (FOUND / f"{kept}.txt").exists():
         return False
     FOUND.mkdir(parents=True, exist_ok=True)
-    (FOUND / f"{name}.txt").write_text(
+    (FOUND / f"{kept}.txt").write_text(
         f"{where}\n\n{''.join(traceback.format_exception(error))}\n"
         + (ground.root.parent / "said").read_text(errors="backslashreplace")[-2000:] * (not own),
         errors="backslashreplace",
     )
-    shutil.copy(ground.root.parent / "last", FOUND / f"{name}.pickle")
+    shutil.copy(ground.root.parent / "last", FOUND / f"{kept}.pickle")
     return True
 
 
