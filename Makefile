@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: audit demo docs test test-slow results soak bench bench-quick bench-peers bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow results soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -40,11 +40,17 @@ bench-peers: $(STAMP)  ## beside three of anomalib's methods
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/page.py
 
+bench-service: $(STAMP)  ## `dia serve` under load, every answer compared: docs/reliability.md (ten minutes)
+	$(BIN)/python benchmarks/service_load.py
+
 bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, from the built wheel to an open report
 	$(BIN)/python benchmarks/stranger.py
 
 soak: $(STAMP)  ## every stage killed fifty times and resumed, full and read-only disks: docs/reliability.md (an hour)
 	$(BIN)/python benchmarks/soak.py
+
+fuzz: $(STAMP)  ## every reader, file and endpoint with hostile input, 120,000 cases: docs/reliability.md (half an hour)
+	$(BIN)/python benchmarks/fuzz.py
 
 audit: $(STAMP) .audit-venv/.locked  ## vulnerabilities, licences and bill of materials of the locked packages; needs the network
 	.audit-venv/bin/python audit/run.py --python $(BIN)/python

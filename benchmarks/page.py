@@ -12,7 +12,15 @@ from dia.evaluate.ledger import update_section
 
 PAGE = HERE.parent / "docs" / "performance.md"
 README = HERE.parent / "README.md"
-ELSEWHERE = {"export_parity", "selection", "stress", "drift", "soak"}  # on pages of their own
+ELSEWHERE = {
+    "export_parity",
+    "selection",
+    "stress",
+    "drift",
+    "soak",
+    "fuzz",
+    "service_load",
+}  # on pages of their own
 # what the README says: benchmark, ratio, words
 HEADLINES = (
     ("train_step", "paper encoder, 28 px: whole / bare", "training step of the paper's encoder: {:.2f} of "

@@ -24,7 +24,7 @@ from dia.apps.grids import open_failures
 from dia.apps.workers import Here, Process, memory_of_machine_gb, workers_of
 from dia.data.imageset import DataError
 from dia.evaluate.benchmark import current_lines, scores_path, weights_kind
-from dia.evaluate.ledger import IDENTITY, Ledger, failures_path
+from dia.evaluate.ledger import FAILED, IDENTITY, Ledger, failures_path
 from dia.settings import SettingsError
 from dia.training import TrainingError
 
@@ -159,7 +159,7 @@ def test_one_failure_does_not_stop_the_rest_and_is_kept_with_its_reason(root, tm
     assert f"breastmnist seed 0 msc (weights: {absent}): weights {absent}: no file" in said
     assert "1 run failed" in said
     assert [line["method"] for line in lines_of(tmp_path)] == ["msc", "trivial:std"]
-    (kept,) = Ledger(failures_path(tmp_path / "l.jsonl")).rows()
+    (kept,) = Ledger(failures_path(tmp_path / "l.jsonl"), FAILED).rows()
     assert (kept["method"], kept["weights"]) == ("msc", absent)
     assert "no file" in kept["reason"]
 

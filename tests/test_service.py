@@ -594,6 +594,12 @@ def test_a_process_serves_until_it_is_stopped(served_run, files):
         assert answer["images"][0]["name"] == "patient-0815.png"
         connection.request("POST", "/score", iter([body + bytes(10_000)]), headers, encode_chunked=True)
         assert connection.getresponse().status == 413
+        for wrong in ({}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": f"Basic {TOKEN}"}):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", f"/model?token={TOKEN}", headers=wrong)
+            assert connection.getresponse().status == 401
+        if Path("/proc/self/cmdline").exists():
+            assert TOKEN not in Path(f"/proc/{process.pid}/cmdline").read_text()  # where --token would be
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

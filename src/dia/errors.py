@@ -26,6 +26,13 @@ class TrainingError(RuntimeError):
         self.batch, self.of = batch, of
 
 
+def printable(text: str) -> str:
+    """One line that a terminal only shows: line ends, controls and what no character is, as their escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def system_error(error: BaseException, target: str = "") -> str:
     """What the system refused, with the remedy, in one line; empty where it was something else.
 

@@ -679,15 +679,17 @@ def in_line(value: Any) -> str:
 
 def _peek(argv: Sequence[str], name: str, default: str) -> str:
     """The value of an option in `argv`, or in the YAML of its `--config`, before the parser exists."""
-    import yaml
+    from ..configfile import read_yaml
 
     found = default
     for i, word in enumerate(argv):
         flag, _, value = word.partition("=")
         value = value or (argv[i + 1] if i + 1 < len(argv) else "")
         if flag == "--config" and Path(value).is_file():
-            loaded = yaml.safe_load(Path(value).read_text())
-            found = loaded.get(name, found) if isinstance(loaded, dict) else found
+            loaded = read_yaml(value)
+            if not isinstance(loaded, dict):
+                raise DataError(f"{value}: no options in it; write them as NAME: VALUE")
+            found = str(loaded.get(name, found))
         elif flag == f"--{name}":
             return value
     return found

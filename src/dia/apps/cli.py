@@ -29,6 +29,7 @@ from ..data.imageset import DataError, ImageSet
 from ..errors import TrainingError, system_error
 from ..settings import replaced
 from .arguments import build_parser, underscored, with_signs
+from .helptext import refuse_nulls
 from .viewed import as_fitted
 
 if TYPE_CHECKING:
@@ -567,10 +568,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = ""
     try:
         parser = build_parser(argv)
-        a = parser.instantiate_classes(parser.parse_args(argv))
-        if a.command is None:
+        given = parser.parse_args(argv)
+        if given.command is None:
             parser.print_help()
             sys.exit(2)
+        refuse_nulls(parser, given)
+        try:
+            a = parser.instantiate_classes(given)
+        except TypeError as error:  # a part of the settings that is none
+            raise DataError(f"settings: a value of another kind than its setting's ({error})") from error
         target = a[a.command].get("out") or a[a.command].get("work") or ""  # where it writes
         globals()[f"cmd_{a.command}"](a[a.command])
     except (DataError, TrainingError) as error:

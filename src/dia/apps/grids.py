@@ -33,7 +33,7 @@ from ..evaluate.benchmark import current_lines, weights_kind
 from ..evaluate.benchmark_report import Beside
 from ..evaluate.benchmark_table import FailureKey
 from ..evaluate.bias import direction_of, facts_of_set
-from ..evaluate.ledger import Ledger, failures_path
+from ..evaluate.ledger import FAILED, Ledger, failures_path
 from ..presets import MAX_SIZE, PRESETS
 from ..training import TrainingError
 from .grid import Costs, Place, Task, benchmark_tasks, missing, run_grid
@@ -66,7 +66,7 @@ def report(a: Namespace, out: Console) -> None:
     )
     if not lines:
         raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
-    failures = open_failures(Ledger(failures_path(Path(a.ledger))).rows(), lines, a)
+    failures = open_failures(Ledger(failures_path(Path(a.ledger)), FAILED).rows(), lines, a)
     sets = sets_beside(lines, a.data_root, MAX_SIZE[a.preset])
     for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures, sets=sets):
         out.print(str(path), soft_wrap=True, highlight=False)

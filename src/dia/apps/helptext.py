@@ -10,11 +10,15 @@ import inspect
 import textwrap
 from argparse import Action, _SubParsersAction
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NoReturn, get_args
 
 import jsonargparse
 
+from ..data.imageset import DataError
+from ..errors import printable
+
 EXAMPLES = "examples:"
+_LONGEST = 500  # characters of what is said of an argument, which it may repeat
 
 
 def examples(*commands: str) -> str:
@@ -72,6 +76,28 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
     def __init__(self, *args: Any, description: str = "", **kwargs: Any):
         super().__init__(*args, description=inspect.cleandoc(description), formatter_class=Help, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line on stderr, and exit status 2; an error where the parser was asked for one."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        where = getattr(ex, "subcommand_parser", None) or self
+        words = printable(" ".join(message.split())).rstrip(".")
+        words = words if len(words) < _LONGEST else f"{words[:_LONGEST]} …"
+        self.exit(2, f"dia: {words}; see {where.prog.replace(' [options]', '')} --help\n")
+
+
+def refuse_nulls(parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace) -> None:
+    """A null of a configuration stands only where None is a value: jsonargparse lets it stand everywhere.
+
+    Raises:
+        DataError: it names the option.
+    """
+    for action in commands(parser)[values.command]._actions:
+        kind = getattr(action, "_typehint", None)
+        none = action.default is None or kind is None or type(None) in get_args(kind)
+        if not none and action.dest in values[values.command] and values[values.command][action.dest] is None:
+            raise DataError(f"{action.dest} cannot be null; give a value, or leave it out")
 
 
 def summary(parser: jsonargparse.ArgumentParser) -> str:

@@ -49,7 +49,11 @@ class OnnxModel:
         except Exception as error:  # onnxruntime's own have no common class
             reason = (str(error).splitlines() or [""])[0][:200]
             raise DataError(f"{path}: onnxruntime cannot read it ({reason})") from error
-        self.facts_ = facts_of(path, self.session.get_modelmeta().custom_metadata_map)
+        try:
+            metadata = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not made by `dia export`; its metadata is no text") from error
+        self.facts_ = facts_of(path, metadata)
         self.outputs = tuple(output.name for output in self.session.get_outputs())
         try:
             self.method = str(self.facts_["method"])
@@ -61,7 +65,7 @@ class OnnxModel:
             sound &= 0 < self.false_alarm_rate < 1 and self.calibration_.scores.ndim == 1
             if not sound or not len(self.calibration_.scores):
                 raise ValueError
-            if self.score(np.zeros((1, h, w, c), np.uint8)).shape != (1,):
+            if self.score(np.zeros((2, h, w, c), np.uint8)).shape != (2,):
                 raise ValueError
         except Exception as error:  # of onnxruntime too, where the graph takes or gives other things
             raise DataError(f"{path}: not as `dia export` makes them; export it anew") from error

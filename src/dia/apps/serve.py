@@ -21,8 +21,6 @@ from ..data.imageset import DataError
 from .inferencer import Inferencer
 from .limits import Limits
 
-_GRACE = 5  # seconds that open connections get when the service stops
-
 
 def serve(
     run: str | Path,
@@ -61,8 +59,7 @@ def serve(
             one that was not allowed.
     """
     try:
-        import uvicorn
-
+        from .connections import server
         from .guard import LOOPBACK
         from .service import build_app
     except ImportError as error:
@@ -90,11 +87,8 @@ def serve(
             say(f"no neighbours are shown: {inferencer.why_no_normals}")
         at = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
         say(f"serving {inferencer.detector.method} at {at}{'' if page else '/docs'}; Ctrl-C stops")
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE
-        )
         with _logged(), _stopped_quietly():
-            uvicorn.Server(config).run(sockets=[listening])
+            server(app, limits).run(sockets=[listening])
     say("stopped")
 
 

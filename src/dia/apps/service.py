@@ -28,6 +28,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from ..data.imageset import DataError
 from ..evaluate.ledger import environment
@@ -38,24 +39,27 @@ from .batching import Batcher
 from .guard import LOOPBACK, Counter, Guard, Work
 from .inferencer import Inferencer, Picture, Reading, Verdict
 from .limits import Deadline, Limits, Refused
-from .uploads import Upload, unpack
+from .uploads import Upload, plain_name, unpack
 
 PATHS = ("/score", "/dissolve", "/model", "/health")
 _MULTIPART = Form(media_type="multipart/form-data")
+_FILES = Field(description="images, or zips of images", min_length=1)
 
 
 class ScoreForm(BaseModel):
     """What is sent to be scored."""
 
     model_config = ConfigDict(extra="forbid")
-    files: list[UploadFile] = Field(description="images, or zips of images")
+    files: list[UploadFile] = _FILES
     heatmaps: Literal["none", "png", "raw"] = Field(
         "none",
         description="png: coloured, on one scale for all answers; raw: float32, little-endian, row by row; "
         "both of the model's height and width, as base64",
     )
-    false_alarm_rate: float | None = Field(
-        None, description="share of normal images flagged; default: the model's"
+    false_alarm_rate: float | SkipJsonSchema[None] = Field(
+        None,
+        description="share of normal images flagged; default: the model's",
+        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},  # said here, checked by the model
     )
 
 
@@ -63,7 +67,7 @@ class DissolveForm(BaseModel):
     """What is sent to be dissolved."""
 
     model_config = ConfigDict(extra="forbid")
-    files: list[UploadFile] = Field(description="images, or zips of images")
+    files: list[UploadFile] = _FILES
     t: list[int] = Field(list(DISSOLVE_TS), description="diffusion steps, one or several")
 
 
@@ -143,13 +147,30 @@ class Problem(BaseModel):
     detail: str
 
 
+def _problem(description: str, **headers: str) -> dict[str, Any]:
+    shown = {
+        name.replace("_", "-"): {"required": True, "schema": {"type": "string", "enum": [value]}}
+        for name, value in headers.items()
+    }
+    return {"model": Problem, "description": description, "headers": shown}
+
+
+_TOKEN: dict[int | str, dict[str, Any]] = {
+    401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
+}
+_ANY: dict[int | str, dict[str, Any]] = {
+    400: _problem("a malformed request, or a host name that is not served"),
+    500: _problem("an error of the service"),
+}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "a malformed request"},
-    401: {"model": Problem, "description": "no token, or a wrong one"},
-    413: {"model": Problem, "description": "above a limit"},
-    422: {"model": Problem, "description": "no file could be read, or a value that cannot be"},
-    503: {"model": Problem, "description": "busy; see Retry-After"},
-    504: {"model": Problem, "description": "not done in time"},
+    **_ANY,
+    **_TOKEN,
+    403: _problem("sent by a page of another site"),
+    408: _problem("did not arrive in time"),
+    413: _problem("above a limit"),
+    422: _problem("no file could be read, or a value that cannot be"),
+    503: _problem("busy", Retry_After="1"),
+    504: _problem("not done in time"),
 }
 _DISSOLVED = _PROBLEMS | {
     200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
@@ -214,6 +235,9 @@ def build_app(
     async def score(request: Request, form: Annotated[ScoreForm, _MULTIPART]) -> Response:
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
+        sent = await request.form()
+        if twice := [name for name in ("heatmaps", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
+            raise Refused(422, f"{twice[0]}: sent more than once")
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
         if form.heatmaps != "none" and not inferencer.has_heatmaps:
@@ -264,12 +288,12 @@ def build_app(
 
         return await in_thread(request, make)
 
-    @app.get("/model", dependencies=needs, responses={401: _PROBLEMS[401]})
+    @app.get("/model", dependencies=needs, responses=_ANY | _TOKEN)
     async def model() -> dict[str, Any]:
         """Facts of the model; and the limits of the service."""
         return {**inferencer.about(), "limits": vars(limits)}
 
-    @app.get("/health", response_model=Health, responses={503: {"model": Health}})
+    @app.get("/health", response_model=Health, responses=_ANY | {503: {"model": Health}})
     async def health(response: Response) -> Health:
         """Whether the service works. Needs no token."""
         if not batcher.alive:
@@ -281,6 +305,14 @@ def build_app(
             waiting_images=batcher.waiting,
         )
 
+    def described() -> dict[str, Any]:
+        """As FastAPI describes it, with the diffusion steps that this model has."""
+        found = FastAPI.openapi(app)
+        steps = found["components"]["schemas"]["DissolveForm"]["properties"]["t"]["items"]
+        steps |= {"minimum": 0, "maximum": max(inferencer.t_max - 1, 0)}
+        return found
+
+    app.openapi = described  # type: ignore[method-assign]
     return app
 
 
@@ -330,10 +362,10 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """The first thing that is wrong, in one line that does not repeat what was sent."""
+    """The first thing that is wrong, in one line that repeats of what was sent but the field's name."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
+    where = ".".join(plain_name(str(part)) for part in first["loc"][1:])  # a client's may be anything
     return JSONResponse({"detail": f"{where}: {first['msg']}"}, 422)
 
 

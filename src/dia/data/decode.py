@@ -35,11 +35,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from ..errors import printable
 from ..files import take_room
+from .deep import check_opened, to_8_bits
 from .deep import read as read_deep
-from .deep import to_8_bits
 from .dicom import Dicom
-from .formats import has, kind_of
+from .formats import OPENED, has, kind_of
 from .imageset import DataError, ImageSet
 from .nifti import Nifti
 from .windows import DEFAULT_VIEW, View, Window
@@ -182,9 +183,10 @@ class Files:
         if (deep := read_deep(file, page, window)) is not None:
             return deep
         try:
-            with Image.open(file) as opened:
+            with Image.open(file, formats=OPENED) as opened:
                 if page:
                     opened.seek(page)
+                check_opened(opened, file)
                 return _pixels(ImageOps.exif_transpose(opened), window)
         except (DataError, MemoryError):
             raise
@@ -250,10 +252,11 @@ def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
 
 def _mask(file: Path, number: int | None) -> np.ndarray:
     """`(H, W)` bool, True where not black."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=OPENED) as opened:
         if number is not None and getattr(opened, "n_frames", 1) <= number:
             raise DataError(f"mask {file} has fewer slices than its volume")
         opened.seek(number or 0)
+        check_opened(opened, file)
         image = ImageOps.exif_transpose(opened)
     deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
     x = np.asarray(image if deep else image.convert("RGB"))
@@ -264,18 +267,18 @@ def _load(source: Source, fit: partial[ImageSet], files: Files) -> ImageSet | st
     """One image with its mask, or the line that says why not. Runs in the decoding threads."""
     file, mask, number, problem = source
     if problem is not None:
-        return f"{file}: {problem}"
+        return printable(f"{file}: {problem}")
     try:
         pixels = files.image(file, number)
         masks = None if mask is None else files.mask(mask, number, pixels.shape[:2])[None]
         return fit(ImageSet(pixels[None], masks=masks))
-    except MemoryError:  # no fault of the file
-        raise
+    except MemoryError as e:  # no fault of the file, so that none is left out for it
+        raise DataError(f"{file}: there is not the memory to decode it; give a smaller one") from e
     except DataError as e:
-        return f"{file}: {e}"
+        return printable(f"{file}: {e}")
     except Exception as e:  # Pillow's decoders raise nearly anything on malformed bytes
         or_mask = "" if mask is None else f", or its mask {mask.name} is"
-        return f"{file}: no image, or damaged{or_mask} ({first_line(e)})"
+        return printable(f"{file}: no image, or damaged{or_mask} ({first_line(e)})")
 
 
 def _map(

@@ -6,14 +6,16 @@ and read by Pillow alone, which keeps the high byte of deep colour.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .formats import check_size, has, kind_of, silence
+from .formats import OPENED, check_size, has, kind_of, silence
 from .imageset import DataError
+from .streams import check_streams
 from .windows import Window, to_bytes
 
 _ORIENTATION = 274  # the tag, in EXIF as in TIFF
@@ -23,6 +25,17 @@ _DEEP_COLOUR = (
     b"\x10\x04",
     b"\x10\x06",
 )  # bit depth and colour type of a PNG: RGB, grey + alpha, RGBA
+# compressions of bytes, whose result tifffile bounds, and of images, which say their own size
+_BYTES = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "ZSTD_DEPRECATED")
+_STREAMS = (
+    "JPEG",
+    "OJPEG",
+    "JPEG2000",
+    "APERIO_JP2000_YCBC",
+    "APERIO_JP2000_RGB",
+    "JPEG_2000_LOSSY",
+    "JPEG_LOSSY",
+)
 _UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
 
 
@@ -33,10 +46,16 @@ def pages(path: Path) -> list[int]:
         from tifffile import TiffFile
 
         silence("tifffile")
+        places, room = set(), path.stat().st_size
         with TiffFile(path) as tiff:
-            kinds = [(p.shape, p.dtype, p.is_reduced) for p in tiff.pages]  # type: ignore[union-attr]
+            for page in tiff.pages:
+                room -= 12 * len(page.tags)  # type: ignore[union-attr]
+                if page.offset in places or room < 0:
+                    raise DataError("its pages go round in a circle, or lie in each other")
+                places.add(page.offset)
+                kinds.append((page.shape, page.dtype, page.is_reduced))  # type: ignore[union-attr]
     else:
-        with Image.open(path) as image:
+        with Image.open(path, formats=OPENED) as image:
             for i in range(getattr(image, "n_frames", 1)):
                 image.seek(i)
                 reduced = image.tag_v2.get(_REDUCED, 0) & 1 if hasattr(image, "tag_v2") else 0
@@ -61,6 +80,13 @@ def read(path: Path, page: int, window: Window | None, *, shallow: bool = False)
     if path.suffix.lower() == ".png" and has("imagecodecs"):
         return _png(path)
     return None
+
+
+def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
+    """Holds what Pillow read of a header against what packed pixels may be; `depth` is bytes of a sample."""
+    deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
+    nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
+    check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
 
 
 def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
@@ -100,7 +126,7 @@ def _tiff(path: Path, number: int, window: Window | None, shallow: bool) -> np.n
             raise DataError(f"{page.dtype} pixels of type {photometric}; convert it to grey or RGB")
         if page.dtype.kind not in "buif":
             raise DataError(f"pixels of type {page.dtype}; convert it to 8 or 16 bits")
-        check_size(page.imagelength, page.imagewidth, 1, 0, 0, packed=False)
+        _check(page, path)
         x = page.asarray()
         alpha = [int(kind) == _UNASSOCIATED for kind in page.extrasamples]
         turned = page.tags.get(_ORIENTATION)
@@ -115,13 +141,30 @@ def _tiff(path: Path, number: int, window: Window | None, shallow: bool) -> np.n
     return _oriented(to_8_bits(x[..., :colours], window), turned.value if turned else 1)
 
 
+def _check(page: Any, path: Path) -> None:
+    """Holds what the tags promise, of the page and of one tile, against what an image may have."""
+    compression = page.compression.name
+    streams = compression in _STREAMS
+    if not streams and compression not in _BYTES:
+        raise DataError(f"compressed as {compression}; convert it to another compression")
+    available, sizes = path.stat().st_size, [(page.imagelength, page.imagewidth)]
+    if page.is_tiled:
+        sizes.append((page.tilelength, page.tilewidth))
+    for height, width in sizes:
+        nbytes = height * width * page.samplesperpixel * page.dtype.itemsize
+        check_size(height, width, 1, nbytes, available, math.inf)
+    if streams:
+        check_streams(path.read_bytes(), max(height * width for height, width in sizes))
+
+
 def _png(path: Path) -> np.ndarray | None:
     with path.open("rb") as file:
         if file.read(26)[24:] not in _DEEP_COLOUR:
             return None
     import imagecodecs
 
-    with Image.open(path) as image:  # refuses a header too large to be true
+    with Image.open(path, formats=OPENED) as image:  # refuses a header too large to be true
+        check_opened(image, path, depth=2)
         turned = image.getexif().get(_ORIENTATION, 1)
     x = imagecodecs.png_decode(path.read_bytes())
     colours = 1 if x.shape[-1] == 2 else 3

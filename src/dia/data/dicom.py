@@ -12,13 +12,16 @@ Overlays, padding values and further windows are ignored.
 
 from __future__ import annotations
 
+import math
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .formats import MissingLibrary, check_size, has_preamble, library, silence
+from .formats import INFLATED, MissingLibrary, check_size, has_preamble, library, silence
 from .imageset import DataError
+from .streams import MOST_SAMPLES, check_streams
 from .windows import View, Window, to_bytes
 
 _SHAPE = [
@@ -35,6 +38,8 @@ _PALETTE = [
     for colour in ("Red", "Green", "Blue")
     for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
 ]
+_ROWS = 1024
+_DEFLATED, _PIECE = b"1.2.840.10008.1.2.1.99", 2**20
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 _PIXELS = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
@@ -77,8 +82,7 @@ def header(path: Path) -> Header:
     """
     ds = _read(path, [*_SHAPE, *_ORDER, *_TONE, "BurnedInAnnotation"], pixels=False)
     try:
-        frames = int(ds.get("NumberOfFrames") or 1)
-        _check(path, ds, frames)
+        frames = _check(path, ds)
         position, normal = _position(ds)
         return Header(
             frames,
@@ -93,7 +97,7 @@ def header(path: Path) -> Header:
     except DataError:
         raise
     except Exception as error:  # an element of another kind than the standard's
-        raise DataError(f"a malformed DICOM header ({type(error).__name__})") from None
+        raise _malformed(error) from None
 
 
 class Dicom:
@@ -105,6 +109,14 @@ class Dicom:
 
     def __init__(self, path: Path, view: View):
         self.ds = _read(path, [*_SHAPE, *_TONE, *_PALETTE, *_GROUPS, *_PIXELS], pixels=True)
+        try:
+            _check(path, self.ds)
+            if self.ds.file_meta.TransferSyntaxUID.is_encapsulated:
+                check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
+        except DataError:
+            raise
+        except Exception as error:
+            raise _malformed(error) from None
         self.window = view.window
         self.nbytes = max(len(self.ds.get(name) or b"") for name in _PIXELS[:3])
 
@@ -134,20 +146,25 @@ class Dicom:
         if x.ndim == 3:
             return to_bytes(x / (2**self.ds.BitsStored - 1))
         own, full = _own_window(ds), _range(ds, x)
-        x = apply_modality_lut(x, ds)
-        if isinstance(self.window, Window):
-            y = self.window.apply(x)
-        elif self.window == "voi" and ds.get("VOILUTSequence"):
-            y = apply_voi(x, ds) / (2 ** int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-        elif self.window == "voi" and own is not None:
-            y = own.apply(x)
-        elif full is not None:
-            y = full.apply(x)
-        else:
-            raise DataError("float pixels without a window of their own; give --window CENTER,WIDTH")
         shape = str(ds.get("PresentationLUTShape") or "")
         inverted = ds.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
-        return to_bytes(1 - y if inverted else y)[..., None]
+
+        def tone(x: np.ndarray) -> np.ndarray:
+            x = apply_modality_lut(x, ds)
+            if isinstance(self.window, Window):
+                y = self.window.apply(x)
+            elif self.window == "voi" and ds.get("VOILUTSequence"):
+                y = apply_voi(x, ds) / (2 ** int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+            elif self.window == "voi" and own is not None:
+                y = own.apply(x)
+            elif full is not None:
+                y = full.apply(x)
+            else:
+                raise DataError("float pixels without a window of their own; give --window CENTER,WIDTH")
+            return to_bytes(1 - y if inverted else y)[..., None]
+
+        # rows at a time: an image of floats would take several times its file
+        return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
 
     def _of_frame(self, index: int) -> Any:
         """What makes the tone of one frame: its own functional groups, those all share, the file's."""
@@ -186,6 +203,8 @@ def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
     pydicom = library("pydicom")
     bare = not has_preamble(path)
     try:
+        if not bare:
+            _check_deflated(path)
         ds = pydicom.dcmread(
             path, stop_before_pixels=not pixels, specific_tags=["SOPClassUID", *keywords], force=bare
         )
@@ -197,6 +216,8 @@ def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
         image = bool(ds.get("Rows")) and bool(ds.get("Columns"))
     except OSError as error:
         raise DataError(error.strerror or type(error).__name__) from None
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"no DICOM file, or damaged ({type(error).__name__})") from None
     if not image and bare and "SOPClassUID" not in ds:
@@ -204,6 +225,25 @@ def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
     if not image:
         raise NoImage("a DICOM file without an image")
     return ds
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuses a deflated file that unfolds to too much: pydicom inflates it whole before it looks at it."""
+    available = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(132)
+        deflated = False
+        while (head := file.read(8))[:2] == b"\x02\x00":  # the group that is never deflated
+            long = head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT")
+            value = file.read(int.from_bytes(file.read(4) if long else head[6:8], "little"))
+            deflated |= head[:4] == b"\x02\x00\x10\x00" and value.rstrip(b"\0 ") == _DEFLATED
+        if not deflated:
+            return
+        file.seek(-len(head), 1)
+        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while piece := inflate.unconsumed_tail or file.read(_PIECE):
+            total += len(inflate.decompress(piece, _PIECE))
+            check_size(1, 1, 1, total, available, math.inf)
 
 
 def _guarded(decode: Any, index: int) -> np.ndarray:
@@ -232,17 +272,27 @@ def _decoder(syntax: Any) -> Any:
     return decoder
 
 
-def _check(path: Path, ds: Any, frames: int) -> None:
-    """Holds what the header promises against the file's size, and what can be decoded."""
+def _malformed(error: Exception) -> DataError:
+    return DataError(f"a malformed DICOM header ({type(error).__name__})")
+
+
+def _check(path: Path, ds: Any) -> int:
+    """Holds what the header promises against the file and what can be decoded; the number of frames."""
+    frames = int(ds.get("NumberOfFrames") or 1)
     _decoder(ds.file_meta.TransferSyntaxUID)
     rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)
     syntax, available = ds.file_meta.TransferSyntaxUID, path.stat().st_size
     nbytes = frames * rows * columns * samples * int(ds.BitsAllocated) // 8
     if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422":
         nbytes = nbytes * 2 // 3
+    if samples > MOST_SAMPLES:
+        raise DataError(f"its header promises {samples} samples for each pixel; grey has one, colour three")
     if syntax.is_encapsulated:  # each frame is an item of its own
-        nbytes = frames * 8
-    check_size(rows, columns, frames, nbytes, available, packed=syntax.is_deflated)
+        check_size(rows, columns, frames, frames * 8, available)
+        nbytes = max(nbytes, 2 * frames * rows * columns * samples)  # decoders are slow, and count in 16 bits
+    ratio = math.inf if syntax.is_encapsulated else INFLATED if syntax.is_deflated else 1
+    check_size(rows, columns, frames, nbytes, available, ratio)
+    return frames
 
 
 def _position(ds: Any) -> tuple[float | None, tuple[float, ...] | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import stat
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +22,13 @@ TIFF = frozenset([".tif", ".tiff"])
 DICOM = frozenset([".dcm", ".dicom"])
 NIFTI = frozenset([".nii", ".nii.gz"])
 SUFFIXES = PLAIN | TIFF | DICOM | NIFTI
+# What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
+OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
 _NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
-_INFLATED = 1032  # deflate makes no more of a byte than that many
+INFLATED = 1032  # deflate makes no more of a byte than that many
+# what packed pixels may unfold to, in bytes: of one image, of a volume; or so many times their file, if more
+IMAGE_BYTES, VOLUME_BYTES, TIMES = 2**27, 2**30, 32
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str:
@@ -50,7 +55,15 @@ def is_image(path: Path) -> bool:
     """Whether the file is one by its suffix, or a DICOM file of another name. A DICOMDIR is none."""
     if path.name.upper().startswith("DICOMDIR"):
         return False
-    return suffix_of(path) in SUFFIXES or has_preamble(path)
+    return (suffix_of(path) in SUFFIXES and not is_special(path)) or has_preamble(path)
+
+
+def is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, which may have no end; a link to nothing is not."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):  # whatever is wrong with it, reading says so
+        return False
 
 
 def has_preamble(path: Path) -> bool:
@@ -106,20 +119,29 @@ def pixel_limit() -> int | None:
     return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
-def check_size(height: int, width: int, images: int, nbytes: int, available: int, packed: bool) -> None:
-    """Refuses a header that promises more than an image may have, or than its file can hold.
+def check_size(
+    height: int, width: int, images: int, nbytes: int, available: int, ratio: float = 1, whole: bool = False
+) -> None:
+    """Refuses a header that promises more than an image may have, or than its file can hold or should.
 
     Args:
         height, width: of one image.
         images: frames or slices.
         nbytes: of all pixels, unpacked.
         available: bytes of the file.
-        packed: the pixels are deflated.
+        ratio: bytes that may come of one packed byte: 1 where nothing is packed, infinite if it can be any.
+        whole: the images are read at once.
     """
     limit = pixel_limit()
     if min(height, width, images) < 1:
         raise DataError(f"its header promises {images} images of {height}x{width} pixels")
     if limit is not None and height * width > limit:
         raise DataError(f"its header promises {height}x{width} pixels, above the limit of {limit}")
-    if nbytes > available * (_INFLATED if packed else 1):
+    if nbytes > available * ratio:
         raise DataError(f"its header promises {nbytes} bytes of pixels, more than its {available} can hold")
+    read, most = (nbytes, VOLUME_BYTES) if whole else (nbytes // images, IMAGE_BYTES)
+    if read > max(most, TIMES * available):
+        raise DataError(
+            f"its {available} bytes unfold to {read}, above the limit of {most >> 20} MiB or {TIMES} times "
+            "the file; save it unpacked, or in a smaller type"
+        )

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
+from ..errors import printable
+
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R 601
 
 NORMAL, ANOMALOUS = 0, 1
 
 
 class DataError(ValueError):
-    """Input that cannot be used. The message is one line: what, where, and the remedy."""
+    """Input that cannot be used. The message is one printable line: what, where, and the remedy."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import printable
 from .decode import first_line
 from .formats import SUFFIXES, is_image, stem_of
 from .imageset import ANOMALOUS, NORMAL, DataError
@@ -55,13 +56,15 @@ class Entry(NamedTuple):
 def image_files(path: str | os.PathLike[str]) -> list[Path]:
     """The image files below a folder (or the file itself), in natural order of their relative path.
 
-    Hidden files and folders are left out; linked folders are followed once.
+    Hidden files and folders are left out; linked folders are followed once, wherever they lead but up: a link
+    to a folder in which this one lies is left out, as it would bring in all that stands beside.
     """
     root = Path(path)
     if not root.is_dir():
         return [root]
     found: list[Path] = []
-    seen: set[str] = set()
+    above = Path(os.path.realpath(root)).parents
+    seen = set(map(str, above))
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else [f for f in folders if not f.startswith((".", "__MACOSX"))]
@@ -129,16 +132,16 @@ def folder_entries(root: Path, normal: list[str], anomalous: list[str]) -> list[
 def _warn_of_classes(root: Path, classes: list[str]) -> None:
     if len(classes) > 1:
         named = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
-        warnings.warn(
-            f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME",
-            stacklevel=5,  # the caller of `read`
+        said = (
+            f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME"
         )
+        warnings.warn(printable(said), stacklevel=5)  # the caller of `read`
 
 
 def with_fixed_split(entries: list[Entry], train_normals: float) -> list[Entry]:
     """The split made for class folders; the slices of a volume stay together."""
     order = list(dict.fromkeys(e.volume or e.name for e in entries if e.label == NORMAL))
-    order.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    order.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
     number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
     train = set(order[:number])
     return [

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .formats import check_size, library, suffix_of
+from .formats import INFLATED, check_size, library, suffix_of
 from .imageset import DataError
 from .windows import ANATOMICAL, View, Window, to_bytes
 
@@ -53,8 +53,9 @@ class Nifti:
         slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
         self.volume = np.empty(volume.shape, bool if mask else np.uint8)
         window = None if mask else self._window(raw, slope, inter, view)
-        for i, x in enumerate(volume):
-            self.volume[i] = x != 0 if window is None else to_bytes(window.apply(x * slope + inter))
+        with np.errstate(over="ignore", invalid="ignore"):  # of slopes and voxels without measure
+            for i, x in enumerate(volume):
+                self.volume[i] = x != 0 if window is None else to_bytes(window.apply(x * slope + inter))
         self.nbytes = self.volume.nbytes
 
     def image(self, index: int) -> np.ndarray:
@@ -76,12 +77,14 @@ class Nifti:
                 raise DataError("float voxels have no full range; give --window CENTER,WIDTH, or none")
             ends = [float(np.iinfo(raw.dtype).min), float(np.iinfo(raw.dtype).max)]
         else:
-            finite = raw[np.isfinite(raw)] if raw.dtype.kind == "f" else raw
+            floats = raw.dtype.kind == "f"
+            finite = raw[np.isfinite(raw)] if floats else raw
             if not finite.size:
                 raise DataError("no voxel of it is finite")
-            ends = np.percentile(finite, _PERCENTILES).tolist()
+            lowest, highest = float(finite.min()), float(finite.max())
+            ends = np.percentile(finite, _PERCENTILES, overwrite_input=floats).tolist()  # of a copy
             if ends[0] == ends[1]:  # nearly all voxels are alike
-                ends = [float(finite.min()), float(finite.max())]
+                ends = [lowest, highest]
         low, high = sorted(end * slope + inter for end in ends)
         return Window.between(low, high)
 
@@ -113,8 +116,9 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
     if voxels > VOXELS:
         raise DataError(f"its header promises {voxels} voxels, above the limit of {VOXELS}")
     sides = sorted((height, width, depth))
-    packed = suffix_of(path) == ".nii.gz"
-    check_size(sides[1], sides[2], sides[0], voxels * dtype.itemsize, path.stat().st_size, packed)
+    ratio = INFLATED if suffix_of(path) == ".nii.gz" else 1
+    nbytes, available = voxels * dtype.itemsize, path.stat().st_size
+    check_size(sides[1], sides[2], sides[0], nbytes, available, ratio, whole=True)
     return image, (height, width, depth)
 
 

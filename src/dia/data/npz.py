@@ -12,6 +12,7 @@ import numpy as np
 
 from .decode import first_line
 from .deep import from_16_bit
+from .formats import TIMES, VOLUME_BYTES
 from .imageset import ANOMALOUS, NORMAL, DataError, ImageSet
 from .layouts import SPLITS, MissingSplit, listed
 
@@ -20,6 +21,11 @@ def read_npz(path: Path, split: str | None, normal: list[str]) -> ImageSet:
     """One split, or all, of an `.npz` as `readers.read` describes it."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            total, room = sum(i.file_size for i in arrays.zip.infolist()), path.stat().st_size  # as unpacked
+            if total > max(VOLUME_BYTES, TIMES * room):
+                raise DataError(
+                    f"{path}: its {room} bytes unfold to {total}; save it with numpy.savez, unpacked"
+                )
             available = [s for s in SPLITS if f"{s}_images" in arrays]
             if not available:
                 there = listed(arrays)

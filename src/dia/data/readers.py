@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .decode import Decoded, Source, conform, decode, decode_batches
-from .formats import SUFFIXES, has_preamble, suffix_of
+from .formats import SUFFIXES, has_preamble, is_special, suffix_of
 from .imageset import NORMAL, DataError, ImageSet
 from .layouts import (
     SPLITS,
@@ -233,6 +233,8 @@ def listing(
     suffix = suffix_of(path)
     if path.is_dir():
         entries = folder_entries(path, words(normal), words(anomalous))
+    elif is_special(path):
+        raise DataError(f"{path}: a pipe or a device; save what it gives as a file")
     elif suffix == ".npz":
         return Listing(fit, whole=read_npz(path, split, words(normal) or ["0"]))
     elif suffix == ".csv":

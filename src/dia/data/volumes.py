@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 
+from ..errors import printable
 from . import deep, dicom, nifti
 from .formats import MissingLibrary, kind_of
 from .imageset import DataError
@@ -113,6 +113,8 @@ def _sliced(entry: Entry, indices: Sequence[int]) -> _Volume:
 def _pages(file: Path) -> list[int]:
     try:
         return deep.pages(file)
+    except DataError:
+        raise
     except Exception:  # whatever is wrong with it, decoding says so better
         return [0]
 
@@ -139,7 +141,10 @@ def _ordered(volume: _Volume, view: View) -> list[Entry]:
 
 def _warn(root: Path, without: list[Entry], headers: Sequence[dicom.Header], view: View) -> None:
     """One line for each thing that the user should know of the files."""
-    say = partial(warnings.warn, stacklevel=4)
+
+    def say(line: str) -> None:
+        warnings.warn(printable(line), stacklevel=5)
+
     if without:
         say(f"{root}: {_files(without)} without an image (reports, plans) left out")
     if burned := [h for h in headers if h.burned_in]:

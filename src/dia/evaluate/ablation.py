@@ -16,9 +16,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 
+from ..configfile import read_yaml
 from ..data.imageset import DataError
 from ..detectors import detector_class
 from ..presets import MAX_SIZE, PRESETS
@@ -137,11 +137,9 @@ def load_ablation(name: str) -> Ablation:
     """
     path = shipped().get(name, Path(name))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        known = ", ".join(shipped())
-        reason = " ".join(str(error).split())[:150]
-        raise DataError(f"{name}: neither a YAML file nor one of {known} ({reason})") from error
+        values = read_yaml(path)
+    except DataError as error:
+        raise DataError(f"{name}: neither a YAML file nor one of {', '.join(shipped())} ({error})") from error
     known_fields = {f.name for f in fields(Ablation)}
     if not isinstance(values, dict) or set(values) - known_fields:
         odd = sorted(set(values) - known_fields) if isinstance(values, dict) else [type(values).__name__]
@@ -150,8 +148,10 @@ def load_ablation(name: str) -> Ablation:
     made |= {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return Ablation(**made)
-    except TypeError as error:
-        raise DataError(f"{path}: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # of values of another kind than a grid's
+        raise DataError(f"{path}: a grid with values of another kind ({error})") from error
 
 
 def results(

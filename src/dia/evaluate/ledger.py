@@ -16,18 +16,35 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
+
+from ..data.imageset import DataError
 
 REQUIRED = (
     *("dataset", "method", "preset", "seed", "auroc", "auroc_ci", "ap", "fit_seconds"),
     *("score_images_per_second", "peak_memory_mb", "device", "weights", "data_sha256", "settings_hash"),
     *("commit", "versions"),
 )
+FAILED = ("dataset", "method", "preset", "seed", "weights", "reason")  # of the lines beside it
 IDENTITY = ("dataset", "method", "settings_hash", "seed", "data_sha256")  # what makes two runs the same run
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda v: type(v) is int and abs(v) < 2**63, "a whole number"),
+    "auroc": (lambda v: _share(v), "a number from 0 to 1"),
+    "ap": (lambda v: _share(v), "a number from 0 to 1"),
+    "auroc_ci": (lambda v: isinstance(v, list) and list(map(_share, v)) == [True] * 2, "two from 0 to 1"),
+    "run_seconds": (lambda v: _number(v), "a number"),
+    "ablation": (lambda v: isinstance(v, dict), "an object"),
+    "fit_seconds": (lambda v: v is None or _number(v), "a number or null"),
+    "score_images_per_second": (lambda v: v is None or _number(v), "a number or null"),
+    "peak_memory_mb": (lambda v: v is None or _number(v), "a number or null"),
+    "commit": (lambda v: v is None or isinstance(v, str), "text or null"),
+    "versions": (lambda v: isinstance(v, dict), "an object"),
+}
+_TEXT: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, str), "text")  # all others
 VERSIONS_OF = ("torch", "diffusers", "lightning", "numpy", "scikit-learn")
 
 
@@ -36,10 +53,11 @@ class Ledger:
 
     Args:
         path: the file; made with its folder on the first append.
+        required: fields that every line has, each of its kind.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, required: Sequence[str] = REQUIRED) -> None:
+        self.path, self.required = Path(path), required
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write `record` as one whole line, flushed to disk.
@@ -53,7 +71,7 @@ class Ledger:
         """All records, oldest first; a torn last line is left out.
 
         Raises:
-            ValueError: a damaged line before the last.
+            DataError: a damaged line before the last, or a line that lacks a field or has another kind of it.
         """
         if not self.path.exists():
             return []
@@ -62,10 +80,17 @@ class Ledger:
         for number, line in enumerate(lines, 1):
             record = _decoded(line)
             if record is not None:
+                self._check(record, number)
                 found.append(record)
             elif line.strip() and number < len(lines):  # the last has no line end: torn by a kill
-                raise ValueError(f"{self.path}:{number}: not a JSON object; repair or delete this line")
+                raise DataError(f"{self.path}:{number}: not a JSON object; repair or delete this line")
         return found
+
+    def _check(self, record: Mapping[str, Any], number: int) -> None:
+        for name in (*self.required, *(n for n in _KINDS if n in record and n not in self.required)):
+            holds, what = _KINDS.get(name, _TEXT)
+            if name not in record or not holds(record[name]):
+                raise DataError(f"{self.path}:{number}: {name} must be {what}; repair or delete this line")
 
     def find(self, **identity: Any) -> dict[str, Any] | None:
         """The line of this run, named by all fields of `IDENTITY`; None where it was not made."""
@@ -125,9 +150,18 @@ def _encoded(record: Mapping[str, Any]) -> bytes:
 def _decoded(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # torn, also within a UTF-8 character
+    except (ValueError, RecursionError):  # torn, also within a UTF-8 character
         return None
     return record if isinstance(record, dict) else None
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _number(value: Any) -> bool:
+    """A finite one; JSON's whole numbers may be larger than any float."""
+    return type(value) in (int, float) and abs(value) <= 1e300
 
 
 def environment() -> dict[str, Any]:
