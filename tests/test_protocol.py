@@ -88,10 +88,10 @@ def test_what_is_no_recipe_is_refused_by_name(tmp_path, changes, words):
 
 
 def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such recipe"):
+    with pytest.raises(DataError, match="No such file"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(DataError, match="not YAML"):
+    with pytest.raises(DataError, match="not a YAML"):
         load_recipe(tmp_path / "bad.yaml")
 
 

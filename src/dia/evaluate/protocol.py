@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..calibrate import drawn_as_one
+from ..configfile import read_yaml
 from ..data import lesions
 from ..data.catalog import load, load_training
 from ..data.imageset import DataError, ImageSet
@@ -91,12 +91,7 @@ def load_recipe(path: Path | str) -> Recipe:
         DataError: not there, not YAML, or not a recipe.
     """
     path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+    given = read_yaml(path)
     known = {f.name for f in fields(Recipe)} - {"name"}
     if not isinstance(given, dict) or not {"date", "reasoning", "method"} <= set(given) <= known:
         raise DataError(f"{path}: a recipe has date, reasoning, method, and may have of {sorted(known)}")
