@@ -20,6 +20,7 @@ from ..settings import differences, from_dict
 from .helptext import ArgumentParser, examples
 from .lesion_arguments import select_parser, stress_parser
 from .limits import Limits
+from .recipe_arguments import RECIPE_PLACES, recipe_parsers
 
 
 def _data_arguments(parser: ArgumentParser, split: str) -> None:
@@ -66,12 +67,12 @@ def _json_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
-def _grid_arguments(parser: ArgumentParser, ledger: str) -> None:
+def _grid_arguments(parser: ArgumentParser, ledger: str, scores: str = "results/scores") -> None:
     parser.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
                         help="folder in which the data sets lie (default: $DIA_DATA)")  # fmt: skip
     parser.add_argument("--ledger", type=str, default=ledger, help="file of a JSON line for each run")
     parser.add_argument(
-        "--scores", type=str, default="results/scores", help="raw scores, for paired intervals and curves"
+        "--scores", type=str, default=scores, help="raw scores, for paired intervals and curves"
     )
     parser.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
@@ -523,6 +524,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     grid.add_argument("--readme", type=str | None, help="write the table between this file's RESULTS marks")
     grid.add_argument("--dry_run", action="store_true", help="show which runs are missing, and their cost")
     commands.add_subcommand("benchmark", grid)
+
+    for name, parser_of in recipe_parsers().items():
+        _grid_arguments(parser_of, **RECIPE_PLACES[name])
+        commands.add_subcommand(name, parser_of)
 
     methods = ArgumentParser(
         description="""List the methods: family, paper, published weights, sizes, heatmaps, settings.

@@ -413,6 +413,20 @@ def cmd_report(a: Namespace) -> None:
     _show({"out": str(path)}, False)
 
 
+def cmd_explore(a: Namespace) -> None:
+    """`dia explore`."""
+    from .recipes import explore
+
+    explore(a, out)
+
+
+def cmd_confirm(a: Namespace) -> None:
+    """`dia confirm`."""
+    from .recipes import confirm
+
+    confirm(a, out)
+
+
 def cmd_benchmark(a: Namespace) -> None:
     """`dia benchmark`."""
     from .grids import benchmark

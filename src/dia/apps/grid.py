@@ -25,10 +25,12 @@ from ..data.imageset import DataError, ImageSet
 from ..detectors import DIA
 from ..evaluate.benchmark import OWN_WEIGHTS, identity_of_run, run, wanted_settings
 from ..evaluate.ledger import IDENTITY, Ledger, append_line, failures_path
+from ..evaluate.protocol import development
 from ..settings import SettingsError
 from ..training import TrainingError
 
 _UNKNOWN_MB = 2048.0  # of a method that no line is known of
+TEST = "test"
 _LOOK = 1.0  # seconds between looks at the workers' memory
 _DIED = "its process died, most often for want of memory: try fewer --workers, or a --memory_gb"
 
@@ -47,6 +49,7 @@ class Task:
         contamination: share of anomalies, unmarked, among the training normals.
         about: further fields of the line.
         encoder: changes of `dia`'s settings, where weights are `dia`.
+        judged: `test`, or a kind of development data of `evaluate.protocol`.
     """
 
     dataset: str
@@ -58,11 +61,17 @@ class Task:
     contamination: float = 0.0
     about: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    judged: str = TEST
+
+    @property
+    def label(self) -> str:
+        """The data set as the ledger's line names it."""
+        return self.dataset if self.judged == TEST else f"{self.dataset}/{self.judged}"
 
     def __str__(self) -> str:
         weights = f" (weights: {self.changes['weights']})" if "weights" in self.changes else ""
         cell = self.about.get("ablation", {}).get("cell")
-        return f"{self.dataset} seed {self.seed} {' · '.join(cell) if cell else self.method + weights}"
+        return f"{self.label} seed {self.seed} {' · '.join(cell) if cell else self.method + weights}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ class Worker(Protocol):
 # --- one run, in a worker --------------------------------------------------------------------------------
 
 _sets: dict[tuple[Any, ...], ImageSet] = {}  # of one data set at a time
+_development: dict[tuple[Any, ...], tuple[ImageSet, ImageSet]] = {}  # likewise
 
 
 def perform(task: Task, place: Place) -> Outcome:
@@ -118,7 +128,7 @@ def perform(task: Task, place: Place) -> Outcome:
     began = time.time()
     try:
         line = run(
-            task.dataset, *images(task, place), task.method, preset=task.preset, changes=task.changes,
+            task.label, *images(task, place), task.method, preset=task.preset, changes=task.changes,
             encoder=task.encoder, seed=task.seed, device=place.device, workdir=Path(place.work, task.dataset),
             ledger=Ledger(place.ledger), scores=Path(place.scores), progress=place.progress,
             about={"began": began, **task.about},
@@ -136,6 +146,12 @@ def perform(task: Task, place: Place) -> Outcome:
 
 def images(task: Task, place: Place) -> tuple[ImageSet, ImageSet]:
     """Training normals and test images."""
+    if task.judged != TEST:
+        key = (task.label, place.data_root, task.side)
+        if key not in _development:
+            _development.clear()
+            _development[key] = development(task.dataset, task.judged, place.data_root, task.side)
+        return _development[key]
     seed = task.seed if task.contamination else 0
     of_training = (task.dataset, place.data_root, task.side, task.contamination, seed)
     of_test = (task.dataset, place.data_root, task.side)
@@ -270,7 +286,7 @@ class Costs:
 
     def _of(self, task: Task) -> list[Mapping[str, Any]]:
         of_method = [r for r in self.lines if (r["method"], r["preset"]) == (task.method, task.preset)]
-        return [r for r in of_method if r["dataset"] == task.dataset] or of_method
+        return [r for r in of_method if r["dataset"] == task.label] or of_method
 
 
 def missing(tasks: Sequence[Task], place: Place) -> list[Task]:
@@ -283,7 +299,7 @@ def _identity(task: Task, place: Place) -> dict[str, Any]:
     normals, test = images(task, place)
     wanted = wanted_settings(task.method, task.preset, task.changes)
     own = DIA(wanted_settings(DIA.method, task.preset, task.encoder), seed=task.seed)
-    return identity_of_run(task.dataset, normals, test, task.method, wanted, own)
+    return identity_of_run(task.label, normals, test, task.method, wanted, own)
 
 
 def benchmark_tasks(

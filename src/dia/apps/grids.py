@@ -51,11 +51,11 @@ def benchmark(a: Namespace, out: Console, err: Console) -> None:
     for remark in remarks:
         err.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if a.dry_run:
-        return _show_cost(missing(tasks, _place(a)), len(tasks), Costs(Ledger(a.ledger).rows()), out)
-    failed = _run(a, tasks)
+        return _show_cost(missing(tasks, place_of(a)), len(tasks), Costs(Ledger(a.ledger).rows()), out)
+    failed = run_tasks(a, tasks)
     if a.readme:
         readme_table(Path(a.readme), Ledger(a.ledger).rows())
-    _say_failed(failed)
+    say_failed(failed)
 
 
 def report(a: Namespace, out: Console) -> None:
@@ -136,13 +136,13 @@ def ablate(a: Namespace, out: Console) -> None:
         runs = len(grid.cells()) * len(grid.datasets) * len(grid.seeds)
         out.print(f"{runs} runs on {', '.join(grid.datasets)} with seeds {', '.join(map(str, grid.seeds))}")
         return
-    failed = [] if a.draw else _run(a, ablation_tasks(grid))
+    failed = [] if a.draw else run_tasks(a, ablation_tasks(grid))
     made = results(grid, Ledger(a.ledger).rows(), Path(a.scores), grid.datasets)
     page = Path(a.out, f"{grid.name}.md")
     picture = plot(page.with_suffix(".png"), grid, made)
     page.write_text(markdown(grid, made, picture.name), encoding="utf-8")
     out.print(str(page), soft_wrap=True)
-    _say_failed(failed)
+    say_failed(failed)
 
 
 def ablation_tasks(grid: Ablation) -> list[Task]:
@@ -163,22 +163,25 @@ def _check_preset(preset: str) -> None:
         raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
 
 
-def _place(a: Namespace) -> Place:
+def place_of(a: Namespace) -> Place:
+    """Where a command's arguments say that things lie."""
     alone = a.executor == "local" and a.workers in (None, 1)
     return Place(a.ledger, a.scores, a.work, a.data_root, a.device, sys.stderr.isatty() and alone)
 
 
-def _run(a: Namespace, tasks: Sequence[Task]) -> list[str]:
+def run_tasks(a: Namespace, tasks: Sequence[Task]) -> list[str]:
+    """By the workers that a command's arguments ask for; a line for each failure."""
     memory = a.memory_gb
     if memory is None and (a.workers or 1) > 1 and a.executor == "local":
         memory = 0.8 * memory_of_machine_gb()
     with workers_of(
         a.executor, a.workers, device=a.device, apart=a.memory_gb is not None, address=a.ray_address
     ) as workers:
-        return run_grid(tasks, _place(a), workers, memory_gb=memory)
+        return run_grid(tasks, place_of(a), workers, memory_gb=memory)
 
 
-def _say_failed(failed: Sequence[str]) -> None:
+def say_failed(failed: Sequence[str]) -> None:
+    """Raises `TrainingError` where there were any."""
     if failed:
         number = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
         raise TrainingError(f"{number}; the first: {failed[0]}; the same command tries them anew")

@@ -194,6 +194,12 @@ def commit_of(package: Path) -> str | None:
     return f"{commit}-dirty" if commit and dirty else commit or None
 
 
+def changed_since_commit(file: Path) -> bool:
+    """Whether a file differs from what was committed of it; where git does not track it, it does."""
+    there, name = file.resolve().parent, file.name
+    return not _git(there, "ls-files", "--", name) or bool(_git(there, "status", "--porcelain", "--", name))
+
+
 def _git(directory: Path, *args: str) -> str:
     """Output of git in `directory`; empty where it fails or there is no git."""
     # no optional locks: a look must not disturb a commit under way
