@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
 from itertools import pairwise
 
 import numpy as np
@@ -328,7 +327,7 @@ def test_another_batch_on_resume_is_said_not_guessed(files, tmp_path, capsys, mo
         append(self, rows)
         calls.append(rows)
         if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(ScoreFile, "append", dies)
     with pytest.raises(SystemExit):
