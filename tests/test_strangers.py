@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from dia import modelfiles
 from dia.amplify.learning import AmplifySettings
+from dia.apps.cli import main
 from dia.apps.executors import hash_of, load_model
 from dia.apps.onnx_model import OnnxModel
 from dia.data.imageset import DataError
@@ -506,3 +507,16 @@ def test_an_exported_model_reads_no_file_outside_its_folder(tmp_path, location):
     with pytest.raises(DataError, match="onnxruntime cannot read it") as error:
         OnnxModel(folder / "m.onnx", device="cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"format": 1, "shape": "large"}', "\xff"])
+def test_dissolving_by_a_damaged_folder_is_one_line(folder, capsys, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    write_sums(folder)
+    with pytest.raises(SystemExit) as end:
+        main(["dissolve", str(folder), "phantom", "--out", str(folder.parent / "d.png")])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dia: ")
+    assert len(said.strip().splitlines()) == 1
+    assert str(folder) in said

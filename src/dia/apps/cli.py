@@ -348,8 +348,7 @@ def cmd_dissolve(a: Namespace) -> None:
     from ..evaluate.pictures import sheet
 
     folder = Path(a.run)
-    known = folder / "config.json"
-    config = json.loads(known.read_text()) if known.is_file() else {}
+    config = _config_of(folder)
     shape = config.get("shape")
     if shape and not (folder / "dissolver").is_dir():
         raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
@@ -366,6 +365,23 @@ def cmd_dissolve(a: Namespace) -> None:
     columns = [("image", chosen.images), *((f"t = {t}", d) for t, d in zip(a.t, dissolved, strict=True))]
     sheet(Path(a.out), columns, list(chosen.names))
     _show({"out": a.out, "images": len(chosen), "t": a.t}, False)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """What a model folder says of itself, checked; empty where it is none of ours."""
+    from ..detectors import saved
+    from ..detectors.base import FORMAT
+    from ..modelfiles import ModelFiles
+
+    if not (folder / "calibration.json").is_file():
+        return {}
+    try:
+        return saved.read(ModelFiles(folder), FORMAT).config
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{folder}: not a model folder made by `dia fit` ({reason})") from error
 
 
 def cmd_illustrate(a: Namespace) -> None:
