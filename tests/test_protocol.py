@@ -1,5 +1,6 @@
 """Recipes: development data hold no test image, and a test set is met once, by what was committed."""
 
+import functools
 import json
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from dia.apps.cli import main
+from dia.data import phantom
 from dia.data.catalog import load
 from dia.data.imageset import DataError
 from dia.evaluate.ledger import Ledger, changed_since_commit
@@ -34,6 +36,16 @@ def write(folder, name="one", **changes):
 def git(folder, *words):
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once():
+    """Phantoms are drawn anew whenever they are asked for; here the same few, once."""
+    whole = phantom.load
+    few = functools.cache(lambda split, **how: whole(split, n=120, **how))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "load", few)
+        yield
 
 
 @pytest.fixture
