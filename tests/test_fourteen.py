@@ -46,6 +46,10 @@ METHODS = {
 }
 
 
+# again and again where a fit takes many seconds: `make test-slow`
+REPEATED = [pytest.param(m, marks=pytest.mark.slow) if m == "efficientad" else m for m in METHODS]
+
+
 def few(method, images):
     """Fewer where an image takes a second."""
     return images[:: 4 if method == "efficientad" else 1]
@@ -96,7 +100,7 @@ def test_a_saved_model_scores_alike(method, fitted, phantoms, tmp_path):
     assert np.array_equal(loaded.calibration_.scores, detector.calibration_.scores)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REPEATED)
 def test_the_same_seed_makes_the_same_scores(method, fitted, phantoms):
     images = few(method, phantoms[1])
     assert np.array_equal(fresh(method).fit(phantoms[0]).score(images), fitted(method).score(images))
@@ -113,7 +117,7 @@ def pneumonia():
     return normals, test.subset(np.concatenate(each))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REPEATED)
 def test_it_is_measured_on_pneumoniamnist(method, pneumonia, tmp_path):
     if method in PEERS:
         pytest.importorskip("anomalib", reason="the eight of anomalib need the extra `peers`")
