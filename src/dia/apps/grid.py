@@ -289,10 +289,16 @@ class Costs:
         return [r for r in of_method if r["dataset"] == task.label] or of_method
 
 
+def found(tasks: Sequence[Task], place: Place) -> list[Mapping[str, Any] | None]:
+    """The ledger's line of each task; None where there is none."""
+    lines = {tuple(r[k] for k in IDENTITY): r for r in Ledger(place.ledger).rows()}
+    identities = [_identity(t, place) for t in tasks]
+    return [lines.get(tuple(i[k] for k in IDENTITY)) for i in identities]
+
+
 def missing(tasks: Sequence[Task], place: Place) -> list[Task]:
     """Those tasks whose line is not in the ledger."""
-    lines = {tuple(r[k] for k in IDENTITY) for r in Ledger(place.ledger).rows()}
-    return [t for t in tasks if tuple(_identity(t, place)[k] for k in IDENTITY) not in lines]
+    return [t for t, line in zip(tasks, found(tasks, place), strict=True) if line is None]
 
 
 def _identity(task: Task, place: Place) -> dict[str, Any]:

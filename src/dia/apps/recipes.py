@@ -33,7 +33,7 @@ from ..evaluate.protocol import (
     load_recipe,
     met_before,
 )
-from .grid import Task, missing
+from .grid import Task, found
 from .grids import place_of, run_tasks, say_failed
 
 
@@ -66,9 +66,8 @@ def confirm(a: Namespace, out: Console) -> None:
         task_of(recipe, name, seed, CONFIRM, before=met_before(recipe, name, rows))
         for name, seed in product(recipe.datasets, recipe.seeds)
     ]
-    there = len(tasks) - len(missing(tasks, place_of(a)))
-    known = [r for r in confirmations(rows) if r["recipe"]["identity"] == recipe.identity()]
-    if there > len(known):
+    there = [line for line in found(tasks, place_of(a)) if line is not None]
+    if len(confirmations(there)) < len(there):
         raise DataError(
             f"{a.recipe}: its settings met test sets before, as lines of {a.ledger} that confirm nothing; a "
             "confirmation needs settings that have not"
@@ -99,8 +98,8 @@ def beside(
     if best is None:
         return "not in the ledger", "–"
     of_row = {r["seed"]: r for r in rows if (r["method"], r["data_sha256"]) == (best["method"], sha)}
-    found = difference([r for r in own if r["seed"] in of_row], of_row, scores)
-    above = "–" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    above_by = difference([r for r in own if r["seed"] in of_row], of_row, scores)
+    above = "–" if above_by is None else f"{above_by.value:+.3f} [{above_by.low:+.3f}, {above_by.high:+.3f}]"
     return f"{best['method']} {best['auroc']:.3f}", above
 
 
