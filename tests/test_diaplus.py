@@ -12,7 +12,7 @@ from dia.amplify.learning import AmplifySettings
 from dia.data import phantom
 from dia.data.imageset import DataError
 from dia.detectors import METHODS, Blur, Detector, DIAPlus
-from dia.detectors.diaplus import DIAPlusSettings
+from dia.detectors.diaplus import VIEWS, DIAPlusSettings
 from dia.detectors.residual import Residual, joined, nearest
 from dia.dissolve import DissolverSettings
 from dia.dissolve.stand_ins import gaussian
@@ -88,22 +88,58 @@ def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
     assert np.allclose(fitted.score(normals[order]), whole[order], rtol=1e-3, atol=1e-3)
 
 
-def test_there_are_eight_parts_and_the_score_joins_them(fitted, normals):
+def test_the_score_is_the_mean_evidence_of_the_views(fitted, normals):
     parts = fitted.parts(normals)
-    assert len(parts) == 8
-    assert np.array_equal(
-        np.argsort(parts["spectrum"]), np.argsort(METHODS["trivial:spectrum"]().fit(normals).score(normals))
-    )
-    assert np.allclose(
-        joined(np.column_stack(list(parts.values()))), fitted.score(normals), rtol=1e-3, atol=1e-3
-    )
+    assert list(parts) == ["shape", "statistics", "pixels", "dissolved"]
+    assert np.allclose(np.mean(list(parts.values()), axis=0), fitted.score(normals))
 
 
-@pytest.mark.parametrize("contrast", ["paper", "cosine", "neighbours"])
-def test_every_contrastive_score_survives_saving(normals, tmp_path, contrast):
-    detector = DIAPlus(replace(TINY, contrast=contrast), device="cpu").fit(normals)
-    loaded = Detector.load(detector.save(tmp_path / contrast), device="cpu")
-    assert np.array_equal(loaded.score(normals[:5]), detector.score(normals[:5]))
+def test_the_view_spectrum_is_the_untrained_row(normals):
+    rowwise = METHODS["trivial:spectrum"]().fit(normals)
+    detector = DIAPlus(replace(TINY, views=("spectrum",), neighbours=3), device="cpu").fit(normals)
+    assert np.allclose(detector.distances(normals)["spectrum"], rowwise.score(normals))
+    assert np.array_equal(np.argsort(detector.score(normals)), np.argsort(rowwise.score(normals)))
+
+
+def test_the_view_local_is_the_greatest_value_of_the_map_and_needs_no_bank(normals):
+    detector = DIAPlus(replace(TINY, views=("local",)), device="cpu").fit(normals)
+    marked = normals[:4].copy()
+    marked[:, 10:13, 20:23] = 255
+    assert (detector.score(marked) > detector.score(normals[:4])).all()
+    # enlarging the map bilinearly does not make it greater
+    assert (detector.heatmap(marked).max((1, 2)) <= detector.distances(marked)["local"] + 1e-4).all()
+
+
+def test_every_view_survives_saving_and_no_encoder_is_trained_without_need(normals, tmp_path):
+    everything = DIAPlus(replace(TINY, views=VIEWS, symmetries="all"), device="cpu").fit(normals)
+    loaded = Detector.load(everything.save(tmp_path / "run"), device="cpu")
+    assert np.array_equal(loaded.score(normals[:5]), everything.score(normals[:5]))
+    assert loaded.symmetries_ == everything.symmetries_ == tuple(range(8))
+    assert loaded.features(normals[:5]).shape == (5, 1568)
+    few = DIAPlus(replace(TINY, views=("contrast", "blurred")), device="cpu").fit(normals)
+    loaded = Detector.load(few.save(tmp_path / "few"), device="cpu")
+    assert np.array_equal(loaded.score(normals[:5]), few.score(normals[:5]))
+    assert not hasattr(DIAPlus(TINY, device="cpu").fit(normals), "encoder_")
+
+
+def test_the_same_image_among_the_normals_is_the_least_anomalous(normals):
+    detector = DIAPlus(replace(TINY, symmetries="none"), device="cpu", holdout=0.1).fit(normals)
+    d = detector.distances(normals)["pixels"]
+    assert (d < 1e-6).sum() == detector.n_train_
+    assert detector.score(normals)[d < 1e-6].max() < detector.score(normals)[d >= 1e-6].min()
+
+
+def test_symmetries_are_those_of_the_normals(make_images):
+    upright = make_images(40, 32, 32)
+    upright[:, :16] //= 2  # dark above, as none of its turned copies is
+    turned = np.stack([np.rot90(x, i % 4) for i, x in enumerate(make_images(200, 32, 32))])
+    of = {name: DIAPlus(TINY, device="cpu").fit(x) for name, x in {"up": upright, "any": turned}.items()}
+    assert not {1, 3, 5, 7} & set(of["up"].symmetries_)
+    assert len(of["any"].symmetries_) > 4
+    # what counts as normal in any orientation scores the same in every one but for dissolving
+    d = [of["any"]._untrained("shape", np.rot90(turned[:5], k, (1, 2)), tuple(range(8))) for k in range(4)]
+    for other in d[1:]:
+        assert np.allclose(np.sort(other.sum(2), 0), np.sort(d[0].sum(2), 0))
 
 
 @pytest.mark.parametrize("shape", [(30, 22, 1), (28, 28, 3), (80, 64, 1)])

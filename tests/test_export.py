@@ -30,7 +30,7 @@ from dia.calibrate import Calibration
 from dia.data.imageset import DataError, ImageSet
 from dia.detectors import CSI, DIA, METHODS, DIAPlus
 from dia.detectors.csi import CSISettings
-from dia.detectors.diaplus import DIAPlusSettings
+from dia.detectors.diaplus import VIEWS, DIAPlusSettings
 from dia.detectors.graph import Evidence, GaussianBlur, Whole, nearest_mean, resized, with_channels
 from dia.detectors.graphs import exportable, graph_of
 from dia.detectors.residual import nearest
@@ -169,9 +169,11 @@ def test_every_exportable_method_agrees_as_torchscript(method, tmp_path):
 
 
 PLUS_CASES = {
-    "paper": replace(PLUS, contrast="paper", amplify=replace(AMPLIFY, rgb=True, shift="cutperm")),
-    "cosine": replace(PLUS, contrast="cosine", dissolver=replace(DISSOLVER, kind="gaussian")),
-    "neighbours": replace(PLUS, contrast="neighbours", dissolver=replace(DISSOLVER, kind="median")),
+    "every view": replace(PLUS, views=VIEWS, amplify=replace(AMPLIFY, rgb=True, shift="cutperm")),
+    "all copies": replace(
+        PLUS, symmetries="all", neighbours=3, dissolver=replace(DISSOLVER, kind="gaussian")
+    ),
+    "no copies": replace(PLUS, symmetries="none", dissolver=replace(DISSOLVER, kind="median")),
     "rgb dissolver": replace(PLUS, dissolver=replace(DISSOLVER, size=64, input_range="released")),
 }
 

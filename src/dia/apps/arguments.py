@@ -462,9 +462,9 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     illustrate = ArgumentParser(
         description="""Draw pictures of the method on your images.
 
-            The target matrix of the loss, similarities before and after training, images dissolved at
-            several t, what is lost over t. Needs a model with dissolver and encoder (dia, dia+) and
-            labelled images.""",
+            Images dissolved at several t, what is lost over t; and with an encoder (dia) the target matrix
+            of the loss, and similarities before and after training. Needs a model with a dissolver (dia,
+            dia+) and labelled images.""",
         epilog=examples(
             "dia illustrate runs/mine scans",
             "dia illustrate runs/mine scans/labelled --normal good --split all --out pictures --format svg",

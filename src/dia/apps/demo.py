@@ -54,8 +54,8 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any]:
         comparison=rows, scored=scored, normals=train,
     )  # fmt: skip
     pictures(out / "pictures.png", detector, test, scored)
-    # fits of an earlier, interrupted demo count too; dia+ holds all of dia's
-    fits = metrics[DEFAULT]["fit_seconds"] + metrics["csi"]["fit_seconds"]
+    # fits of an earlier, interrupted demo count too; dia holds the dissolver of dia+
+    fits = metrics["dia"]["fit_seconds"] + metrics["csi"]["fit_seconds"]
     seconds = max(time.perf_counter() - start, fits)
     result = metrics | {"default": DEFAULT, "seconds": round(seconds, 1)}
     (out / "metrics.json").write_text(json.dumps(result, indent=2))

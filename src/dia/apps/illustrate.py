@@ -16,7 +16,7 @@ from ..evaluate.illustrations import (
     similarity_before_after,
     target_matrices,
     target_matrix,
-    with_both,
+    with_dissolver,
 )
 from ..evaluate.pictures import DISSOLVE_TS
 
@@ -38,7 +38,7 @@ def illustrate(
 
     Args:
         out: the folder.
-        detector: a fitted `dia` or `dia+`.
+        detector: a fitted `dia` or `dia+`; without an encoder there are fewer pictures.
         images: labelled; the normal ones are needed, anomalous ones are shown beside them.
         ts: diffusion steps of the strips and the curves.
         count: images of each kind in the strips, and (up to 4) in the similarity matrix.
@@ -46,13 +46,14 @@ def illustrate(
         form: of all but the strips, which are always PNG.
 
     Returns:
-        The files: target matrix, both maskings, similarities before and after, strips, residuals.
+        The files: strips, residuals; and with an encoder target matrix, both maskings, similarities before
+        and after.
 
     Raises:
-        DataError: a detector without dissolver or encoder, images it was not fitted for or without labels,
+        DataError: a detector without dissolver, images it was not fitted for or without labels,
             none of them normal, or `count` or `ts` out of range.
     """
-    both = with_both(detector)
+    both = with_dissolver(detector)
     if images.labels is None:
         raise DataError("pictures of the method need to know which images are normal; name their class")
     if images.shape != tuple(both.shape_):
@@ -76,6 +77,8 @@ def illustrate(
     residual_energy(
         files["residual_energy"], both.dissolver_, some(NORMAL, MEASURED), some(ANOMALOUS, MEASURED), ts
     )
+    if not hasattr(both, "encoder_"):
+        return [strips, files["residual_energy"]]
     similarity_before_after(files["similarity"], both, normals[:BATCH], seed=seed)
     target_matrix(files["target_matrix"], exclude_own=both.s.amplify.exclude_own)
     target_matrices(files["target_matrices"])

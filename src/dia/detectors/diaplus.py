@@ -1,61 +1,86 @@
-"""`dia+`: DIA's encoder, joined with what dissolving and blurring remove, and with the spectrum.
+"""`dia+`: how far an image is from its nearest normal, in several views, of which dissolving makes one.
 
-Ours, not of the paper. Eight pieces of evidence (−log of a smoothed conformal p-value, on normals that
-trained nothing): the contrastive score; the three residual statistics of `residual.py` for dissolving at
-several t; the same three for Gaussian blurs, the control, which it contains because neither beats the other
-everywhere; and the untrained row `trivial:spectrum`, for what lies in no one place. They are joined by the
-harmonic mean of the p-values, with no label and no weight to choose. Held-out normals then calibrate the
-joined score, so its p-values are valid though the parts depend on each other. The heatmap comes from
-dissolving alone.
+Ours, not of the paper. Views, each a vector of an image: its shape, statistics and pixels (`views.py`, all
+untrained), and what dissolving at several t takes away, by place (`residual.py`). Each gives the distance to
+the nearest training normal; its logarithm, in standard deviations of held-out normals, is the view's
+evidence; the score is their mean. No label, no weight, no setting by data set enters. Other views can be
+chosen: `blurred`, the control of `dissolved`; `spectrum`; `contrast`, the features of an encoder trained
+against dissolved copies, as in the paper; `local`, the greatest value of the heatmap.
 
-Dissolved images are not rounded to whole grey values: a pixel on the edge of two of them would hang on the
-last digits of the machine's sums.
+Which turned and mirrored copies of an image are normal too is learned from the normals: those that lie about
+as near to *other* normals as the images themselves do. Then the nearest of the copies counts.
 
-Contrastive scores, all from the same encoder: `paper` (csi.py), `cosine` (its first term), and
-`mahalanobis` (Lee et al., NeurIPS 2018, one class) or `neighbours` on penultimate features of the
-unaugmented image, summed over the shifts. One choice for all data sets: `mahalanobis`.
+The heatmap is what dissolving takes away, place by place against normals. Dissolved images are not rounded to
+whole grey values: a pixel on the edge of two of them would hang on the last digits of the machine's sums.
+
+Why these views, and what was tried: docs/decisions/0020.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.covariance import LedoitWolf
+from torch import nn
 
-from ..calibrate import Calibration
+from ..data.imageset import ImageSet
 from ..dissolve.base import T_MAX
 from ..settings import chosen, require
 from .base import Stages, module_tensors
 from .blur import blurred
-from .csi import normality, spread
+from .csi import spread
 from .dia import DIA, DIASettings
-from .residual import PARTS, Residual, joined, nearest
-from .trivial import Spectrum
+from .nearest import LogScale, Nearest
+from .residual import Residual, grid_energies
+from .trivial import Spectrum, luma
+from .views import Pixels, Shape, Statistics, copies, possible
 
-FEATURE_NEIGHBOURS = 3
+View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast", "local"]
+VIEWS: tuple[View, ...] = (
+    "shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast", "local",
+)  # fmt: skip
+UNTRAINED: dict[str, Callable[[int, int], nn.Module]] = {
+    "shape": Shape, "statistics": Statistics, "pixels": Pixels,
+}  # fmt: skip
+REMOVALS = ("dissolved", "blurred")
+TURNED = ("shape", "pixels", *REMOVALS)  # the views that copies change
+STANDARDISED = ("statistics", "spectrum")  # place by place by the normals; removals are in `residual.py`
+_AS_NEAR = 1.05  # times the distance of the image itself: a copy this near is as normal
+_ASKED = 300  # normals whose copies are measured
+_CONSTANT = 1e-9  # a feature that spreads less than this over the normals is left unscaled
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
 class DIAPlusSettings(DIASettings):
-    """DIA joined with the residuals; what is not named here is as for `dia`.
+    """What is not named here is as for `dia`; `amplify`, `ts`, `live`, `bank_gb` matter to `contrast` alone.
 
     Args:
-        contrast: how the encoder scores.
-        residual_ts: diffusion steps of the residual.
+        views: which make the score, of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`,
+            `contrast` and `local`.
+        neighbours: nearest normals averaged over, in every view.
+        symmetries: which turned and mirrored copies count as normal: `auto` learns it from the normals,
+            `none`, or `all`.
+        residual_ts: diffusion steps at which is dissolved.
         blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
     """
 
-    contrast: Literal["paper", "cosine", "mahalanobis", "neighbours"] = "mahalanobis"
+    views: tuple[View, ...] = ("shape", "statistics", "pixels", "dissolved")
+    neighbours: int = 1
+    symmetries: Literal["auto", "none", "all"] = "auto"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        chosen(self, "contrast")
+        chosen(self, "symmetries")
+        known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
+        require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
+        require(self.neighbours >= 1, "neighbours", f"must be at least 1, not {self.neighbours}")
         kind = self.dissolver.kind
         require(
             kind not in ("none", "identity"),
@@ -72,35 +97,52 @@ class DIAPlusSettings(DIASettings):
 
 
 class DIAPlus(DIA):
-    """Contrast, residuals and spectrum, joined without labels. Has heatmaps."""
+    """Distance to the nearest normal in several views, joined without labels. Has heatmaps."""
 
     method = "dia+"
-    family = "contrastive and residual"
-    revision = 2  # smooth evidence, dissolved images not rounded, the spectrum joined
+    family = "joined views"
+    revision = 3  # nearest normals in views; before, p-values of contrast, residuals and spectrum
     paper = ""
     Settings: ClassVar[type] = DIAPlusSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         dissolver = self._fit_dissolver(images, stages)
-        self._fit_amplified(images, dissolver, stages)
-        if self.s.contrast in ("paper", "cosine"):
-            self._fit_bank(images)
-        else:
-            h = self._features(spread(images, self.s.bank_size))  # (K, N, D)
-            if self.s.contrast == "mahalanobis":
-                fits = [LedoitWolf().fit(f) for f in h]
-                self.centre_ = np.stack([f.location_ for f in fits])
-                self.precision_ = np.stack([f.precision_ for f in fits])
-            else:
-                self.features_ = h
+        if "contrast" in self.s.views:
+            self._fit_amplified(images, dissolver, stages)
         self.residual_ = Residual(self._remove).fit(images, spare)
-        self.blur_ = Residual(self._blur).fit(images, spare)
-        self.spectrum_ = Spectrum()
-        self.spectrum_._fit(images, spare, stages)
-        self.normals_ = {
-            "contrast": Calibration.of(self._contrast(spare)),
-            "spectrum": Calibration.of(self.spectrum_._score(spare)),
-        }
+        if "blurred" in self.s.views:
+            self.blur_ = Residual(self._blur).fit(images, spare)
+        images = spread(images, self.s.bank_size)
+        shape = self._untrained("shape", images, (0,))[0]
+        self.symmetries_ = self._learned(images, shape)
+        self.scaling_: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.banks_: dict[str, Nearest] = {}
+        for name in self.s.views:
+            if name in REMOVALS:
+                self.banks_[name] = Nearest(self._residual(name).bank_, self.s.neighbours)
+            elif name != "local":
+                bank = shape if name == "shape" else self._raw(name, images, (0,))[0]
+                if name in STANDARDISED:
+                    std = bank.std(0)
+                    self.scaling_[name] = bank.mean(0), np.where(std > _CONSTANT, std, 1.0)
+                self.banks_[name] = Nearest(self._scaled(name, bank), self.s.neighbours)
+        self.scales_ = {name: LogScale.of(d) for name, d in self.distances(spare).items()}
+
+    def _learned(self, images: np.ndarray, shape: np.ndarray) -> tuple[int, ...]:
+        """Which copies of a normal image lie as near to other normals as it does itself, by their shape."""
+        there = possible(*images.shape[1:3])
+        if self.s.symmetries != "auto":
+            return there if self.s.symmetries == "all" else (0,)
+        index = np.linspace(0, len(images) - 1, min(len(images), _ASKED)).astype(int)
+        bank = torch.from_numpy(shape.astype(np.float32))
+        medians = []
+        for copy in self._untrained("shape", images[index], there):
+            d = torch.cdist(torch.from_numpy(copy.astype(np.float32)), bank)
+            d[torch.arange(len(index)), torch.from_numpy(index)] = torch.inf
+            medians.append(float(d.amin(1).median()))
+        return tuple(i for i, m in zip(there, medians, strict=True) if m <= _AS_NEAR * medians[0])
+
+    # --- views ------------------------------------------------------------------------------------------
 
     def _remove(self, images: np.ndarray) -> np.ndarray:
         return self.dissolver_.dissolve(images, self.s.residual_ts, rounded=False)
@@ -108,58 +150,93 @@ class DIAPlus(DIA):
     def _blur(self, images: np.ndarray) -> np.ndarray:
         return blurred(images, self.s.blur_sigmas)
 
-    def _contrast(self, images: np.ndarray) -> np.ndarray:
-        """The contrastive score, `(N,)`."""
-        if self.s.contrast == "paper":
-            return super()._score(images)
-        if self.s.contrast == "cosine":
-            z, s = self._projections(images)
-            n = normality(z, s, self.bank_, self.lambda_, self.mu_, ("cosine", "norm"))
-            return -n.double().cpu().numpy()
+    def _residual(self, name: str) -> Residual:
+        return self.residual_ if name == "dissolved" else self.blur_
+
+    @torch.inference_mode()
+    def _untrained(self, name: str, images: np.ndarray, which: tuple[int, ...]) -> np.ndarray:
+        module = UNTRAINED[name](*images.shape[1:3])
+        parts = []
+        for start in range(0, len(images), _CHUNK):
+            x = torch.from_numpy(np.ascontiguousarray(images[start : start + _CHUNK])).permute(0, 3, 1, 2)
+            parts.append(np.stack([module(copy).numpy() for copy in copies(x, which)]))
+        return np.concatenate(parts, 1)
+
+    def _raw(self, name: str, images: np.ndarray, which: tuple[int, ...]) -> np.ndarray:
+        """Features of copies of the images, `(S, N, D)`; of one where copies do not change them."""
+        if name in UNTRAINED:
+            return self._untrained(name, images, which if name in TURNED else (0,))
+        if name in REMOVALS:
+            residual = self._residual(name)
+            energies = torch.from_numpy(grid_energies(images, residual.remove))  # (N, T, 6, 6)
+            return copies(energies, which).flatten(2).numpy()
+        if name == "spectrum":
+            return Spectrum._features(luma(images))[None]
         h = self._features(images)
-        if self.s.contrast == "neighbours":
-            return np.sum(
-                [nearest(a, b, FEATURE_NEIGHBOURS) for a, b in zip(h, self.features_, strict=True)], axis=0
-            )
-        c = h - self.centre_[:, None]
-        return np.sqrt(np.einsum("knd,kde,kne->kn", c, self.precision_, c, optimize=True)).sum(0)
+        h /= np.maximum(np.linalg.norm(h, axis=-1, keepdims=True), 1e-12)
+        return np.concatenate(list(h), axis=1)[None]
+
+    def _scaled(self, name: str, features: np.ndarray) -> np.ndarray:
+        if name in REMOVALS:
+            residual = self._residual(name)
+            return (features - residual.energy_mean_) / residual.energy_std_
+        mean, std = self.scaling_.get(name, (0.0, 1.0))
+        return np.asarray((features - mean) / std)
+
+    def distances(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """By view, the distance to the nearest normal, `(N,)`; of `local`, the map's greatest value."""
+        out = {}
+        for name in self.s.views:
+            if name == "local":
+                out[name] = self.residual_.greatest(images)
+            else:
+                x = self._scaled(name, self._raw(name, images, self.symmetries_))
+                out[name] = np.min([self.banks_[name].distances(copy) for copy in x], axis=0)
+        return out
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The evidence of each part, `(N,)` each; `joined`, they are the score."""
-        out = {"contrast": self.normals_["contrast"].evidence(self._contrast(images))}
-        for name, residual in (("dissolve", self.residual_), ("blur", self.blur_)):
-            evidence = residual.evidence(images).T
-            out |= {f"{name}:{part}": e for part, e in zip(PARTS, evidence, strict=True)}
-        return out | {"spectrum": self.normals_["spectrum"].evidence(self.spectrum_._score(images))}
+        """The evidence of each view, `(N,)`, in standard deviations of normals; their mean is the score."""
+        return {name: self.scales_[name].evidence(d) for name, d in self.distances(images).items()}
 
     def _score(self, images: np.ndarray) -> np.ndarray:
-        return joined(np.column_stack(list(self.parts(images).values())))
+        return np.asarray(np.mean(list(self.parts(images).values()), axis=0))
 
     def _heatmap(self, images: np.ndarray) -> np.ndarray:
         return self.residual_.heatmap(images)
 
-    _OWN = ("centre", "precision", "features", "bank", "lambda", "mu")
+    def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
+        """What images are compared by: their shape, `(N, 1568)` float32; see `views.py`."""
+        return self._untrained("shape", self._check(images), (0,))[0].astype(np.float32)
+
+    # --- folders ----------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        own = {k: getattr(self, f"{k}_") for k in self._OWN if hasattr(self, f"{k}_")}
-        own = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in own.items()}
-        encoder = module_tensors(self.encoder_, "encoder.")
-        residuals = self.residual_.tensors() | self.blur_.tensors("blur")
-        spectrum = {f"spectrum.{k}": v for k, v in self.spectrum_._tensors().items()}
-        normals = {f"normals.{k}": c.scores for k, c in self.normals_.items()}
-        return encoder | own | residuals | spectrum | normals
+        out = {"symmetries": np.array(self.symmetries_)} | self.residual_.tensors()
+        if hasattr(self, "encoder_"):
+            out |= module_tensors(self.encoder_, "encoder.")
+        if hasattr(self, "blur_"):
+            out |= self.blur_.tensors("blur")
+        # the banks of removals are those of their residuals
+        out |= {f"bank.{k}": b.bank for k, b in self.banks_.items() if k not in REMOVALS}
+        for name, pair in self.scaling_.items():
+            out |= {f"{part}.{name}": v for part, v in zip(("mean", "std"), pair, strict=True)}
+        return out | {f"scale.{k}": np.array([s.median, s.spread]) for k, s in self.scales_.items()}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        if "bank" in tensors:
-            super()._restore(tensors, folder)
-        else:
+        views = self.s.views
+        if "contrast" in views:
             self._restore_encoder(tensors)
-            self._restore_dissolver(folder)
-        for name in ("centre", "precision", "features"):
-            if name in tensors:
-                setattr(self, f"{name}_", tensors[name])
-        self.normals_ = {k: Calibration(tensors[f"normals.{k}"]) for k in ("contrast", "spectrum")}
-        self.spectrum_ = Spectrum()
-        self.spectrum_._restore({k: tensors[f"spectrum.{k}"] for k in ("mean", "std", "bank")}, folder)
+        self._restore_dissolver(folder)
         self.residual_ = Residual(self._remove).restore(tensors)
-        self.blur_ = Residual(self._blur).restore(tensors, "blur")
+        if "blurred" in views:
+            self.blur_ = Residual(self._blur).restore(tensors, "blur")
+        self.symmetries_ = tuple(tensors["symmetries"].tolist())
+        if not set(self.symmetries_) <= set(possible(*self.shape_[:2])):
+            raise ValueError(f"symmetries {self.symmetries_} do not keep the shape of its images")
+        self.scaling_ = {k: (tensors[f"mean.{k}"], tensors[f"std.{k}"]) for k in STANDARDISED if k in views}
+        self.banks_ = {
+            k: Nearest(self._residual(k).bank_ if k in REMOVALS else tensors[f"bank.{k}"], self.s.neighbours)
+            for k in views
+            if k != "local"
+        }
+        self.scales_ = {k: LogScale(*tensors[f"scale.{k}"].tolist()) for k in views}

@@ -7,6 +7,7 @@ they are; the rest stands in `graph.py`. Tests hold every method's graph against
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ..dissolve.base import fit_in
 from .base import Detector
 from .blur import Blur
 from .csi import CSI, Part, normality, projections
-from .diaplus import FEATURE_NEIGHBOURS, DIAPlus
+from .diaplus import REMOVALS, STANDARDISED, TURNED, UNTRAINED, DIAPlus
 from .graph import (
     Evidence,
     GaussianBlur,
@@ -36,10 +37,12 @@ from .graph import (
 )
 from .kdad import KDAD
 from .msc import MSC, nearest_sum
+from .nearest import NEAR
 from .residual import GRID, NEIGHBOURS, STRIDE, Residual, smoothing
 from .transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
 from .trivial import FLOOR, RINGS, Brightness, Gradient, NormalisedPixels, Pca, Pixels, Spectrum, Std, rings
 from .uniad import UniAD, anomaly_map, features, greatest_mean
+from .views import copies
 from .weights import as_input
 
 
@@ -91,28 +94,19 @@ class Contrast(nn.Module):
 
 
 class Features(nn.Module):
-    """`dia+`'s scores in the features of the shifted images: Mahalanobis, or nearest neighbours."""
+    """`dia+`'s view `contrast`: features of the shifted images, each of norm 1, side by side."""
 
     def __init__(self, detector: DIAPlus):
         super().__init__()
         self.amplify, self.encoder = detector.s.amplify, detector.encoder_
-        self.mahalanobis = detector.s.contrast == "mahalanobis"
-        if self.mahalanobis:
-            self.register_buffer("centre", torch.from_numpy(detector.centre_)[:, None])
-            self.register_buffer("precision", torch.from_numpy(detector.precision_))
-        else:
-            self.register_buffer("bank", torch.from_numpy(detector.features_))
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         """Of `(N, C, H, W)` uint8."""
         k_shifts, shift = SHIFTS[self.amplify.shift]
         x = learning.as_input(x, self.amplify)
         h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
-        h = h.view(k_shifts, x.shape[0], -1).double()
-        if not self.mahalanobis:
-            return (nearest_mean(h, self.get_buffer("bank"), FEATURE_NEIGHBOURS).sum(0),)
-        c = h - self.get_buffer("centre").double()
-        return (((c @ self.get_buffer("precision").double()) * c).sum(-1).sqrt().sum(0),)
+        h = F.normalize(h.view(k_shifts, x.shape[0], -1), dim=-1, eps=1e-12)
+        return h.transpose(0, 1).flatten(1)
 
 
 @body.register
@@ -145,7 +139,7 @@ class Dissolve(nn.Module):
 
 
 class Residuals(nn.Module):
-    """`Residual`: evidence of its three parts `(N, 3)`, heatmap `(N, H, W)`, and what `remove` gave."""
+    """`Residual`, of what a removal gave: energies on the grid, and the statistics with the heatmap."""
 
     def __init__(self, residual: Residual, remove: nn.Module, height: int, width: int):
         super().__init__()
@@ -164,24 +158,33 @@ class Residuals(nn.Module):
             self.register_buffer(name, torch.from_numpy(getattr(residual, f"{name}_")))
         self.evidence = Evidence(residual.normals_)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `(N, C, H, W)` uint8."""
-        removed = self.remove(x)  # (T, N, C, H, W)
-        r = (x.float() - removed.float()).mean(2)  # (T, N, H, W)
+    def residual(self, x: Tensor, removed: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8 and `(T, N, C, H, W)` to `(T, N, H, W)`."""
+        return (x.float() - removed.float()).mean(2)
+
+    def energies(self, r: Tensor) -> Tensor:
+        """`(N, T, 6, 6)`."""
+        return torch.log(self.pool(r**2) + 1).transpose(0, 1)
+
+    def scaled(self, energies: Tensor) -> Tensor:
+        """`(..., T·36)`, in standard deviations of the normals."""
+        return (energies - self.get_buffer("energy_mean")) / self.get_buffer("energy_std")
+
+    def statistics(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Greatest |z| of each map `(N, M)`, and the map of joint distances `(N, H', W')`, not enlarged."""
         detail = torch.log(self.wider((r - self.fine(r)) ** 2) + 1)
         maps = torch.stack([self.wide(r), self.wider(r), detail], 1).flatten(0, 1).transpose(0, 1)
-        energies = torch.log(self.pool(r**2) + 1).transpose(0, 1).flatten(1)
         z = (maps - self.get_buffer("mean")) / self.get_buffer("std")  # (N, M, H, W)
-        greatest = z.abs().amax((-2, -1))
         placed = z[..., ::STRIDE, ::STRIDE].permute(2, 3, 0, 1)
         squared = (placed @ self.get_buffer("precision") * placed).sum(-1).permute(2, 0, 1)
-        distance = self.joint(squared.clamp(min=0).sqrt())
-        scaled = (energies - self.get_buffer("energy_mean")) / self.get_buffer("energy_std")
-        overall = nearest_mean(scaled, self.get_buffer("bank"), NEIGHBOURS)
+        return z.abs().amax((-2, -1)), self.joint(squared.clamp(min=0).sqrt())
+
+    def parts(self, r: Tensor, greatest: Tensor, distance: Tensor) -> Tensor:
+        """The evidence of its three parts, `(N, 3)`."""
+        overall = nearest_mean(self.scaled(self.energies(r).flatten(1)), self.get_buffer("bank"), NEIGHBOURS)
         columns = torch.cat([greatest.double(), distance.amax((1, 2)).double()[:, None], overall[:, None]], 1)
         e = self.evidence(columns)
-        e = torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1)
-        return e, self.enlarge(distance), removed
+        return torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1)
 
 
 def joined(evidence: Tensor) -> Tensor:
@@ -200,28 +203,70 @@ class BlurBody(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        evidence, heatmap, _ = self.residuals(x)
-        return joined(evidence), heatmap
+        r = self.residuals.residual(x, self.residuals.remove(x))
+        greatest, distance = self.residuals.statistics(r)
+        return joined(self.residuals.parts(r, greatest, distance)), self.residuals.enlarge(distance)
 
 
 class DIAPlusBody(nn.Module):
-    """`dia+`: eight pieces of evidence."""
+    """`dia+`: the mean evidence of its views."""
 
     outputs = ("heatmap", "dissolved")
 
-    def __init__(self, detector: DIAPlus, contrast: nn.Module, dissolve: Residuals, blur: Residuals):
+    def __init__(self, detector: DIAPlus):
         super().__init__()
-        self.contrast, self.spectrum = contrast, SpectrumBody(detector.spectrum_, *detector.shape_[:2])
-        normals = [detector.normals_[name].scores for name in ("contrast", "spectrum")]
-        self.evidence = Evidence(np.column_stack(normals))
-        self.dissolve, self.blur = dissolve, blur
+        s, side = detector.s, detector.shape_[:2]
+        self.views, self.neighbours, self.symmetries = s.views, s.neighbours, detector.symmetries_
+        dissolve = Dissolve(detector.dissolver_, s.residual_ts)
+        self.residuals = nn.ModuleDict({"dissolved": Residuals(detector.residual_, dissolve, *side)})
+        self.measures = nn.ModuleDict()
+        for name in s.views:
+            if name in UNTRAINED:
+                self.measures[name] = UNTRAINED[name](*side)
+            elif name == "spectrum":
+                self.measures[name] = Rings(*side)
+            elif name == "contrast":
+                self.measures[name] = Features(detector)
+            elif name == "blurred":
+                self.residuals[name] = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
+            if name != "local":
+                self.register_buffer(f"bank_{name}", torch.from_numpy(detector.banks_[name].bank))
+        for name, (mean, std) in detector.scaling_.items():
+            self.register_buffer(f"mean_{name}", torch.from_numpy(mean))
+            self.register_buffer(f"std_{name}", torch.from_numpy(std))
+        self.scales = detector.scales_
+
+    def measured(self, name: str, x: Tensor, r: Tensor) -> Tensor:
+        """The features of copies, `(S, N, D)`, scaled as in the bank."""
+        if name in REMOVALS:
+            residuals: Any = self.residuals[name]
+            r = r if name == "dissolved" else residuals.residual(x, residuals.remove(x))
+            turned: Tensor = residuals.scaled(copies(residuals.energies(r), self.symmetries).flatten(2))
+            return turned
+        which = self.symmetries if name in TURNED else (0,)
+        features = torch.stack([self.measures[name](copy) for copy in copies(x, which).unbind(0)])
+        if name in STANDARDISED:
+            features = (features - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"std_{name}")
+        return features
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        others = self.evidence(torch.stack([self.contrast(x)[0], self.spectrum(x)[0]], 1))
-        evidence, heatmap, dissolved = self.dissolve(x)
-        score = joined(torch.cat([others, evidence, self.blur(x)[0]], 1))
-        return score, heatmap, dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
+        residuals: Any = self.residuals["dissolved"]
+        dissolved = residuals.remove(x)
+        r = residuals.residual(x, dissolved)
+        _, distance = residuals.statistics(r)
+        evidence = []
+        for name in self.views:
+            if name == "local":
+                d = distance.amax((1, 2)).double()
+            else:
+                features = self.measured(name, x, r).float()
+                d = nearest_mean(features, self.get_buffer(f"bank_{name}"), self.neighbours).amin(0)
+            scale = self.scales[name]
+            logs = (d / double(scale.median) + double(NEAR)) / double(1 + NEAR)
+            evidence.append(logs.log() / double(scale.spread))
+        shown = dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
+        return torch.stack(evidence).mean(0), residuals.enlarge(distance), shown
 
 
 def _blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:
@@ -235,18 +280,7 @@ def _(detector: Blur) -> nn.Module:
     return BlurBody(Residuals(detector.residual_, _blur(detector.s.sigmas, *side), *side))
 
 
-@body.register
-def _(detector: DIAPlus) -> nn.Module:
-    s, side = detector.s, detector.shape_[:2]
-    contrast: nn.Module
-    if s.contrast == "paper":
-        contrast = Contrast(detector, s.score_parts)
-    else:
-        contrast = Contrast(detector, ("cosine", "norm")) if s.contrast == "cosine" else Features(detector)
-    remove = Dissolve(detector.dissolver_, s.residual_ts)
-    dissolve = Residuals(detector.residual_, remove, *side)
-    blur = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
-    return DIAPlusBody(detector, contrast, dissolve, blur)
+body.register(DIAPlus, DIAPlusBody)
 
 
 # --- methods that start from a pretrained network -----------------------------------------------------------
@@ -375,7 +409,7 @@ class PixelsBody(nn.Module):
         super().__init__()
         self.normalised = isinstance(detector, NormalisedPixels)
         self.small = Linear(*(resizing(side, 16, antialias=True) for side in detector.shape_[:2]))
-        self.register_buffer("bank", torch.from_numpy(detector.bank_))
+        self.register_buffer("bank", torch.from_numpy(detector.normals_.bank))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Of `(N, C, H, W)` uint8."""
@@ -386,12 +420,11 @@ class PixelsBody(nn.Module):
         return (nearest_mean(flat.float(), self.get_buffer("bank"), 1),)
 
 
-class SpectrumBody(nn.Module):
-    """`trivial:spectrum`: the Fourier transform as products with its cosines and sines."""
+class Rings(nn.Module):
+    """The features of `trivial:spectrum`: the Fourier transform as products with its cosines and sines."""
 
-    def __init__(self, detector: Spectrum, height: int, width: int):
+    def __init__(self, height: int, width: int):
         super().__init__()
-        self.neighbours = detector.index_.n_neighbors
         window = np.outer(np.hanning(height), np.hanning(width))
         self.register_buffer("window", torch.from_numpy(window))
         for name, side in (("down", height), ("across", width)):
@@ -401,10 +434,8 @@ class SpectrumBody(nn.Module):
         ring = rings(height, width).ravel()
         count = np.maximum(np.bincount(ring, minlength=RINGS)[:RINGS], 1)
         self.register_buffer("rings", torch.from_numpy((ring[:, None] == np.arange(RINGS)) / count))
-        for name in ("mean", "std", "bank"):
-            self.register_buffer(name, torch.from_numpy(getattr(detector, f"{name}_")))
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         """Of `(N, C, H, W)` uint8."""
         get = self.get_buffer
         y = luma(x)
@@ -414,9 +445,24 @@ class SpectrumBody(nn.Module):
         imaginary = cosines @ get("across_sin") + sines @ get("across_cos")
         power = (real**2 + imaginary**2).flatten(1) @ get("rings")
         # log(power + FLOOR); as that sum, the exporter takes the addend for nothing and leaves it out
-        logs = (power / double(FLOOR) + 1).log() + double(np.log(FLOOR))
-        features = (logs - get("mean")) / get("std")
-        return (nearest_mean(features.float(), get("bank"), self.neighbours),)
+        return (power / double(FLOOR) + 1).log() + double(np.log(FLOOR))
+
+
+class Measured(nn.Module):
+    """An untrained row: features, standardised, and their mean distance to the nearest normals."""
+
+    def __init__(self, features: nn.Module, detector: Any):
+        super().__init__()
+        self.features, self.neighbours = features, detector.normals_.k
+        for name, values in (
+            ("mean", detector.mean_), ("std", detector.std_), ("bank", detector.normals_.bank),
+        ):  # fmt: skip
+            self.register_buffer(name, torch.from_numpy(values))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        features = (self.features(x) - self.get_buffer("mean")) / self.get_buffer("std")
+        return (nearest_mean(features.float(), self.get_buffer("bank"), self.neighbours),)
 
 
 class PcaBody(nn.Module):
@@ -451,4 +497,4 @@ body.register(Pca, PcaBody)
 
 @body.register
 def _(detector: Spectrum) -> nn.Module:
-    return SpectrumBody(detector, *detector.shape_[:2])
+    return Measured(Rings(*detector.shape_[:2]), detector)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-OWN = "dia:"  # before the folder of a fitted csi, dia or dia+, whose encoder is meant
+OWN = "dia:"  # before the folder of a fitted csi or dia, whose encoder is meant
 
 
 def identity_of(weights: str) -> str:

@@ -83,6 +83,11 @@ class Residual:
         chunks = range(0, len(images), _CHUNK)
         return np.concatenate([self._statistics(images[i : i + _CHUNK])[3] for i in chunks])
 
+    def greatest(self, images: np.ndarray) -> np.ndarray:
+        """The greatest of each image's map, `(N,)`, before it is enlarged."""
+        chunks = range(0, len(images), _CHUNK)
+        return np.concatenate([self._statistics(images[i : i + _CHUNK])[1] for i in chunks])
+
     def tensors(self, prefix: str = "residual") -> dict[str, np.ndarray]:
         """Everything fitted."""
         return {f"{prefix}.{name}": getattr(self, f"{name}_") for name in _FITTED}
@@ -101,9 +106,8 @@ class Residual:
             r = (images.astype(np.float32) - removed).mean(-1)
             fine = r - _smooth(r, unit)
             maps += [_smooth(r, 2 * unit), _smooth(r, 3 * unit), np.log(_smooth(fine**2, 3 * unit) + 1)]
-            pooled = F.adaptive_avg_pool2d(torch.from_numpy(r**2), GRID)
-            energies.append(torch.log(pooled + 1).flatten(1).numpy())
-        return np.stack(maps, 1), np.concatenate(energies, 1)
+            energies.append(_energy(r))
+        return np.stack(maps, 1), np.stack(energies, 1).reshape(len(images), -1)
 
     def _statistics(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Per image: greatest |z| of each map `(N, M)`, greatest joint distance, overall, and the heatmap."""
@@ -118,6 +122,21 @@ class Residual:
         )[:, 0].numpy()
         scaled = ((energies - self.energy_mean_) / self.energy_std_).astype(np.float32)
         return greatest, distance.max((1, 2)), nearest(scaled, self.bank_, NEIGHBOURS), heatmap
+
+
+def grid_energies(images: np.ndarray, remove: Removal) -> np.ndarray:
+    """Log mean squares of the residuals of `(N, H, W, C)` uint8 on a 6×6 grid, `(N, T, 6, 6)` float32."""
+    chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
+    parts = [
+        np.stack([_energy((c.astype(np.float32) - removed).mean(-1)) for removed in remove(c)], 1)
+        for c in chunks
+    ]
+    return np.concatenate(parts)
+
+
+def _energy(r: np.ndarray) -> np.ndarray:
+    """`(N, H, W)` to `(N, 6, 6)`."""
+    return torch.log(F.adaptive_avg_pool2d(torch.from_numpy(r**2), GRID) + 1).numpy()
 
 
 def joined(evidence: np.ndarray) -> np.ndarray:
@@ -143,6 +162,6 @@ def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def smoothing(side: int, sigma: float) -> np.ndarray:
+def smoothing(side: int, sigma: float, dtype: type[np.floating] = np.float32) -> np.ndarray:
     """`(side, side)`: scipy's Gaussian filter of a line, as a matrix."""
-    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(np.float32)
+    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(dtype)

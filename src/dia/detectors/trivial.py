@@ -28,16 +28,16 @@ import torch.nn.functional as F
 from scipy import ndimage
 from skimage.feature import hog, local_binary_pattern
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from .base import Detector, Stages
+from .nearest import Nearest
 
 _CHUNK = 256  # images measured at once
 FLOOR = 1e-8  # added to energies before the logarithm: far below one step of 8 bits, squared
 _CONSTANT = 1e-9  # a feature that spreads less than this over the normals is left unscaled
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 2¹⁶
-_SIGMAS = (0.7, 1.0, 2.0, 4.0)
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SIGMAS = (0.7, 1.0, 2.0, 4.0)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RINGS = 14
 _LBP = ((8, 1), (16, 2))  # points, radius
 
@@ -121,19 +121,13 @@ class _Neighbours(_Measured):
         self._index(self._standardised(images))
 
     def _index(self, bank: np.ndarray) -> None:
-        self.bank_ = bank.astype(np.float32)  # (M, D); as it is saved
-        nearest = min(self._nearest or self.s.neighbours, len(bank))
-        self.index_ = NearestNeighbors(n_neighbors=nearest).fit(self.bank_)
+        self.normals_ = Nearest(bank, self._nearest or self.s.neighbours)
 
     def _score(self, images: np.ndarray) -> np.ndarray:
-        x = self._standardised(images).astype(np.float32)
-        found = self.index_.kneighbors(x, return_distance=False)
-        # Distances anew: those of the search are quick sums, whose last digits depend on the batch.
-        difference = self.bank_[found].astype(np.float64) - x[:, None]
-        return np.sort(np.linalg.norm(difference, axis=-1), axis=1).mean(1)
+        return self.normals_.distances(self._standardised(images))
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        return super()._tensors() | {"bank": self.bank_}
+        return super()._tensors() | {"bank": self.normals_.bank}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         super()._restore(tensors, folder)
@@ -189,11 +183,11 @@ class Statistics(_Neighbours):
     def _features(x: np.ndarray) -> np.ndarray:
         columns = [row._features(x) for row in (Brightness, Std, Gradient)]
         finer = x
-        for sigma in _SIGMAS:
+        for sigma in SIGMAS:
             coarser = ndimage.gaussian_filter(x, (0, sigma, sigma))
             columns.append(np.log(((finer - coarser) ** 2).mean((1, 2)) + FLOOR))
             finer = coarser
-        return np.stack([*columns, *np.quantile(x, _QUANTILES, axis=(1, 2))], 1)
+        return np.stack([*columns, *np.quantile(x, QUANTILES, axis=(1, 2))], 1)
 
 
 class Spectrum(_Neighbours):

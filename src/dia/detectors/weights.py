@@ -7,7 +7,7 @@ method. A setting `weights` says where they come from:
 - `imagenet`: the weights of `TAGS`, fetched by timm from the Hugging Face hub, which caches them.
 - a file: `.safetensors`, or a torch state dict (read with `weights_only=True`, so that no code in it runs),
   under timm's or torchvision's names, with or without its classifier.
-- `dia:RUN`: our own encoder out of a fitted `csi`, `dia` or `dia+`, where a ResNet is wanted.
+- `dia:RUN`: our own encoder out of a fitted `csi` or `dia`, where a ResNet is wanted.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def check_weights(weights: str, method: str, *, own: bool = False) -> None:
     require(bool(weights), "weights", "must be imagenet, none or a file, not empty")
     if weights.startswith(OWN):
         require(own, "weights", f"{OWN}RUN is a ResNet, which {method} cannot take: imagenet, none or a file")
-        require(weights != OWN, "weights", f"{OWN}RUN must name the folder of a fitted csi, dia or dia+")
+        require(weights != OWN, "weights", f"{OWN}RUN must name the folder of a fitted csi or dia")
 
 
 def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> nn.Module:
@@ -267,8 +267,8 @@ def _own(name: str, weights: str) -> OwnResNet:
     if "resnet" not in name:
         raise DataError(f"weights {weights} are a ResNet, which cannot stand for {name}")
     run = Detector.load(weights.removeprefix(OWN), device="cpu")
-    if not isinstance(run, CSI):
-        raise DataError(f"weights {weights}: a fitted {run.method} has no encoder; name a csi, dia or dia+")
+    if not isinstance(run, CSI) or not hasattr(run, "encoder_"):
+        raise DataError(f"weights {weights}: this {run.method} has no encoder; name a fitted csi or dia")
     a, encoder = run.s.amplify, run.encoder_
     side = min(a.size, max(run.shape_[:2]))
     stem = ("cifar" if side <= 32 else "imagenet") if a.stem == "auto" else a.stem

@@ -246,16 +246,17 @@ def pair_masks(batch: int, shifts: int, exclude_own: bool = True) -> dict[str, n
     return {"positive": cells == POSITIVE, "negative": cells == NEGATIVE, "own": own}
 
 
-def with_both(detector: Detector) -> DIA:
-    """The detector, if it has what these pictures are of: a fitted dissolver and a fitted encoder.
+def with_dissolver(detector: Detector) -> DIA:
+    """The detector, if it has what these pictures are of: a fitted dissolver.
 
     Raises:
         DataError: it has not.
     """
-    fitted = hasattr(detector, "encoder_")
-    if not isinstance(detector, DIA) or (fitted and not hasattr(detector, "dissolver_")):
-        raise DataError(f"{detector.method} has no dissolver with an encoder to draw; fit dia or dia+")
-    if not fitted:
+    if not isinstance(detector, DIA) or (
+        hasattr(detector, "encoder_") and not hasattr(detector, "dissolver_")
+    ):
+        raise DataError(f"{detector.method} has no dissolver to draw; fit dia or dia+")
+    if not hasattr(detector, "dissolver_"):
         raise DataError(f"{detector.method} is not fitted; call fit() or load a fitted model first")
     return detector
 
@@ -268,7 +269,7 @@ def similarities(detector: Detector, images: np.ndarray, *, seed: int = 0) -> tu
     training: an untrained encoder has no others.
 
     Args:
-        detector: a fitted `dia` or `dia+`, which stays as it is.
+        detector: a fitted `dia`, or `dia+` with the view `contrast`, which stays as it is.
         images: `(B, H, W, C)` uint8, the batch.
         seed: of the augmentation, flips and t.
 
@@ -278,7 +279,9 @@ def similarities(detector: Detector, images: np.ndarray, *, seed: int = 0) -> tu
     Raises:
         DataError: a detector without dissolver or encoder, or images it was not fitted for.
     """
-    detector = with_both(detector)
+    detector = with_dissolver(detector)
+    if not hasattr(detector, "encoder_"):
+        raise DataError(f"{detector.method} has no encoder to draw; fit dia, or dia+ with the view contrast")
     if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != tuple(detector.shape_):
         raise DataError(f"a batch must be (B, {', '.join(map(str, detector.shape_))}), not {images.shape}")
     s = detector.s.amplify
@@ -332,7 +335,7 @@ def similarity_before_after(
 
     Args:
         path: of the PNG or SVG.
-        detector: a fitted `dia` or `dia+`.
+        detector: as above.
         images: `(B, H, W, C)` uint8, the batch; B = 2 to 4 is easily read.
         seed: of the augmentation, flips and t.
 

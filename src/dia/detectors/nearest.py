@@ -1,0 +1,64 @@
+"""Distances to the nearest of many normals, and evidence from them. Knows vectors only.
+
+The search is scikit-learn's; distances are measured anew, because those of the search are quick sums, whose
+last digits depend on the other rows of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+NEAR = 0.01  # of the median distance of normals: what lies nearer is as good as there
+_LEAST_SPREAD = 0.05  # of log distances
+_TINY = 1e-6  # for the median where normals equal one another
+
+
+class Nearest:
+    """The bank of normals `(M, D)`, kept as float32, and the search in it.
+
+    Args:
+        bank: features of normals.
+        k: how many are averaged over; all where there are fewer.
+    """
+
+    def __init__(self, bank: np.ndarray, k: int):
+        self.bank = bank.astype(np.float32)
+        self.k = min(k, len(bank))
+        self._index = NearestNeighbors(n_neighbors=self.k).fit(self.bank)
+
+    def distances(self, features: np.ndarray) -> np.ndarray:
+        """Mean Euclidean distance of each `(N, D)` row to its k nearest, `(N,)` float64."""
+        x = features.astype(np.float32)
+        found = self._index.kneighbors(x, return_distance=False)
+        difference = self.bank[found].astype(np.float64) - x[:, None]
+        return np.asarray(np.sort(np.linalg.norm(difference, axis=-1), axis=1).mean(1))
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """How unusual a distance is: its logarithm, in deviations of that of held-out normals.
+
+    Args:
+        median: of their distances.
+        spread: root mean square of the logarithms' distance from the median's, of those above it: copies of
+            one image among the normals, at distance 0, say nothing of how far normals lie apart.
+    """
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, distances: np.ndarray) -> Self:
+        """From distances `(S,)` of normals that are not in the bank."""
+        median = max(float(np.median(distances)), _TINY)
+        above = np.log(np.maximum(distances / median, 1) + NEAR) - np.log(1 + NEAR)
+        spread = np.sqrt((above**2).sum() / max((above > 0).sum(), 1))
+        return cls(median, max(float(spread), _LEAST_SPREAD))
+
+    def evidence(self, distances: np.ndarray) -> np.ndarray:
+        """`(N,)`, 0 for the median distance; bounded below, as distances are."""
+        return np.asarray(np.log((distances / self.median + NEAR) / (1 + NEAR)) / self.spread)
