@@ -88,26 +88,31 @@ def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
     assert np.allclose(fitted.score(normals[order]), whole[order], rtol=1e-3, atol=1e-3)
 
 
-def test_the_score_is_the_mean_evidence_of_the_views(fitted, normals):
+def test_the_score_is_the_whole_or_the_most_unusual_place_less_the_margin(fitted, normals):
     parts = fitted.parts(normals)
-    assert list(parts) == ["shape", "statistics", "pixels", "dissolved"]
-    assert np.allclose(np.mean(list(parts.values()), axis=0), fitted.score(normals))
+    assert list(parts) == ["shape", "statistics", "pixels", "dissolved", "whole", "place"]
+    views = np.mean([parts[v] for v in TINY.views], axis=0)
+    scale = fitted.scales_["whole"]
+    assert np.allclose(parts["whole"], (views - scale.median) / scale.spread)
+    assert np.allclose(fitted.score(normals), np.maximum(parts["whole"], parts["place"] - 1.5))
+    alone = DIAPlus(replace(TINY, places=False), device="cpu").fit(normals)
+    assert np.allclose(alone.score(normals), parts["whole"])
 
 
 def test_the_view_spectrum_is_the_untrained_row(normals):
-    rowwise = METHODS["trivial:spectrum"]().fit(normals)
-    detector = DIAPlus(replace(TINY, views=("spectrum",), neighbours=3), device="cpu").fit(normals)
-    assert np.allclose(detector.distances(normals)["spectrum"], rowwise.score(normals))
-    assert np.array_equal(np.argsort(detector.score(normals)), np.argsort(rowwise.score(normals)))
+    row = METHODS["trivial:spectrum"]().fit(normals)
+    s = replace(TINY, views=("spectrum",), neighbours=3, places=False)
+    detector = DIAPlus(s, device="cpu").fit(normals)
+    assert np.allclose(detector.distances(normals)["spectrum"], row.score(normals))
+    assert np.array_equal(np.argsort(detector.score(normals)), np.argsort(row.score(normals)))
 
 
-def test_the_view_local_is_the_greatest_value_of_the_map_and_needs_no_bank(normals):
-    detector = DIAPlus(replace(TINY, views=("local",)), device="cpu").fit(normals)
+def test_a_small_mark_makes_the_place_unusual(fitted, normals):
     marked = normals[:4].copy()
     marked[:, 10:13, 20:23] = 255
-    assert (detector.score(marked) > detector.score(normals[:4])).all()
-    # enlarging the map bilinearly does not make it greater
-    assert (detector.heatmap(marked).max((1, 2)) <= detector.distances(marked)["local"] + 1e-4).all()
+    before, after = fitted.parts(normals[:4]), fitted.parts(marked)
+    assert (after["place"] > before["place"] + 1).all()
+    assert (after["place"] > after["whole"]).all()
 
 
 def test_every_view_survives_saving_and_no_encoder_is_trained_without_need(normals, tmp_path):
@@ -123,7 +128,8 @@ def test_every_view_survives_saving_and_no_encoder_is_trained_without_need(norma
 
 
 def test_the_same_image_among_the_normals_is_the_least_anomalous(normals):
-    detector = DIAPlus(replace(TINY, symmetries="none"), device="cpu", holdout=0.1).fit(normals)
+    s = replace(TINY, symmetries="none", places=False)
+    detector = DIAPlus(s, device="cpu", holdout=0.1).fit(normals)
     d = detector.distances(normals)["pixels"]
     assert (d < 1e-6).sum() == detector.n_train_
     assert detector.score(normals)[d < 1e-6].max() < detector.score(normals)[d >= 1e-6].min()

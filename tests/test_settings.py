@@ -41,7 +41,7 @@ def test_the_cpu_presets_are_those_of_the_committed_ledger():
     hashes = {
         m: METHODS[m](settings(METHODS[m].Settings, "cpu")).settings_hash() for m in ("dia", "dia+", "csi")
     }
-    assert hashes == {"dia": "315918010e65de03", "dia+": "3af8e813a0685b23", "csi": "83e2c5d053ec6eec"}
+    assert hashes == {"dia": "315918010e65de03", "dia+": "342e55f8dce87af6", "csi": "83e2c5d053ec6eec"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -137,6 +137,7 @@ REFUSED = [
     (DIAPlusSettings, {"views": ("shape", "angle")}, "views must be some of"),
     (DIAPlusSettings, {"views": ()}, "views must be some of"),
     (DIAPlusSettings, {"symmetries": "some"}, "symmetries must be one of"),
+    (DIAPlusSettings, {"margin": -1.0}, "margin must be at least 0"),
     (DIAPlusSettings, {"neighbours": 0}, "neighbours must be at least 1"),
     (DIAPlusSettings, {"residual_ts": (1000,)}, "residual_ts"),
     (DIAPlusSettings, {"blur_sigmas": ()}, "blur_sigmas"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
 
-from dia.detectors.nearest import NEAR, LogScale, Nearest
+from dia.detectors.nearest import NEAR, Nearest, Scale, log_distance
 from dia.detectors.trivial import Pixels as PixelRow
 from dia.detectors.trivial import Statistics as StatisticsRow
 from dia.detectors.trivial import luma
@@ -83,24 +83,29 @@ def test_distances_are_means_over_the_k_nearest_whatever_the_batch():
     np.testing.assert_array_equal(near.distances(x)[7:9], near.distances(x[7:9]))
 
 
-def test_evidence_is_zero_for_the_median_and_counts_in_spreads_above_it():
-    scale = LogScale.of(np.array([1.0, 2.0, 4.0]))
-    spread = np.log((2 + NEAR) / (1 + NEAR))  # of the one above the median, 4 = 2 × 2
-    assert (scale.median, scale.spread) == (2, pytest.approx(spread))
-    np.testing.assert_allclose(scale.evidence(np.array([2.0, 4.0])), [0, 1])
-    assert scale.evidence(np.array([0.0]))[0] == pytest.approx(np.log(NEAR / (1 + NEAR)) / spread)
+def test_the_scale_counts_in_spreads_above_the_median():
+    scale = Scale.of(np.array([1.0, 2.0, 4.0, 0.0, 5.0]))
+    assert (scale.median, scale.spread) == (2, pytest.approx(np.sqrt((2**2 + 3**2) / 2)))
+    np.testing.assert_allclose(
+        scale.standardised(np.array([2.0, 2 + scale.spread, 0])), [0, 1, -2 / scale.spread]
+    )
+    assert Scale.of(np.full(3, 7.0)).spread == 0.05  # normals that are all alike
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20), st.lists(st.floats(0, 1e12), min_size=2))
 @run_settings(max_examples=80, deadline=None)
 def test_evidence_is_finite_and_rises_with_distance(of_normals, distances):
+    median = float(np.median(of_normals))
     d = np.sort(distances)
-    evidence = LogScale.of(np.array(of_normals)).evidence(d)
+    scale = Scale.of(log_distance(np.array(of_normals), median))
+    evidence = scale.standardised(log_distance(d, median))
     assert np.isfinite(evidence).all()
     assert (np.diff(evidence) >= 0).all()
+    assert log_distance(np.array([0.0]), 1.0)[0] == np.log(NEAR)
 
 
 def test_copies_among_the_normals_do_not_widen_the_scale():
     apart = np.linspace(1, 2, 21)
     with_copies = np.concatenate([np.zeros(6), apart])
-    assert LogScale.of(with_copies).spread < 1.5 * LogScale.of(apart).spread
+    wide, usual = (Scale.of(log_distance(d, float(np.median(d)))).spread for d in (with_copies, apart))
+    assert wide < 1.5 * usual

@@ -2,10 +2,12 @@
 
 Ours, not of the paper. Views, each a vector of an image: its shape, statistics and pixels (`views.py`, all
 untrained), and what dissolving at several t takes away, by place (`residual.py`). Each gives the distance to
-the nearest training normal; its logarithm, in standard deviations of held-out normals, is the view's
-evidence; the score is their mean. No label, no weight, no setting by data set enters. Other views can be
-chosen: `blurred`, the control of `dissolved`; `spectrum`; `contrast`, the features of an encoder trained
-against dissolved copies, as in the paper; `local`, the greatest value of the heatmap.
+the nearest training normal; its logarithm, standardised by held-out normals, is the view's evidence, and the
+mean of all views that of the whole image. Beside it stands the most unusual place: the greatest deviation of
+what dissolving takes away (`single` in `residual.py`). The score is the greater of the two, where a place has
+to be more unusual than a whole by a margin, because among many places one is always unusual. No label and no
+setting by data set enters. Other views can be chosen: `blurred`, the control of `dissolved`; `spectrum`;
+`contrast`, the features of an encoder trained against dissolved copies, as in the paper.
 
 Which turned and mirrored copies of an image are normal too is learned from the normals: those that lie about
 as near to *other* normals as the images themselves do. Then the nearest of the copies counts.
@@ -34,15 +36,16 @@ from .base import Stages, module_tensors
 from .blur import blurred
 from .csi import spread
 from .dia import DIA, DIASettings
-from .nearest import LogScale, Nearest
+from .nearest import Nearest, Scale, log_distance
 from .residual import Residual, grid_energies
 from .trivial import Spectrum, luma
 from .views import Pixels, Shape, Statistics, copies, possible
 
-View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast", "local"]
+View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast"]
 VIEWS: tuple[View, ...] = (
-    "shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast", "local",
+    "shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast",
 )  # fmt: skip
+WHOLE, PLACE = "whole", "place"
 UNTRAINED: dict[str, Callable[[int, int], nn.Module]] = {
     "shape": Shape, "statistics": Statistics, "pixels": Pixels,
 }  # fmt: skip
@@ -60,8 +63,10 @@ class DIAPlusSettings(DIASettings):
     """What is not named here is as for `dia`; `amplify`, `ts`, `live`, `bank_gb` matter to `contrast` alone.
 
     Args:
-        views: which make the score, of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`,
-            `contrast` and `local`.
+        views: of the whole image: some of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`
+            and `contrast`.
+        places: whether the most unusual place counts too.
+        margin: by how many deviations it has to be more unusual than the whole; 0 where lesions are small.
         neighbours: nearest normals averaged over, in every view.
         symmetries: which turned and mirrored copies count as normal: `auto` learns it from the normals,
             `none`, or `all`.
@@ -70,6 +75,8 @@ class DIAPlusSettings(DIASettings):
     """
 
     views: tuple[View, ...] = ("shape", "statistics", "pixels", "dissolved")
+    places: bool = True
+    margin: float = 1.5
     neighbours: int = 1
     symmetries: Literal["auto", "none", "all"] = "auto"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
@@ -80,6 +87,7 @@ class DIAPlusSettings(DIASettings):
         chosen(self, "symmetries")
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
+        require(self.margin >= 0, "margin", f"must be at least 0, not {self.margin}")
         require(self.neighbours >= 1, "neighbours", f"must be at least 1, not {self.neighbours}")
         kind = self.dissolver.kind
         require(
@@ -120,13 +128,20 @@ class DIAPlus(DIA):
         for name in self.s.views:
             if name in REMOVALS:
                 self.banks_[name] = Nearest(self._residual(name).bank_, self.s.neighbours)
-            elif name != "local":
+            else:
                 bank = shape if name == "shape" else self._raw(name, images, (0,))[0]
                 if name in STANDARDISED:
                     std = bank.std(0)
                     self.scaling_[name] = bank.mean(0), np.where(std > _CONSTANT, std, 1.0)
                 self.banks_[name] = Nearest(self._scaled(name, bank), self.s.neighbours)
-        self.scales_ = {name: LogScale.of(d) for name, d in self.distances(spare).items()}
+        distances = self.distances(spare)
+        self.medians_ = {name: float(np.median(d)) for name, d in distances.items()}
+        logs = {name: log_distance(d, self.medians_[name]) for name, d in distances.items()}
+        self.scales_ = {name: Scale.of(log) for name, log in logs.items()}
+        views = [self.scales_[name].standardised(log) for name, log in logs.items()]
+        self.scales_[WHOLE] = Scale.of(np.mean(views, axis=0))
+        if self.s.places:
+            self.scales_[PLACE] = Scale.of(self.residual_.single(spare))
 
     def _learned(self, images: np.ndarray, shape: np.ndarray) -> tuple[int, ...]:
         """Which copies of a normal image lie as near to other normals as it does itself, by their shape."""
@@ -184,22 +199,29 @@ class DIAPlus(DIA):
         return np.asarray((features - mean) / std)
 
     def distances(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """By view, the distance to the nearest normal, `(N,)`; of `local`, the map's greatest value."""
+        """By view, the distance of each image to its nearest normal, `(N,)`."""
         out = {}
         for name in self.s.views:
-            if name == "local":
-                out[name] = self.residual_.greatest(images)
-            else:
-                x = self._scaled(name, self._raw(name, images, self.symmetries_))
-                out[name] = np.min([self.banks_[name].distances(copy) for copy in x], axis=0)
+            x = self._scaled(name, self._raw(name, images, self.symmetries_))
+            out[name] = np.min([self.banks_[name].distances(copy) for copy in x], axis=0)
         return out
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The evidence of each view, `(N,)`, in standard deviations of normals; their mean is the score."""
-        return {name: self.scales_[name].evidence(d) for name, d in self.distances(images).items()}
+        """What makes the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`."""
+        out = {
+            name: self.scales_[name].standardised(log_distance(d, self.medians_[name]))
+            for name, d in self.distances(images).items()
+        }
+        out[WHOLE] = self.scales_[WHOLE].standardised(np.mean(list(out.values()), axis=0))
+        if PLACE in self.scales_:
+            out[PLACE] = self.scales_[PLACE].standardised(self.residual_.single(images))
+        return out
 
     def _score(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(np.mean(list(self.parts(images).values()), axis=0))
+        parts = self.parts(images)
+        if PLACE not in parts:
+            return parts[WHOLE]
+        return np.maximum(parts[WHOLE], parts[PLACE] - self.s.margin)
 
     def _heatmap(self, images: np.ndarray) -> np.ndarray:
         return self.residual_.heatmap(images)
@@ -220,6 +242,7 @@ class DIAPlus(DIA):
         out |= {f"bank.{k}": b.bank for k, b in self.banks_.items() if k not in REMOVALS}
         for name, pair in self.scaling_.items():
             out |= {f"{part}.{name}": v for part, v in zip(("mean", "std"), pair, strict=True)}
+        out |= {f"median.{k}": np.array(m) for k, m in self.medians_.items()}
         return out | {f"scale.{k}": np.array([s.median, s.spread]) for k, s in self.scales_.items()}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
@@ -237,6 +260,7 @@ class DIAPlus(DIA):
         self.banks_ = {
             k: Nearest(self._residual(k).bank_ if k in REMOVALS else tensors[f"bank.{k}"], self.s.neighbours)
             for k in views
-            if k != "local"
         }
-        self.scales_ = {k: LogScale(*tensors[f"scale.{k}"].tolist()) for k in views}
+        self.medians_ = {k: tensors[f"median.{k}"].item() for k in views}
+        kept = (*views, WHOLE, *([PLACE] if self.s.places else []))
+        self.scales_ = {k: Scale(*tensors[f"scale.{k}"].tolist()) for k in kept}

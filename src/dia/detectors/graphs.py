@@ -23,7 +23,7 @@ from ..dissolve.base import fit_in
 from .base import Detector
 from .blur import Blur
 from .csi import CSI, Part, normality, projections
-from .diaplus import REMOVALS, STANDARDISED, TURNED, UNTRAINED, DIAPlus
+from .diaplus import PLACE, REMOVALS, STANDARDISED, TURNED, UNTRAINED, WHOLE, DIAPlus
 from .graph import (
     Evidence,
     GaussianBlur,
@@ -37,7 +37,7 @@ from .graph import (
 )
 from .kdad import KDAD
 from .msc import MSC, nearest_sum
-from .nearest import NEAR
+from .nearest import NEAR, TINY
 from .residual import GRID, NEIGHBOURS, STRIDE, Residual, smoothing
 from .transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
 from .trivial import FLOOR, RINGS, Brightness, Gradient, NormalisedPixels, Pca, Pixels, Spectrum, Std, rings
@@ -209,7 +209,7 @@ class BlurBody(nn.Module):
 
 
 class DIAPlusBody(nn.Module):
-    """`dia+`: the mean evidence of its views."""
+    """`dia+`: the mean evidence of its views, or the most unusual place."""
 
     outputs = ("heatmap", "dissolved")
 
@@ -229,12 +229,16 @@ class DIAPlusBody(nn.Module):
                 self.measures[name] = Features(detector)
             elif name == "blurred":
                 self.residuals[name] = Residuals(detector.blur_, _blur(s.blur_sigmas, *side), *side)
-            if name != "local":
-                self.register_buffer(f"bank_{name}", torch.from_numpy(detector.banks_[name].bank))
+            self.register_buffer(f"bank_{name}", torch.from_numpy(detector.banks_[name].bank))
         for name, (mean, std) in detector.scaling_.items():
             self.register_buffer(f"mean_{name}", torch.from_numpy(mean))
             self.register_buffer(f"std_{name}", torch.from_numpy(std))
-        self.scales = detector.scales_
+        self.medians, self.scales, self.margin = detector.medians_, detector.scales_, s.margin
+
+    def standardised(self, name: str, values: Tensor) -> Tensor:
+        """As `Scale` has it."""
+        scale = self.scales[name]
+        return (values - double(scale.median)) / double(scale.spread)
 
     def measured(self, name: str, x: Tensor, r: Tensor) -> Tensor:
         """The features of copies, `(S, N, D)`, scaled as in the bank."""
@@ -254,19 +258,18 @@ class DIAPlusBody(nn.Module):
         residuals: Any = self.residuals["dissolved"]
         dissolved = residuals.remove(x)
         r = residuals.residual(x, dissolved)
-        _, distance = residuals.statistics(r)
-        evidence = []
+        greatest, distance = residuals.statistics(r)
+        views = []
         for name in self.views:
-            if name == "local":
-                d = distance.amax((1, 2)).double()
-            else:
-                features = self.measured(name, x, r).float()
-                d = nearest_mean(features, self.get_buffer(f"bank_{name}"), self.neighbours).amin(0)
-            scale = self.scales[name]
-            logs = (d / double(scale.median) + double(NEAR)) / double(1 + NEAR)
-            evidence.append(logs.log() / double(scale.spread))
-        shown = dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
-        return torch.stack(evidence).mean(0), residuals.enlarge(distance), shown
+            features = self.measured(name, x, r).float()
+            d = nearest_mean(features, self.get_buffer(f"bank_{name}"), self.neighbours).amin(0)
+            logs = (d / double(max(self.medians[name], TINY)) + double(NEAR)).log()
+            views.append(self.standardised(name, logs))
+        score = self.standardised(WHOLE, torch.stack(views).mean(0))
+        if PLACE in self.scales:
+            single = residuals.parts(r, greatest, distance)[:, 0]
+            score = score.maximum(self.standardised(PLACE, single) - double(self.margin))
+        return score, residuals.enlarge(distance), dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
 
 
 def _blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:

@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 NEAR = 0.01  # of the median distance of normals: what lies nearer is as good as there
 _LEAST_SPREAD = 0.05  # of log distances
-_TINY = 1e-6  # for the median where normals equal one another
+TINY = 1e-6  # for the median where normals equal one another
 
 
 class Nearest:
@@ -39,26 +39,31 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class LogScale:
-    """How unusual a distance is: its logarithm, in deviations of that of held-out normals.
+class Scale:
+    """Where held-out normals lie: their median, and how far above it they go.
 
     Args:
-        median: of their distances.
-        spread: root mean square of the logarithms' distance from the median's, of those above it: copies of
-            one image among the normals, at distance 0, say nothing of how far normals lie apart.
+        median: of their values.
+        spread: root mean square of the distance from the median, of the values above it: copies of one image
+            among the normals, which lie far below, say nothing of how far normals lie apart.
     """
 
     median: float
     spread: float
 
     @classmethod
-    def of(cls, distances: np.ndarray) -> Self:
-        """From distances `(S,)` of normals that are not in the bank."""
-        median = max(float(np.median(distances)), _TINY)
-        above = np.log(np.maximum(distances / median, 1) + NEAR) - np.log(1 + NEAR)
-        spread = np.sqrt((above**2).sum() / max((above > 0).sum(), 1))
-        return cls(median, max(float(spread), _LEAST_SPREAD))
+    def of(cls, values: np.ndarray) -> Self:
+        """From values `(S,)` of normals that trained nothing."""
+        median = float(np.median(values))
+        above = values[values > median] - median
+        spread = float(np.sqrt((above**2).mean())) if len(above) else 0.0
+        return cls(median, max(spread, _LEAST_SPREAD))
 
-    def evidence(self, distances: np.ndarray) -> np.ndarray:
-        """`(N,)`, 0 for the median distance; bounded below, as distances are."""
-        return np.asarray(np.log((distances / self.median + NEAR) / (1 + NEAR)) / self.spread)
+    def standardised(self, values: np.ndarray) -> np.ndarray:
+        """`(N,)`: 0 at the median, in spreads."""
+        return np.asarray((values - self.median) / self.spread)
+
+
+def log_distance(distances: np.ndarray, median: float) -> np.ndarray:
+    """Of distances `(N,)`, as multiples of a median of normals; bounded below, as distances are."""
+    return np.asarray(np.log(distances / max(median, TINY) + NEAR))

@@ -83,10 +83,9 @@ class Residual:
         chunks = range(0, len(images), _CHUNK)
         return np.concatenate([self._statistics(images[i : i + _CHUNK])[3] for i in chunks])
 
-    def greatest(self, images: np.ndarray) -> np.ndarray:
-        """The greatest of each image's map, `(N,)`, before it is enlarged."""
-        chunks = range(0, len(images), _CHUNK)
-        return np.concatenate([self._statistics(images[i : i + _CHUNK])[1] for i in chunks])
+    def single(self, images: np.ndarray) -> np.ndarray:
+        """The first of `PARTS` alone, `(N,)`."""
+        return self.evidence(images)[:, 0]
 
     def tensors(self, prefix: str = "residual") -> dict[str, np.ndarray]:
         """Everything fitted."""
