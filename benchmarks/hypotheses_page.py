@@ -151,6 +151,14 @@ def _said(e: Experiment, lines: Sequence[Mapping[str, Any]]) -> list[str]:
             if r["variant"].startswith("chosen"):
                 chosen.setdefault((r["variant"], r["dataset"]), []).append(r["said"]["is"])
         out += [f"{v[:1].upper()}{v[1:]} on {NAMES[n]}: {', '.join(c)}." for (v, n), c in chosen.items()]
+        told: dict[str, list[float]] = {}
+        for r in of:
+            if "accuracy" in r["said"]:
+                told.setdefault(r["variant"], []).append(r["said"]["accuracy"])
+        for v, a in told.items():
+            out.append(
+                f"Accuracy of the pretext {v} at the end of training, by {by}: {min(a):.2f}–{max(a):.2f}."
+            )
         widths = [
             (NAMES[r["dataset"]], r["said"]["sigmas"])
             for r in lines

@@ -6,6 +6,7 @@ Everything trained is kept in a work folder and made once. Knows no test split a
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hypotheses_training import LESIONS, lesion_views, level_views, trained_to_tell
+from hypotheses_training import LESIONS, lesion_rows, level_rows, trained_to_tell
 from safetensors.numpy import load_file, save_file
 from scipy import ndimage
 from sklearn.covariance import LedoitWolf
@@ -68,6 +69,7 @@ class Development:
     Attributes:
         normals, judged: as `dia.evaluate.protocol.development` gives them.
         train: indices of the normals that everything is fitted on, ascending; `rest`: of the others.
+        accuracy: in training, of those encoders that tell classes, by pretext and seed.
         stages: finished parts; its `earlier` are the seconds that found parts took when they were made.
     """
 
@@ -78,6 +80,7 @@ class Development:
         self.train, self.rest = np.sort(train), np.sort(np.concatenate([calibration, spare]))
         self.images = self.normals.images[self.train]
         self.stages = Stages(work / name, resume=True)
+        self.accuracy: dict[tuple[str, int], float] = {}
 
     @cached_property
     def data_hash(self) -> str:
@@ -133,20 +136,22 @@ class Development:
         encoder = build_encoder(shape, s)
         if pretext == "untrained":
             return untrained_encoder(shape, s, seed).eval().requires_grad_(False)
-        path = self.stages.path(f"pretext-{pretext}", 1, s, self.dissolver().sha256(), seed, self.images)
+        path = self.stages.path(f"pretext-{pretext}", 2, s, self.dissolver().sha256(), seed, self.images)
 
         def make() -> float:
             began = time.perf_counter()
             if pretext == "levels":
                 bank = self.bank("diffusion")
-                views, classes = level_views(self.images, bank, s), len(bank.ts) + 1
+                rows, classes = level_rows(self.images, bank, s), len(bank.ts) + 1
             else:
-                views, classes = lesion_views(self.images, s), len(LESIONS)
-            trained = trained_to_tell(len(self.images), shape, classes, views, s, seed)
+                rows, classes = lesion_rows(self.images, s), len(LESIONS)
+            trained, accuracy = trained_to_tell(len(self.images), shape, classes, rows, s, seed)
+            (path / "accuracy.json").write_text(json.dumps(accuracy))
             save_file(module_tensors(trained, ""), path / "encoder.safetensors")
             return time.perf_counter() - began
 
         self.stages.part(path, make, lambda: None)
+        self.accuracy[pretext, seed] = json.loads((path / "accuracy.json").read_text())
         load_module(encoder, load_file(path / "encoder.safetensors"), "")
         return encoder.eval().requires_grad_(False)
 

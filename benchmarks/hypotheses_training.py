@@ -30,35 +30,38 @@ VIEWS = 3  # of each image and shift in a step, as `dia` has them
 NORMAL = 0.25  # share of the views that keep their image as it is
 LESIONS = ("normal", "foreign", "gain", "warp", "sharp", "field")
 
-Views = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # indices (B,) to (B, C, S, S) in [0, 1], class (B,)
+# indices (B,) to rows (VIEWS·K·B, C, S, S) in [0, 1], augmented and in all K shifts, and their classes
+Rows = Callable[[np.ndarray, Augment], tuple[Tensor, Tensor]]
 
 
 def trained_to_tell(
-    n: int, shape: tuple[int, int, int], classes: int, views: Views, s: AmplifySettings, seed: int
-) -> Encoder:
-    """The encoder, trained to tell the classes of `views` of n images `shape` (H, W, C), in eval mode."""
+    n: int, shape: tuple[int, int, int], classes: int, rows: Rows, s: AmplifySettings, seed: int
+) -> tuple[Encoder, float]:
+    """An encoder trained to tell the classes of rows of n images `shape` (H, W, C), in eval mode.
+
+    Returns:
+        It, and its accuracy over the last sixth of the training, before each step.
+    """
     encoder = untrained_encoder(shape, s, seed).train()
     seed_step(seed, 2**32 - 4)
     head = nn.Linear(encoder.features, classes)
-    count, shift = SHIFTS[s.shift]
     augment = Augment(s.augment, 3 if s.rgb else shape[2])
     weights = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay, fused=True)
     fast = s.precision != "32" and bf16_is_fast(torch.device("cpu"))
+    right = []
     for step in range(s.steps):
         for group in optimizer.param_groups:
             group["lr"] = s.lr * rate(step, s)
         seed_step(seed, step)
-        index = batch_indices(n, s.batch, seed, step)
-        made = [views(index) for _ in range(VIEWS)]
-        x = augment(torch.cat([shift(v, k) for v, _ in made for k in range(count)]))
-        y = torch.cat([c for _, c in made for _ in range(count)])
+        x, y = rows(batch_indices(n, s.batch, seed, step), augment)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            loss = F.cross_entropy(head(encoder(x)[0]).float(), y)
+            logits = head(encoder(x)[0]).float()
+        right.append((logits.argmax(1) == y).float().mean().item())
         optimizer.zero_grad()
-        loss.backward()
+        F.cross_entropy(logits, y).backward()
         optimizer.step()
-    return encoder.eval().requires_grad_(False)
+    return encoder.eval().requires_grad_(False), float(np.mean(right[-max(s.steps // 6, 1) :]))
 
 
 def rate(step: int, s: AmplifySettings) -> float:
@@ -69,34 +72,48 @@ def rate(step: int, s: AmplifySettings) -> float:
     return (1 + math.cos(math.pi * (step - warm) / max(s.steps - warm, 1))) / 2
 
 
-def level_views(images: np.ndarray, bank: DissolvedBank, s: AmplifySettings) -> Views:
-    """Views at a level drawn uniformly: 0 is not dissolved, l the l-th t of the bank."""
+def level_rows(images: np.ndarray, bank: DissolvedBank, s: AmplifySettings) -> Rows:
+    """Views at a level drawn uniformly, then augmented: 0 is not dissolved, l the l-th t of the bank."""
 
-    def views(index: np.ndarray) -> tuple[Tensor, Tensor]:
-        level = torch.randint(0, len(bank.ts) + 1, (len(index),))
-        flip = torch.randint(0, 2, (len(index),)).numpy().astype(bool)
-        plain = images[index]
-        plain = np.where(flip[:, None, None, None], plain[:, :, ::-1], plain)
-        gone = bank.take(index, flip, np.maximum(level.numpy() - 1, 0))
-        chosen = np.where((level == 0).numpy()[:, None, None, None], plain, gone)
-        return encoder_input(chosen, s), level
+    def rows(index: np.ndarray, augment: Augment) -> tuple[Tensor, Tensor]:
+        made = [_level_view(images, bank, s, index) for _ in range(VIEWS)]
+        count = SHIFTS[s.shift][0]
+        x = augment(torch.cat([_shifted(v, s) for v, _ in made]))
+        return x, torch.cat([level.repeat(count) for _, level in made])
 
-    return views
+    return rows
 
 
-def lesion_views(images: np.ndarray, s: AmplifySettings) -> Views:
-    """Views with a lesion of a kind drawn uniformly, a quarter of them without."""
+def _level_view(
+    images: np.ndarray, bank: DissolvedBank, s: AmplifySettings, index: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    level = torch.randint(0, len(bank.ts) + 1, (len(index),))
+    flip = torch.randint(0, 2, (len(index),)).numpy().astype(bool)
+    plain = np.where(flip[:, None, None, None], images[index][:, :, ::-1], images[index])
+    gone = bank.take(index, flip, np.maximum(level.numpy() - 1, 0))
+    return encoder_input(np.where((level == 0).numpy()[:, None, None, None], plain, gone), s), level
 
-    def views(index: np.ndarray) -> tuple[Tensor, Tensor]:
+
+def lesion_rows(images: np.ndarray, s: AmplifySettings) -> Rows:
+    """Views, augmented, then each with a lesion of a kind drawn uniformly; a quarter of them without.
+
+    After the augmentation, as a crop could leave a lesion out and resizing it would blur it.
+    """
+
+    def rows(index: np.ndarray, augment: Augment) -> tuple[Tensor, Tensor]:
         x = encoder_input(images[index], s)
-        other = encoder_input(images[torch.randint(0, len(images), (len(index),)).numpy()], s)
-        kind = torch.randint(1, len(LESIONS), (len(index),))
-        kind[torch.rand(len(index)) < NORMAL] = 0
-        turned = torch.rand(len(index)) < 0.5
-        x = torch.where(turned[:, None, None, None], x.flip(-1), x)
-        return with_lesions(x, other, kind), kind
+        flips = torch.randint(0, 2, (VIEWS, len(index), 1, 1, 1)).bool()
+        x = augment(torch.cat([_shifted(torch.where(f, x.flip(-1), x), s) for f in flips]))
+        kind = torch.randint(1, len(LESIONS), (len(x),))
+        kind[torch.rand(len(x)) < NORMAL] = 0
+        return with_lesions(x, x[torch.randperm(len(x))], kind), kind
 
-    return views
+    return rows
+
+
+def _shifted(x: Tensor, s: AmplifySettings) -> Tensor:
+    count, shift = SHIFTS[s.shift]
+    return torch.cat([shift(x, k) for k in range(count)])
 
 
 # --- lesions ----------------------------------------------------------------------------------------------
@@ -108,16 +125,16 @@ def with_lesions(x: Tensor, other: Tensor, kind: Tensor) -> Tensor:
     for k, change in enumerate((_foreign, _gain, _warp, _sharp, _field), 1):
         i = (kind == k).nonzero()[:, 0]
         if len(i):
-            mask = blobs(len(i), x.shape[-1]) * torch.empty(len(i), 1, 1, 1).uniform_(0.3, 1)
+            mask = blobs(len(i), x.shape[-1]) * torch.empty(len(i), 1, 1, 1).uniform_(0.7, 1)
             out[i] = x[i] + (change(x[i], other[i]) - x[i]) * mask
     return out.clamp(0, 1)
 
 
 def blobs(n: int, side: int) -> Tensor:
-    """`(n, 1, S, S)` in [0, 1]: ellipses with uneven soft edges, radii from 6 to 30 % of the side."""
+    """`(n, 1, S, S)` in [0, 1]: ellipses with uneven soft edges, radii from 12 to 40 % of the side."""
     place = (torch.arange(side) + 0.5) / side
     centre = torch.empty(n, 2, 1, 1).uniform_(0.15, 0.85)
-    radius = torch.empty(n, 2, 1, 1).uniform_(math.log(0.06), math.log(0.3)).exp()
+    radius = torch.empty(n, 2, 1, 1).uniform_(math.log(0.12), math.log(0.4)).exp()
     turn = torch.empty(n, 1, 1).uniform_(0, math.pi)
     dy, dx = place[None, :, None] - centre[:, 0], place[None, None] - centre[:, 1]
     u, v = turn.cos() * dx + turn.sin() * dy, turn.cos() * dy - turn.sin() * dx
@@ -140,12 +157,12 @@ def _foreign(x: Tensor, other: Tensor) -> Tensor:
 
 def _gain(x: Tensor, _: Tensor) -> Tensor:
     centre = x.mean((-2, -1), keepdim=True)
-    return (x - centre) * torch.empty(len(x), 1, 1, 1).uniform_(-0.9, 0.9).exp() + centre
+    return (x - centre) * _either(len(x), 0.7, 1.4).exp() + centre
 
 
 def _warp(x: Tensor, _: Tensor) -> Tensor:
     n, side = len(x), x.shape[-1]
-    strength = torch.empty(n, 1, 1, 1).uniform_(0.08, 0.24)  # of half the side
+    strength = torch.empty(n, 1, 1, 1).uniform_(0.2, 0.5)  # of half the side
     field = torch.cat([smooth_noise(n, side, 4) for _ in range(2)], 1).permute(0, 2, 3, 1) * strength
     still = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), list(x.shape), align_corners=False)
     return F.grid_sample(x, still + field, padding_mode="reflection", align_corners=False)
@@ -153,8 +170,14 @@ def _warp(x: Tensor, _: Tensor) -> Tensor:
 
 def _sharp(x: Tensor, _: Tensor) -> Tensor:
     smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return x + (x - smooth) * torch.empty(len(x), 1, 1, 1).uniform_(1, 4)
+    return x + (x - smooth) * torch.empty(len(x), 1, 1, 1).uniform_(2, 6)
 
 
 def _field(x: Tensor, _: Tensor) -> Tensor:
-    return x + smooth_noise(len(x), x.shape[-1], 3) * torch.empty(len(x), 1, 1, 1).uniform_(0.05, 0.3)
+    return x + smooth_noise(len(x), x.shape[-1], 3) * torch.empty(len(x), 1, 1, 1).uniform_(0.2, 0.5)
+
+
+def _either(n: int, low: float, high: float) -> Tensor:
+    """`(n, 1, 1, 1)`: sizes from low to high, half of them negative."""
+    size = torch.empty(n, 1, 1, 1).uniform_(low, high)
+    return torch.where(torch.rand(n, 1, 1, 1) < 0.5, size, -size)

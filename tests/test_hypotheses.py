@@ -88,8 +88,10 @@ def test_levels_are_the_classes_of_their_views():
     array = np.stack([np.full((2, 8, 16, 16, 1), 10 * (i + 1), np.uint8) for i in range(3)])
     bank = DissolvedBank(array, (10, 20, 30), np.arange(8))
     torch.manual_seed(0)
-    x, level = training.level_views(images, bank, amplify())(np.arange(8).repeat(8))
+    s = amplify()
+    x, level = training.level_rows(images, bank, s)(np.arange(8).repeat(8), lambda x: x)
     grey = np.array([200, 10, 20, 30])[level.numpy()]
+    assert len(x) == 3 * 4 * 64
     assert set(level.tolist()) == {0, 1, 2, 3}
     assert (x.amax((1, 2, 3)) * 255).numpy() == pytest.approx(grey)
     assert torch.equal(x.amax((1, 2, 3)), x.amin((1, 2, 3)))
@@ -115,11 +117,11 @@ def test_training_is_the_seed_s_alone():
     s = amplify()
     s = type(s)(**{**vars(s), "steps": 2, "batch": 4, "width": 8, "precision": "32"})
     images = np.random.default_rng(3).integers(0, 256, (20, 16, 16, 1), np.uint8)
-    views = training.lesion_views(images, s)
+    rows = training.lesion_rows(images, s)
     made = []
     for seed in (0, 0, 1):
         torch.rand(3)  # what was drawn before does not matter
-        encoder = training.trained_to_tell(20, (16, 16, 1), len(training.LESIONS), views, s, seed)
+        encoder, _ = training.trained_to_tell(20, (16, 16, 1), len(training.LESIONS), rows, s, seed)
         made.append(next(encoder.parameters()).detach().clone())
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
