@@ -54,6 +54,7 @@ class Experiment:
         seeds: by what judges.
         by: what judges.
         revision: raised where it is made differently than before.
+        why: it was, in a sentence.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1)
     by: tuple[str, ...] = (VAL, LESIONS)
     revision: int = 1
+    why: str = ""
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -299,7 +301,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             *(("lesions", other) for other in ("levels", "untrained", "dia")),
             ("lesions, nearest", "dia, nearest"),
         ),
-        revision=2,  # larger lesions, after the augmentation: training told those of 1 as by chance
+        revision=2,
+        why="Lesions became larger, and made after the augmentation: training told the first as by chance.",
     ),
     Experiment(
         "patches",

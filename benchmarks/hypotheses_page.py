@@ -9,7 +9,7 @@ with all. Knows lines; trains and reads nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
@@ -138,7 +138,18 @@ def _section(e: Experiment, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         f"{said[:1].upper()}{said[1:]}; {minutes:.0f} minutes of one core, training included.",
         *_said(e, own),
+        *_before(e, rows),
     ]
+
+
+def _before(e: Experiment, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What earlier revisions found, whose lines stay."""
+    out: list[str] = []
+    for revision in range(1, e.revision):
+        old = lines_of(replace(e, revision=revision), rows, VAL)
+        found = [f"{a} against {b} {_with_interval(paired(old, a, b))}" for a, b in e.claim]
+        out += ["", f"{e.why} Revision {revision} by val: {'; '.join(found)}."] * bool(old)
+    return out
 
 
 def _said(e: Experiment, lines: Sequence[Mapping[str, Any]]) -> list[str]:

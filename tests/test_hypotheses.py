@@ -209,6 +209,10 @@ def test_the_page_says_what_the_lines_say():
     assert "| **b** | a | 0.700 ± 0.141 | 0.500 ± 0.000 | +0.100 [" in text
     assert "h. **Undecided.** *Killed by:* k." in text  # the seeds are apart: the interval reaches 0
     assert pages.figure([registered()], made).axes
+    later = [r | {"revision": 2, "against": {"a": [0.05, 0.001]}} for r in made]
+    text = pages.page([registered(revision=2, why="Repaired.")], made + later)
+    assert "**Survived.**" in text
+    assert "Repaired. Revision 1 by val: b against a +0.100 [" in text
 
 
 # --- what is registered, and how it runs --------------------------------------------------------------------
