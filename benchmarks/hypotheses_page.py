@@ -136,7 +136,7 @@ def _section(e: Experiment, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         *out,
         "",
-        f"{said[:1].upper()}{said[1:]}; {minutes:.0f} minutes of one core, training included.",
+        f"{said[:1].upper()}{said[1:]}; {minutes:.0f} minutes of one core, with all training it used.",
         *_said(e, own),
         *_before(e, rows),
     ]
