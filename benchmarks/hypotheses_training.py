@@ -1,8 +1,9 @@
 """Two pretexts beside contrast, for `hypotheses.py`: which t dissolved an image, and which lesion is in it.
 
-Both train the encoder of `dia` for as many steps, on as many rows of the same augmentations, as `dia` does:
-three views of each image, each in all shifts; a linear head on the penultimate features says what was done
-to the view. The head is thrown away. Knows images, dissolved copies and the encoder; no label of disease.
+And a student, which learns the scores of `dia+`. The pretexts train the encoder of `dia` for as many steps,
+on as many rows of the same augmentations, as `dia` does: three views of each image, each in all shifts; a
+linear head on the penultimate features says what was done to the view. The head is thrown away. Knows images,
+dissolved copies and the encoder; no label of disease.
 
 The lesions are those of no other part of this project: patches of other normals faded in (foreign patch
 interpolation, Tan et al., MELBA 2022), local gain, local warps, local sharpening, smooth fields. `dia.data.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -181,3 +183,53 @@ def _either(n: int, low: float, high: float) -> Tensor:
     """`(n, 1, 1, 1)`: sizes from low to high, half of them negative."""
     size = torch.empty(n, 1, 1, 1).uniform_(low, high)
     return torch.where(torch.rand(n, 1, 1, 1) < 0.5, size, -size)
+
+
+# --- distillation -------------------------------------------------------------------------------------------
+
+
+def altered(images: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`(count, H, W, C)` uint8 from normals: a quarter as they are, others with a lesion or changed whole."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        of = torch.randint(0, len(images), (2, count))
+        x, other = (torch.from_numpy(images[i]).permute(0, 3, 1, 2).float() / 255 for i in of.numpy())
+        kind = torch.randint(1, len(LESIONS), (count,))
+        kind[torch.rand(count) < NORMAL] = 0
+        local = with_lesions(x, other, kind)
+        share = torch.rand(count, 1, 1, 1) * 0.6
+        mixed = torch.stack([x * (1 - share) + other * share, _field(x, x), _gain(x, x), _sharp(x, x)])
+        whole = mixed[torch.randint(0, len(mixed), (count,)), torch.arange(count)]
+        y = torch.where((torch.rand(count, 1, 1, 1) < 0.5) | (kind == 0)[:, None, None, None], local, whole)
+        return (y.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def student(images: np.ndarray, scores: np.ndarray, seed: int, steps: int = 600) -> nn.Module:
+    """A small network that gives the scores `(N,)` of images `(N, H, W, C)` uint8, clipped at their ends."""
+    low, high = np.quantile(scores, (0.01, 0.99))
+    target = torch.from_numpy(np.clip(scores, low, high)).float()
+    x = as_unit(images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        widths = (x.shape[1], 16, 32, 64, 64)
+        blocks = [
+            nn.Sequential(nn.Conv2d(a, b, 3, 1 + (i > 0), 1), nn.BatchNorm2d(b), nn.ReLU())
+            for i, (a, b) in enumerate(pairwise(widths))
+        ]
+        head = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 1), nn.Flatten(0))
+        network = nn.Sequential(*blocks, *head)
+        optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+        for _ in range(steps):
+            i = torch.randint(0, len(x), (64,))
+            loss = F.smooth_l1_loss(network(x[i]), target[i])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval().requires_grad_(False)
+
+
+def as_unit(images: np.ndarray) -> Tensor:
+    """`(N, H, W, C)` uint8 to `(N, C, H, W)` float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255

@@ -21,6 +21,7 @@ TINY = [
     "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
     "--settings.samples", "1",
 ]  # fmt: skip
+WITH_ENCODER = [*TINY, "--settings.views", "[shape,dissolved,contrast]"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("model") / "run"
-    main(["fit", str(folders), "--out", str(out), *TINY])
+    main(["fit", str(folders), "--out", str(out), *WITH_ENCODER])
     return out
 
 
@@ -140,7 +141,7 @@ def test_the_report_is_one_page_with_the_trivial_rows(model, folders, tmp_path):
 
 
 def test_equal_seeds_give_equal_models_to_the_bit(folders, model, tmp_path):
-    main(["fit", str(folders), "--out", str(tmp_path / "again"), *TINY])
+    main(["fit", str(folders), "--out", str(tmp_path / "again"), *WITH_ENCODER])
     ours, theirs = (p / "weights.safetensors" for p in (model, tmp_path / "again"))
     assert ours.read_bytes() == theirs.read_bytes()
 
@@ -158,10 +159,10 @@ def test_a_fit_killed_while_training_resumes_to_the_same_weights(folders, model,
     monkeypatch.setattr(learning._Amplify, "training_step", dies)
     out = tmp_path / "killed"
     with pytest.raises(SystemExit):
-        main(["fit", str(folders), "--out", str(out), *TINY])
+        main(["fit", str(folders), "--out", str(out), *WITH_ENCODER])
     assert not out.exists()
     monkeypatch.setattr(learning._Amplify, "training_step", step)
-    main(["fit", str(folders), "--out", str(out), "--resume", *TINY])
+    main(["fit", str(folders), "--out", str(out), "--resume", *WITH_ENCODER])
     assert (out / "weights.safetensors").read_bytes() == (model / "weights.safetensors").read_bytes()
 
 
@@ -193,7 +194,18 @@ def test_a_process_killed_at_once_resumes_to_the_same_weights(folders, tmp_path,
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def fit(out, *more):
-        command = [sys.executable, "-c", KILLED, stage, "fit", str(folders), "--out", str(out), *TINY, *steps]
+        command = [
+            sys.executable,
+            "-c",
+            KILLED,
+            stage,
+            "fit",
+            str(folders),
+            "--out",
+            str(out),
+            *WITH_ENCODER,
+            *steps,
+        ]
         return subprocess.run([*command, *more], env=environment, capture_output=True).returncode
 
     assert fit(tmp_path / "killed") == -signal.SIGKILL
