@@ -360,5 +360,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         (("student", "teacher"),),
         distillation,
         least=-0.02,
+        by=(VAL,),
     ),
 )  # fmt: skip
