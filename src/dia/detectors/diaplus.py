@@ -88,9 +88,7 @@ class DIAPlus(DIA):
         else:
             h = self._features(spread(images, self.s.bank_size))  # (K, N, D)
             if self.s.contrast == "mahalanobis":
-                fits = [LedoitWolf().fit(f) for f in h]
-                self.centre_ = np.stack([f.location_ for f in fits])
-                self.precision_ = np.stack([f.precision_ for f in fits])
+                self.centre_, self.precision_ = gaussians(h)
             else:
                 self.features_ = h
         self.residual_ = Residual(self._remove).fit(images, spare)
@@ -121,8 +119,7 @@ class DIAPlus(DIA):
             return np.sum(
                 [nearest(a, b, FEATURE_NEIGHBOURS) for a, b in zip(h, self.features_, strict=True)], axis=0
             )
-        c = h - self.centre_[:, None]
-        return np.sqrt(np.einsum("knd,kde,kne->kn", c, self.precision_, c, optimize=True)).sum(0)
+        return mahalanobis(h, self.centre_, self.precision_).sum(0)
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The evidence of each part, `(N,)` each; `joined`, they are the score."""
@@ -163,3 +160,15 @@ class DIAPlus(DIA):
         self.spectrum_._restore({k: tensors[f"spectrum.{k}"] for k in ("mean", "std", "bank")}, folder)
         self.residual_ = Residual(self._remove).restore(tensors)
         self.blur_ = Residual(self._blur).restore(tensors, "blur")
+
+
+def gaussians(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres `(K, D)` and precisions `(K, D, D)` of features `(K, N, D)`, by Ledoit and Wolf's estimate."""
+    fits = [LedoitWolf().fit(f) for f in h]
+    return np.stack([f.location_ for f in fits]), np.stack([f.precision_ for f in fits])
+
+
+def mahalanobis(h: np.ndarray, centre: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Distances `(K, N)` of features `(K, N, D)` from the centre of their shift."""
+    c = h - centre[:, None]
+    return np.asarray(np.sqrt(np.einsum("knd,kde,kne->kn", c, precision, c, optimize=True)))
