@@ -18,6 +18,7 @@ checkpoint; then draws `docs/figures/curves.png` and the section between the mar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -30,8 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything reads it
 import numpy as np
 import torch
 from common import HERE, parser
-from curves_page import draw
 from curves_pace import pace
+from curves_page import draw
 from lightning.pytorch.callbacks import Callback
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -204,10 +205,8 @@ def run(
     side = max(size, MAX_SIZE[preset])
     normals = load_training(dataset, data_root, max_size=side)
     judged = {"test": load(dataset, "test", data_root, max_size=side)}
-    try:
+    with contextlib.suppress(DataError):  # it has no labelled validation split
         judged[VAL] = development(dataset, VAL, data_root, side)[1]
-    except DataError:  # it has no labelled validation split
-        pass
     s = replaced(settings(WATCHED[method].Settings, preset), {"amplify.size": size, **(changes or {})})
     steps = round(s.amplify.steps * times)
     s = replaced(s, {"amplify.steps": steps})

@@ -1,2 +1,370 @@
-def draw(l):
-    pass
+"""The learning curves' figure and section, drawn from the ledgers alone. Measures nothing.
+
+A configuration is a method with preset, size and number of steps; its runs differ in data set and seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from common import HERE, RESULTS
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dia.detectors import TRIVIAL
+from dia.evaluate.benchmark import current_lines
+from dia.evaluate.ledger import Ledger, update_section
+from dia.evaluate.paper import paper_table
+
+PAGE = HERE.parent / "docs/findings.md"
+FIGURE = HERE.parent / "docs/figures/curves.png"
+RUNS = HERE.parent / "results/runs.jsonl"
+PUBLISHED, FIXED = "csi", "mahalanobis"  # scores: the paper's, and the one that `dia+` fixed for all sets
+LOOKS: dict[str, dict[str, Any]] = {
+    "csi": {"label": "published score", "color": "#111111", "linewidth": 2.2},
+    "cosine": {"label": "cosine alone", "color": "#0072b2"},
+    "norm": {"label": "norm alone", "color": "#56b4e9"},
+    "shift": {"label": "shift alone", "color": "#e69f00"},
+    "mahalanobis": {"label": "Mahalanobis", "color": "#d55e00", "linewidth": 2.2},
+    "mahalanobis, unrotated": {"label": "Mahalanobis, unrotated", "color": "#d55e00", "linestyle": "--"},
+    "neighbours": {"label": "nearest neighbours", "color": "#009e73"},
+}
+Point = tuple[int, str]  # step and score
+
+
+class Configuration(NamedTuple):
+    """What the runs of a row of the figure have in common."""
+
+    method: str
+    preset: str
+    size: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.preset} at {self.size} px, {self.steps} steps"
+
+
+class Run(NamedTuple):
+    """One training: what its ledger lines say, by step and score."""
+
+    test: dict[Point, float]
+    val: dict[Point, float]  # empty where the set has no labelled validation split
+    steps_an_epoch: float
+    train_seconds: float  # of all steps
+
+    @property
+    def last(self) -> int:
+        """Its last step."""
+        return max(step for step, _ in self.test)
+
+    @property
+    def steps(self) -> list[int]:
+        """Of its snapshots, ascending."""
+        return sorted({step for step, _ in self.test})
+
+
+class Selection(NamedTuple):
+    """Test AUROCs of one run, by how the snapshot and its score were chosen."""
+
+    published: float  # the last step, the published score
+    fixed: float  # the last step, Mahalanobis
+    by_epoch: float  # the published score where it is greatest on the test set
+    by_both: float  # the greatest there is
+    by_val: float | None  # where the greatest on `val` is
+
+
+def selection(run: Run) -> Selection:
+    """What each choice comes to; of equals on `val` the later step counts."""
+    by_val = None
+    if run.val:
+        by_val = run.test[max(run.val, key=lambda p: (run.val[p], p[0]))]
+    return Selection(
+        run.test[run.last, PUBLISHED],
+        run.test[run.last, FIXED],
+        max(run.test[step, PUBLISHED] for step in run.steps),
+        max(run.test.values()),
+        by_val,
+    )
+
+
+Runs = dict[Configuration, dict[str, dict[int, Run]]]  # by configuration, data set, seed
+
+
+def runs_of(rows: Iterable[Mapping[str, Any]]) -> Runs:
+    """The ledger's runs; of one made anew with other data or another revision, the later."""
+    lines: dict[tuple[Any, ...], dict[tuple[str, str], dict[Point, Mapping[str, Any]]]] = {}
+    for r in rows:
+        key = (Configuration(r["method"], r["preset"], r["size"], r["steps"]), r["dataset"], r["seed"])
+        made = r["settings_hash"], r["data_sha256"]
+        points = lines.get(key, {}).get(made, {})
+        lines[key] = {made: points | {(r["step"], r["score"]): r}}
+    found: Runs = {}
+    for (configuration, dataset, seed), by_identity in sorted(lines.items()):
+        (points,) = by_identity.values()
+        if configuration.steps not in {step for step, _ in points}:
+            continue  # torn by a kill: it will be made again
+        last = points[configuration.steps, PUBLISHED]
+        run = Run(
+            {p: r["auroc_test"] for p, r in points.items()},
+            {p: r["auroc_val"] for p, r in points.items() if r["auroc_val"] is not None},
+            last["step"] / last["epoch"],
+            last["train_seconds"],
+        )
+        found.setdefault(configuration, {}).setdefault(dataset, {})[seed] = run
+    return found
+
+
+def untrained(ledger: Path, datasets: Iterable[str]) -> dict[str, tuple[str, float]]:
+    """The best untrained row of each set and its mean test AUROC; itself chosen on the test set."""
+    rows = [r for r in Ledger(ledger).rows() if "protocol" not in r]
+    best = {}
+    for dataset in datasets:
+        means: dict[str, list[float]] = {}
+        for r in current_lines(rows, "cpu", datasets=[dataset], methods=list(TRIVIAL)):
+            means.setdefault(r["method"], []).append(r["auroc"])
+        if means:
+            best[dataset] = max(((m, fmean(v)) for m, v in means.items()), key=lambda pair: pair[1])
+    return best
+
+
+# --- figure -----------------------------------------------------------------------------------------------
+
+
+def figure(runs: Runs, best: Mapping[str, tuple[str, float]]) -> Figure:
+    """A panel for each configuration and data set: test AUROC of each score over steps."""
+    sets = _sets(runs)
+    made = Figure(figsize=(3.1 * len(sets) + 0.4, 2.55 * len(runs) + 1.0), layout="constrained")
+    panels = made.subplots(len(runs), len(sets), squeeze=False, sharey="col")
+    for row, (configuration, by_set) in zip(panels, runs.items(), strict=True):
+        for ax, dataset in zip(row, sets, strict=True):
+            if dataset in by_set:
+                _panel(ax, configuration, dataset, by_set[dataset], best)
+            else:
+                ax.set_visible(False)
+        next(ax for ax in row if ax.get_visible()).set_ylabel("test AUROC", fontsize=9)
+    keys = [Line2D([], [], **look) for look in LOOKS.values()]
+    keys.append(Line2D([], [], color="#666666", linestyle=":", label="best untrained row"))
+    keys.append(Line2D([], [], color="#aa4499", linestyle="-.", label="the paper's value"))
+    made.legend(handles=keys, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return made
+
+
+def _panel(
+    ax: Any, configuration: Configuration, dataset: str, by_seed: Mapping[int, Run], best: Mapping[str, Any]
+) -> None:
+    of = list(by_seed.values())
+    steps = sorted(set.intersection(*(set(run.steps) for run in of)))
+    for score, look in LOOKS.items():
+        values = np.array([[run.test[step, score] for step in steps] for run in of])  # (seeds, steps)
+        mean = values.mean(0)
+        ax.plot(steps, mean, **({"linewidth": 1.3} | look))
+        if len(of) > 1:
+            sd = values.std(0, ddof=1)
+            ax.fill_between(steps, mean - sd, mean + sd, color=look["color"], alpha=0.1, linewidth=0)
+    if dataset in best:
+        ax.axhline(best[dataset][1], color="#666666", linestyle=":")
+    if paper := _paper(configuration, dataset):
+        ax.axhline(paper[0], color="#aa4499", linestyle="-.")
+    seeds = f"{len(of)} seed{'s' * (len(of) > 1)}"
+    epoch = f"an epoch: {of[0].steps_an_epoch:.0f} steps"
+    ax.set_title(f"{dataset}\n{configuration}", fontsize=9)
+    ax.text(0.02, 0.02, f"{seeds}, {epoch}", transform=ax.transAxes, fontsize=7, color="#555555")
+    ax.set(xscale="log", xticks=steps, xticklabels=[str(s) for s in steps])
+    ax.minorticks_off()
+    ax.tick_params(labelsize=7)
+    ax.grid(color="#d5d9de", linewidth=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _sets(runs: Runs) -> list[str]:
+    return list(dict.fromkeys(d for by_set in runs.values() for d in by_set))
+
+
+def _paper(configuration: Configuration, dataset: str) -> tuple[float, float] | None:
+    return paper_table()[configuration.method].aurocs.get(dataset)
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds; the value alone of one."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def table(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
+    """Markdown: a row for each configuration and data set."""
+    lines = [
+        "| data set | trained | seeds | published score, last step | Mahalanobis, last step "
+        "| published score, best epoch **on test** (gain) | best epoch and score **on test** (gain over the "
+        "published score, over Mahalanobis) | epoch and score chosen on `val` | best untrained row | paper |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for configuration, by_set in runs.items():
+        for dataset, by_seed in by_set.items():
+            of = [selection(run) for run in by_seed.values()]
+            by_val = [s.by_val for s in of if s.by_val is not None]
+            paper = _paper(configuration, dataset)
+            row = best.get(dataset)
+            epoch, both, over = _gains(of)
+            cells = (
+                dataset, configuration, len(of), spread([s.published for s in of]),
+                spread([s.fixed for s in of]),
+                f"{spread([s.by_epoch for s in of])} (+{fmean(epoch):.3f})",
+                f"{spread([s.by_both for s in of])} (+{fmean(both):.3f}, +{fmean(over):.3f})",
+                spread(by_val) if by_val else "–",
+                f"{row[1]:.3f} ({row[0]})" if row else "–",
+                f"{paper[0]:.3f} ± {paper[1]:.2f}" if paper else "–",
+            )  # fmt: skip
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def _gains(of: Sequence[Selection]) -> tuple[list[float], list[float], list[float]]:
+    """Of each run: best epoch − last; best of all − last, published score; the same − Mahalanobis."""
+    return (
+        [s.by_epoch - s.published for s in of],
+        [s.by_both - s.published for s in of],
+        [s.by_both - s.fixed for s in of],
+    )
+
+
+def answers(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
+    """The questions, with what the runs answer."""
+    return [*_reached(runs, best), *_gained(runs), *_growing(runs)]
+
+
+def _reached(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
+    said = []
+    for configuration, by_set in runs.items():
+        if configuration.method != "dia":
+            continue
+        told, below, known = [], 0, 0
+        for dataset, by_seed in by_set.items():
+            if paper := _paper(configuration, dataset):
+                now = fmean(selection(run).published for run in by_seed.values())
+                known, below = known + 1, below + (now < paper[0])
+                told.append(f"{dataset} {now:.3f} against {paper[0]:.3f} ({now - paper[0]:+.3f})")
+        if known:
+            said.append(
+                "- **Does DIA, not chosen on the test set, reach its published numbers?** "
+                f"{configuration}: its published score at the last step is below the paper's value on {below} "
+                f"of {known} sets that have one: {'; '.join(told)}."
+            )
+    above = [
+        fmean(selection(run).published for run in by_seed.values()) > best[dataset][1]
+        for configuration, by_set in runs.items()
+        if configuration.method == "dia"
+        for dataset, by_seed in by_set.items()
+        if dataset in best
+    ]
+    if above:
+        said.append(
+            f"- It is above the best untrained row of the set in {sum(above)} of {len(above)} rows of the table. "
+            "(That untrained row is the best of them on the test set.)"
+        )
+    return said
+
+
+def _gained(runs: Runs) -> list[str]:
+    all_ = [run for by_set in runs.values() for by_seed in by_set.values() for run in by_seed.values()]
+    of = [selection(run) for run in all_]
+    epoch, both, over = _gains(of)
+    said = [
+        f"- **What does choosing on the test set add?** Over all {len(of)} runs, mean (least to greatest): the "
+        f"epoch alone {_range(epoch)} to the published score; epoch and score together {_range(both)} to the "
+        f"published score, or {_range(over)} to Mahalanobis, which was fixed beforehand. With no more than "
+        f"{max(len(run.steps) for run in all_)} snapshots a run these are lower bounds for code that looks after "
+        "every epoch."
+    ]
+    pairs = [(s, s.by_val) for s in of if s.by_val is not None]
+    if pairs:
+        said.append(
+            f"- Epoch and score chosen on `val` instead ({len(pairs)} runs have one) change test AUROC by "
+            f"{_range([v - s.published for s, v in pairs])} against the published score at the last step, and by "
+            f"{_range([v - s.fixed for s, v in pairs])} against Mahalanobis there. The test set's own choice is "
+            f"{_range([s.by_both - v for s, v in pairs])} above that."
+        )
+    return said
+
+
+def _growing(runs: Runs) -> list[str]:
+    grown: dict[str, list[float]] = {score: [] for score in LOOKS}
+    for by_set in runs.values():
+        for by_seed in by_set.values():
+            for run in by_seed.values():
+                if len(run.steps) > 1:
+                    for score, values in grown.items():
+                        values.append(run.test[run.last, score] - run.test[run.steps[-2], score])
+    told = [f"{LOOKS[score]['label']} {fmean(v):+.3f}" for score, v in grown.items() if v]
+    return [f"- **Does more training help?** The last doubling of the steps changed: {', '.join(told)}."]
+
+
+def _range(values: Sequence[float]) -> str:
+    """Mean, least and greatest, with their signs."""
+    return f"{fmean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
+    """How long the other presets would take."""
+    lines = [
+        "Not done: training to convergence, and the presets `gpu` and `paper`. What a training step of `dia`'s "
+        "encoder takes of one core, the dissolver's own training not counted:",
+        "",
+        "| preset | pixels | batch | CPU seconds a step | steps | hours of one core, one seed, one set |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for r in pace["rows"]:
+        cells = (
+            f"`{r['preset']}`", r["size"], r["batch"], f"{r['cpu_seconds_a_step']:.3g}", r["steps"],
+            f"{r['hours']:,.2f}" if r["hours"] < 10 else f"{r['hours']:,.0f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    seconds = [
+        r.train_seconds / c.steps
+        for c, by_set in runs.items() if c.method == "dia" for of in by_set.values() for r in of.values()
+    ]  # fmt: skip
+    return [
+        *lines,
+        "",
+        f"Measured with batches of {pace['measured_batch']}, in proportion. The runs of `dia` above took "
+        f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step on one core of a machine "
+        "that did other work too.",
+    ]
+
+
+def section(runs: Runs, best: Mapping[str, tuple[str, float]], pace: Mapping[str, Any] | None) -> str:
+    """All between the marks."""
+    return "\n".join(
+        [
+            *answers(runs, best),
+            "",
+            "![Test AUROC of each score over training steps](figures/curves.png)",
+            "",
+            *table(runs, best),
+            "",
+            "Test AUROC, mean ± standard deviation over seeds; gains are means over seeds of best − last.",
+            "",
+            *(not_done(pace, runs) if pace else []),
+        ]
+    )
+
+
+def draw(ledger: Path) -> None:
+    """Figure and section, of what the ledgers hold."""
+    runs = runs_of(Ledger(ledger, ("protocol", "dataset", "method", "score")).rows())
+    if not runs:
+        raise SystemExit(f"{ledger} holds no whole run: make one without --page")
+    best = untrained(RUNS, _sets(runs))
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"font.family": "DejaVu Sans"}):
+        figure(runs, best).savefig(FIGURE, dpi=110, metadata={"Software": None}, facecolor="white")
+    there = RESULTS / "curves_pace.json"
+    pace = json.loads(there.read_text()) if there.exists() else None
+    update_section(PAGE, "CURVES", section(runs, best, pace))
