@@ -1,7 +1,7 @@
 """CPU seconds of a training step of each preset, and so how long the whole of it would take one core.
 
-Images are noise of the preset's size, in batches of a few, and seconds in proportion to the batch: what is
-measured is arithmetic. CPU seconds, not wall time: what else the machine does counts little.
+Images are noise of the preset's size, in batches that fit the memory, seconds in proportion to the batch: what
+is measured is arithmetic. CPU seconds, not wall time: what else the machine does counts little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from dia.dissolve.bank import LiveDissolving
 from dia.presets import settings
 
 SIZES = {"cpu": 32, "gpu": 64, "paper": 224}
-BATCH, STEPS = 4, 4
+BATCHES = {"cpu": 32, "gpu": 16, "paper": 4}  # as many images as leave room in memory and end soon
+STEPS = 4
 
 
 class _Clock(Callback):
@@ -51,16 +52,16 @@ class _Kept:
 
 def seconds_a_step(preset: str, size: int, work: Path) -> tuple[float, Any]:
     """Of `dia`'s encoder with a whole batch, extrapolated; and the preset's settings."""
-    s = settings(DIA.Settings, preset)
-    images = np.random.default_rng(0).integers(0, 256, (max(4 * BATCH, 20), size, size, 1), np.uint8)
+    s, batch = settings(DIA.Settings, preset), BATCHES[preset]
+    images = np.random.default_rng(0).integers(0, 256, (4 * batch, size, size, 1), np.uint8)
     views: Dissolved = _Kept(images, s.ts)
     if s.live:
-        dissolver = make_dissolver(replace(s.dissolver, steps=1, batch=BATCH), seed=0, device="cpu")
+        dissolver = make_dissolver(replace(s.dissolver, steps=1, batch=batch), seed=0, device="cpu")
         views = LiveDissolving(images, dissolver.fit(images, workdir=work / "dissolver"), s.ts)
     clock = _Clock()
-    few = replace(s.amplify, size=size, steps=STEPS, batch=BATCH)
+    few = replace(s.amplify, size=size, steps=STEPS, batch=batch)
     learn(images, views, few, device="cpu", workdir=work / "encoder", watchers=[clock])
-    return median(np.diff(clock.at)) * s.amplify.batch / BATCH, s
+    return median(np.diff(clock.at)) * s.amplify.batch / batch, s
 
 
 def pace() -> None:
@@ -70,6 +71,12 @@ def pace() -> None:
         with tempfile.TemporaryDirectory() as folder:
             seconds, s = seconds_a_step(preset, size, Path(folder))
         a = s.amplify
-        row = {"preset": preset, "size": size, "batch": a.batch, "steps": a.steps}
+        row = {
+            "preset": preset,
+            "size": size,
+            "batch": a.batch,
+            "measured_batch": BATCHES[preset],
+            "steps": a.steps,
+        }
         rows.append(row | {"cpu_seconds_a_step": seconds, "hours": seconds * a.steps / 3600})
-    publish("curves_pace", rows, {}, measured_batch=BATCH, measured_steps=STEPS)
+    publish("curves_pace", rows, {}, measured_batch=batch, measured_steps=STEPS)

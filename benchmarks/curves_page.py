@@ -254,8 +254,8 @@ def _reached(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
         if known:
             said.append(
                 "- **Does DIA, not chosen on the test set, reach its published numbers?** "
-                f"{configuration}: its published score at the last step is below the paper's value on {below} "
-                f"of {known} sets that have one: {'; '.join(told)}."
+                f"{configuration}: its published score at the last step is below the paper's value on "
+                f"{below} of {known} sets that have one: {'; '.join(told)}."
             )
     above = [
         fmean(selection(run).published for run in by_seed.values()) > best[dataset][1]
@@ -266,8 +266,8 @@ def _reached(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
     ]
     if above:
         said.append(
-            f"- It is above the best untrained row of the set in {sum(above)} of {len(above)} rows of the table. "
-            "(That untrained row is the best of them on the test set.)"
+            f"- It is above the best untrained row of the set in {sum(above)} of {len(above)} rows of the "
+            "table. (That untrained row is the best of them on the test set.)"
         )
     return said
 
@@ -277,19 +277,19 @@ def _gained(runs: Runs) -> list[str]:
     of = [selection(run) for run in all_]
     epoch, both, over = _gains(of)
     said = [
-        f"- **What does choosing on the test set add?** Over all {len(of)} runs, mean (least to greatest): the "
-        f"epoch alone {_range(epoch)} to the published score; epoch and score together {_range(both)} to the "
-        f"published score, or {_range(over)} to Mahalanobis, which was fixed beforehand. With no more than "
-        f"{max(len(run.steps) for run in all_)} snapshots a run these are lower bounds for code that looks after "
-        "every epoch."
+        f"- **What does choosing on the test set add?** Over all {len(of)} runs, mean (least to greatest): "
+        f"the epoch alone {_range(epoch)} to the published score; epoch and score together {_range(both)} to "
+        f"the published score, or {_range(over)} to Mahalanobis, which was fixed beforehand. With no more than "
+        f"{max(len(run.steps) for run in all_)} snapshots a run these are lower bounds for code that looks "
+        "after every epoch."
     ]
     pairs = [(s, s.by_val) for s in of if s.by_val is not None]
     if pairs:
         said.append(
             f"- Epoch and score chosen on `val` instead ({len(pairs)} runs have one) change test AUROC by "
-            f"{_range([v - s.published for s, v in pairs])} against the published score at the last step, and by "
-            f"{_range([v - s.fixed for s, v in pairs])} against Mahalanobis there. The test set's own choice is "
-            f"{_range([s.by_both - v for s, v in pairs])} above that."
+            f"{_range([v - s.published for s, v in pairs])} against the published score at the last step, and "
+            f"by {_range([v - s.fixed for s, v in pairs])} against Mahalanobis there. The test set's own choice "
+            f"is {_range([s.by_both - v for s, v in pairs])} above that."
         )
     return said
 
@@ -314,8 +314,8 @@ def _range(values: Sequence[float]) -> str:
 def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
     """How long the other presets would take."""
     lines = [
-        "Not done: training to convergence, and the presets `gpu` and `paper`. What a training step of `dia`'s "
-        "encoder takes of one core, the dissolver's own training not counted:",
+        "Not done: training to convergence, and the presets `gpu` and `paper`. What a training step of "
+        "`dia`'s encoder takes of one core, the dissolver's own training not counted:",
         "",
         "| preset | pixels | batch | CPU seconds a step | steps | hours of one core, one seed, one set |",
         "|---|--:|--:|--:|--:|--:|",
@@ -333,9 +333,10 @@ def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
     return [
         *lines,
         "",
-        f"Measured with batches of {pace['measured_batch']}, in proportion. The runs of `dia` above took "
-        f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step on one core of a machine "
-        "that did other work too.",
+        "Of noise, in batches of "
+        f"{', '.join(str(r['measured_batch']) for r in pace['rows'])}, in proportion. The runs of `dia` above "
+        f"took {fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step on one core of a "
+        "machine that did other work too.",
     ]
 
 
