@@ -1,7 +1,7 @@
 """CPU seconds of a training step of each preset, and so how long the whole of it would take one core.
 
-Images are noise of the preset's size, in batches that fit the memory, seconds in proportion to the batch: what
-is measured is arithmetic. CPU seconds, not wall time: what else the machine does counts little.
+Images are noise of the preset's size, in batches that fit the memory, seconds in proportion to the batch:
+what is measured is arithmetic. CPU seconds, not wall time: what else the machine does counts little.
 """
 
 from __future__ import annotations
@@ -79,4 +79,4 @@ def pace() -> None:
             "steps": a.steps,
         }
         rows.append(row | {"cpu_seconds_a_step": seconds, "hours": seconds * a.steps / 3600})
-    publish("curves_pace", rows, {}, measured_batch=batch, measured_steps=STEPS)
+    publish("curves_pace", rows, {}, measured_steps=STEPS)

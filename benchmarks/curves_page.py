@@ -275,21 +275,23 @@ def _reached(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
 def _gained(runs: Runs) -> list[str]:
     all_ = [run for by_set in runs.values() for by_seed in by_set.values() for run in by_seed.values()]
     of = [selection(run) for run in all_]
-    epoch, both, over = _gains(of)
+    epoch, both, over = map(_range, _gains(of))
+    most = max(len(run.steps) for run in all_)
     said = [
         f"- **What does choosing on the test set add?** Over all {len(of)} runs, mean (least to greatest): "
-        f"the epoch alone {_range(epoch)} to the published score; epoch and score together {_range(both)} to "
-        f"the published score, or {_range(over)} to Mahalanobis, which was fixed beforehand. With no more than "
-        f"{max(len(run.steps) for run in all_)} snapshots a run these are lower bounds for code that looks "
-        "after every epoch."
+        f"the epoch alone {epoch} to the published score; epoch and score together {both} to the published "
+        f"score, or {over} to Mahalanobis, which was fixed beforehand. With no more than {most} snapshots a run "
+        "these are lower bounds for code that looks after every epoch."
     ]
     pairs = [(s, s.by_val) for s in of if s.by_val is not None]
     if pairs:
+        published = _range([v - s.published for s, v in pairs])
+        fixed = _range([v - s.fixed for s, v in pairs])
+        left = _range([s.by_both - v for s, v in pairs])
         said.append(
             f"- Epoch and score chosen on `val` instead ({len(pairs)} runs have one) change test AUROC by "
-            f"{_range([v - s.published for s, v in pairs])} against the published score at the last step, and "
-            f"by {_range([v - s.fixed for s, v in pairs])} against Mahalanobis there. The test set's own choice "
-            f"is {_range([s.by_both - v for s, v in pairs])} above that."
+            f"{published} against the published score at the last step, and by {fixed} against Mahalanobis "
+            f"there. The test set's own choice is {left} above that."
         )
     return said
 
@@ -330,13 +332,13 @@ def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
         r.train_seconds / c.steps
         for c, by_set in runs.items() if c.method == "dia" for of in by_set.values() for r in of.values()
     ]  # fmt: skip
+    batches = ", ".join(str(r["measured_batch"]) for r in pace["rows"])
+    took = f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
     return [
         *lines,
         "",
-        "Of noise, in batches of "
-        f"{', '.join(str(r['measured_batch']) for r in pace['rows'])}, in proportion. The runs of `dia` above "
-        f"took {fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step on one core of a "
-        "machine that did other work too.",
+        f"Of noise, in batches of {batches}, in proportion. The runs of `dia` above took {took} on one core of "
+        "a machine that did other work too.",
     ]
 
 
