@@ -280,8 +280,8 @@ def _gained(runs: Runs) -> list[str]:
     said = [
         f"- **What does choosing on the test set add?** Over all {len(of)} runs, mean (least to greatest): "
         f"the epoch alone {epoch} to the published score; epoch and score together {both} to the published "
-        f"score, or {over} to Mahalanobis, which was fixed beforehand. With no more than {most} snapshots a run "
-        "these are lower bounds for code that looks after every epoch."
+        f"score, or {over} to Mahalanobis, which was fixed beforehand. With no more than {most} snapshots a "
+        "run these are lower bounds for code that looks after every epoch."
     ]
     pairs = [(s, s.by_val) for s in of if s.by_val is not None]
     if pairs:
@@ -337,8 +337,8 @@ def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
     return [
         *lines,
         "",
-        f"Of noise, in batches of {batches}, in proportion. The runs of `dia` above took {took} on one core of "
-        "a machine that did other work too.",
+        f"Of noise, in batches of {batches}, in proportion. The runs of `dia` above took {took} on one core "
+        "of a machine that did other work too.",
     ]
 
 
