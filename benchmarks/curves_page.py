@@ -120,31 +120,40 @@ def runs_of(rows: Iterable[Mapping[str, Any]]) -> Runs:
     return found
 
 
-def untrained(ledger: Path, datasets: Iterable[str]) -> dict[str, tuple[str, float]]:
-    """The best untrained row of each set and its mean test AUROC; itself chosen on the test set."""
+class Beside(NamedTuple):
+    """What the benchmark's ledger says of a data set."""
+
+    best: tuple[str, float] | None  # untrained row with the greatest mean test AUROC
+    shorter: dict[tuple[str, str], list[float]]  # test AUROC over seeds, by method and preset
+
+
+def beside(ledger: Path, runs: Runs) -> dict[str, Beside]:
+    """By data set, of current lines."""
     rows = [r for r in Ledger(ledger).rows() if "protocol" not in r]
-    best = {}
-    for dataset in datasets:
-        means: dict[str, list[float]] = {}
-        for r in current_lines(rows, "cpu", datasets=[dataset], methods=list(TRIVIAL)):
-            means.setdefault(r["method"], []).append(r["auroc"])
-        if means:
-            best[dataset] = max(((m, fmean(v)) for m, v in means.items()), key=lambda pair: pair[1])
-    return best
+    found = {}
+    for dataset in _sets(runs):
+        by: dict[tuple[str, str], list[float]] = {}
+        for preset in dict.fromkeys(["cpu", *(c.preset for c in runs)]):
+            methods = [*TRIVIAL, *(c.method for c in runs)]
+            for r in current_lines(rows, preset, datasets=[dataset], methods=methods):
+                by.setdefault((r["method"], preset), []).append(r["auroc"])
+        means = [(m, fmean(v)) for (m, preset), v in by.items() if m in TRIVIAL and preset == "cpu"]
+        found[dataset] = Beside(max(means, key=lambda pair: pair[1], default=None), by)
+    return found
 
 
 # --- figure -----------------------------------------------------------------------------------------------
 
 
-def figure(runs: Runs, best: Mapping[str, tuple[str, float]]) -> Figure:
+def figure(runs: Runs, others: Mapping[str, Beside]) -> Figure:
     """A panel for each configuration and data set: test AUROC of each score over steps."""
     sets = _sets(runs)
-    made = Figure(figsize=(3.1 * len(sets) + 0.4, 2.55 * len(runs) + 1.0), layout="constrained")
+    made = Figure(figsize=(max(3.1 * len(sets), 9) + 0.4, 2.55 * len(runs) + 1.0), layout="constrained")
     panels = made.subplots(len(runs), len(sets), squeeze=False, sharey="col")
     for row, (configuration, by_set) in zip(panels, runs.items(), strict=True):
         for ax, dataset in zip(row, sets, strict=True):
             if dataset in by_set:
-                _panel(ax, configuration, dataset, by_set[dataset], best)
+                _panel(ax, configuration, dataset, by_set[dataset], others[dataset].best)
             else:
                 ax.set_visible(False)
         next(ax for ax in row if ax.get_visible()).set_ylabel("test AUROC", fontsize=9)
@@ -156,7 +165,7 @@ def figure(runs: Runs, best: Mapping[str, tuple[str, float]]) -> Figure:
 
 
 def _panel(
-    ax: Any, configuration: Configuration, dataset: str, by_seed: Mapping[int, Run], best: Mapping[str, Any]
+    ax: Any, configuration: Configuration, dataset: str, by_seed: Mapping[int, Run], best: Any
 ) -> None:
     of = list(by_seed.values())
     steps = sorted(set.intersection(*(set(run.steps) for run in of)))
@@ -167,8 +176,8 @@ def _panel(
         if len(of) > 1:
             sd = values.std(0, ddof=1)
             ax.fill_between(steps, mean - sd, mean + sd, color=look["color"], alpha=0.1, linewidth=0)
-    if dataset in best:
-        ax.axhline(best[dataset][1], color="#666666", linestyle=":")
+    if best:
+        ax.axhline(best[1], color="#666666", linestyle=":")
     if paper := _paper(configuration, dataset):
         ax.axhline(paper[0], color="#aa4499", linestyle="-.")
     seeds = f"{len(of)} seed{'s' * (len(of) > 1)}"
@@ -198,32 +207,51 @@ def spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def table(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
-    """Markdown: a row for each configuration and data set."""
+def reached(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
+    """Markdown: what each configuration comes to at its last step, and what stands beside it."""
     lines = [
-        "| data set | trained | seeds | published score, last step | Mahalanobis, last step "
-        "| published score, best epoch **on test** (gain) | best epoch and score **on test** (gain over the "
-        "published score, over Mahalanobis) | epoch and score chosen on `val` | best untrained row | paper |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| data set | trained | seeds | published score | Mahalanobis | published score, the preset's own "
+        "steps | best untrained row | paper |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
+    for configuration, dataset, of in _cells(runs):
+        paper, (best, shorter) = _paper(configuration, dataset), others[dataset]
+        before = shorter.get((configuration.method, configuration.preset))
+        cells = (
+            dataset, configuration, len(of), spread([s.published for s in of]),
+            spread([s.fixed for s in of]), spread(before) if before else "–",
+            f"{best[1]:.3f} ({best[0]})" if best else "–",
+            f"{paper[0]:.3f} ± {paper[1]:.2f}" if paper else "–",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def chosen(runs: Runs) -> list[str]:
+    """Markdown: what choosing would have come to."""
+    lines = [
+        "| data set | trained | published score, last step | its best epoch **on test** (gain) "
+        "| best epoch and score **on test** (gain over the published score, over Mahalanobis) "
+        "| epoch and score chosen on `val` |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for configuration, dataset, of in _cells(runs):
+        by_val = [s.by_val for s in of if s.by_val is not None]
+        epoch, both, over = map(fmean, _gains(of))
+        cells = (
+            dataset, configuration, spread([s.published for s in of]),
+            f"{spread([s.by_epoch for s in of])} (+{epoch:.3f})",
+            f"{spread([s.by_both for s in of])} (+{both:.3f}, +{over:.3f})",
+            spread(by_val) if by_val else "–",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def _cells(runs: Runs) -> Iterable[tuple[Configuration, str, list[Selection]]]:
     for configuration, by_set in runs.items():
         for dataset, by_seed in by_set.items():
-            of = [selection(run) for run in by_seed.values()]
-            by_val = [s.by_val for s in of if s.by_val is not None]
-            paper = _paper(configuration, dataset)
-            row = best.get(dataset)
-            epoch, both, over = _gains(of)
-            cells = (
-                dataset, configuration, len(of), spread([s.published for s in of]),
-                spread([s.fixed for s in of]),
-                f"{spread([s.by_epoch for s in of])} (+{fmean(epoch):.3f})",
-                f"{spread([s.by_both for s in of])} (+{fmean(both):.3f}, +{fmean(over):.3f})",
-                spread(by_val) if by_val else "–",
-                f"{row[1]:.3f} ({row[0]})" if row else "–",
-                f"{paper[0]:.3f} ± {paper[1]:.2f}" if paper else "–",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+            yield configuration, dataset, [selection(run) for run in by_seed.values()]
 
 
 def _gains(of: Sequence[Selection]) -> tuple[list[float], list[float], list[float]]:
@@ -235,41 +263,33 @@ def _gains(of: Sequence[Selection]) -> tuple[list[float], list[float], list[floa
     )
 
 
-def answers(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
+def answers(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
     """The questions, with what the runs answer."""
-    return [*_reached(runs, best), *_gained(runs), *_growing(runs)]
+    return [*_compared(runs, others), *_gained(runs), *_growing(runs)]
 
 
-def _reached(runs: Runs, best: Mapping[str, tuple[str, float]]) -> list[str]:
-    said = []
-    for configuration, by_set in runs.items():
+def _compared(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
+    told, below, above, all_ = [], 0, 0, 0
+    for configuration, dataset, of in _cells(runs):
         if configuration.method != "dia":
             continue
-        told, below, known = [], 0, 0
-        for dataset, by_seed in by_set.items():
-            if paper := _paper(configuration, dataset):
-                now = fmean(selection(run).published for run in by_seed.values())
-                known, below = known + 1, below + (now < paper[0])
-                told.append(f"{dataset} {now:.3f} against {paper[0]:.3f} ({now - paper[0]:+.3f})")
-        if known:
-            said.append(
-                "- **Does DIA, not chosen on the test set, reach its published numbers?** "
-                f"{configuration}: its published score at the last step is below the paper's value on "
-                f"{below} of {known} sets that have one: {'; '.join(told)}."
+        now, best = fmean(s.published for s in of), others[dataset].best
+        if best:
+            all_, above = all_ + 1, above + (now > best[1])
+        if paper := _paper(configuration, dataset):
+            below += now < paper[0]
+            told.append(
+                f"{dataset}, {configuration.steps} steps: {now:.3f} against {paper[0]:.3f} "
+                f"({now - paper[0]:+.3f})"
             )
-    above = [
-        fmean(selection(run).published for run in by_seed.values()) > best[dataset][1]
-        for configuration, by_set in runs.items()
-        if configuration.method == "dia"
-        for dataset, by_seed in by_set.items()
-        if dataset in best
+    if not told:
+        return []
+    return [
+        "- **Does DIA, not chosen on the test set, reach its published numbers?** At the last step its "
+        f"published score is below the paper's value in {below} of {len(told)} rows that have one: "
+        f"{'; '.join(told)}. It is above the set's best untrained row (the best on the test set) in {above} "
+        f"of {all_} rows."
     ]
-    if above:
-        said.append(
-            f"- It is above the best untrained row of the set in {sum(above)} of {len(above)} rows of the "
-            "table. (That untrained row is the best of them on the test set.)"
-        )
-    return said
 
 
 def _gained(runs: Runs) -> list[str]:
@@ -297,15 +317,16 @@ def _gained(runs: Runs) -> list[str]:
 
 
 def _growing(runs: Runs) -> list[str]:
-    grown: dict[str, list[float]] = {score: [] for score in LOOKS}
-    for by_set in runs.values():
-        for by_seed in by_set.values():
-            for run in by_seed.values():
-                if len(run.steps) > 1:
-                    for score, values in grown.items():
-                        values.append(run.test[run.last, score] - run.test[run.steps[-2], score])
-    told = [f"{LOOKS[score]['label']} {fmean(v):+.3f}" for score, v in grown.items() if v]
-    return [f"- **Does more training help?** The last doubling of the steps changed: {', '.join(told)}."]
+    all_ = [run for by_set in runs.values() for by_seed in by_set.values() for run in by_seed.values()]
+    told = [
+        f"{look['label']} {_range([r.test[r.last, score] - r.test[r.steps[-2], score] for r in all_])}"
+        for score, look in LOOKS.items()
+    ]
+    best = [max(run.steps, key=lambda step: run.test[step, PUBLISHED]) < run.last for run in all_]
+    return [
+        f"- **Does more training help?** The last doubling of the steps changed: {'; '.join(told)}. In "
+        f"{sum(best)} of {len(best)} runs the published score was greatest before the last step."
+    ]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -333,26 +354,31 @@ def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
         for c, by_set in runs.items() if c.method == "dia" for of in by_set.values() for r in of.values()
     ]  # fmt: skip
     batches = ", ".join(str(r["measured_batch"]) for r in pace["rows"])
-    took = f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
-    return [
-        *lines,
-        "",
-        f"Of noise, in batches of {batches}, in proportion. The runs of `dia` above took {took} on one core "
-        "of a machine that did other work too.",
-    ]
+    took = seconds and f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
+    above = f" The runs of `dia` above took {took} on one core of a machine that did other work too."
+    return [*lines, "", f"Of noise, in batches of {batches}, in proportion.{above if seconds else ''}"]
 
 
-def section(runs: Runs, best: Mapping[str, tuple[str, float]], pace: Mapping[str, Any] | None) -> str:
+def section(runs: Runs, others: Mapping[str, Beside], pace: Mapping[str, Any] | None) -> str:
     """All between the marks."""
     return "\n".join(
         [
-            *answers(runs, best),
+            *answers(runs, others),
             "",
             "![Test AUROC of each score over training steps](figures/curves.png)",
             "",
-            *table(runs, best),
+            "Test AUROC over steps; lines are means over seeds, bands their standard deviation.",
             "",
-            "Test AUROC, mean ± standard deviation over seeds; gains are means over seeds of best − last.",
+            "At the last step:",
+            "",
+            *reached(runs, others),
+            "",
+            "Test AUROC, mean ± standard deviation over seeds. The preset's own steps and the untrained rows "
+            "are of the [benchmark](results.md), whose images are up to 64 px large. Chosen on the test set instead:",
+            "",
+            *chosen(runs),
+            "",
+            "Gains are means over seeds of best − last.",
             "",
             *(not_done(pace, runs) if pace else []),
         ]
@@ -364,10 +390,10 @@ def draw(ledger: Path) -> None:
     runs = runs_of(Ledger(ledger, ("protocol", "dataset", "method", "score")).rows())
     if not runs:
         raise SystemExit(f"{ledger} holds no whole run: make one without --page")
-    best = untrained(RUNS, _sets(runs))
+    others = beside(RUNS, runs)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"font.family": "DejaVu Sans"}):
-        figure(runs, best).savefig(FIGURE, dpi=110, metadata={"Software": None}, facecolor="white")
+        figure(runs, others).savefig(FIGURE, dpi=110, metadata={"Software": None}, facecolor="white")
     there = RESULTS / "curves_pace.json"
     pace = json.loads(there.read_text()) if there.exists() else None
-    update_section(PAGE, "CURVES", section(runs, best, pace))
+    update_section(PAGE, "CURVES", section(runs, others, pace))
