@@ -369,12 +369,12 @@ def section(runs: Runs, others: Mapping[str, Beside], pace: Mapping[str, Any] | 
             "",
             "Test AUROC over steps; lines are means over seeds, bands their standard deviation.",
             "",
-            "At the last step:",
-            "",
             *reached(runs, others),
             "",
-            "Test AUROC, mean ± standard deviation over seeds. The preset's own steps and the untrained rows "
-            "are of the [benchmark](results.md), whose images are up to 64 px large. Chosen on the test set instead:",
+            "Test AUROC at the last step, mean ± standard deviation over seeds. The preset's own steps and "
+            "the untrained rows are of the [benchmark](results.md), whose images are up to 64 px large.",
+            "",
+            "Chosen on the test set instead, and on `val`:",
             "",
             *chosen(runs),
             "",
