@@ -157,6 +157,7 @@ def figure(runs: Runs, others: Mapping[str, Beside]) -> Figure:
             else:
                 ax.set_visible(False)
         next(ax for ax in row if ax.get_visible()).set_ylabel("test AUROC", fontsize=9)
+    made.supxlabel("training steps", fontsize=9)
     keys = [Line2D([], [], **look) for look in LOOKS.values()]
     keys.append(Line2D([], [], color="#666666", linestyle=":", label="best untrained row"))
     keys.append(Line2D([], [], color="#aa4499", linestyle="-.", label="the paper's value"))
@@ -265,7 +266,7 @@ def _gains(of: Sequence[Selection]) -> tuple[list[float], list[float], list[floa
 
 def answers(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
     """The questions, with what the runs answer."""
-    return [*_compared(runs, others), *_gained(runs), *_growing(runs)]
+    return [*_compared(runs, others), *_gained(runs), *_growing(runs, others)]
 
 
 def _compared(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
@@ -316,16 +317,25 @@ def _gained(runs: Runs) -> list[str]:
     return said
 
 
-def _growing(runs: Runs) -> list[str]:
+def _growing(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
     all_ = [run for by_set in runs.values() for by_seed in by_set.values() for run in by_seed.values()]
     told = [
         f"{look['label']} {_range([r.test[r.last, score] - r.test[r.steps[-2], score] for r in all_])}"
         for score, look in LOOKS.items()
     ]
     best = [max(run.steps, key=lambda step: run.test[step, PUBLISHED]) < run.last for run in all_]
+    beyond = [
+        fmean(s.published for s in of) - fmean(before)
+        for c, dataset, of in _cells(runs)
+        if (before := others[dataset].shorter.get((c.method, c.preset)))
+    ]
+    rows = (
+        f" Against the benchmark's runs of the preset's own steps it changed by {_range(beyond)} over rows."
+    )
     return [
         f"- **Does more training help?** The last doubling of the steps changed: {'; '.join(told)}. In "
         f"{sum(best)} of {len(best)} runs the published score was greatest before the last step."
+        f"{rows if beyond else ''}"
     ]
 
 
