@@ -6,6 +6,7 @@ what is measured is arithmetic. CPU seconds, not wall time: what else the machin
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import publish
+from common import RESULTS, publish
 from lightning.pytorch.callbacks import Callback
 
 from dia.amplify.learning import Dissolved, learn
@@ -80,3 +81,24 @@ def pace() -> None:
         }
         rows.append(row | {"cpu_seconds_a_step": seconds, "hours": seconds * a.steps / 3600})
     publish("curves_pace", rows, {}, measured_steps=STEPS)
+
+
+def table() -> list[str]:
+    """Markdown of what was measured; nothing where nothing was."""
+    there = RESULTS / "curves_pace.json"
+    if not there.exists():
+        return []
+    rows = json.loads(there.read_text())["rows"]
+    lines = [
+        "Not done: training to convergence, and the presets `gpu` and `paper`. What a training step of "
+        "`dia`'s encoder takes of one core, the dissolver's own training not counted:",
+        "",
+        "| preset | pixels | batch | CPU seconds a step | steps | hours of one core, one seed, one set |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for r in rows:
+        hours = f"{r['hours']:,.2f}" if r["hours"] < 10 else f"{r['hours']:,.0f}"
+        cells = f"`{r['preset']}`", r["size"], r["batch"], f"{r['cpu_seconds_a_step']:.3g}", r["steps"], hours
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    batches = ", ".join(str(r["measured_batch"]) for r in rows)
+    return [*lines, "", f"Of noise, in batches of {batches}, in proportion."]

@@ -5,7 +5,6 @@ A configuration is a method with preset, size and number of steps; its runs diff
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from common import HERE, RESULTS
+from common import HERE
+from curves_pace import table
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -329,13 +329,18 @@ def _growing(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
         for c, dataset, of in _cells(runs)
         if (before := others[dataset].shorter.get((c.method, c.preset)))
     ]
-    rows = (
-        f" Against the benchmark's runs of the preset's own steps it changed by {_range(beyond)} over rows."
+    against = (
+        (
+            " Against the benchmark's runs, of the preset's own steps, the published score changed by "
+            f"{_range(beyond)} over the rows below."
+        )
+        if beyond
+        else ""
     )
     return [
         f"- **Does more training help?** The last doubling of the steps changed: {'; '.join(told)}. In "
         f"{sum(best)} of {len(best)} runs the published score was greatest before the last step."
-        f"{rows if beyond else ''}"
+        f"{against}"
     ]
 
 
@@ -344,32 +349,23 @@ def _range(values: Sequence[float]) -> str:
     return f"{fmean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
 
 
-def not_done(pace: Mapping[str, Any], runs: Runs) -> list[str]:
-    """How long the other presets would take."""
-    lines = [
-        "Not done: training to convergence, and the presets `gpu` and `paper`. What a training step of "
-        "`dia`'s encoder takes of one core, the dissolver's own training not counted:",
-        "",
-        "| preset | pixels | batch | CPU seconds a step | steps | hours of one core, one seed, one set |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for r in pace["rows"]:
-        cells = (
-            f"`{r['preset']}`", r["size"], r["batch"], f"{r['cpu_seconds_a_step']:.3g}", r["steps"],
-            f"{r['hours']:,.2f}" if r["hours"] < 10 else f"{r['hours']:,.0f}",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+def not_done(runs: Runs) -> list[str]:
+    """What the other presets would take, and what these runs took."""
+    lines = table()
     seconds = [
-        r.train_seconds / c.steps
-        for c, by_set in runs.items() if c.method == "dia" for of in by_set.values() for r in of.values()
-    ]  # fmt: skip
-    batches = ", ".join(str(r["measured_batch"]) for r in pace["rows"])
-    took = seconds and f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
-    above = f" The runs of `dia` above took {took} on one core of a machine that did other work too."
-    return [*lines, "", f"Of noise, in batches of {batches}, in proportion.{above if seconds else ''}"]
+        run.train_seconds / configuration.steps
+        for configuration, by_set in runs.items()
+        if configuration.method == "dia"
+        for by_seed in by_set.values()
+        for run in by_seed.values()
+    ]
+    if lines and seconds:
+        took = f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
+        lines[-1] += f" The runs of `dia` above took {took} on one core of a machine that did other work too."
+    return lines
 
 
-def section(runs: Runs, others: Mapping[str, Beside], pace: Mapping[str, Any] | None) -> str:
+def section(runs: Runs, others: Mapping[str, Beside]) -> str:
     """All between the marks."""
     return "\n".join(
         [
@@ -390,7 +386,7 @@ def section(runs: Runs, others: Mapping[str, Beside], pace: Mapping[str, Any] | 
             "",
             "Gains are means over seeds of best − last.",
             "",
-            *(not_done(pace, runs) if pace else []),
+            *not_done(runs),
         ]
     )
 
@@ -404,6 +400,4 @@ def draw(ledger: Path) -> None:
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"font.family": "DejaVu Sans"}):
         figure(runs, others).savefig(FIGURE, dpi=110, metadata={"Software": None}, facecolor="white")
-    there = RESULTS / "curves_pace.json"
-    pace = json.loads(there.read_text()) if there.exists() else None
-    update_section(PAGE, "CURVES", section(runs, others, pace))
+    update_section(PAGE, "CURVES", section(runs, others))

@@ -168,12 +168,12 @@ def test_page_and_figure_are_of_the_ledger_alone(tmp_path, monkeypatch):
     page.write_text("before\n<!-- CURVES:begin -->\n<!-- CURVES:end -->\nafter\n")
     monkeypatch.setattr(curves_page, "PAGE", page)
     monkeypatch.setattr(curves_page, "FIGURE", tmp_path / "curves.png")
-    monkeypatch.setattr(curves_page, "RESULTS", tmp_path)
     curves_page.draw(ledger)
     text = page.read_text()
     assert "| 2 | 0.800 ± 0.141 | 0.625 ± 0.177 |" in text
     assert "| 0.850 ± 0.071 (+0.050) | 0.900 ± 0.000 (+0.100, +0.275) | 0.750 ± 0.212 |" in text
     assert "below the paper's value in 1 of 1 rows" in text  # .800 against .903
+    assert "took 1.00 (1.00 to 1.00) seconds a step" in text
     assert "In 1 of 2 runs the published score was greatest before the last step." in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     curves_page.draw(ledger)
