@@ -329,14 +329,10 @@ def _growing(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
         for c, dataset, of in _cells(runs)
         if (before := others[dataset].shorter.get((c.method, c.preset)))
     ]
-    against = (
-        (
-            " Against the benchmark's runs, of the preset's own steps, the published score changed by "
-            f"{_range(beyond)} over the rows below."
-        )
-        if beyond
-        else ""
-    )
+    against = "" if not beyond else (
+        " Against the benchmark's runs, of the preset's own steps, the published score changed by "
+        f"{_range(beyond)} over the rows below."
+    )  # fmt: skip
     return [
         f"- **Does more training help?** The last doubling of the steps changed: {'; '.join(told)}. In "
         f"{sum(best)} of {len(best)} runs the published score was greatest before the last step."
