@@ -157,7 +157,6 @@ def figure(runs: Runs, others: Mapping[str, Beside]) -> Figure:
             else:
                 ax.set_visible(False)
         next(ax for ax in row if ax.get_visible()).set_ylabel("test AUROC", fontsize=9)
-    made.supxlabel("training steps", fontsize=9)
     keys = [Line2D([], [], **look) for look in LOOKS.values()]
     keys.append(Line2D([], [], color="#666666", linestyle=":", label="best untrained row"))
     keys.append(Line2D([], [], color="#aa4499", linestyle="-.", label="the paper's value"))
@@ -185,6 +184,7 @@ def _panel(
     epoch = f"an epoch: {of[0].steps_an_epoch:.0f} steps"
     ax.set_title(f"{dataset}\n{configuration}", fontsize=9)
     ax.text(0.02, 0.02, f"{seeds}, {epoch}", transform=ax.transAxes, fontsize=7, color="#555555")
+    ax.set_xlabel("steps", fontsize=8)
     ax.set(xscale="log", xticks=steps, xticklabels=[str(s) for s in steps])
     ax.minorticks_off()
     ax.tick_params(labelsize=7)
@@ -348,16 +348,14 @@ def _range(values: Sequence[float]) -> str:
 def not_done(runs: Runs) -> list[str]:
     """What the other presets would take, and what these runs took."""
     lines = table()
-    seconds = [
-        run.train_seconds / configuration.steps
-        for configuration, by_set in runs.items()
-        if configuration.method == "dia"
-        for by_seed in by_set.values()
-        for run in by_seed.values()
-    ]
-    if lines and seconds:
+    of = [r for c, by in runs.items() if c.method == "dia" for s in by.values() for r in s.values()]
+    if lines and of:
+        epochs, seconds = [r.last / r.steps_an_epoch for r in of], [r.train_seconds / r.last for r in of]
         took = f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
-        lines[-1] += f" The runs of `dia` above took {took} on one core of a machine that did other work too."
+        lines[-1] += (
+            f" The runs of `dia` above are of {min(epochs):.0f} to {max(epochs):.0f} epochs of their sets, and "
+            f"took {took} on one core of a machine that did other work too."
+        )
     return lines
 
 
