@@ -353,7 +353,7 @@ def not_done(runs: Runs) -> list[str]:
         epochs, seconds = [r.last / r.steps_an_epoch for r in of], [r.train_seconds / r.last for r in of]
         took = f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
         lines[-1] += (
-            f" The runs of `dia` above are of {min(epochs):.0f} to {max(epochs):.0f} epochs of their sets and "
+            f" The runs of `dia` above have {min(epochs):.0f} to {max(epochs):.0f} epochs of their sets and "
             f"took {took} on one core of a machine that did other work too."
         )
     return lines
