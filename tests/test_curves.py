@@ -173,6 +173,7 @@ def test_page_and_figure_are_of_the_ledger_alone(tmp_path, monkeypatch):
     assert "| 2 | 0.800 ± 0.141 | 0.625 ± 0.177 |" in text
     assert "| 0.850 ± 0.071 (+0.050) | 0.900 ± 0.000 (+0.100, +0.275) | 0.750 ± 0.212 |" in text
     assert "below the paper's value in 1 of 1 rows" in text  # .800 against .903
+    assert "chosen on the test set it would still be in 1." in text  # .900
     assert "took 1.00 (1.00 to 1.00) seconds a step" in text
     assert "In 1 of 2 runs the published score was greatest before the last step." in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
