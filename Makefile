@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: audit demo docs test test-slow results hypotheses soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow results hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -29,6 +29,9 @@ results: $(STAMP)  ## what the grid of the README's table still lacks (some six 
 
 hypotheses: $(STAMP)  ## what docs/findings.md's experiments still lack, on development data alone (an hour from nothing)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hypotheses.py --data $(DATA)
+
+curves: $(STAMP)  ## AUROC over training, each score on each sample set: docs/findings.md (two hours of one core)
+	$(BIN)/python benchmarks/curves.py --data_root $(DATA)
 
 bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
 	for b in train_step dissolve score fit choices scale; do $(BIN)/python benchmarks/$$b.py || exit 1; done

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from ..data.imageset import DataError
@@ -165,8 +167,11 @@ def learn(
     workdir: Path,
     resume: bool = False,
     progress: bool = False,
+    watchers: Sequence[Callback] = (),
 ) -> tuple[Encoder, float]:
     """Trains an encoder on normal images `(N, H, W, C)` uint8; CSI where `dissolved` is None.
+
+    `watchers` see the module, whose `encoder` is the network, after each step.
 
     Returns:
         The encoder in eval mode, and the seconds training took, interrupted runs included.
@@ -181,6 +186,7 @@ def learn(
         device=device,
         precision=settings.precision,
         progress=progress,
+        watchers=watchers,
     )
     return module.encoder.requires_grad_(False), module.seconds_before + time.perf_counter() - start
 
