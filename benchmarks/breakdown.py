@@ -82,8 +82,8 @@ def main() -> None:
     images = load("test").images
     timed(Dissolver, "dissolve", "score: dissolving", seconds)
     timed(DIAPlus, "_untrained", "score: untrained views", seconds)
-    timed(diaplus, "grid_energies", "score: the dissolved view, with dissolving", seconds)
-    timed(Residual, "single", "score: the most unusual place, with dissolving", seconds)
+    timed(diaplus, "grid_energies", "score: energies of blurs", seconds)
+    timed(Residual, "single", "score: place and dissolved view, with dissolving", seconds)
     start = time.perf_counter()
     detector.score(images)
     seconds["score: all"] = time.perf_counter() - start

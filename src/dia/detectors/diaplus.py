@@ -141,7 +141,7 @@ class DIAPlus(DIA):
         views = [self.scales_[name].standardised(log) for name, log in logs.items()]
         self.scales_[WHOLE] = Scale.of(np.mean(views, axis=0))
         if self.s.places:
-            self.scales_[PLACE] = Scale.of(self.residual_.single(spare))
+            self.scales_[PLACE] = Scale.of(self.residual_.single(spare)[0])
 
     def _learned(self, images: np.ndarray, shape: np.ndarray) -> tuple[int, ...]:
         """Which copies of a normal image lie as near to other normals as it does itself, by their shape."""
@@ -177,14 +177,20 @@ class DIAPlus(DIA):
             parts.append(np.stack([module(copy).numpy() for copy in copies(x, which)]))
         return np.concatenate(parts, 1)
 
-    def _raw(self, name: str, images: np.ndarray, which: tuple[int, ...]) -> np.ndarray:
-        """Features of copies of the images, `(S, N, D)`; of one where copies do not change them."""
+    def _raw(
+        self, name: str, images: np.ndarray, which: tuple[int, ...], dissolved: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Features of copies of the images, `(S, N, D)`; of one where copies do not change them.
+
+        `dissolved` are the energies of dissolving, where they are known already.
+        """
         if name in UNTRAINED:
             return self._untrained(name, images, which if name in TURNED else (0,))
         if name in REMOVALS:
             residual = self._residual(name)
-            energies = torch.from_numpy(grid_energies(images, residual.remove))  # (N, T, 6, 6)
-            return copies(energies, which).flatten(2).numpy()
+            known = dissolved if name == "dissolved" else None
+            energies = grid_energies(images, residual.remove) if known is None else known  # (N, T, 6, 6)
+            return copies(torch.from_numpy(energies), which).flatten(2).numpy()
         if name == "spectrum":
             return Spectrum._features(luma(images))[None]
         h = self._features(images)
@@ -198,23 +204,24 @@ class DIAPlus(DIA):
         mean, std = self.scaling_.get(name, (0.0, 1.0))
         return np.asarray((features - mean) / std)
 
-    def distances(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """By view, the distance of each image to its nearest normal, `(N,)`."""
+    def distances(self, images: np.ndarray, dissolved: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """By view, the distance of each image to its nearest normal, `(N,)`; `dissolved` as in `_raw`."""
         out = {}
         for name in self.s.views:
-            x = self._scaled(name, self._raw(name, images, self.symmetries_))
+            x = self._scaled(name, self._raw(name, images, self.symmetries_, dissolved))
             out[name] = np.min([self.banks_[name].distances(copy) for copy in x], axis=0)
         return out
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What makes the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`."""
+        single, dissolved = self.residual_.single(images) if PLACE in self.scales_ else (None, None)
         out = {
             name: self.scales_[name].standardised(log_distance(d, self.medians_[name]))
-            for name, d in self.distances(images).items()
+            for name, d in self.distances(images, dissolved).items()
         }
         out[WHOLE] = self.scales_[WHOLE].standardised(np.mean(list(out.values()), axis=0))
-        if PLACE in self.scales_:
-            out[PLACE] = self.scales_[PLACE].standardised(self.residual_.single(images))
+        if single is not None:
+            out[PLACE] = self.scales_[PLACE].standardised(single)
         return out
 
     def _score(self, images: np.ndarray) -> np.ndarray:

@@ -83,9 +83,16 @@ class Residual:
         chunks = range(0, len(images), _CHUNK)
         return np.concatenate([self._statistics(images[i : i + _CHUNK])[3] for i in chunks])
 
-    def single(self, images: np.ndarray) -> np.ndarray:
-        """The first of `PARTS` alone, `(N,)`."""
-        return self.evidence(images)[:, 0]
+    def single(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first of `PARTS` alone, `(N,)`, and the energies as `grid_energies` has them: one removal."""
+        singles, energies = [], []
+        for start in range(0, len(images), _CHUNK):
+            maps, energy = self._maps(images[start : start + _CHUNK])
+            greatest = self._greatest(maps)[1].T
+            each = [Calibration(n).evidence(g) for n, g in zip(self.normals_.T, greatest, strict=False)]
+            singles.append(np.max(each, axis=0))
+            energies.append(energy.reshape(len(energy), -1, GRID, GRID))
+        return np.concatenate(singles), np.concatenate(energies)
 
     def tensors(self, prefix: str = "residual") -> dict[str, np.ndarray]:
         """Everything fitted."""
@@ -108,11 +115,15 @@ class Residual:
             energies.append(_energy(r))
         return np.stack(maps, 1), np.stack(energies, 1).reshape(len(images), -1)
 
+    def _greatest(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps in standard deviations of normals, and the greatest of each, `(N, M)`, in either direction."""
+        z = (maps - self.mean_) / self.std_
+        return z, np.abs(z).max((-2, -1))
+
     def _statistics(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Per image: greatest |z| of each map `(N, M)`, greatest joint distance, overall, and the heatmap."""
         maps, energies = self._maps(images)
-        z = (maps - self.mean_) / self.std_
-        greatest = np.abs(z).max((-2, -1))
+        z, greatest = self._greatest(maps)
         z = z[..., ::STRIDE, ::STRIDE]
         squared = np.einsum("nihw,hwij,njhw->nhw", z, self.precision_, z, optimize=True)
         distance = _smooth(np.sqrt(np.maximum(squared, 0)), min(images.shape[1:3]) / 64)
