@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: audit demo docs test test-slow results hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow results findings hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -26,6 +26,9 @@ docs: $(STAMP)  ## the documentation into site/, strictly: no warning, no broken
 results: $(STAMP)  ## what the grid of the README's table still lacks (some six hours from nothing), and its report
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
 	$(BIN)/dia report benchmark --data-root $(DATA)
+
+findings: $(STAMP)  ## every table and figure of docs/findings.md, from the ledgers; trains nothing
+	$(BIN)/python benchmarks/findings.py
 
 hypotheses: $(STAMP)  ## what docs/findings.md's experiments still lack, on development data alone (an hour from nothing)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hypotheses.py --data $(DATA)
