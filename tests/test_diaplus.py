@@ -97,6 +97,9 @@ def test_the_score_is_the_whole_or_the_most_unusual_place_less_the_margin(fitted
     assert np.allclose(fitted.score(normals), np.maximum(parts["whole"], parts["place"] - 1.5))
     alone = DIAPlus(replace(TINY, places=False), device="cpu").fit(normals)
     assert np.allclose(alone.score(normals), parts["whole"])
+    places = DIAPlus(replace(TINY, whole=False), device="cpu").fit(normals)
+    assert np.allclose(places.score(normals), parts["place"])
+    assert places.features(normals).shape == (40, 1568)
 
 
 def test_the_view_spectrum_is_the_untrained_row(normals):

@@ -174,6 +174,7 @@ PLUS_CASES = {
         PLUS, symmetries="all", neighbours=3, dissolver=replace(DISSOLVER, kind="gaussian")
     ),
     "no copies": replace(PLUS, symmetries="none", dissolver=replace(DISSOLVER, kind="median")),
+    "places alone": replace(PLUS, whole=False),
     "rgb dissolver": replace(PLUS, dissolver=replace(DISSOLVER, size=64, input_range="released")),
 }
 

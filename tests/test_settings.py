@@ -137,6 +137,7 @@ REFUSED = [
     (DIAPlusSettings, {"views": ("shape", "angle")}, "views must be some of"),
     (DIAPlusSettings, {"views": ()}, "views must be some of"),
     (DIAPlusSettings, {"symmetries": "some"}, "symmetries must be one of"),
+    (DIAPlusSettings, {"whole": False, "places": False}, "nothing is left to score by"),
     (DIAPlusSettings, {"margin": -1.0}, "margin must be at least 0"),
     (DIAPlusSettings, {"neighbours": 0}, "neighbours must be at least 1"),
     (DIAPlusSettings, {"residual_ts": (1000,)}, "residual_ts"),

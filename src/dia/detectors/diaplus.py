@@ -31,7 +31,7 @@ from torch import nn
 
 from ..data.imageset import ImageSet
 from ..dissolve.base import T_MAX
-from ..settings import chosen, require
+from ..settings import added, chosen, require
 from .base import Stages, module_tensors
 from .blur import blurred
 from .csi import spread
@@ -65,8 +65,9 @@ class DIAPlusSettings(DIASettings):
     Args:
         views: of the whole image: some of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`
             and `contrast`.
-        places: whether the most unusual place counts too.
-        margin: by how many deviations it has to be more unusual than the whole; 0 where lesions are small.
+        places: whether the most unusual place counts.
+        margin: by how many deviations it has to be more unusual than the whole.
+        whole: whether the whole image counts; without, `places` alone score, for lesions known to be small.
         neighbours: nearest normals averaged over, in every view.
         symmetries: which turned and mirrored copies count as normal: `auto` learns it from the normals,
             `none`, or `all`.
@@ -81,12 +82,14 @@ class DIAPlusSettings(DIASettings):
     symmetries: Literal["auto", "none", "all"] = "auto"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
+    whole: bool = added(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         chosen(self, "symmetries")
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
+        require(self.whole or self.places, "whole", "or places must be true; nothing is left to score by")
         require(self.margin >= 0, "margin", f"must be at least 0, not {self.margin}")
         require(self.neighbours >= 1, "neighbours", f"must be at least 1, not {self.neighbours}")
         kind = self.dissolver.kind
@@ -115,17 +118,17 @@ class DIAPlus(DIA):
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         dissolver = self._fit_dissolver(images, stages)
-        if "contrast" in self.s.views:
+        if "contrast" in self._wanted:
             self._fit_amplified(images, dissolver, stages)
         self.residual_ = Residual(self._remove).fit(images, spare)
-        if "blurred" in self.s.views:
+        if "blurred" in self._wanted:
             self.blur_ = Residual(self._blur).fit(images, spare)
         images = spread(images, self.s.bank_size)
         shape = self._untrained("shape", images, (0,))[0]
         self.symmetries_ = self._learned(images, shape)
         self.scaling_: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.banks_: dict[str, Nearest] = {}
-        for name in self.s.views:
+        for name in self._wanted:
             if name in REMOVALS:
                 self.banks_[name] = Nearest(self._residual(name).bank_, self.s.neighbours)
             else:
@@ -138,8 +141,8 @@ class DIAPlus(DIA):
         self.medians_ = {name: float(np.median(d)) for name, d in distances.items()}
         logs = {name: log_distance(d, self.medians_[name]) for name, d in distances.items()}
         self.scales_ = {name: Scale.of(log) for name, log in logs.items()}
-        views = [self.scales_[name].standardised(log) for name, log in logs.items()]
-        self.scales_[WHOLE] = Scale.of(np.mean(views, axis=0))
+        if views := [self.scales_[name].standardised(log) for name, log in logs.items()]:
+            self.scales_[WHOLE] = Scale.of(np.mean(views, axis=0))
         if self.s.places:
             self.scales_[PLACE] = Scale.of(self.residual_.single(spare)[0])
 
@@ -156,6 +159,10 @@ class DIAPlus(DIA):
             d[torch.arange(len(index)), torch.from_numpy(index)] = torch.inf
             medians.append(float(d.amin(1).median()))
         return tuple(i for i, m in zip(there, medians, strict=True) if m <= _AS_NEAR * medians[0])
+
+    @property
+    def _wanted(self) -> tuple[str, ...]:
+        return self.s.views if self.s.whole else ()
 
     # --- views ------------------------------------------------------------------------------------------
 
@@ -207,7 +214,7 @@ class DIAPlus(DIA):
     def distances(self, images: np.ndarray, dissolved: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """By view, the distance of each image to its nearest normal, `(N,)`; `dissolved` as in `_raw`."""
         out = {}
-        for name in self.s.views:
+        for name in self._wanted:
             x = self._scaled(name, self._raw(name, images, self.symmetries_, dissolved))
             out[name] = np.min([self.banks_[name].distances(copy) for copy in x], axis=0)
         return out
@@ -219,16 +226,17 @@ class DIAPlus(DIA):
             name: self.scales_[name].standardised(log_distance(d, self.medians_[name]))
             for name, d in self.distances(images, dissolved).items()
         }
-        out[WHOLE] = self.scales_[WHOLE].standardised(np.mean(list(out.values()), axis=0))
+        if out:
+            out[WHOLE] = self.scales_[WHOLE].standardised(np.mean(list(out.values()), axis=0))
         if single is not None:
             out[PLACE] = self.scales_[PLACE].standardised(single)
         return out
 
     def _score(self, images: np.ndarray) -> np.ndarray:
         parts = self.parts(images)
-        if PLACE not in parts:
-            return parts[WHOLE]
-        return np.maximum(parts[WHOLE], parts[PLACE] - self.s.margin)
+        if WHOLE in parts and PLACE in parts:
+            return np.maximum(parts[WHOLE], parts[PLACE] - self.s.margin)
+        return parts[WHOLE if WHOLE in parts else PLACE]
 
     def _heatmap(self, images: np.ndarray) -> np.ndarray:
         return self.residual_.heatmap(images)
@@ -253,7 +261,7 @@ class DIAPlus(DIA):
         return out | {f"scale.{k}": np.array([s.median, s.spread]) for k, s in self.scales_.items()}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        views = self.s.views
+        views = self._wanted
         if "contrast" in views:
             self._restore_encoder(tensors)
         self._restore_dissolver(folder)
@@ -269,5 +277,5 @@ class DIAPlus(DIA):
             for k in views
         }
         self.medians_ = {k: tensors[f"median.{k}"].item() for k in views}
-        kept = (*views, WHOLE, *([PLACE] if self.s.places else []))
+        kept = [*views, *([WHOLE] if views else []), *([PLACE] if self.s.places else [])]
         self.scales_ = {k: Scale(*tensors[f"scale.{k}"].tolist()) for k in kept}

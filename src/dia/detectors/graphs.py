@@ -216,11 +216,11 @@ class DIAPlusBody(nn.Module):
     def __init__(self, detector: DIAPlus):
         super().__init__()
         s, side = detector.s, detector.shape_[:2]
-        self.views, self.neighbours, self.symmetries = s.views, s.neighbours, detector.symmetries_
+        self.views, self.neighbours, self.symmetries = detector._wanted, s.neighbours, detector.symmetries_
         dissolve = Dissolve(detector.dissolver_, s.residual_ts)
         self.residuals = nn.ModuleDict({"dissolved": Residuals(detector.residual_, dissolve, *side)})
         self.measures = nn.ModuleDict()
-        for name in s.views:
+        for name in self.views:
             if name in UNTRAINED:
                 self.measures[name] = UNTRAINED[name](*side)
             elif name == "spectrum":
@@ -265,10 +265,11 @@ class DIAPlusBody(nn.Module):
             d = nearest_mean(features, self.get_buffer(f"bank_{name}"), self.neighbours).amin(0)
             logs = (d / double(max(self.medians[name], TINY)) + double(NEAR)).log()
             views.append(self.standardised(name, logs))
-        score = self.standardised(WHOLE, torch.stack(views).mean(0))
+        scores = [self.standardised(WHOLE, torch.stack(views).mean(0))] if views else []
         if PLACE in self.scales:
-            single = residuals.parts(r, greatest, distance)[:, 0]
-            score = score.maximum(self.standardised(PLACE, single) - double(self.margin))
+            place = self.standardised(PLACE, residuals.parts(r, greatest, distance)[:, 0])
+            scores.append(place - double(self.margin) if scores else place)
+        score = torch.stack(scores).amax(0)
         return score, residuals.enlarge(distance), dissolved.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
 
 
