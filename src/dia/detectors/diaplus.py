@@ -1,13 +1,14 @@
 """`dia+`: how far an image is from its nearest normal, in several views, of which dissolving makes one.
 
-Ours, not of the paper. Views, each a vector of an image: its shape, statistics and pixels (`views.py`, all
-untrained), and what dissolving at several t takes away, by place (`residual.py`). Each gives the distance to
-the nearest training normal; its logarithm, standardised by held-out normals, is the view's evidence, and the
-mean of all views that of the whole image. Beside it stands the most unusual place: the greatest deviation of
-what dissolving takes away (`single` in `residual.py`). The score is the greater of the two, where a place has
-to be more unusual than a whole by a margin, because among many places one is always unusual. No label and no
-setting by data set enters. Other views can be chosen: `blurred`, the control of `dissolved`; `spectrum`;
-`contrast`, the features of an encoder trained against dissolved copies, as in the paper.
+Ours, not of the paper. Views, each a vector of an image: its shape and its statistics (`views.py`,
+untrained), and what dissolving at several t takes away, by place (`residual.py`). Each gives the distance
+to the nearest training normal; its logarithm, standardised by held-out normals, is the view's evidence, and
+the mean of all views that of the whole image. Beside it stands the most unusual place: the greatest
+deviation of what dissolving takes away (`single` in `residual.py`). The score is the greater of the two,
+where a place has to be more unusual than a whole by a margin, because among many places one is always
+unusual. No label and no setting by data set enters. Other views can be chosen: `pixels`; `blurred`, the
+control of `dissolved`; `spectrum`; `contrast`, the features of an encoder trained against dissolved copies,
+as in the paper. Where lesions are known to be small, `whole: false` leaves the score to the places.
 
 Which turned and mirrored copies of an image are normal too is learned from the normals: those that lie about
 as near to *other* normals as the images themselves do. Then the nearest of the copies counts.
@@ -75,9 +76,9 @@ class DIAPlusSettings(DIASettings):
         blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
     """
 
-    views: tuple[View, ...] = ("shape", "statistics", "pixels", "dissolved")
+    views: tuple[View, ...] = ("shape", "statistics", "dissolved")
     places: bool = True
-    margin: float = 1.5
+    margin: float = 2.0
     neighbours: int = 1
     symmetries: Literal["auto", "none", "all"] = "auto"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
