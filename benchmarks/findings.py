@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from common import HERE
@@ -32,6 +32,7 @@ SETS = {"pneumoniamnist": "Pneumonia", "breastmnist": "Breast", "sarscov2ct": "S
         "kvasirseg_patches": "Kvasir patches"}  # fmt: skip
 AIMS = {"pneumoniamnist": 0.93, "breastmnist": 0.83, "sarscov2ct": 0.94, "kvasirseg_patches": 0.82}
 BEFORE = "de6a5ef09532646e"  # settings hash of revision 2 of dia+ under the cpu preset
+BLUES = ("#6a51a3", "#1b4f82", "#08306b")
 ROWS = ("trivial:hog", "trivial:statistics", "trivial:pixels")
 
 Lines = Sequence[Mapping[str, Any]]
@@ -79,8 +80,8 @@ def confirmed(rows: Lines, scores: Path) -> list[str]:
                 name, title, spread(own), str(len(own)), f"{low:.3f}–{high:.3f}",
                 f"{best['method']} {best['auroc']:.3f}", above, f"{AIMS[dataset]:.2f}",
                 f"{published[0]:.3f}" if published else "–",
-                f"{fmean(r['fit_seconds'] for r in own):.0f}",
-                f"{fmean(r['score_images_per_second'] for r in own):.0f}",
+                f"{median(r['fit_seconds'] for r in own):.0f}",
+                f"{median(r['score_images_per_second'] for r in own):.0f}",
             ]))  # fmt: skip
     return text
 
@@ -120,29 +121,26 @@ def ablated(rows: Lines, scores: Path) -> list[str]:
 
 
 def figure(rows: Lines) -> Figure:
-    """One row of dots for each set: the confirmed recipe, what it was before, untrained rows, the paper."""
+    """One row of dots for each set: confirmed recipes, dia+ before them, untrained rows, the paper."""
     made = Figure(figsize=(8.5, 3.6), layout="constrained")
     ax = made.subplots()
     for y, dataset in enumerate(SETS):
         here = [r for r in rows if r["dataset"] == dataset and "ablation" not in r]
-        groups = {
-            "dia+ (confirmed)": ("#1b4f82", "o", 9, confirmations(here)),
-            "dia+, revision 2": ("#9db7d0", "o", 7, [r for r in here if r["settings_hash"] == BEFORE]),
-            **{
-                row: (colour, marker, 7, [r for r in here if r["method"] == row])
-                for row, colour, marker in zip(
-                    ROWS, ("#c45a11", "#7a7a7a", "#b5a642"), ("s", "D", "^"), strict=True
-                )
-            },
-        }
+        groups = {"dia+, revision 2": ("#9db7d0", "o", 7, [r for r in here if r["settings_hash"] == BEFORE])}
+        for row, colour, marker in zip(ROWS, ("#c45a11", "#7a7a7a", "#b5a642"), ("s", "D", "^"), strict=True):
+            groups[row] = (colour, marker, 7, [r for r in here if r["method"] == row])
+        names = dict.fromkeys(r["recipe"]["name"] for r in confirmations(rows))
+        for name, colour in zip(names, BLUES, strict=False):
+            own = of_seeds([r for r in confirmations(here) if r["recipe"]["name"] == name])
+            groups[f"recipe {name}"] = (colour, "o", 9, own)
+            if own:  # the interval by images, of the last one lowest
+                ends = [fmean(r["auroc_ci"][i] for r in own) for i in (0, 1)]
+                height = y + 0.12 * (1 + list(names).index(name))
+                ax.plot(ends, [height, height], color=colour, linewidth=2, zorder=0)
         for name, (colour, marker, size, lines) in groups.items():
             if lines:
                 mean = fmean(r["auroc"] for r in of_seeds(lines))
                 ax.plot(mean, y, marker, color=colour, markersize=size, label=name if y == 0 else None)
-        own = of_seeds(confirmations(here))
-        if own:
-            ends = [fmean(r["auroc_ci"][i] for r in own) for i in (0, 1)]
-            ax.plot(ends, [y, y], color="#1b4f82", linewidth=2, zorder=0)
         published = paper_table()["dia"].aurocs.get(dataset)
         if published:
             ax.plot(
