@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from PIL import Image
 
@@ -34,7 +34,8 @@ class Live:
     def connect(self, sent=b""):
         """A connection over which this was sent; reading gives up after a minute, which is a failure."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        connection.sendall(sent)
+        with suppress(BrokenPipeError, ConnectionResetError):  # who is refused may be cut off while it sends
+            connection.sendall(sent)
         return connection
 
     def ask(self, sent):

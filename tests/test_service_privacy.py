@@ -234,6 +234,7 @@ def attempts():
 def test_the_token_is_in_no_answer_and_no_log(temporary, inferencer, caplog, monkeypatch):
     """At the most talkative level of every logger there is, and when the service fails."""
     with live(inferencer, Limits(), TOKEN, alone=False) as service, ExitStack() as undo:
+        service.health()  # started: at the first level it logs what it is asked, which `dia serve` never sets
         for name in {"", "dia.serve", *logging.root.manager.loggerDict} - {"uvicorn.access"}:  # which is off
             log = logging.getLogger(name)
             undo.callback(log.setLevel, log.level)
