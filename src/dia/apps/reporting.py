@@ -42,7 +42,8 @@ def compare_trivial(normals: ImageSet, test: ImageSet, seed: int) -> list[dict[s
 
 def comparison_row(method: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the report's comparison."""
-    return {"method": method, "kind": "control" if method in CONTROLS else "trivial", **metrics}
+    untrained = method.startswith("trivial:") and method not in CONTROLS
+    return {"method": method, "kind": "trivial" if untrained else "control", **metrics}
 
 
 def examples(scores: np.ndarray, labels: np.ndarray | None, each: int = 2) -> np.ndarray:
