@@ -9,8 +9,8 @@ DATA ?= ../shared/data
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
 
-test: $(STAMP)  ## the tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, under 15 minutes on two cores, a file at a time on each
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the checks that take minutes each
 	$(BIN)/python -m pytest -m slow

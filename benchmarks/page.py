@@ -20,6 +20,8 @@ ELSEWHERE = {
     "soak",
     "fuzz",
     "service_load",
+    "recipe_time",
+    "curves_pace",
 }  # on pages of their own
 # what the README says: benchmark, ratio, words
 HEADLINES = (
@@ -28,7 +30,7 @@ HEADLINES = (
     ("train_step", "cpu preset, 64 px grey: whole / bare", "step of the `cpu` preset: {:.2f} of that"),
     ("train_step", "cpu preset, 64 px grey: reference / whole", "{:.0f} times faster than the official order "
      "of work with the same encoder, batch and size"),
-    ("fit", "reference, as many steps as dia+ / dia+", "a whole `dia+` fit: {:.0f} times faster than as many "
+    ("fit", "reference, as many steps as dia / dia", "a whole `dia` fit: {:.0f} times faster than as many "
      "steps of the reference (whose time is extrapolated)"),
     ("score", "dia: memory / bare", "scoring with `dia` from memory: {:.2f} of the bare encoder's rate"),
     ("score", "dia: files / limit", "from PNG files: {:.2f} of the smaller of decoder's and encoder's rate"),

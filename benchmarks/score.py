@@ -1,8 +1,8 @@
 """Images scored per second, from memory and from PNG files, against the bare networks and the bare decoder.
 
 `bare` is the forward pass of the networks on as many ready tensors as the score needs of each image: the
-encoder's views, and for `dia+` the U-Net at each t as well. `decode` reads the files and does nothing.
-From files, decoding and scoring share the cores, so the limit is the smaller rate of the two.
+encoder's views, and for `dia+` those of the U-Net at each t instead. `decode` reads the files and does
+nothing. From files, decoding and scoring share the cores, so the limit is the smaller rate of the two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def bare_networks(detector: Any, n: int) -> Any:
     s = detector.s
     shifts = SHIFTS[s.amplify.shift][0]
     plus = detector.method == "dia+"
-    views = shifts if plus else shifts * s.samples
+    views = 0 if plus else shifts * s.samples
     ready = torch.rand(256, 1, SIDE, SIDE, device=detector.where_)
     side = SIDE // s.dissolver.patch
     z = torch.randn(32, s.dissolver.patch**2, side, side, device=detector.where_)

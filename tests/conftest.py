@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing model must fail at once, not look for a hub
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: what is started takes one core, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
