@@ -141,7 +141,7 @@ def ratios(all_facts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the methods one after the other and publishes `peers-SIZE`, where those not run keep their facts."""
+    """Runs the methods one after the other and publishes `peers-SIZE`; those not run keep their facts."""
     p = parser(__doc__)
     p.add_argument("--python", default=sys.executable, help="interpreter that has anomalib")
     p.add_argument("--size", type=int, default=256, help="side of the files, and what anomalib works at")
