@@ -1,32 +1,25 @@
 """Where the seconds of a fit and of scoring go: `dia+`, `cpu` preset, on phantoms.
 
-Times the stages by wrapping the functions that do them, and the operators of one training step and of one
-dissolved batch by torch's profiler. `--label` names the file, to set states of the code beside each other.
+Times the stages by wrapping the functions that do them, and the operators of one dissolved batch by torch's
+profiler. `--label` names the file, to set states of the code beside each other.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import parser, publish
 from torch.profiler import ProfilerActivity, profile
 
-from dia.amplify.augment import Augment
-from dia.amplify.encoder import Encoder
-from dia.amplify.learning import _Amplify
 from dia.data.phantom import load
-from dia.detectors import diaplus
-from dia.detectors.diaplus import VIEWS, DIAPlus
+from dia.detectors.diaplus import DIAPlus
+from dia.detectors.nearest import Nearest
 from dia.detectors.residual import Residual
-from dia.dissolve.bank import DissolvedBank
 from dia.dissolve.dissolver import Dissolver
 from dia.presets import settings
 
@@ -65,14 +58,10 @@ def main() -> None:
     a = p.parse_args()
     seconds: dict[str, float] = defaultdict(float)
     timed(Dissolver, "fit", "fit: diffusion model", seconds)
-    timed(DissolvedBank, "build", "fit: dissolved bank", seconds)
-    timed(sys.modules["dia.detectors.csi"], "learn", "fit: encoder", seconds)
     timed(Residual, "fit", "fit: residual statistics", seconds)
-    timed(_Amplify, "views", "of the encoder: views", seconds)
-    timed(Augment, "forward", "of the encoder: augmentation", seconds)
-    timed(Encoder, "forward", "of the encoder: forward", seconds)
-    every = replace(settings(DIAPlus.Settings, "cpu"), views=VIEWS)  # an encoder, too
-    detector = DIAPlus(every)
+    timed(DIAPlus, "_learned", "fit: which copies are normal", seconds)
+    timed(DIAPlus, "distances", "fit: distances of held-out normals", seconds)
+    detector = DIAPlus(settings(DIAPlus.Settings, "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         detector.fit(load("train", n=a.images), workdir=Path(folder))
@@ -82,27 +71,16 @@ def main() -> None:
     images = load("test").images
     timed(Dissolver, "dissolve", "score: dissolving", seconds)
     timed(DIAPlus, "_untrained", "score: untrained views", seconds)
-    timed(diaplus, "grid_energies", "score: energies of blurs", seconds)
-    timed(Residual, "single", "score: place and dissolved view, with dissolving", seconds)
+    timed(Residual, "single", "score: place, and energies of the view, with dissolving", seconds)
+    timed(Nearest, "distances", "score: nearest normals", seconds)
     start = time.perf_counter()
     detector.score(images)
     seconds["score: all"] = time.perf_counter() - start
     score = {k: 1000 * v / len(images) for k, v in seconds.items() if k.startswith("score")}
     rows = [{"stage": k, "seconds": v, "ms / image": ""} for k, v in fit.items()]
     rows += [{"stage": k, "seconds": "", "ms / image": v} for k, v in score.items()]
-    encoder = detector.encoder_.requires_grad_(True).train()
-    views = torch.rand(384, 1, 64, 64)
-
-    def step() -> None:
-        encoder(views)[1].square().mean().backward()
-
-    def dissolve() -> None:
-        detector.dissolver_.dissolve(images[:64], 50)
-
-    publish(
-        f"breakdown-{a.label}", rows, {},
-        operators={"encoder, forward and backward": operators(step), "dissolving": operators(dissolve)},
-    )  # fmt: skip
+    found = operators(lambda: detector.dissolver_.dissolve(images[:64], 50))
+    publish(f"breakdown-{a.label}", rows, {}, operators={"dissolving": found})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -44,9 +44,12 @@ SETS = (
 SIDE, NORMALS, BATCH = 32, 120, 64
 
 
-def fitted(normals: ImageSet, folder: Path) -> Iterator[tuple[str, Detector]]:
+MODELS = ("csi", "dia", "dia+")
+
+
+def fitted(normals: ImageSet, folder: Path, models: Sequence[str]) -> Iterator[tuple[str, Detector]]:
     """The models of one set; what they have in common is trained once."""
-    for method in ("csi", "dia", "dia+"):
+    for method in models:
         s = settings(METHODS[method].Settings)
         s = replace(s, amplify=replace(s.amplify, steps=30, size=SIDE))
         if method != "csi":
@@ -112,12 +115,13 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--page", action="store_true", help="draw the page from the results there are")
     p.add_argument("--sets", nargs="+", default=SETS, help="to measure; the results of others stay")
+    p.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="to measure, as --sets")
     a = p.parse_args()
     if not a.page:
         torch.set_num_threads(1)
         there = RESULTS / "export_parity.json"
         rows = json.loads(there.read_text())["rows"] if there.exists() else []
-        rows = [row for row in rows if row["set"] not in a.sets]
+        rows = [row for row in rows if row["set"] not in a.sets or row["model"] not in a.models]
         for name in a.sets:
             test = open_data(name, "test", os.environ.get("DIA_DATA"))
             normals = open_data(name, "train", os.environ.get("DIA_DATA"), max_size=SIDE).normals()
@@ -126,7 +130,7 @@ def main() -> None:
             read = "×".join(map(str, test.shape))
             with tempfile.TemporaryDirectory() as folder:
                 few = normals.subset(np.arange(min(len(normals), NORMALS)))
-                for label, detector in fitted(few, Path(folder)):
+                for label, detector in fitted(few, Path(folder), a.models):
                     for form in SUFFIX:
                         found = measured(detector, form, test, Path(folder))
                         rows.append({"set": name, "read": read, "model": label, **found})

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "service_load",
     "recipe_time",
     "curves_pace",
+    "stranger",
 }  # on pages of their own
 # what the README says: benchmark, ratio, words
 HEADLINES = (

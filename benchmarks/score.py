@@ -41,11 +41,12 @@ def bare_networks(detector: Any, n: int) -> Any:
     shifts = SHIFTS[s.amplify.shift][0]
     plus = detector.method == "dia+"
     views = 0 if plus else shifts * s.samples
-    ready = torch.rand(256, 1, SIDE, SIDE, device=detector.where_)
+    where = next(detector.dissolver_.unet_.parameters()).device
+    ready = torch.rand(256, 1, SIDE, SIDE, device=where)
     side = SIDE // s.dissolver.patch
-    z = torch.randn(32, s.dissolver.patch**2, side, side, device=detector.where_)
+    z = torch.randn(32, s.dissolver.patch**2, side, side, device=where)
     z = z.contiguous(memory_format=torch.channels_last)
-    steps = torch.full((32,), 50, device=detector.where_)
+    steps = torch.full((32,), 50, device=where)
 
     @torch.inference_mode()
     def bare() -> None:
