@@ -42,8 +42,6 @@ SETS = (
     "breastmnist", "oct2017_mini-128", "kvasirseg_patches", "phantom", "pneumoniamnist", "sarscov2ct-128"
 )  # fmt: skip
 SIDE, NORMALS, BATCH = 32, 120, 64
-
-
 MODELS = ("csi", "dia", "dia+")
 
 
