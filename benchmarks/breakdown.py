@@ -7,6 +7,7 @@ profiler. `--label` names the file, to set states of the code beside each other.
 from __future__ import annotations
 
 import functools
+import inspect
 import tempfile
 import time
 from collections import defaultdict
@@ -26,7 +27,7 @@ from dia.presets import settings
 
 def timed(owner: Any, name: str, label: str, seconds: dict[str, float]) -> None:
     """Adds up the seconds spent in `owner.name`."""
-    original = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+    original = inspect.getattr_static(owner, name)  # inherited, too
     plain = original.__func__ if isinstance(original, classmethod) else original
 
     @functools.wraps(plain)
