@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from common import HERE
-from curves_pace import table
+from curves_pace import SIZES, table
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -35,6 +35,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "mahalanobis, unrotated": {"label": "Mahalanobis, unrotated", "color": "#d55e00", "linestyle": "--"},
     "neighbours": {"label": "nearest neighbours", "color": "#009e73"},
 }
+COLUMNS = 4  # of the figure
 Point = tuple[int, str]  # step and score
 
 
@@ -48,6 +49,11 @@ class Configuration(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.method}, {self.preset} at {self.size} px, {self.steps} steps"
+
+    @property
+    def rank(self) -> tuple[int, int, str, str]:
+        """Its place in tables and figure: methods that trained alike follow each other."""
+        return self.size, self.steps, self.preset, self.method
 
 
 class Run(NamedTuple):
@@ -105,7 +111,9 @@ def runs_of(rows: Iterable[Mapping[str, Any]]) -> Runs:
         points = lines.get(key, {}).get(made, {})
         lines[key] = {made: points | {(r["step"], r["score"]): r}}
     found: Runs = {}
-    for (configuration, dataset, seed), by_identity in sorted(lines.items()):
+    for (configuration, dataset, seed), by_identity in sorted(
+        lines.items(), key=lambda i: (i[0][0].rank, i[0])
+    ):
         (points,) = by_identity.values()
         if configuration.steps not in {step for step, _ in points}:
             continue  # torn by a kill: it will be made again
@@ -131,7 +139,7 @@ def beside(ledger: Path, runs: Runs) -> dict[str, Beside]:
     """By data set, of current lines."""
     rows = [r for r in Ledger(ledger).rows() if "protocol" not in r]
     found = {}
-    for dataset in _sets(runs):
+    for dataset in dict.fromkeys(map(_images, _sets(runs))) | dict.fromkeys(_sets(runs)):
         by: dict[tuple[str, str], list[float]] = {}
         for preset in dict.fromkeys(["cpu", *(c.preset for c in runs)]):
             methods = [*TRIVIAL, *(c.method for c in runs)]
@@ -139,7 +147,14 @@ def beside(ledger: Path, runs: Runs) -> dict[str, Beside]:
                 by.setdefault((r["method"], preset), []).append(r["auroc"])
         means = [(m, fmean(v)) for (m, preset), v in by.items() if m in TRIVIAL and preset == "cpu"]
         found[dataset] = Beside(max(means, key=lambda pair: pair[1], default=None), by)
+    for dataset in found:  # at 128 px the benchmark has no rows
+        found[dataset] = found[dataset]._replace(best=found[_images(dataset)].best)
     return found
+
+
+def _images(dataset: str) -> str:
+    """The set that holds the same images as this one, at the benchmark's resolution."""
+    return dataset.removesuffix("-128")
 
 
 # --- figure -----------------------------------------------------------------------------------------------
@@ -147,16 +162,17 @@ def beside(ledger: Path, runs: Runs) -> dict[str, Beside]:
 
 def figure(runs: Runs, others: Mapping[str, Beside]) -> Figure:
     """A panel for each configuration and data set: test AUROC of each score over steps."""
-    sets = _sets(runs)
-    made = Figure(figsize=(max(3.1 * len(sets), 9) + 0.4, 2.55 * len(runs) + 1.0), layout="constrained")
-    panels = made.subplots(len(runs), len(sets), squeeze=False, sharey="col")
-    for row, (configuration, by_set) in zip(panels, runs.items(), strict=True):
-        for ax, dataset in zip(row, sets, strict=True):
-            if dataset in by_set:
-                _panel(ax, configuration, dataset, by_set[dataset], others[dataset].best)
-            else:
-                ax.set_visible(False)
-        next(ax for ax in row if ax.get_visible()).set_ylabel("test AUROC", fontsize=9)
+    cells = [(c, dataset, of) for c, by_set in runs.items() for dataset, of in by_set.items()]
+    columns = min(len(cells), COLUMNS)
+    rows = -(-len(cells) // columns)
+    made = Figure(figsize=(max(3.1 * columns, 9) + 0.4, 2.55 * rows + 1.0), layout="constrained")
+    panels = made.subplots(rows, columns, squeeze=False, sharey=True)
+    for ax in panels.flat[len(cells) :]:
+        ax.set_visible(False)
+    for ax, (configuration, dataset, of) in zip(panels.flat, cells, strict=False):
+        _panel(ax, configuration, dataset, of, others[dataset].best)
+    for row in panels:
+        row[0].set_ylabel("test AUROC", fontsize=9)
     keys = [Line2D([], [], **look) for look in LOOKS.values()]
     keys.append(Line2D([], [], color="#666666", linestyle=":", label="best untrained row"))
     keys.append(Line2D([], [], color="#aa4499", linestyle="-.", label="the paper's value"))
@@ -197,7 +213,7 @@ def _sets(runs: Runs) -> list[str]:
 
 
 def _paper(configuration: Configuration, dataset: str) -> tuple[float, float] | None:
-    return paper_table()[configuration.method].aurocs.get(dataset)
+    return paper_table()[configuration.method].aurocs.get(_images(dataset))
 
 
 # --- text -------------------------------------------------------------------------------------------------
@@ -280,10 +296,8 @@ def _compared(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
         if paper := _paper(configuration, dataset):
             below += now < paper[0]
             even += fmean(s.by_both for s in of) < paper[0]
-            told.append(
-                f"{dataset}, {configuration.steps} steps: {now:.3f} against {paper[0]:.3f} "
-                f"({now - paper[0]:+.3f})"
-            )
+            what = f"{dataset}, {configuration.size} px, {configuration.steps} steps"
+            told.append(f"{what}: {now:.3f} against {paper[0]:.3f} ({now - paper[0]:+.3f})")
     if not told:
         return []
     return [
@@ -349,13 +363,15 @@ def _range(values: Sequence[float]) -> str:
 def not_done(runs: Runs) -> list[str]:
     """What the other presets would take, and what these runs took."""
     lines = table()
-    of = [r for c, by in runs.items() if c.method == "dia" for s in by.values() for r in s.values()]
+    alike = [by for c, by in runs.items() if c.method == "dia" and c.size == SIZES["cpu"]]
+    of = [r for by in alike for s in by.values() for r in s.values()]
     if lines and of:
         epochs, seconds = [r.last / r.steps_an_epoch for r in of], [r.train_seconds / r.last for r in of]
+        long = f"{min(epochs):.0f} to {max(epochs):.0f} epochs"
         took = f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) seconds a step"
         lines[-1] += (
-            f" The runs of `dia` above have {min(epochs):.0f} to {max(epochs):.0f} epochs of their sets and "
-            f"took {took} on one core of a machine that did other work too."
+            f" The runs of `dia` at {SIZES['cpu']} px above have {long} of their sets and took {took} on one "
+            "core of a machine that did other work too."
         )
     return lines
 
