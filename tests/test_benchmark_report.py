@@ -99,6 +99,19 @@ def test_seeds_are_counted_and_their_spread_shown():
     assert "<ins>0.500</ins><br>1 of 3 seeds<br>" in text
 
 
+def test_a_compact_row_counts_its_seeds_once_and_says_where_there_are_fewer():
+    lines = [
+        line("dia", d, 0.6, seed) for d, n in (("breastmnist", 3), ("sarscov2ct", 2)) for seed in range(n)
+    ]
+    text = markdown_table(benchmark_table([*lines, line("csi", "breastmnist", 0.5)]), compact=True)
+    assert "| method | weights | seeds | breastmnist | sarscov2ct |" in text
+    assert "| csi | none | 1 | <ins>0.500</ins><br>paper 0.546 | – |" in text
+    (row,) = (r for r in text.splitlines() if r.startswith("| dia "))
+    assert row.startswith(
+        "| dia | none | 3 | **0.600 ± 0.000**<br>paper 0.750 | **0.600 ± 0.000**<br>2 of 3 seeds<br>"
+    )
+
+
 def test_a_method_has_a_row_for_each_kind_of_weights():
     lines = [
         line("msc", "breastmnist", 0.5, s, f"none (random, seed {s})", settings_hash="a") for s in (0, 1)
@@ -385,5 +398,5 @@ def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
     assert "No run yet." in readme.read_text()
     lines = [line("trivial:hog", "breastmnist", a, settings_hash=h) for a, h in ((0.7, now), (0.9, "old"))]
     readme_table(readme, lines)
-    assert "| trivial:hog |  | **0.700** |" in readme.read_text()
+    assert "| trivial:hog |  | 1 | **0.700** |" in readme.read_text()
     assert "0.900" not in readme.read_text()

@@ -96,16 +96,26 @@ def escaped(text: str) -> str:
 
 
 def markdown_table(table: BenchmarkTable, compact: bool = False) -> str:
-    """Rows of methods, columns of data sets; `compact` leaves out intervals, differences and mean ranks."""
-    rest = [] if compact else ["mean rank"]
-    head = ["method", "weights", *map(escaped, table.datasets), *rest]
-    out = [markdown_row(head), markdown_row(["---", "---", *["---:"] * (len(head) - 2)])]
+    """Rows of methods, columns of data sets; `compact` leaves out intervals, differences and mean ranks.
+
+    A compact row says how many seeds its data sets have once, and of those that have fewer, beside the value.
+    """
+    about, rest = (["weights", "seeds"], []) if compact else (["weights"], ["mean rank"])
+    head = ["method", *about, *map(escaped, table.datasets), *rest]
+    out = [
+        markdown_row(head),
+        markdown_row(["---", *["---"] * len(about), *["---:"] * len(head[1 + len(about) :])]),
+    ]
     for family, rows in table.blocks:
         out.append(markdown_row([f"*{escaped(family)}*", *[""] * (len(head) - 1)]))
         for r in rows:
-            cells = [_markdown_cell(r, d, table.seeds, compact) for d in table.datasets]
+            most = max((len(c.runs) for c in r.cells.values()), default=0) if compact else table.seeds
+            cells = [_markdown_cell(r, d, most, compact) for d in table.datasets]
             weights = "" if r.trivial else escaped(r.kind if compact else r.weights)
-            out.append(markdown_row([escaped(r.method), weights, *cells, *([_rank(r)] if rest else [])]))
+            seeds = [str(most)] if compact else []
+            out.append(
+                markdown_row([escaped(r.method), weights, *seeds, *cells, *([_rank(r)] if rest else [])])
+            )
     return "\n".join(out)
 
 
