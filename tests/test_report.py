@@ -139,6 +139,31 @@ def test_everything_is_on_the_page_in_order(tmp_path):
     assert parsed.text.index("0.950") < parsed.text.rindex("mean brightness") < parsed.text.index("blur <b>")
 
 
+def test_volumes_are_listed_by_their_highest_slice(tmp_path):
+    names = ["a#0", "a#1", "b#0", "b#1", "b#2", "alone", "c<b>#0", "c<b>#1"]
+    of = ["a", "a", "b", "b", "b", None, "c<b>", "c<b>"]
+    changes = {
+        "names": names,
+        "volumes": of,
+        "scores": np.array([1.0, 2.0, 0.5, 4.0, 3.0, 9.0, 1.5, 1.25]),
+        "labels": np.array([0, 0, 0, 1, 0, 1, 0, 0]),
+        "p_values": np.array([0.5, 0.3, 0.9, 0.125, 0.2, 0.01, 0.6, 0.7]),
+        "threshold": 2.5,
+    }
+    parsed, _ = page(tmp_path, n=8, **changes)
+    table = parsed.text[parsed.text.index("Which slice") :]
+    cells = table[: table.index("as it is")].split()
+    # volume, slices, highest, mean (of up to 5), p = slices times its, slices above 2.5, label, slice
+    assert cells[2:10] == ["b", "3", "4", "2.5", "0.38", "2", "anomalous", "b#1"]
+    assert cells[10:18] == ["a", "2", "2", "1.5", "0.6", "0", "normal", "a#1"]
+    assert cells[18:26] == ["c<b>", "2", "1.5", "1.375", "1", "0", "normal", "c<b>#0"]
+    assert "AUROC over 3 volumes" in parsed.text
+    bare, _ = page(tmp_path, n=8, **{**BARE, "names": names, "volumes": of, "scores": changes["scores"]})
+    assert "Which slice b 3 4 2.5 b#1 a 2" in " ".join(bare.text.split())
+    assert "AUROC over" not in bare.text
+    assert "Volumes" not in page(tmp_path, volumes=[None] * 40)[0].text
+
+
 def test_without_labels_there_are_no_metrics(tmp_path):
     parsed, _ = page(tmp_path, **BARE)
     assert "without labels" in parsed.text

@@ -115,6 +115,7 @@ def write_run_report(
             false_alarm_rate=false_alarm_rate,
             heatmaps=scored.heatmaps,
             masks=test.masks,
+            volumes=test.volumes or None,
             dissolve_strip=_strip(detector, test, scored.scores),
             comparison=rows,
             stress=None if stress is None else _stress(stress, detector),

@@ -24,8 +24,10 @@ from sklearn.metrics import roc_curve
 from . import stress_figure
 from .metrics import roc_band
 from .page import ANOMALOUS, GRID, INK, LIMITS, NORMAL, axes, environment, svg
+from .volumes import TOP_K, volume_metrics, volume_scores
 
 SHOWN = 8  # images at each end of the ranking
+VOLUMES_SHOWN = 100
 MAX_SIDE = 320  # pixels; larger images are reduced for the page
 PIXELATED_UP_TO = 96  # sides up to this are enlarged with sharp pixels
 HEAT_PERCENTILES = (1.0, 99.9)  # of all heatmap pixels: the ends of the common colour scale
@@ -52,6 +54,8 @@ class ReportContent:
         false_alarm_rate: what the threshold promises, in (0, 1), if it was set on held-out normal images.
         heatmaps: `(N, H, W)` raw, higher = more anomalous.
         masks: `(N, H, W)` bool.
+        volumes: N names of the volume that an image is a slice of, None of those that are none; a volume's
+            slices stand together.
         dissolve_strip: rows of (caption, `(H, W, C)` uint8) pairs.
         comparison: dicts with `method`, `auroc`, and if known `auroc_ci`, `pixel_auroc`, and
             `kind` ('ours', 'control' or 'trivial').
@@ -79,6 +83,7 @@ class ReportContent:
     false_alarm_rate: float | None = None
     heatmaps: np.ndarray | None = None
     masks: np.ndarray | None = None
+    volumes: Sequence[str | None] | None = None
     dissolve_strip: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     stress: tuple[Mapping[str, Any], bytes | None] | None = None
@@ -92,7 +97,7 @@ class ReportContent:
             raise ValueError(
                 "a report needs at least one score, all of them finite: look at the images without"
             )
-        for field in ("names", "images", "labels", "p_values", "heatmaps", "masks"):
+        for field in ("names", "images", "labels", "p_values", "heatmaps", "masks", "volumes"):
             value = getattr(self, field)
             if value is not None and len(value) != n:
                 raise ValueError(f"{len(value)} {field} for {n} scores: pass one for each image")
@@ -125,6 +130,7 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
             reachable=c.threshold is not None and math.isfinite(c.threshold),
             histogram=_histogram(scores, labels, c.threshold),
             roc=_roc(labels, scores, flagged, c.metrics or {}) if labels is not None and both else None,
+            volumes=_volumes(c, scores, labels, flagged),
             strip=[[(caption, _png(image)) for caption, image in row] for row in c.dissolve_strip],
             ends=[
                 (heading, [_card(c, i, flagged, scale) for i in which])
@@ -143,6 +149,35 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8", errors="replace")  # file names may hold what UTF-8 cannot
     return path
+
+
+def _volumes(
+    c: ReportContent, scores: np.ndarray, labels: np.ndarray | None, flagged: np.ndarray | None
+) -> dict[str, Any] | None:
+    """Of each volume, highest first: its scores, its slices above the threshold, its label."""
+    if c.volumes is None or not any(c.volumes):
+        return None
+    slices: dict[str | None, list[int]] = {}
+    for i, volume in enumerate(c.volumes):
+        slices.setdefault(volume, []).append(i)
+    rows = []
+    places = map(str, range(len(scores)))
+    for found in volume_scores(zip(c.volumes, places, scores.tolist(), strict=True)):
+        own, highest = slices[found.volume], int(found.max_slice)
+        # Bonferroni's, as in the file of volumes that `dia score` writes
+        p = None if c.p_values is None else min(1.0, found.slices * float(c.p_values[highest]))
+        rows.append(
+            found._asdict()
+            | {
+                "max_slice": c.names[highest],
+                "p": p,
+                "flagged": None if flagged is None else int(flagged[own].sum()),
+                "label": None if labels is None else ("normal", "anomalous")[int(labels[own].any())],
+            }
+        )
+    rows.sort(key=lambda row: -row["max"])
+    metrics = {} if labels is None else volume_metrics(labels, scores, c.volumes)
+    return {"rows": rows[:VOLUMES_SHOWN], "all": len(rows), "top_k": TOP_K, "metrics": metrics}
 
 
 def _stress(result: Mapping[str, Any], picture: bytes | None) -> dict[str, Any]:
