@@ -37,6 +37,7 @@ hypotheses: $(STAMP)  ## what docs/findings.md's experiments still lack, on deve
 curves: $(STAMP)  ## AUROC over training, each score on each sample set: docs/findings.md (two hours of one core)
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA)
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets breastmnist pneumoniamnist --times 16 --seeds 0
+	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets breastmnist pneumoniamnist --methods dia --times 64 --seeds 0
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets kvasirseg_patches sarscov2ct --size 64 --seeds 0
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets kvasirseg_patches-128 sarscov2ct-128 --size 128 --times 1 --seeds 0
 

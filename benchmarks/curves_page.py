@@ -282,7 +282,7 @@ def _gains(of: Sequence[Selection]) -> tuple[list[float], list[float], list[floa
 
 def answers(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
     """The questions, with what the runs answer."""
-    return [*_compared(runs, others), *_gained(runs), *_growing(runs, others)]
+    return [*_compared(runs, others), *_gained(runs), *_growing(runs, others), *_longer(runs)]
 
 
 def _compared(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
@@ -352,6 +352,28 @@ def _growing(runs: Runs, others: Mapping[str, Beside]) -> list[str]:
         f"- **Does more training help?** The last doubling of the steps changed: {'; '.join(told)}. In "
         f"{sum(best)} of {len(best)} runs the published score was greatest before the last step."
         f"{against}"
+    ]
+
+
+def _longer(runs: Runs) -> list[str]:
+    """Trainings of other lengths that are otherwise the same, each with its whole cosine."""
+    found: dict[tuple[str, str, str, int, int], dict[int, Selection]] = {}
+    for c, by_set in runs.items():
+        for dataset, by_seed in by_set.items():
+            for seed, run in by_seed.items():
+                found.setdefault((dataset, c.method, c.preset, c.size, seed), {})[c.steps] = selection(run)
+    told = []
+    for (dataset, method, _, size, seed), by_steps in sorted(found.items()):
+        if len(by_steps) > 1:
+            values = ", ".join(f"{s.published:.3f} ({steps})" for steps, s in sorted(by_steps.items()))
+            gain = by_steps[max(by_steps)].published - by_steps[min(by_steps)].published
+            told.append((f"{dataset}, {method}, {size} px, seed {seed}: {values}", gain))
+    if not told:
+        return []
+    return [
+        "- **And several times as many?** The published score at the end (after so many steps): "
+        f"{'; '.join(line for line, _ in told)}. From the shortest to the longest it changed by "
+        f"{_range([gain for _, gain in told])}."
     ]
 
 

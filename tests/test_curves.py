@@ -179,3 +179,21 @@ def test_page_and_figure_are_of_the_ledger_alone(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     curves_page.draw(ledger)
     assert page.read_text() == text
+    longer = [a_line(step, k, 0.85, steps=32, seed=1) for step in (16, 32) for k in curves.SCORES]
+    with ledger.open("a") as file:
+        file.writelines(json.dumps(r | {"protocol": "curve"}) + "\n" for r in longer)
+    curves_page.draw(ledger)
+    # seed 0 has one length only
+    assert "pneumoniamnist, dia, 32 px, seed 1: 0.900 (8), 0.850 (32). From" in page.read_text()
+    assert "it changed by -0.050 (-0.050 to -0.050)." in page.read_text()
+
+
+def test_a_set_at_128_px_stands_beside_the_rows_of_the_same_images():
+    assert curves_page._images("sarscov2ct-128") == "sarscov2ct" == curves_page._images("sarscov2ct")
+    runs = curves_page.runs_of([a_line(8, s, 0.5, dataset="sarscov2ct-128") for s in curves.SCORES])
+    (configuration,) = runs
+    assert curves_page._paper(configuration, "sarscov2ct-128") == (0.851, 0.03)
+    others = curves_page.beside(curves_page.RUNS, runs)
+    assert others["sarscov2ct-128"].best == others["sarscov2ct"].best
+    assert others["sarscov2ct-128"].best is not None
+    assert others["sarscov2ct-128"].shorter == {}
