@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile
 
 from .helptext import ArgumentParser, examples
+from .shared_arguments import data_arguments, json_argument, run_arguments
 
 KINDS = "nodule, intensity, streak, texture, haze, blur, missing, displaced"
-Shared = Callable[..., None]
 
 
-def stress_parser(run: Shared, data: Shared, as_json: Shared) -> ArgumentParser:
-    """Of `dia stress`; takes the functions that add what all commands share."""
+def stress_parser() -> ArgumentParser:
+    """Of `dia stress`."""
     stress = ArgumentParser(
         description="""Measure how fine a model sees: paste lesions into normal images, count those flagged.
 
@@ -33,8 +32,8 @@ def stress_parser(run: Shared, data: Shared, as_json: Shared) -> ArgumentParser:
             "dia stress runs/mine scans/normal --kinds [nodule,haze] --sizes [0.1,0.2,0.4]",
         ),
     )
-    run(stress)
-    data(stress, "train")
+    run_arguments(stress)
+    data_arguments(stress, "train")
     stress.add_argument("--kinds", type=list[str] | None, help=f"of lesions, as [a,b] (default: {KINDS})")
     stress.add_argument(
         "--sizes", type=list[float], default=[0.08, 0.16, 0.32],
@@ -60,12 +59,12 @@ def stress_parser(run: Shared, data: Shared, as_json: Shared) -> ArgumentParser:
     )  # fmt: skip
     stress.add_argument("--format", type=Literal["png", "svg"], default="png", help="of the figure")
     stress.add_argument("--overwrite", action="store_true", help="replace a different test in --out")
-    as_json(stress)
+    json_argument(stress)
     return stress
 
 
-def select_parser(data: Shared, as_json: Shared) -> ArgumentParser:
-    """Of `dia select`; takes the functions that add what all commands share."""
+def select_parser() -> ArgumentParser:
+    """Of `dia select`."""
     select = ArgumentParser(
         description="""Choose method, preset, settings and fusion without labels, by pasted lesions.
 
@@ -83,7 +82,7 @@ def select_parser(data: Shared, as_json: Shared) -> ArgumentParser:
         ),
     )
     select.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
-    data(select, "train")
+    data_arguments(select, "train")
     select.add_argument(
         "--methods", type=list[str],
         default=["trivial:hog", "trivial:statistics", "trivial:blur", "csi", "dia+"],
@@ -105,5 +104,5 @@ def select_parser(data: Shared, as_json: Shared) -> ArgumentParser:
     select.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     select.add_argument("--work", type=str, default=".work", help="keeps what is finished; safe to delete")
     select.add_argument("--out", type=str, default="selection.json", help="file of results")
-    as_json(select)
+    json_argument(select)
     return select
