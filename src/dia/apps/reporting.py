@@ -67,17 +67,21 @@ def write_run_report(
     stress: Path | None = None,
     normals: ImageSet | None = None,
     normal: str | None = None,
+    name: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes the report page of one detector on one set of images, with its stress test if there is one.
 
-    `normals`: those of training, to look for copies of them; `normal`: the classes that were named so.
+    `normals`: those of training, to look for copies of them; `normal`: the classes that were named so;
+    `name`: of the detector in `comparison`, where another one has its method; `notes`: to be added.
     """
     scored = scored or score_set(detector, test)
+    name = name or detector.method
     facts = detector.facts_
     rows = list(comparison)
-    if scored.metrics is not None and rows and detector.method not in {r["method"] for r in rows}:
-        rows.insert(0, comparison_row(detector.method, scored.metrics))
-    rows = [{**r, "kind": "ours"} if r["method"] == detector.method else r for r in rows]
+    if scored.metrics is not None and rows and name not in {r["method"] for r in rows}:
+        rows.insert(0, comparison_row(name, scored.metrics))
+    rows = [{**r, "kind": "ours"} if r["method"] == name else r for r in rows]
     h, w, c = detector.shape_
     run_facts = [
         ("preset", facts.get("preset", "–")),
@@ -96,14 +100,14 @@ def write_run_report(
     return write_report(
         path,
         ReportContent(
-            title=f"{detector.method} on {dataset}",
-            method=detector.method,
+            title=f"{name} on {dataset}",
+            method=name,
             dataset=dataset,
             scores=scored.scores,
             names=test.names,
             images=test.images,
             lead=(
-                f"{detector.method} was trained on {detector.n_train_} normal images of "
+                f"{name} was trained on {detector.n_train_} normal images of "
                 f"{facts.get('dataset', dataset)} and no anomalous ones, calibrated on "
                 f"{detector.n_calibration_} further normals, and scored {len(test)} images of {dataset}."
             ),
@@ -119,10 +123,8 @@ def write_run_report(
             dissolve_strip=_strip(detector, test, scored.scores),
             comparison=rows,
             stress=None if stress is None else _stress(stress, detector),
-            notes=verdict(detector.method, rows),
-            beside=_beside(
-                detector.method, scored.metrics, test, normals, rows, direction_of(dataset, normal)
-            ),
+            notes=[*verdict(name, rows), *notes],
+            beside=_beside(name, scored.metrics, test, normals, rows, direction_of(dataset, normal)),
         ),
     )
 
