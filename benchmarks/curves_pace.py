@@ -90,8 +90,8 @@ def table() -> list[str]:
         return []
     rows = json.loads(there.read_text())["rows"]
     lines = [
-        "Not done: more than one seed of the longest and the largest, and the presets `gpu` and `paper`. What "
-        "a training step of `dia`'s encoder takes of one core, the dissolver's own training not counted:",
+        "Not done: more than one seed of the longest and the largest, and the presets `gpu` and `paper`. "
+        "What a training step of `dia`'s encoder takes of one core, the dissolver's not counted:",
         "",
         "| preset | pixels | batch | CPU seconds a step | steps | hours of one core, one seed, one set |",
         "|---|--:|--:|--:|--:|--:|",
