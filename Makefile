@@ -34,7 +34,7 @@ findings: $(STAMP)  ## every table and figure of docs/findings.md, from the ledg
 hypotheses: $(STAMP)  ## what docs/findings.md's experiments still lack, on development data alone (an hour from nothing)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hypotheses.py --data $(DATA)
 
-curves: $(STAMP)  ## AUROC over training, each score on each sample set: docs/findings.md (two hours of one core)
+curves: $(STAMP)  ## AUROC over training, each score on each sample set: docs/findings.md (some six hours of one core)
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA)
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets breastmnist pneumoniamnist --times 16 --seeds 0
 	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets breastmnist pneumoniamnist --methods dia --times 64 --seeds 0

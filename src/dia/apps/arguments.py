@@ -30,6 +30,7 @@ from .model_arguments import (
     score_parser,
     serve_parser,
 )
+from .shared_arguments import device_argument
 
 
 def build_parser(argv: Sequence[str]) -> ArgumentParser:
@@ -101,7 +102,7 @@ def demo_parser() -> ArgumentParser:
     )
     demo.add_argument("--out", type=str, default="demo", help="folder of model, report and pictures")
     demo.add_argument("--seed", type=int, default=0, help="of every random draw")
-    demo.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    device_argument(demo)
     return demo
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile
 
 from .helptext import ArgumentParser, examples
-from .shared_arguments import grid_arguments, json_argument, view_arguments
+from .shared_arguments import grid_arguments, json_argument, reading_arguments, view_arguments
 
 
 def benchmark_parser() -> ArgumentParser:
@@ -199,11 +199,7 @@ def data_parser() -> ArgumentParser:
     data.add_argument("name", type=str | None, nargs="?", help="for check: a known set's name, or a path")
     data.add_argument("--data_root", type=str | None, default=os.environ.get("DIA_DATA"),
                       help="folder in which the known sets lie (default: $DIA_DATA)")  # fmt: skip
-    data.add_argument(
-        "--normal", type=str | None,
-        help="class folders or label values that are normal, comma separated; all others are anomalous",
-    )  # fmt: skip
-    data.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    reading_arguments(data)
     data.add_argument(
         "--size", type=int | None, help="read images as squares of this side, where sizes differ"
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile
 
 from .helptext import ArgumentParser, examples
-from .shared_arguments import data_arguments, json_argument, run_arguments
+from .shared_arguments import data_arguments, device_argument, json_argument, rate_argument, run_arguments
 
 KINDS = "nodule, intensity, streak, texture, haze, blur, missing, displaced"
 
@@ -43,10 +43,7 @@ def stress_parser() -> ArgumentParser:
         "--contrasts", type=list[float], default=[0.1, 0.2, 0.4, 0.8],
         help="of what is added, as a share of the image's grey range; of what is replaced, how much of it",
     )  # fmt: skip
-    stress.add_argument(
-        "--false_alarm_rate", type=float | None,
-        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
-    )  # fmt: skip
+    rate_argument(stress)
     stress.add_argument(
         "--localise", action="store_true", help="also whether heatmaps point at the lesions; twice the time"
     )
@@ -101,7 +98,7 @@ def select_parser() -> ArgumentParser:
     select.add_argument("--seed", type=int, default=0, help="of splits, detectors and lesions")
     select.add_argument("--size", type=int | None, help="read images as squares of this side, as `dia fit`")
     select.add_argument("--channels", type=int | None, help="1 or 3 (default: as the images are)")
-    select.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    device_argument(select)
     select.add_argument("--work", type=str, default=".work", help="keeps what is finished; safe to delete")
     select.add_argument("--out", type=str, default="selection.json", help="file of results")
     json_argument(select)

@@ -21,6 +21,7 @@ from .shared_arguments import (
     device_argument,
     executor_arguments,
     json_argument,
+    rate_argument,
     run_arguments,
 )
 
@@ -63,7 +64,7 @@ def fit_parser(method: str, preset: str) -> ArgumentParser:
         help="read images as squares of this side (default: as they are, shrunk to the preset's side)",
     )  # fmt: skip
     fit.add_argument("--channels", type=int | None, help="1 or 3 (default: as the images are)")
-    fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    device_argument(fit)
     fit.add_argument("--holdout", type=float, default=0.2, help="share of the normals kept for calibration")
     fit.add_argument(
         "--false_alarm_rate", type=float, default=0.05,
@@ -120,10 +121,7 @@ def score_parser() -> ArgumentParser:
         help="folder for a heatmap PNG per image, in the images' own folders and names, all in one scale of "
         "colours, which the first batch sets",
     )  # fmt: skip
-    score.add_argument(
-        "--false_alarm_rate", type=float | None,
-        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
-    )  # fmt: skip
+    rate_argument(score)
     score.add_argument(
         "--top_k", type=int, default=5,
         help="slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv",
@@ -239,10 +237,7 @@ def report_parser() -> ArgumentParser:
         "--compare", type=bool, default=True,
         help="fit the untrained rows on the model's normals, for comparison, where the images have labels",
     )  # fmt: skip
-    report.add_argument(
-        "--false_alarm_rate", type=float | None,
-        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
-    )  # fmt: skip
+    rate_argument(report)
     return report
 
 
@@ -260,7 +255,7 @@ def dissolve_parser() -> ArgumentParser:
         ),
     )
     dissolve.add_argument("run", type=str, help="a `dia fit` folder, or any diffusers DDPM folder")
-    dissolve.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    device_argument(dissolve)
     data_arguments(dissolve, "test")
     dissolve.add_argument(
         "--t", type=list[int], default=[50, 100, 200, 400], help="diffusion steps, as [50,100]"

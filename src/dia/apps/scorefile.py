@@ -128,10 +128,7 @@ class ScoreFile:
             (next(volume for other, volume in of_names if other == row[0]), row[0], float(row[1]))
             for row, _ in self._complete_rows()
         )
-        found = (
-            (*v, min(1.0, round(v.slices * float(p_values(np.array([v.max]))[0]), 6)))
-            for v in volume_scores(slices, k)
-        )
+        found = ((*v, v.p_value(float(p_values(np.array([v.max]))[0]))) for v in volume_scores(slices, k))
         new, count = self.volumes.with_name(f".{self.volumes.name}.new"), 0
         with new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             if self._csv:

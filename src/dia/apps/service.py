@@ -399,7 +399,7 @@ def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: flo
                 flagged=int((verdict.scores[own] > threshold).sum()),
                 max_score=found.max,
                 top_mean=found.top_k_mean,
-                p_value=min(1.0, round(found.slices * float(verdict.p_values[own].min()), 6)),
+                p_value=found.p_value(float(verdict.p_values[own].min())),
             )
         )
     return out

@@ -21,15 +21,20 @@ def data_arguments(parser: ArgumentParser, split: str) -> None:
     group.add_argument(
         "--split", type=str, default=split, help="train, val, test or all, where the data have splits"
     )
-    group.add_argument(
-        "--normal", type=str | None,
-        help="class folders or label values that are normal, comma separated; all others are anomalous",
-    )  # fmt: skip
-    group.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
+    reading_arguments(group)
     group.add_argument(
         "--workers", type=int | None, help="threads that decode images (default: one for each core)"
     )
     view_arguments(group, "each file's own (voi)" if split == "train" else "as the model was fitted")
+
+
+def reading_arguments(parser: Any) -> None:
+    """What is normal, and what becomes of files that cannot be read."""
+    parser.add_argument(
+        "--normal", type=str | None,
+        help="class folders or label values that are normal, comma separated; all others are anomalous",
+    )  # fmt: skip
+    parser.add_argument("--skip_bad", action="store_true", help="leave unreadable files out, and list them")
 
 
 def view_arguments(parser: Any, default: str) -> None:
@@ -54,6 +59,14 @@ def device_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
 
 
+def rate_argument(parser: ArgumentParser) -> None:
+    """Of the threshold of a model that has one already."""
+    parser.add_argument(
+        "--false_alarm_rate", type=float | None,
+        help="share of normal images to flag at most, on average (default: the one given to `dia fit`)",
+    )  # fmt: skip
+
+
 def json_argument(parser: ArgumentParser) -> None:
     """The form of what is printed."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -68,7 +81,7 @@ def grid_arguments(parser: ArgumentParser, ledger: str, scores: str = "results/s
         "--scores", type=str, default=scores, help="raw scores, for paired intervals and curves"
     )
     parser.add_argument("--work", type=str, default=".work", help="keeps finished stages; safe to delete")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    device_argument(parser)
     parser.add_argument(
         "--workers", type=int | None,
         help="runs at a time, each in a process of its own with its share of the cores; default: one, in "

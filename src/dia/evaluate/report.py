@@ -164,8 +164,7 @@ def _volumes(
     places = map(str, range(len(scores)))
     for found in volume_scores(zip(c.volumes, places, scores.tolist(), strict=True)):
         own, highest = slices[found.volume], int(found.max_slice)
-        # Bonferroni's, as in the file of volumes that `dia score` writes
-        p = None if c.p_values is None else min(1.0, found.slices * float(c.p_values[highest]))
+        p = None if c.p_values is None else found.p_value(float(c.p_values[highest]))
         rows.append(
             found._asdict()
             | {

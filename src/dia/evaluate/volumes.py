@@ -32,6 +32,13 @@ class VolumeScore(NamedTuple):
     top_k_mean: float
     max_slice: str
 
+    def p_value(self, of_highest: float) -> float:
+        """Bonferroni's: the p-value of the highest slice times their number, at most 1.
+
+        It holds however the slices of a volume depend on each other.
+        """
+        return min(1.0, round(self.slices * of_highest, 6))
+
 
 def volume_scores(slices: Iterable[tuple[str | None, str, float]], k: int = TOP_K) -> Iterator[VolumeScore]:
     """One score for each volume, in order; no more than k scores are held.
