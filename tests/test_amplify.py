@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dia.amplify.learning as module
-from dia.amplify.augment import Augment, AugmentSettings, colour_matrices, crop_grid, crop_matrices
+from dia.amplify.augment import Augment, AugmentSettings, Draws, crop_grid, crop_matrices, jitter
 from dia.amplify.encoder import Encoder
 from dia.amplify.learning import AmplifySettings, build_encoder, encoder_input, learn
 from dia.amplify.loss import contrastive_loss, targets
 from dia.amplify.shifts import SHIFTS, cutperm, rotate
+from dia.detectors.dia import DIA, DIASettings
+from dia.presets import settings
+from dia.settings import SettingsError
 from dia.training import batch_indices, seed_step
 
 TINY = AmplifySettings(size=16, width=4, steps=8, batch=6)
@@ -129,41 +132,79 @@ def test_no_strength_is_no_change(channels):
         torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
 
 
-def test_colour_maps_of_known_draws(monkeypatch):
-    # every uniform draw is .75: jitter is half its range upwards, and with p = .8 it is applied
-    monkeypatch.setattr(torch, "rand", lambda *shape: torch.full(shape, 0.75))
-    s = AugmentSettings(jitter=(0.2, 0.4, 0, 0), jitter_p=0.8, grey_p=0.2)
-    torch.testing.assert_close(colour_matrices(1, s, 1), torch.tensor([[[1.2, 0.1 * 1.2]]]))
-    m = colour_matrices(1, s, 3)[0]
-    torch.testing.assert_close(m[:, :3], 1.2 * torch.eye(3))
-    torch.testing.assert_close(m[:, 3], torch.full((3,), 0.12))
-    halfway = colour_matrices(1, AugmentSettings(jitter=(0, 0, 1, 0), grey_p=0), 3)[0, :, :3]
-    luma = torch.tensor([0.299, 0.587, 0.114])
-    torch.testing.assert_close(halfway, 1.5 * torch.eye(3) - 0.5 * luma.expand(3, 3))
-    third = colour_matrices(1, AugmentSettings(jitter=(0, 0, 0, 2 / 3), grey_p=0), 3)[0, :, :3]
-    # a third of the circle takes red to green, green to blue, blue to red
-    torch.testing.assert_close(third, torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), atol=1e-6, rtol=0)
+def drawn(value=1.0, contrast=1.0, saturation=1.0, hue=0.0, first=True):
+    """Draws of one view; the crop is not used."""
+    factors = torch.tensor([[value, contrast, saturation, hue]])
+    return Draws(factors, torch.tensor([False]), torch.tensor([first]), torch.zeros(1, 2, 3))
+
+
+def pixels(*rgb):
+    """An image `(1, C, 1, N)` of these pixels."""
+    return torch.tensor(rgb, dtype=torch.float32).T.reshape(1, -1, 1, len(rgb))
+
+
+def test_jitter_of_grey_pixels_by_hand():
+    x = torch.tensor([0.1, 0.2, 0.6]).view(1, 1, 1, 3)  # mean .3
+    for draws, expected in (
+        (drawn(value=1.4), [0.14, 0.28, 0.84]),  # brightness multiplies: what is dark stays dark
+        (drawn(value=0.6), [0.06, 0.12, 0.36]),
+        (drawn(contrast=1.4), [0.02, 0.16, 0.72]),  # .3 + 1.4·(x − .3)
+        (drawn(contrast=0.6), [0.18, 0.24, 0.48]),
+        (drawn(value=2.0), [0.2, 0.4, 1.0]),  # clamped
+        # contrast, then brightness: (.02, .16, .72)·.5; brightness first, mean .15: the same but for clamps
+        (drawn(value=0.5, contrast=1.4), [0.01, 0.08, 0.36]),
+        (drawn(value=0.5, contrast=1.4, first=False), [0.01, 0.08, 0.36]),
+        # the clamp tells the orders apart: contrast 2 gives (0, .1, .9), doubled and clamped (0, .2, 1);
+        # doubled first (.2, .4, 1), mean 8/15, then 8/15 + 2·(x − 8/15)
+        (drawn(value=2.0, contrast=2.0), [0.0, 0.2, 1.0]),
+        (drawn(value=2.0, contrast=2.0, first=False), [0.0, 4 / 15, 1.0]),
+    ):
+        torch.testing.assert_close(jitter(x, draws).flatten(), torch.tensor(expected))
+
+
+def test_jitter_of_colours_by_hand():
+    x = pixels([0.8, 0.4, 0.2], [0.1, 0.1, 0.1])
+    for draws, expected in (
+        (drawn(value=0.5), [[0.4, 0.2, 0.1], [0.05, 0.05, 0.05]]),  # of V = max: all channels alike
+        (drawn(value=1.5), [[1.0, 0.5, 0.25], [0.15, 0.15, 0.15]]),  # V = 1.2 is clamped to 1
+        # saturation 1 − .2/.8 = .75 becomes .375: x − V shrinks to half; grey stays grey
+        (drawn(saturation=0.5), [[0.8, 0.6, 0.5], [0.1, 0.1, 0.1]]),
+        (drawn(saturation=2.0), [[0.8, 4 / 15, 0.0], [0.1, 0.1, 0.1]]),  # clamped to 1
+        # a third of the circle takes red to green, green to blue, blue to red
+        (drawn(hue=1 / 3), [[0.2, 0.8, 0.4], [0.1, 0.1, 0.1]]),
+        # of each channel about its own mean: .45, .25, .15
+        (drawn(contrast=0.5), [[0.625, 0.325, 0.175], [0.275, 0.175, 0.125]]),
+    ):
+        torch.testing.assert_close(jitter(x, draws), pixels(*expected), atol=1e-5, rtol=1e-5)
+
+
+def test_the_order_of_colour_jitter_counts():
+    x = pixels([0.8, 0.4, 0.2], [0.1, 0.1, 0.1])
+    # contrast first: as above, then V·1.5; after: V·1.5 is (1, .5, .25) and (.15, .15, .15), then contrast
+    first = [[0.9375, 0.4875, 0.2625], [0.4125, 0.2625, 0.1875]]
+    after = [[0.7875, 0.4125, 0.225], [0.3625, 0.2375, 0.175]]
+    for turn, expected in ((True, first), (False, after)):
+        y = jitter(x, drawn(value=1.5, contrast=0.5, first=turn))
+        torch.testing.assert_close(y, pixels(*expected), atol=1e-5, rtol=1e-5)
 
 
 @given(st.integers(0, 10**6))
-def test_colour_maps_leave_grey_pixels_grey(seed):
+def test_jitter_of_equal_channels_is_that_of_one_channel(seed):
+    grey = batch(6, seed=seed)
     torch.manual_seed(seed)
-    m = colour_matrices(5, AugmentSettings(), 3)
-    out = m[:, :, :3] @ torch.full((3, 1), 0.4) + m[:, :, 3:]
-    torch.testing.assert_close(out, out[:, :1].expand(5, 3, 1))
+    draws = Augment(AugmentSettings(), 1).draw(6)
+    wide = jitter(grey.expand(-1, 3, -1, -1), draws)
+    torch.testing.assert_close(wide, jitter(grey, draws).expand(-1, 3, -1, -1), atol=1e-5, rtol=1e-5)
 
 
-def test_matrix_jitter_of_equal_channels_is_that_of_one_channel():
-    s = AugmentSettings()
-    grey = batch(6)
-    for seed in range(5):
-        ys = []
-        for channels in (1, 3):
-            torch.manual_seed(seed)
-            m = colour_matrices(6, s, channels)
-            x = grey.expand(-1, channels, -1, -1)
-            ys.append(torch.baddbmm(m[:, :, -1:], m[:, :, :-1], x.flatten(2)))
-        torch.testing.assert_close(ys[1], ys[0].expand(-1, 3, -1))
+def test_the_order_is_drawn_for_the_batch_and_both_come():
+    augment = Augment(AugmentSettings(), 1)
+    orders = []
+    for seed in range(64):
+        torch.manual_seed(seed)
+        orders.append(augment.draw(5).contrast_first)
+    assert all((o == o[0]).all() for o in orders)
+    assert {bool(o[0]) for o in orders} == {True, False}  # else 64 fair coins fell alike
 
 
 def test_rows_of_the_draws_augment_as_in_the_whole_batch():
@@ -173,12 +214,6 @@ def test_rows_of_the_draws_augment_as_in_the_whole_batch():
     torch.testing.assert_close(augment(x[index], draws.rows(index)), augment(x, draws)[index])
 
 
-def test_hsv_jitter_is_kornias():
-    assert Augment(AugmentSettings(colour="hsv"), 3).hsv is not None
-    assert Augment(AugmentSettings(colour="hsv"), 1).hsv is None
-    assert Augment(AugmentSettings(), 3).hsv is None
-
-
 def test_grey_makes_the_channels_equal():
     y = Augment(AugmentSettings(grey_p=1), 3)(batch(4, 3))
     torch.testing.assert_close(y[:, 0], y[:, 1])
@@ -186,17 +221,16 @@ def test_grey_makes_the_channels_equal():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_scoring_draws_once_for_the_whole_batch(channels):
-    scoring = Augment(AugmentSettings(), channels, scoring=True)
-    training = Augment(AugmentSettings(), channels)
+def test_one_draw_serves_all_images_alike(channels):
+    augment = Augment(AugmentSettings(), channels, scoring=True)
     one, other = batch(1, channels, 16), batch(1, channels, 16, seed=9)
     for step in range(6):
         seed_step(3, step)
-        pair = scoring(torch.cat([one, other, one]))
-        torch.testing.assert_close(pair[0], pair[2], rtol=0, atol=1e-6)
-        seed_step(3, step)
-        torch.testing.assert_close(scoring(one)[0], pair[0], rtol=0, atol=1e-6)
-    apart = training(one.repeat(8, 1, 1, 1))
+        draws = augment.draw(1)
+        three = augment(torch.cat([one, other, one]), draws)
+        torch.testing.assert_close(three[0], three[2], rtol=0, atol=1e-6)
+        torch.testing.assert_close(augment(one, draws)[0], three[0], rtol=0, atol=1e-6)
+    apart = Augment(AugmentSettings(), channels)(one.repeat(8, 1, 1, 1))
     assert all((apart[i] - apart[0]).abs().max() > 1e-2 for i in range(1, 8))
 
 
@@ -251,16 +285,48 @@ def test_shapes_for_each_stem(stem, side, grid, channels):
 
 def test_build_encoder_follows_size_and_channels():
     assert build_encoder((28, 28, 1), replace(TINY, size=64)).stem[0].kernel_size == (3, 3)
-    assert build_encoder((224, 200, 3), replace(TINY, size=64)).stem[0].kernel_size == (7, 7)
+    assert build_encoder((224, 200, 3), replace(TINY, size=64)).stem[0].kernel_size == (3, 3)
+    assert build_encoder((224, 200, 3), replace(TINY, size=65)).stem[0].kernel_size == (7, 7)
     assert build_encoder((28, 28, 1), replace(TINY, rgb=True)).stem[0].in_channels == 3
     assert build_encoder((28, 28, 1), replace(TINY, shift="none")).shift.out_features == 1
+
+
+def maps_of(encoder, side):
+    """Side of the encoder's last map."""
+    seen = []
+    encoder.stages.register_forward_hook(lambda _, __, out: seen.append(out.shape[-1]))
+    encoder.eval()(torch.zeros(1, encoder.channels, side, side))
+    return seen[0]
+
+
+@pytest.mark.parametrize("preset", ["gpu", "paper"])
+@pytest.mark.parametrize("side", [17, 24, 28, 32, 64, 65, 96, 128, 224])
+def test_gpu_and_paper_leave_a_map_of_at_least_3_by_3(preset, side):
+    s = replace(settings(DIASettings, preset).amplify, width=4)
+    assert maps_of(build_encoder((side, side, 1), s), min(side, s.size)) >= 3
+
+
+@pytest.mark.parametrize("side", [28, 32, 64])
+def test_a_stem_that_leaves_a_2_by_2_map_is_refused_before_training(side, make_images):
+    amplify = replace(TINY, stem="imagenet", size=224)
+    with pytest.raises(
+        SettingsError, match=rf"amplify.stem imagenet leaves a 2×2 map of images of {side} px"
+    ):
+        DIA(DIASettings(amplify=amplify), device="cpu").fit(make_images(24, side))
+
+
+def test_an_encoder_of_three_channels_takes_grey_images():
+    e = Encoder(3, 4, 4).eval()
+    x = batch(2, 1, 16)
+    for a, b in zip(e(x), e(x.expand(-1, 3, -1, -1)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(
     ("shape", "rgb", "expected"),
     [
         ((20, 20, 1), False, (1, 16, 16)),
-        ((10, 12, 1), True, (3, 12, 12)),
+        ((10, 12, 1), True, (1, 12, 12)),
         ((30, 9, 3), False, (3, 16, 16)),
         ((16, 16, 3), True, (3, 16, 16)),
     ],
@@ -272,6 +338,27 @@ def test_encoder_input_is_square_and_within_0_and_1(shape, rgb, expected, make_i
 
 
 # --- batches, views, training -------------------------------------------------------------------------
+
+
+@given(st.integers(2, 60), st.integers(2, 20), st.integers(0, 5), st.integers(0, 4), st.integers(1, 12))
+def test_an_epoch_of_training_fills_its_last_batch_up(n, size, seed, epoch, most):
+    s = replace(TINY, batch=size, epoch_batches=most)
+    steps = range(epoch * s.batches(n), (epoch + 1) * s.batches(n))
+    taken = [batch_indices(n, size, seed, step, s.batches(n)) for step in steps]
+    assert {len(t) for t in taken} == {min(size, n)}
+    counts = np.bincount(np.concatenate(taken), minlength=n)
+    assert counts.max() <= 2
+    if len(steps) < most:  # not cut short
+        assert counts.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("n", "steps"), [(1214, 38_000), (399, 13_000), (147, 5_000), (983, 31_000), (26_315, 200_000)]
+)
+def test_the_paper_trains_a_thousand_epochs_of_the_set(n, steps):
+    s = settings(DIASettings, "paper").amplify
+    assert s.length(n) == steps
+    assert replace(s, steps=7).length(n) == 7
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5), st.integers(0, 4))
@@ -317,6 +404,7 @@ def test_views_come_in_the_order_of_the_loss(shift, make_images):
     k_shifts, turn = SHIFTS[shift]
     b, m_rows = 3, 3 * k_shifts
     assert len(rows) == 3 * m_rows
+    seen = set()
     for k in range(k_shifts):
         asked, flip, level = fake.asked[k]
         assert asked.tolist() == index.tolist()
@@ -325,11 +413,31 @@ def test_views_come_in_the_order_of_the_loss(shift, make_images):
             plain = encoder_input(x[index[i]][None], TINY)
             mirrored = encoder_input(x[index[i]][None, :, ::-1], TINY)
             copy = 1 - (mirrored if flip[i] else plain)
-            for v, view in enumerate((plain, mirrored, copy)):
-                torch.testing.assert_close(rows[(v * k_shifts + k) * b + i], turn(view, k)[0])
+            of = [rows[(v * k_shifts + k) * b + i] for v in range(3)]
+            torch.testing.assert_close(of[2], turn(copy, k)[0])
+            # a plain view is x or its mirror image, the same at every shift
+            flipped = tuple(bool(torch.equal(v, turn(mirrored, k)[0])) for v in of[:2])
+            for v, f in zip(of, flipped, strict=False):
+                torch.testing.assert_close(v, turn(mirrored if f else plain, k)[0])
+            seen.add((i, flipped))
+    assert len(seen) == b
     positive, _ = targets(b, k_shifts)
-    for a in range(m_rows):  # the positive of a plain row is the mirror image at the same shift
-        assert positive[a] == a + m_rows
+    for a in range(k_shifts * b):  # the positive of a plain row is the other view at the same shift
+        assert positive[a] == a + k_shifts * b
+
+
+def test_each_plain_view_is_flipped_at_random(make_images):
+    x = make_images(10)
+    m = module._Amplify(x, None, replace(TINY, shift="none"), 0)
+    plain = encoder_input(x, TINY)
+    flips = []
+    for step in range(40):
+        seed_step(0, step)
+        rows = m.views(np.arange(10)).view(2, 10, 1, 16, 16)
+        flips.append([[bool((a != b).any()) for a, b in zip(v, plain, strict=True)] for v in rows])
+    pairs = np.array(flips).transpose(1, 0, 2).reshape(2, -1)  # 400 draws of each view
+    counts = [(pairs[0] == a)[pairs[1] == b].sum() for a in (0, 1) for b in (0, 1)]
+    assert min(counts) > 50  # of 400 in four equal parts; standard deviation 9
 
 
 def test_without_dissolved_copies_there_are_two_views(make_images):
@@ -362,7 +470,7 @@ def test_the_training_loss_is_contrast_plus_shift_classification(dissolved, make
     _, z, logits = again.encoder(again.augment(again.views(index)))
     expected = contrastive_loss(z, *targets(6, 4, views), 0.3).item()
     kinds = [k for _ in range(views) for k in range(4) for _ in range(6)]  # the shift of every row
-    log_p = logits.log_softmax(1)
+    log_p = logits.detach().log_softmax(1)
     expected -= 0.7 * sum(float(log_p[r, k]) for r, k in enumerate(kinds)) / len(kinds)
     assert loss == pytest.approx(expected, rel=1e-5)
 

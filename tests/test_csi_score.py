@@ -127,7 +127,8 @@ def test_one_pass_over_all_views_scores_as_one_view_at_a_time(fitted, monkeypatc
             for sample in range(detector.s.samples):
                 with torch.random.fork_rng():
                     seed_step(detector.seed, sample)
-                    _, projected, logits = detector.encoder_(detector.augment_(shift(inputs, k)))
+                    draws = detector.augment_.draw(1)
+                    _, projected, logits = detector.encoder_(detector.augment_(shift(inputs, k), draws))
                 z[k] += projected / detector.s.samples
                 s[k] += logits[:, k] / detector.s.samples
         expected = -normality(z, s, detector.bank_, detector.lambda_, detector.mu_)
@@ -174,3 +175,31 @@ def test_training_precision_follows_its_setting(make_images, tmp_path, monkeypat
     np.testing.assert_array_equal(scores["auto"], scores["bf16"])
     assert not np.array_equal(scores["32"], scores["bf16"])
     np.testing.assert_allclose(scores["32"], scores["bf16"], rtol=0.1, atol=0.1)
+
+
+# --- draws of each image's own ------------------------------------------------------------------------
+
+
+def own(kind, **changes):
+    return replace(SETTINGS[kind], score_draws="own", **changes)
+
+
+def test_own_draws_differ_between_images_and_shifts_and_flip(make_images):
+    x = make_images(24, 16, 16, 1)
+    detector = CSI(own("csi", samples=40), seed=1, device="cpu").fit(x)
+    flat = torch.zeros(4 * 24, 1, 16, 16)
+    flat[..., :8] = 1  # left half bright: a mirrored view is bright on the right
+    views = torch.stack([view(flat) for view in detector._own_views(x)])  # (40, K·N, 1, 16, 16)
+    assert len({v.numpy().tobytes() for v in views[0]}) == len(views[0])
+    right = (views[..., 8:].mean((-3, -2, -1)) > views[..., :8].mean((-3, -2, -1))).float().mean()
+    assert 0.4 < float(right) < 0.6  # of 3,840 draws; crops keep the sides apart
+
+
+def test_own_draws_belong_to_the_pixels_not_to_the_batch(make_images):
+    x = make_images(24, 16, 16, 1)
+    detector = CSI(own("csi", samples=3), seed=1, device="cpu").fit(x)
+    whole, order = detector.score(x), np.random.default_rng(0).permutation(24)
+    np.testing.assert_allclose(detector.score(x[order]), whole[order], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(detector.score(x, batch=1), whole, rtol=1e-3, atol=1e-4)
+    shared = CSI(replace(SETTINGS["csi"], samples=3), seed=1, device="cpu").fit(x)
+    assert not np.allclose(shared.score(x), whole, rtol=1e-3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dia.amplify import learning
-from dia.amplify.learning import AmplifySettings, draw_levels, learn, untrained_encoder
+from dia.amplify.learning import AmplifySettings, cycled_beta, draw_levels, learn, untrained_encoder
 from dia.amplify.loss import contrastive_loss, simsiam_loss, targets
 from dia.data.imageset import DataError, ImageSet
 from dia.detectors.csi import normality
@@ -74,13 +74,18 @@ def test_t_follows_the_published_formula_of_its_beta(a, b):
     assert stats.chisquare(counts, np.diff(edges) * len(t)).pvalue > 1e-3
 
 
-def test_the_cycle_goes_to_the_mirrored_beta_and_back():
-    s = replace(TINY, t_sampler="cycled", t_beta=(1.0, 1.7), t_period=30)
-    means = [histogram(s, epoch).mean() for epoch in (0, 15, 30, 45, 7)]
-    low, high = (30 + 70 * m - 0.5 for m in (1 / 2.7, 1.7 / 2.7))
-    assert means[0] == pytest.approx(low, abs=0.4) == pytest.approx(means[2], abs=0.4)
-    assert means[1] == pytest.approx(high, abs=0.4) == pytest.approx(means[3], abs=0.4)
-    assert means[0] < means[4] < means[1]
+def test_the_cycled_beta_is_the_official_one():
+    assert [cycled_beta(e) for e in (0, 1, 14)] == [(20, 2), (20, 3.2), (20, pytest.approx(18.8))]
+    assert [cycled_beta(e) for e in (15, 28, 29)] == [(pytest.approx(18.8), 20), (3.2, 20), (2, 20)]
+    for epoch in range(60):
+        assert cycled_beta(epoch) == cycled_beta(epoch + 30)
+        assert cycled_beta(epoch) == cycled_beta(59 - epoch)[::-1]  # its mirror image
+    s = replace(TINY, t_sampler="cycled")
+    for epoch in (0, 7, 15, 29):
+        a, b = cycled_beta(epoch)
+        t = histogram(s, epoch, 4000)
+        deviation = 70 * (a * b / (a + b) ** 2 / (a + b + 1)) ** 0.5 / 4000**0.5
+        assert t.mean() == pytest.approx(30 + 70 * a / (a + b) - 0.5, abs=5 * deviation + 0.05)
 
 
 class Recording:
@@ -140,11 +145,20 @@ def test_simsiam_by_hand():
     z = torch.tensor([[1.0, 0], [0, 2], [3, 0], [0, 1]])
     p = torch.tensor([[2.0, 0], [1, 0], [-1, 0], [1, 1]])
     # cos(p0, z2) = 1, cos(p1, z3) = 0, cos(p2, z0) = −1, cos(p3, z1) = 1/√2
-    assert float(simsiam_loss(p, z)) == pytest.approx(-(1 + 0 - 1 + 2**-0.5) / 4, abs=1e-6)
+    assert float(simsiam_loss(p, z, 2)) == pytest.approx(-(1 + 0 - 1 + 2**-0.5) / 4, abs=1e-6)
+
+
+def test_simsiam_takes_all_ordered_pairs_of_three_views():
+    # one row a view: p = (0°, 90°, 45°), z = (0°, 45°, 90°), all ordered pairs v ≠ w of cos(p_v, z_w)
+    p = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+    z = torch.tensor([[2.0, 0], [1, 1], [0, 3]])
+    r = 2**-0.5
+    pairs = {(0, 1): r, (0, 2): 0, (1, 0): 0, (1, 2): 1, (2, 0): r, (2, 1): 1}
+    assert float(simsiam_loss(p, z, 3)) == pytest.approx(-sum(pairs.values()) / 6, abs=1e-6)
 
 
 def test_no_gradient_of_simsiam_flows_into_the_targets():
-    z, p = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    z, p = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
     simsiam_loss(p, z).backward()
     assert z.grad is None
     assert p.grad.norm() > 0
@@ -156,7 +170,7 @@ def test_the_simsiam_term_is_added_by_its_weight(make_images):
     z, logits = torch.randn(3 * k * b, 128), torch.randn(3 * k * b, k)
     plain = float(module_of(TINY, x, Recording(x)).loss(z, logits))
     m = module_of(replace(TINY, simsiam_weight=0.5), x, Recording(x))
-    extra = float(simsiam_loss(m.predictor(z[: 2 * k * b]), z[: 2 * k * b]).detach())
+    extra = float(simsiam_loss(m.predictor(z), z).detach())
     assert float(m.loss(z, logits)) == pytest.approx(plain + 0.5 * extra, rel=1e-5)
 
 

@@ -5,8 +5,8 @@ Knows the settings dataclasses only.
 - `cpu`: minutes on two cores. A small U-Net on folded pixels, a narrow encoder, a bank of four t.
 - `gpu`: for one accelerator: larger networks, longer training.
 - `paper`: T = 1000, cosine schedule, L1, Adam 8e-5, raw weights, 32×32; t ∈ [30, 100) drawn anew for
-  each batch and shift; ResNet-18 from scratch, LARS, 1000 epochs of 200 iterations at batch 32, of which
-  10 warm up; crop (.08, 1), jitter .4/.4/.4/.1, τ .5; 10 samples at crop .54.
+  each batch and shift; ResNet-18 from scratch, LARS, 1000 epochs of ⌈N/32⌉ batches, at most 200, of which
+  10 epochs warm up; crop (.08, 1), jitter .4/.4/.4/.1, τ .5; 10 samples at crop .54, drawn for each image.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ _AMPLIFY = {
     "paper": AmplifySettings(
         size=224,
         rgb=True,
-        steps=200_000,
+        steps=None,
         optimizer="lars",
         lr=1.0,
         warmup=0.01,
         weight_decay=1e-6,
-        augment=AugmentSettings(colour="hsv"),
         precision="32",
     ),
 }
@@ -73,7 +72,7 @@ _AMPLIFY = {
 _OTHER: dict[str, dict[str, Any]] = {
     "cpu": {"samples": 4},
     "gpu": {"ts": tuple(range(30, 100, 10))},
-    "paper": {"ts": tuple(range(30, 100)), "live": True},
+    "paper": {"ts": tuple(range(30, 100)), "live": True, "score_draws": "own"},
 }
 
 

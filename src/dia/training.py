@@ -37,8 +37,8 @@ class _StopOnNonFinite(Callback):
 
     def on_before_backward(self, trainer, module, loss) -> None:  # type: ignore[no-untyped-def]
         if not torch.isfinite(loss):
-            step, n = trainer.global_step, len(module.images)
-            raise not_finite(loss.item(), step, batch_indices(n, module.s.batch, module.seed, step), n)
+            step = trainer.global_step
+            raise not_finite(loss.item(), step, module.batch_at(step), len(module.images))
 
 
 def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingError:
@@ -74,6 +74,11 @@ class Timed(L.LightningModule):
 
     s: Any  # settings
     seed: int
+    images: np.ndarray
+
+    def batch_at(self, step: int) -> np.ndarray:
+        """Indices of the images of a step's batch."""
+        return batch_indices(len(self.images), self.s.batch, self.seed, step)
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,18 +158,28 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def batch_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Indices of the batch at `step`: a seeded permutation per epoch, the incomplete last batch dropped."""
+def batch_indices(n: int, batch: int, seed: int, step: int, per_epoch: int | None = None) -> np.ndarray:
+    """Indices of the batch at `step`, `(batch,)`: a seeded permutation of n images for each epoch.
+
+    Args:
+        n: images.
+        batch: images of a batch; all of them where they are fewer.
+        seed: of the permutations.
+        step: from 0.
+        per_epoch: batches of an epoch; by default as many as are full. Where they are more, the last is
+            filled up with the first images of the epoch.
+    """
     batch = min(batch, n)
-    epoch, place = divmod(step, n // batch)
-    return _permutation(n, seed, epoch)[place * batch : (place + 1) * batch]
+    epoch, place = divmod(step, per_epoch or n // batch)
+    return np.take(_permutation(n, seed, epoch), range(place * batch, (place + 1) * batch), mode="wrap")
 
 
-def used_indices(n: int, batch: int, seed: int, steps: int) -> np.ndarray:
-    """Which of n images any of the first `steps` batches holds, ascending."""
-    if steps >= 2 * (n // min(batch, n)):
+def used_indices(n: int, batch: int, seed: int, steps: int, per_epoch: int | None = None) -> np.ndarray:
+    """Which of n images any of the first `steps` batches holds, ascending; see `batch_indices`."""
+    per_epoch = per_epoch or n // min(batch, n)
+    if steps >= 2 * per_epoch and per_epoch >= n // min(batch, n):
         return np.arange(n)  # but perhaps for a few that each epoch dropped
-    return np.unique(np.concatenate([batch_indices(n, batch, seed, step) for step in range(steps)]))
+    return np.unique(np.concatenate([batch_indices(n, batch, seed, i, per_epoch) for i in range(steps)]))
 
 
 @lru_cache(maxsize=8)

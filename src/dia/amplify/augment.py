@@ -1,28 +1,28 @@
 """The SimCLR augmentation of CSI, batched on the device. Knows only `(N, C, H, W)` images in [0, 1].
 
-All a view's colour changes are one affine map of its channels, and its random resized crop is one affine
-grid with reflection padding, so a view is made in two passes over its pixels. The draws come first, for a
-whole batch, on the CPU: they do not depend on the device, nor on how many processes share the batch.
+Colour jitter as published: hue, saturation and value change in HSV, by a shift and two factors; contrast
+stretches each channel about its mean over the image; which of the two comes first is drawn for the batch. The
+random resized crop is one affine grid with reflection padding. All draws come first, for a whole batch, from
+the generator of the device they are wanted on, so that a training step never leaves it.
 
-Colour as one matrix: Karras et al., "Training GANs with Limited Data", NeurIPS 2020, appendix C: hue turns
-about the grey axis. `colour="hsv"` is the published per-image HSV jitter instead, through kornia.
+Source: Chen et al., "A Simple Framework for Contrastive Learning" (SimCLR), ICML 2020.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
+from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
 from ..data.imageset import LUMA
-from ..settings import chosen, require
+from ..settings import require
 
-_LUMA = torch.tensor(LUMA)
+Device = torch.device | str | None
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,13 @@ class AugmentSettings:
     """Strength of the augmentation.
 
     Args:
-        jitter: brightness, contrast, saturation and hue ranges (grey images know only the first two).
+        jitter: ranges b, c, s, h of brightness, contrast, saturation (factors in [1 − b, 1 + b] and so on)
+            and hue (a shift in [−h, h] of the colour circle). Grey images know only the first two.
         jitter_p: probability of jitter for an image.
         grey_p: probability that a colour image turns grey.
         crop: least and greatest area of the crop, as a fraction of the image.
         ratio: least and greatest width : height of the crop.
         score_crop: area of the crop when scoring.
-        colour: `matrix`, one affine map of the channels; or `hsv`, kornia's jitter in HSV, several times
-            slower on colour images (grey ones always take the first).
     """
 
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -46,15 +45,12 @@ class AugmentSettings:
     crop: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
     score_crop: float = 0.54
-    colour: Literal["matrix", "hsv"] = "matrix"
 
     def __post_init__(self) -> None:
-        chosen(self, "colour")
-        turn = 0.5 if self.colour == "hsv" else 1.0  # of the colour circle, that hue can be asked to take
         require(
-            len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= turn,
+            len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter) <= 1,
             "augment.jitter",
-            f"must be four numbers from 0, the last (hue) at most {turn:g}, not {self.jitter}",
+            f"must be four numbers in [0, 1], not {self.jitter}",
         )
         for name in ("jitter_p", "grey_p"):
             value = getattr(self, name)
@@ -68,14 +64,23 @@ class AugmentSettings:
 
 
 class Draws(NamedTuple):
-    """What chance decided for n views: colour maps `(n, C, C + 1)` and crops `(n, 2, 3)`."""
+    """What chance decided for n views.
 
-    colour: Tensor
+    Args:
+        factors: `(n, 4)`: of value, contrast and saturation (1 = unchanged), and the shift of hue in turns.
+        grey: `(n,)` bool, whether the view turns grey.
+        contrast_first: `(n,)` bool, whether contrast comes before the change in HSV; one value for a batch.
+        crop: `(n, 2, 3)` affine matrices.
+    """
+
+    factors: Tensor
+    grey: Tensor
+    contrast_first: Tensor
     crop: Tensor
 
     def rows(self, index: Tensor) -> Draws:
-        """Those of some views."""
-        return Draws(self.colour[index], self.crop[index])
+        """The draws of the views `index`."""
+        return Draws(*(t[index] for t in self))
 
 
 class Augment(nn.Module):
@@ -84,69 +89,74 @@ class Augment(nn.Module):
     Args:
         settings: the ranges.
         channels: 1 or 3.
-        scoring: crop to the fixed area `score_crop`, with one draw shared by the whole batch, so that
-            an image's score does not depend on its neighbours.
+        scoring: crop to the fixed area `score_crop`.
+
+    Example:
+        >>> augment = Augment(AugmentSettings(), channels=1)
+        >>> augment(torch.rand(4, 1, 28, 28)).shape
+        torch.Size([4, 1, 28, 28])
     """
 
     def __init__(self, settings: AugmentSettings, channels: int, *, scoring: bool = False):
         super().__init__()
-        s, self.s, self.channels, self.scoring = settings, settings, channels, scoring
-        self.hsv: nn.Module | None = None
-        if s.colour == "hsv" and channels == 3:
-            self.hsv = nn.Sequential(
-                K.ColorJiggle(*s.jitter, p=s.jitter_p, same_on_batch=scoring),
-                K.RandomGrayscale(p=s.grey_p, same_on_batch=scoring),
-            )
+        self.s, self.channels = settings, channels
+        self.area = (settings.score_crop, settings.score_crop) if scoring else settings.crop
 
-    def draw(self, n: int) -> Draws:
-        """The draws for n views, from torch's CPU generator; one for all of them when scoring."""
-        n = 1 if self.scoring else n
-        area = (self.s.score_crop, self.s.score_crop) if self.scoring else self.s.crop
-        return Draws(colour_matrices(n, self.s, self.channels), crop_matrices(n, area, self.s.ratio))
+    def draw(self, n: int, device: Device = None) -> Draws:
+        """The draws for n views, from torch's generator of the device."""
+        s, (b, c, saturation, hue) = self.s, self.s.jitter
+        u = (torch.rand(n, 4, device=device) * 2 - 1) * (torch.rand(n, 1, device=device) < s.jitter_p)
+        factors = torch.stack([1 + b * u[:, 0], 1 + c * u[:, 1], 1 + saturation * u[:, 2], hue * u[:, 3]], 1)
+        grey = torch.rand(n, device=device) < s.grey_p
+        first = (torch.rand(1, device=device) < 0.5).expand(n)
+        return Draws(factors, grey, first, crop_matrices(n, self.area, s.ratio, device))
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """`(N, C, H, W)` in [0, 1] to the same shape and range."""
-        colour, crop = self.draw(len(x)) if draws is None else draws
-        if self.hsv is not None:
-            x = self.hsv(x)
-        elif self.channels == 1:
-            m = colour.to(x)[..., None]
-            x = (x * m[:, :, :1] + m[:, :, 1:]).clamp_(0, 1)
-        else:
-            m = colour.to(x).expand(x.shape[0], 3, 4)
-            x = torch.baddbmm(m[:, :, 3:], m[:, :, :3], x.flatten(2)).clamp_(0, 1).view(x.shape)
-        grid = crop_grid(crop.to(x), *x.shape[-2:])
+        """`(N, C, H, W)` in [0, 1] to the same shape and range; draws for N views, or one for all."""
+        d = self.draw(len(x), x.device) if draws is None else Draws(*(t.to(x.device) for t in draws))
+        x = jitter(x, d)
+        if self.channels == 3:
+            luma = sum(part * x[:, i : i + 1] for i, part in enumerate(LUMA))
+            x = torch.where(d.grey[:, None, None, None], luma, x)
+        grid = crop_grid(d.crop, *x.shape[-2:])
         # where all share one crop they are channels of one image, for which its weights are found once
         y = x.flatten(0, 1)[None] if len(grid) == 1 else x
         return F.grid_sample(y, grid, padding_mode="reflection", align_corners=False).view(x.shape)
 
 
-def colour_matrices(n: int, s: AugmentSettings, channels: int) -> Tensor:
-    """`(n, C, C + 1)` affine maps of the channels: brightness added, then contrast, saturation, hue, grey.
+def jitter(x: Tensor, draws: Draws) -> Tensor:
+    """Colour jitter of `(N, C, H, W)` in [0, 1], C 1 or 3, by draws for N images or one for all.
 
-    Brightness b and contrast c are (x + b)·c, as kornia has them; saturation blends with the luma.
+    Contrast is m + c·(x − m), with m the mean of a channel over the image; the change in HSV multiplies value
+    and saturation by their factors and shifts hue. Each is clamped to [0, 1]. A grey image has no hue and no
+    saturation, so that its value is the image itself.
     """
-    wide = torch.tensor(s.jitter)
-    b, c, saturation, turn = ((torch.rand(n, 4) * 2 - 1) * wide * (torch.rand(n, 1) < s.jitter_p)).unbind(1)
-    shift = b * (1 + c)
-    if channels == 1:
-        return torch.stack([1 + c, shift], 1)[:, None]
-    grey = (torch.rand(n) < s.grey_p).float()
-    keep, angle = ((1 + saturation) * (1 - grey))[:, None, None], turn[:, None, None] * (2 * math.pi)
-    eye, third = torch.eye(3), torch.full((3, 3), 1 / 3)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # [n×] of the grey axis
-    hue = angle.cos() * eye + (1 - angle.cos()) * third + angle.sin() * cross
-    m = hue @ (keep * eye + (1 - keep) * _LUMA.expand(3, 3)) * (1 + c)[:, None, None]
-    return torch.cat([m, shift[:, None, None].expand(n, 3, 1)], 2)
+    value, contrast, saturation, hue = draws.factors[:, :, None, None, None].unbind(1)
+    first = draws.contrast_first[:, None, None, None]
+    x = _stretched(x, torch.where(first, contrast, 1))
+    if x.shape[1] == 1:
+        x = x * value
+    else:
+        h, s, v = rgb_to_hsv(x).unsqueeze(2).unbind(1)
+        h = (h + 2 * math.pi * hue) % (2 * math.pi)
+        x = hsv_to_rgb(torch.cat([h, (s * saturation).clamp(0, 1), (v * value).clamp(0, 1)], 1))
+    return _stretched(x.clamp(0, 1), torch.where(first, 1, contrast))
 
 
-def crop_matrices(n: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+def _stretched(x: Tensor, contrast: Tensor) -> Tensor:
+    mean = x.mean((-2, -1), keepdim=True)
+    return (mean + contrast * (x - mean)).clamp(0, 1)
+
+
+def crop_matrices(
+    n: int, area: tuple[float, float], ratio: tuple[float, float], device: Device = None
+) -> Tensor:
     """`(n, 2, 3)` affine matrices of random crops: area uniform, log ratio uniform, place uniform inside."""
-    size = torch.empty(n).uniform_(*area)
-    aspect = torch.empty(n).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
+    size = torch.empty(n, device=device).uniform_(*area)
+    aspect = torch.empty(n, device=device).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
     w, h = (size * aspect).sqrt().clamp(max=1), (size / aspect).sqrt().clamp(max=1)
-    x, y = ((torch.rand(n) * 2 - 1) * (1 - side) for side in (w, h))
-    zero = torch.zeros(n)
+    x, y = ((torch.rand(n, device=device) * 2 - 1) * (1 - side) for side in (w, h))
+    zero = torch.zeros(n, device=device)
     return torch.stack([torch.stack([w, zero, x], 1), torch.stack([zero, h, y], 1)], 1)
 
 

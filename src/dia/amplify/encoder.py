@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         shifts: K, outputs of the shift head.
         width: channels of the first stage (64 in the paper); the features have 8 times as many.
         stem: `cifar` (3×3, for ≤ 32 px), `imagenet` (7×7 stride 2, pooled), or `patch` (one convolution
-            down to a grid of about 16×16: several times faster on a CPU).
+            down to a grid of about 16×16, which ends in a 2×2 map: several times faster on a CPU).
         side: of the images in pixels, which `patch` goes by.
         projection: outputs of the projection head.
     """
@@ -57,6 +57,7 @@ class Encoder(nn.Module):
         super().__init__()
         fold = max(round(side / 16), 1)
         kernel, stride, pad = {"cifar": (3, 1, 1), "patch": (fold + 2, fold, 1), "imagenet": (7, 2, 3)}[stem]
+        self.channels = channels
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, kernel, stride, pad, bias=False),
             nn.BatchNorm2d(width),
@@ -74,7 +75,10 @@ class Encoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs most of all
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(N, C, H, W)` in [0, 1] to penultimate features `(N, 8·width)`, projection, shift logits."""
-        x = ((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
+        """`(N, C, H, W)` in [0, 1] to penultimate features `(N, 8·width)`, projection, shift logits.
+
+        An encoder of three channels takes grey images as well.
+        """
+        x = ((x.expand(-1, self.channels, -1, -1) - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
         h = self.stages(self.stem(x)).mean((-2, -1))
         return h, self.project(h), self.shift(h)

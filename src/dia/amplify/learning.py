@@ -2,6 +2,7 @@
 
 Knows encoder, augmentation, loss and bank; knows nothing of scores or labels.
 Source: "Dissolving Is Amplifying", ECCV 2024; without dissolved views it is CSI, NeurIPS 2020.
+Deviation: the last batch of an epoch is filled up, so that all have one size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from ..data.imageset import DataError
-from ..settings import added, chosen, require
+from ..settings import chosen, require
 from ..training import (
     Precision,
     Timed,
@@ -33,10 +34,12 @@ from ..training import (
     train,
     used_indices,
 )
-from .augment import Augment, AugmentSettings
+from .augment import Augment, AugmentSettings, Device
 from .encoder import Encoder, Stem
 from .loss import contrastive_loss, simsiam_loss, targets
 from .shifts import SHIFTS
+
+_IMAGENET = 64  # px: up to which the stem `imagenet` leaves a map of at most 2×2
 
 
 class Dissolved(Protocol):
@@ -55,15 +58,17 @@ class AmplifySettings:
     Args:
         size: images are resized to squares of at most this side.
         width: channels of the ResNet-18's first stage (64 in the paper).
-        stem: first layers of the encoder: `cifar`, `patch` or `imagenet`; `auto` is `cifar` up to
-            32 px and `imagenet` above, as in the paper.
+        stem: first layers of the encoder: `cifar`, `patch` or `imagenet`; `auto` is `imagenet` for images
+            above 64 px, where it leaves a map of at least 3×3, and `cifar` below.
         rgb: give grey images to the encoder as three channels, as the paper does.
         shift: the shifted instances: `rotation`, `cutperm` or `none`.
         exclude_own: an anchor does not see its own dissolved copy (the released default).
         temperature: τ of NT-Xent.
         shift_weight: weight of the shift classification.
         augment: the SimCLR augmentation.
-        steps: optimiser steps.
+        steps: optimiser steps; null: those of `epochs`.
+        epochs: length of training where `steps` is null, in epochs of ⌈N / batch⌉ batches of the N normals,
+        epoch_batches: but at most so many.
         batch: images per step; the encoder sees 3·K times as many.
         optimizer: `adamw`, or `lars` as in the paper (needs the extra `paper`).
         lr: peak learning rate; warmed up linearly, then lowered along a half cosine.
@@ -71,14 +76,12 @@ class AmplifySettings:
         weight_decay: of all weights.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
         dissolved_in_shift: the shift classifier is taught the dissolved rows too, as published.
-        simsiam_weight: weight of a SimSiam term between the plain views, an option of the official code;
-            with its predictor 128–32–128, which plays no part in scores.
+        simsiam_weight: weight of a SimSiam term between all views, an option of the official code; with its
+            predictor 128–32–128, which plays no part in scores.
         t_per: t is drawn anew for each `batch`, each `shift` of it (as published), or each `image`.
         t_sampler: which of the diffusion steps: `uniform`; `beta`, by Beta(`t_beta`) from the least to the
-            greatest; or `cycled`: from that Beta to its mirror image and back every `t_period` epochs, along
-            a cosine (the official code has such an option; only its period is known).
+            greatest; or `cycled`, by a Beta that changes with the epoch, see `cycled_beta`.
         t_beta: the two parameters; (1, 1.7) prefers small t, (1.7, 1) large ones.
-        t_period: epochs.
     """
 
     size: int = 64
@@ -90,26 +93,28 @@ class AmplifySettings:
     temperature: float = 0.5
     shift_weight: float = 1.0
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    steps: int = 300
+    steps: int | None = 300
+    epochs: int = 1000
+    epoch_batches: int = 200
     batch: int = 32
     optimizer: Literal["adamw", "lars"] = "adamw"
     lr: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 1e-6
     precision: Precision = "auto"
-    dissolved_in_shift: bool = added(True)
-    simsiam_weight: float = added(0.0)
-    t_per: Literal["batch", "shift", "image"] = added("shift")
-    t_sampler: Literal["uniform", "beta", "cycled"] = added("uniform")
-    t_beta: tuple[float, float] = added((1.0, 1.7))
-    t_period: int = added(30)
+    dissolved_in_shift: bool = True
+    simsiam_weight: float = 0.0
+    t_per: Literal["batch", "shift", "image"] = "shift"
+    t_sampler: Literal["uniform", "beta", "cycled"] = "uniform"
+    t_beta: tuple[float, float] = (1.0, 1.7)
 
     def __post_init__(self) -> None:
         for name in ("stem", "shift", "optimizer", "precision", "t_per", "t_sampler"):
             chosen(self, name)
-        for name, least in (("size", 8), ("width", 1), ("steps", 1), ("batch", 2), ("t_period", 1)):
+        least = {"size": 8, "width": 1, "epochs": 1, "epoch_batches": 1, "batch": 2, "steps": 1}
+        for name, low in least.items():
             value = getattr(self, name)
-            require(value >= least, f"amplify.{name}", f"must be at least {least}, not {value}")
+            require(value is None or value >= low, f"amplify.{name}", f"must be at least {low}, not {value}")
         for name in ("temperature", "lr"):
             require(getattr(self, name) > 0, f"amplify.{name}", f"must be above 0, not {getattr(self, name)}")
         for name in ("shift_weight", "simsiam_weight", "weight_decay"):
@@ -121,6 +126,30 @@ class AmplifySettings:
             "amplify.t_beta", f"must be two numbers above 0, not {self.t_beta}",
         )  # fmt: skip
 
+    def batches(self, n: int) -> int:
+        """Batches of an epoch over n images, the last one filled up."""
+        return min(math.ceil(n / min(self.batch, n)), self.epoch_batches)
+
+    def length(self, n: int) -> int:
+        """Optimiser steps on n images."""
+        return self.epochs * self.batches(n) if self.steps is None else self.steps
+
+    def stem_of(self, shape: tuple[int, int, int]) -> tuple[int, Stem]:
+        """(side in pixels, stem) with which the encoder takes images of `shape` (H, W, C).
+
+        Raises:
+            SettingsError: a stem that would leave them a map of 2×2 or less, where another would not.
+        """
+        side = min(self.size, max(shape[:2]))
+        stem: Stem = self.stem if self.stem != "auto" else "imagenet" if side > _IMAGENET else "cifar"
+        require(
+            stem != "imagenet" or side > _IMAGENET,
+            "amplify.stem",
+            f"imagenet leaves a 2×2 map of images of {side} px; take cifar, or images above {_IMAGENET} px "
+            "(--size, amplify.size)",
+        )
+        return side, stem
+
     def check_installed(self) -> None:
         """Complains before any training where a library of these settings is absent."""
         if self.optimizer == "lars" and find_spec("timm") is None:
@@ -130,7 +159,7 @@ class AmplifySettings:
 def encoder_input(
     images: np.ndarray, settings: AmplifySettings, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """`(N, H, W, C)` uint8 to square `(N, C', S, S)` float32 in [0, 1], S = min(size, longer side)."""
+    """`(N, H, W, C)` uint8 to square `(N, C, S, S)` float32 in [0, 1], S = min(size, longer side)."""
     return as_input(torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2), settings)
 
 
@@ -140,19 +169,17 @@ def as_input(x: Tensor, settings: AmplifySettings) -> Tensor:
     side = min(settings.size, max(x.shape[-2:]))
     if x.shape[-2:] != (side, side):
         x = F.interpolate(x, (side, side), mode="bilinear", antialias=True).clamp_(0, 1)
-    return x.expand(-1, 3, -1, -1) if settings.rgb and x.shape[1] == 1 else x
+    return x
 
 
 def trained_on(n: int, settings: AmplifySettings, seed: int) -> np.ndarray:
     """Which of n images training will ever look at: fewer than all where it is shorter than an epoch."""
-    return used_indices(n, settings.batch, seed, settings.steps)
+    return used_indices(n, settings.batch, seed, settings.length(n), settings.batches(n))
 
 
 def build_encoder(shape: tuple[int, int, int], settings: AmplifySettings) -> Encoder:
-    """The untrained encoder for images of `shape` (H, W, C)."""
-    side = min(settings.size, max(shape[:2]))
-    automatic: Stem = "cifar" if side <= 32 else "imagenet"
-    stem: Stem = automatic if settings.stem == "auto" else settings.stem
+    """The untrained encoder for images of `shape` (H, W, C); raises as `AmplifySettings.stem_of`."""
+    side, stem = settings.stem_of(shape)
     channels = 3 if settings.rgb else shape[2]
     return Encoder(channels, SHIFTS[settings.shift][0], settings.width, stem, side)
 
@@ -180,7 +207,7 @@ def learn(
     module = _Amplify(images, dissolved, settings, seed)
     train(
         module,
-        steps=settings.steps,
+        steps=settings.length(len(images)),
         workdir=workdir,
         resume=resume,
         device=device,
@@ -208,7 +235,9 @@ def training_rows(
         return module.augmented(np.arange(len(images)))
 
 
-def draw_levels(count: int, shifts: int, batch: int, settings: AmplifySettings, epoch: int) -> Tensor:
+def draw_levels(
+    count: int, shifts: int, batch: int, settings: AmplifySettings, epoch: int, device: Device = None
+) -> Tensor:
     """Which of `count` diffusion steps each dissolved view takes: `(shifts, batch)` int64 in [0, count).
 
     A level is ⌊count·U⌋, so that with the steps 30–99 t = ⌊100·(.3 + .7·U)⌋ as published.
@@ -216,15 +245,22 @@ def draw_levels(count: int, shifts: int, batch: int, settings: AmplifySettings, 
     s = settings
     shape = {"batch": (1, 1), "shift": (shifts, 1), "image": (shifts, batch)}[s.t_per]
     if s.t_sampler == "uniform":
-        level = torch.randint(0, count, shape)
+        level = torch.randint(0, count, shape, device=device)
     else:
-        a, b = s.t_beta
-        turn = 0.0
-        if s.t_sampler == "cycled":
-            turn = (1 - math.cos(2 * math.pi * epoch / s.t_period)) / 2
-        beta = torch.distributions.Beta(a + turn * (b - a), b + turn * (a - b))
+        a, b = s.t_beta if s.t_sampler == "beta" else cycled_beta(epoch)
+        beta = torch.distributions.Beta(torch.tensor(a, device=device), torch.tensor(b, device=device))
         level = (count * beta.sample(shape)).long().clamp(max=count - 1)
     return level.expand(shifts, batch)
+
+
+def cycled_beta(epoch: int) -> tuple[float, float]:
+    """Parameters (α, β) of the official code's option that changes with the epoch, of period 30.
+
+    Beta(20, 2 + 1.2·e) in the epochs e = 0 to 14, from large t towards the middle; then mirrored: epoch
+    29 − e takes the mirror image Beta(2 + 1.2·e, 20) of epoch e, and goes on to small t.
+    """
+    e = epoch % 30
+    return (20.0, 2 + 1.2 * e) if e < 15 else (2 + 1.2 * (29 - e), 20.0)
 
 
 class _Amplify(Timed):
@@ -233,22 +269,30 @@ class _Amplify(Timed):
         self.images, self.dissolved, self.s, self.seed = images, dissolved, settings, seed
         self.encoder = untrained_encoder(images.shape[1:], settings, seed)
         self.predictor = _predictor(self.encoder, seed) if settings.simsiam_weight else None
-        self.augment = Augment(settings.augment, 3 if settings.rgb else images.shape[-1])
+        self.augment = Augment(settings.augment, images.shape[-1])
         self.k, self.shift = SHIFTS[settings.shift]
+
+    def batch_at(self, step: int) -> np.ndarray:
+        """Indices of the images of a step's batch."""
+        n = len(self.images)
+        return batch_indices(n, self.s.batch, self.seed, step, self.s.batches(n))
 
     def views(self, index: np.ndarray, part: slice = slice(None)) -> Tensor:
         """Rows `(views·K·b, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
 
-        Plain views: x and its mirror image. Dissolved view: for each shift a flip of its own, and a t as
-        `draw_levels` says, drawn for the whole batch; `part` is the share of the batch that is made.
+        Plain views: x twice, each flipped at random. Dissolved view: for each shift a flip of its own, and a
+        t as `draw_levels` says, drawn for the whole batch; `part` is the share of the batch that is made.
         """
         batch, index = len(index), index[part]
         x = encoder_input(self.images[index], self.s, self.device)
-        rows = [self.shift(v, k) for v in (x, x.flip(-1)) for k in range(self.k)]
+        flips = torch.rand(2, batch, device=self.device)[:, part] < 0.5
+        plain = (torch.where(flip[:, None, None, None], x.flip(-1), x) for flip in flips)
+        rows = [self.shift(v, k) for v in plain for k in range(self.k)]
         if self.dissolved is not None:
-            flip = torch.randint(0, 2, (self.k, batch)).numpy().astype(bool)[:, part]
-            epoch = self.global_step // max(len(self.images) // batch, 1)
-            level = draw_levels(len(self.dissolved.ts), self.k, batch, self.s, epoch).numpy()[:, part]
+            flip = (torch.rand(self.k, batch, device=self.device)[:, part] < 0.5).cpu().numpy()
+            epoch = self.global_step // self.s.batches(len(self.images))
+            count = len(self.dissolved.ts)
+            level = draw_levels(count, self.k, batch, self.s, epoch, self.device)[:, part].cpu().numpy()
             for k in range(self.k):
                 v3 = self.dissolved.take(index, flip[k], level[k])
                 rows.append(self.shift(encoder_input(v3, self.s, self.device), k))
@@ -256,14 +300,15 @@ class _Amplify(Timed):
 
     @torch.no_grad()
     def augmented(self, index: np.ndarray) -> Tensor:
-        """This process's augmented rows of the batch `index`, `(views·K·b, C, S, S)`."""
+        """This process's augmented rows of the batch `index`, `(views·K·b, C, S, S)`.
+
+        Chance is drawn for the whole batch, so that it does not depend on the number of processes.
+        """
         part = share(len(index))
         rows = self.views(index, part)
         blocks = len(rows) // (part.stop - part.start)  # views·K
-        draws = self.augment.draw(blocks * len(index))
-        mine = torch.arange(blocks * len(index)).view(blocks, -1)[:, part].flatten()
-        if rank := processes()[0]:
-            torch.manual_seed(torch.initial_seed() + rank)  # for draws that are made row by row
+        draws = self.augment.draw(blocks * len(index), rows.device)
+        mine = torch.arange(blocks * len(index), device=rows.device).view(blocks, -1)[:, part].flatten()
         return self.augment(rows, draws.rows(mine))
 
     def loss(self, z: Tensor, logits: Tensor) -> Tensor:
@@ -274,8 +319,7 @@ class _Amplify(Timed):
         """
         size = processes()[1]
         n_views = 2 if self.dissolved is None else 3
-        local = len(z) // (n_views * self.k)
-        plain = z[: 2 * self.k * local]
+        local, mine = len(z) // (n_views * self.k), z
         if size > 1:  # (W, views·K·b, D) to (views·K·B, D)
             z = gather(z).view(size, n_views * self.k, local, -1).transpose(0, 1).flatten(0, 2)
         positive, excluded = targets(local * size, self.k, n_views, self.s.exclude_own)
@@ -288,15 +332,14 @@ class _Amplify(Timed):
             loss = loss + self.s.shift_weight * shift
             self.terms["shift"] = shift.detach()
         if self.predictor is not None:
-            alike = simsiam_loss(self.predictor(plain), plain)
+            alike = simsiam_loss(self.predictor(mine), mine, n_views)
             loss = loss + self.s.simsiam_weight * alike
             self.terms["simsiam"] = alike.detach()
         return loss
 
     def training_step(self, batch: int, _: int) -> Tensor:
         seed_step(self.seed, self.global_step)
-        index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
-        _, z, logits = self.encoder(self.augmented(index))
+        _, z, logits = self.encoder(self.augmented(self.batch_at(self.global_step)))
         return self.loss(z, logits)
 
     def configure_optimizers(self) -> Any:
@@ -316,12 +359,13 @@ class _Amplify(Timed):
             )
         else:
             optimizer = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay, fused=True)
-        warm = max(round(s.warmup * s.steps), 1)
+        steps = s.length(len(self.images))
+        warm = max(round(s.warmup * steps), 1)
         sequence = torch.optim.lr_scheduler.SequentialLR(
             optimizer,
             [
                 torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warm),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(s.steps - warm, 1)),
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps - warm, 1)),
             ],
             milestones=[warm],
         )

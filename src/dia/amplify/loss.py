@@ -54,14 +54,17 @@ def contrastive_loss(z: Tensor, positive: Tensor, excluded: Tensor, temperature:
     return F.cross_entropy(logits, positive, reduction="sum") / len(z)
 
 
-def simsiam_loss(p: Tensor, z: Tensor) -> Tensor:
-    """The SimSiam term: −cos(p, stop-gradient z) over the ordered pairs of plain views, their mean.
-
-    −1/2M · Σ_r [ cos(p_r, z_{r+M}) + cos(p_{r+M}, z_r) ] over the M rows of one view.
+def simsiam_loss(p: Tensor, z: Tensor, views: int = 3) -> Tensor:
+    """The SimSiam term: −cos(p_v, stop-gradient z_w) over all ordered pairs of views v ≠ w, its mean.
 
     Args:
-        p: predictions `(2·M, D)` from the projections of both plain views, view 0 first, and
+        p: predictions `(views·M, D)` from the projections of all views, row v·M + r of view v, and
         z: those projections, of which no gradient is taken.
+        views: 3 with dissolved views, 2 without.
+
+    Returns:
+        A scalar in [−1, 1].
     """
-    z = z.detach().float().roll(len(z) // 2, 0)
-    return -F.cosine_similarity(p.float(), z, dim=1).mean()
+    p, z = p.float(), z.detach().float()
+    others = [z.roll(v * len(z) // views, 0) for v in range(1, views)]
+    return -torch.stack([F.cosine_similarity(p, other, dim=1).mean() for other in others]).mean()

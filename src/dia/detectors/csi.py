@@ -9,12 +9,14 @@ normal, λ_k = 1/mean‖z_k‖ and μ_k = 1/mean s_k[k] over training. The score
 can be had alone (`score_parts`): the greatest cosine, the norm ‖z_k‖·λ_k, which multiplies it, and the shift
 term, which is added.
 
-Deviation: each of the seeded augmentations is one draw shared by all images, so that an image's score
-does not depend on which others are scored with it.
+Deviation: by default each of the seeded augmentations is one draw shared by all images; `score_draws: own`
+is the published way, a draw for each image and shift, with random flips, here seeded by the image's pixels.
+Either way an image's score does not depend on which others are scored with it.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,12 +28,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from ..amplify.augment import Augment
+from ..amplify.augment import Augment, Draws
 from ..amplify.encoder import Encoder
 from ..amplify.learning import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
 from ..amplify.shifts import SHIFTS
 from ..data.imageset import ImageSet
-from ..settings import added, require
+from ..settings import chosen, require
 from ..training import choose_device, is_main, seed_step
 from .base import Detector, Stages, load_module, module_tensors
 
@@ -50,12 +52,15 @@ class CSISettings:
         samples: seeded augmentations averaged per shift when scoring.
         bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
         score_parts: which of `cosine`, `norm` and `shift` make the score; all three as published.
+        score_draws: of the seeded augmentations: one draw `shared` by all images and shifts; or each image's
+            and shift's `own`, flipped at random, as published.
     """
 
     amplify: AmplifySettings = field(default_factory=AmplifySettings)
     samples: int = 10
     bank_size: int = 16384
-    score_parts: tuple[Part, ...] = added(PARTS)
+    score_parts: tuple[Part, ...] = PARTS
+    score_draws: Literal["shared", "own"] = "shared"
 
     def __post_init__(self) -> None:
         check_scoring(self)
@@ -63,6 +68,7 @@ class CSISettings:
 
 def check_scoring(s: Any) -> None:
     """What settings with CSI's score must fulfil."""
+    chosen(s, "score_draws")
     for name in ("samples", "bank_size"):
         require(getattr(s, name) >= 1, name, f"must be at least 1, not {getattr(s, name)}")
     known = set(s.score_parts) <= set(PARTS) and len(set(s.score_parts)) == len(s.score_parts)
@@ -91,6 +97,7 @@ class CSI(Detector):
     ) -> None:
         a = self.s.amplify
         a.check_installed()
+        a.stem_of(self.shape_)
         self.where_ = choose_device(self.device)
         ts = list(dissolved.ts) if dissolved else []
         path = stages.path("encoder", a, ts, dissolver_hash, self.seed, images)
@@ -120,8 +127,7 @@ class CSI(Detector):
     def _ready(self) -> None:
         self.where_ = choose_device(self.device)
         self.encoder_ = self.encoder_.to(self.where_).eval()
-        channels = 3 if self.s.amplify.rgb else self.shape_[2]
-        self.augment_ = Augment(self.s.amplify.augment, channels, scoring=True)
+        self.augment_ = Augment(self.s.amplify.augment, self.shape_[2], scoring=True)
 
     @torch.inference_mode()
     def _projections(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -129,24 +135,45 @@ class CSI(Detector):
 
         All shifts and samples of some images share one forward pass.
         """
-        views = self._views()
-        inputs = self._inputs(images, SHIFTS[self.s.amplify.shift][0] * len(views))
-        parts = [projections(self.encoder_, x, self.s.amplify.shift, views) for x in inputs]
+        shift, own = self.s.amplify.shift, self.s.score_draws == "own"
+        views, parts, done = [] if own else self._views(), [], 0
+        for x in self._inputs(images, SHIFTS[shift][0] * self.s.samples):
+            views = self._own_views(images[done : done + len(x)]) if own else views
+            parts.append(projections(self.encoder_, x, shift, views))
+            done += len(x)
         z, s = zip(*parts, strict=True)
         return torch.cat(z, 1), torch.cat(s, 1)
 
     def _views(self) -> list[Callable[[Tensor], Tensor]]:
         """What each sample makes of `(N, C, S, S)` images, the same of each."""
-        if self.augment_.hsv is not None:  # kornia draws for itself
-            return [partial(self._seeded, i, self.augment_) for i in range(self.s.samples)]
-        draws = (self._seeded(i, self.augment_.draw, 1) for i in range(self.s.samples))
+        draws = []
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            for sample in range(self.s.samples):
+                seed_step(self.seed, sample)
+                draws.append(self.augment_.draw(1))
         return [partial(self.augment_, draws=d) for d in draws]
 
-    def _seeded(self, sample: int, make: Callable[..., Any], *args: Any) -> Any:
-        """What `make` returns under the seed of a sample; the caller's random numbers stay as they are."""
+    def _own_views(self, images: np.ndarray) -> list[Callable[[Tensor], Tensor]]:
+        """What each sample makes of `(K·N, C, S, S)` shifted images: draws of each, seeded by its pixels."""
+        k, n, drawn, flips = SHIFTS[self.s.amplify.shift][0], self.s.samples, [], []
         with torch.random.fork_rng(devices=[]):
-            seed_step(self.seed, sample)
-            return make(*args)
+            for image in images:
+                seed_step(self.seed, zlib.crc32(image.tobytes()))
+                drawn.append(self.augment_.draw(n * k))
+                flips.append(torch.rand(n * k) < 0.5)
+
+        def by_sample(of_images: Sequence[Tensor]) -> Tensor:  # (N, n·K, …) to (n, K·N, …)
+            t = torch.stack(list(of_images), 1)
+            return t.view(n, k * len(images), *t.shape[2:])
+
+        draws = [by_sample(parts) for parts in zip(*drawn, strict=True)]
+        flip = by_sample(flips)
+
+        def view(rows: Tensor, i: int) -> Tensor:
+            mirrored = torch.where(flip[i].to(rows.device)[:, None, None, None], rows.flip(-1), rows)
+            return self.augment_(mirrored, Draws(*(t[i] for t in draws)))
+
+        return [partial(view, i=i) for i in range(n)]
 
     def _inputs(self, images: np.ndarray, views: int) -> Iterator[Tensor]:
         """What the encoder takes, on its device, of as many images at a time as fill a pass."""

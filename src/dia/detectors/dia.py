@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ..dissolve import DissolverSettings, Dissolving, load_dissolver, make_disso
 from ..dissolve.bank import DissolvedBank, LiveDissolving
 from ..dissolve.base import T_MAX
 from ..dissolve.stand_ins import StandIn
-from ..settings import added, require
+from ..settings import require
 from ..training import is_main
 from .base import MIN_NORMALS, Stages
 from .csi import CSI, PARTS, Part, check_scoring, spread
@@ -44,6 +44,7 @@ class DIASettings:
         bank_gb: room on disk for the dissolved copies; where it is too small for all images that training
             asks for, the encoder trains on fewer images, evenly spaced.
         score_parts: which of `cosine`, `norm` and `shift` make the score; all three as published.
+        score_draws: of the seeded augmentations, `shared` by all images or each image's `own`; see `csi`.
     """
 
     dissolver: DissolverSettings = field(default_factory=DissolverSettings)
@@ -53,7 +54,8 @@ class DIASettings:
     samples: int = 10
     bank_size: int = 16384
     bank_gb: float = 16.0
-    score_parts: tuple[Part, ...] = added(PARTS)
+    score_parts: tuple[Part, ...] = PARTS
+    score_draws: Literal["shared", "own"] = "shared"
 
     def __post_init__(self) -> None:
         check_scoring(self)
@@ -76,6 +78,7 @@ class DIA(CSI):
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         self.s.amplify.check_installed()
+        self.s.amplify.stem_of(self.shape_)  # before hours of training, not after
         if self.s.dissolver.kind == "none":
             self._fit_encoder(images, stages, None, "none")
         else:

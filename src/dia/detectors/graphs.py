@@ -77,9 +77,10 @@ class Contrast(nn.Module):
 
     def __init__(self, detector: CSI, parts: tuple[Part, ...]):
         super().__init__()
-        if detector.augment_.hsv is not None:
+        if detector.s.score_draws == "own":
             raise DataError(
-                "amplify.augment.colour hsv draws inside kornia and cannot be exported; fit with matrix"
+                "score_draws own draws from the pixels and cannot be exported; "
+                "fit with --settings.score_draws shared"
             )
         self.amplify, self.parts, self.encoder = detector.s.amplify, parts, detector.encoder_
         self.views = detector._views()

@@ -109,8 +109,7 @@ class MSCSettings:
     def preset(cls, name: str) -> Self:
         """`paper` as published; the others small enough for two cores, or for one accelerator."""
         if name == "paper":
-            hsv = replace(_MOCO, colour="hsv")
-            return cls(weights="imagenet", augment=hsv, precision="32")
+            return cls(weights="imagenet", precision="32")
         if name == "gpu":
             return cls(backbone="resnet50", size=128, lr=1e-3)
         return cls(backbone="resnet18", size=64, epochs=3, lr=1e-3)
@@ -217,8 +216,6 @@ class MeanShifted(Timed):
         flip = (torch.rand(2 * n) < 0.5)[mine].to(self.device)
         blur = (torch.rand(2 * n) < _BLUR_P)[mine].to(self.device)
         sigma = torch.empty(2 * n).uniform_(*_BLUR)[mine].to(self.device) * (self.s.size / _SIDE)
-        if rank := processes()[0]:
-            torch.manual_seed(torch.initial_seed() + rank)  # for draws that are made row by row
         x = to_input(self.images[index[part]], self.s.size, self.device, mean=(0, 0, 0), std=(1, 1, 1))
         x = self.augment(x[:, : self.augment.channels].repeat(2, 1, 1, 1), draws)
         x = torch.where(flip[:, None, None, None], x.flip(-1), x)
