@@ -46,6 +46,7 @@ from dia.detectors import CSI, DIA
 from dia.detectors.base import Stages, load_module, module_tensors
 from dia.detectors.csi import PARTS, normality, spread
 from dia.detectors.residual import nearest
+from dia.evaluate.benchmark import facts_of, keep_scores, record, score_set, scores_path
 from dia.evaluate.ledger import Ledger, append_line, environment
 from dia.evaluate.protocol import VAL, development
 from dia.presets import MAX_SIZE, PRESETS, settings
@@ -54,6 +55,7 @@ from dia.training import choose_device
 
 LEDGER = HERE.parent / "results/curves.jsonl"
 SETS = ("pneumoniamnist", "breastmnist", "sarscov2ct", "kvasirseg_patches")
+RUNS = HERE.parent / "results/runs.jsonl"
 CURVE = "curve"
 REQUIRED = ("protocol", "dataset", "method", "score", "settings_hash", "data_sha256")
 FEATURE_NEIGHBOURS = 3
@@ -109,14 +111,15 @@ class _Watched(CSI):
         a.check_installed()
         self.where_ = choose_device(self.device)
         ts = list(dissolved.ts) if dissolved else []
-        path = stages.path("curve", a, ts, dissolver_hash, self.seed, list(self.at), images)
+        path = stages.path("encoder", a, ts, dissolver_hash, self.seed, images)
         self.images_, self.snapshots_ = images, Snapshots(path, self.at)
 
         def make() -> float:
-            _, seconds = learn(
+            encoder, seconds = learn(
                 images, dissolved, a, seed=self.seed, device=self.device, workdir=path,
                 resume=stages.resume, progress=stages.progress, watchers=[self.snapshots_],
             )  # fmt: skip
+            save_file(module_tensors(encoder, ""), path / "encoder.safetensors")  # as CSI keeps it
             return seconds
 
         stages.part(path, make, lambda: None)
@@ -221,8 +224,8 @@ def run(
     with contextlib.suppress(DataError):  # it has no labelled validation split
         judged[VAL] = development(dataset, VAL, data_root, side)[1]
     s = replaced(settings(WATCHED[method].Settings, preset), {"amplify.size": size, **(changes or {})})
-    steps = round(s.amplify.steps * times)
-    s = replaced(s, {"amplify.steps": steps})
+    steps = round(s.amplify.length(len(normals)) * times)
+    s = s if times == 1 else replaced(s, {"amplify.steps": steps})
     detector = WATCHED[method](s, seed=seed, device=device)
     detector.at = snapshot_steps(steps, count)
     identity = {
@@ -234,7 +237,16 @@ def run(
     }
     if is_there(Ledger(ledger, REQUIRED).rows(), identity, detector.at):
         return False
+    detector.facts_ = facts_of(detector, dataset, preset, normals)
     found = curve(detector, normals, judged, work / dataset)
+    if times == 1 and not changes:  # the preset itself: a line of the main grid as well
+        detector._take(steps)
+        detector._fit_bank(detector.images_)
+        line = record(detector, score_set(detector, judged["test"]), judged["test"], dataset)
+        scored = detector.score(judged["test"])
+        if Ledger(RUNS).find(**identity) is None:
+            keep_scores(scores_path(RUNS.parent / "scores", line), scored, judged["test"])
+            Ledger(RUNS).append(line)
     here = environment()
     about = {"protocol": CURVE, **identity, "preset": preset, "size": size, "times": times, "steps": steps}
     fixed = {
