@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -263,7 +264,16 @@ def cycled_beta(epoch: int) -> tuple[float, float]:
     return (20.0, 2 + 1.2 * e) if e < 15 else (2 + 1.2 * (29 - e), 20.0)
 
 
-class _Amplify(Timed):
+class ContrastiveTraining(Timed):
+    """The training itself, of one process's share of each batch: views, loss and optimiser.
+
+    Args:
+        images: `(N, H, W, C)` uint8, normal.
+        dissolved: where dissolved views come from; None trains CSI.
+        settings: of the training.
+        seed: of weights, batches and all draws.
+    """
+
     def __init__(self, images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, seed: int):
         super().__init__()
         self.images, self.dissolved, self.s, self.seed = images, dissolved, settings, seed
@@ -277,29 +287,37 @@ class _Amplify(Timed):
         n = len(self.images)
         return batch_indices(n, self.s.batch, self.seed, step, self.s.batches(n))
 
-    def views(self, index: np.ndarray, part: slice = slice(None)) -> Tensor:
+    def views(self, index: Any, part: slice = slice(None)) -> Tensor:
         """Rows `(views·K·b, C, S, S)` in [0, 1] in the order of `loss.py`, before augmentation.
 
         Plain views: x twice, each flipped at random. Dissolved view: for each shift a flip of its own, and a
         t as `draw_levels` says, drawn for the whole batch; `part` is the share of the batch that is made.
         """
         batch, index = len(index), index[part]
-        x = encoder_input(self.images[index], self.s, self.device)
+        x = self.plain(index)
         flips = torch.rand(2, batch, device=self.device)[:, part] < 0.5
         plain = (torch.where(flip[:, None, None, None], x.flip(-1), x) for flip in flips)
         rows = [self.shift(v, k) for v in plain for k in range(self.k)]
         if self.dissolved is not None:
-            flip = (torch.rand(self.k, batch, device=self.device)[:, part] < 0.5).cpu().numpy()
+            flip = torch.rand(self.k, batch, device=self.device)[:, part] < 0.5
             epoch = self.global_step // self.s.batches(len(self.images))
             count = len(self.dissolved.ts)
-            level = draw_levels(count, self.k, batch, self.s, epoch, self.device)[:, part].cpu().numpy()
-            for k in range(self.k):
-                v3 = self.dissolved.take(index, flip[k], level[k])
-                rows.append(self.shift(encoder_input(v3, self.s, self.device), k))
+            level = draw_levels(count, self.k, batch, self.s, epoch, self.device)[:, part]
+            rows += [self.shift(self.gone(index, flip[k], level[k]), k) for k in range(self.k)]
         return torch.cat(rows)
 
+    def plain(self, index: Any) -> Tensor:
+        """Images `index`, `(b, C, S, S)` in [0, 1]."""
+        return encoder_input(self.images[index], self.s, self.device)
+
+    def gone(self, index: Any, flip: Tensor, level: Tensor) -> Tensor:
+        """Their dissolved copies, mirrored where `flip`, each at its level of t. Same shape."""
+        assert self.dissolved is not None
+        taken = self.dissolved.take(index, flip.cpu().numpy(), level.cpu().numpy())
+        return encoder_input(taken, self.s, self.device)
+
     @torch.no_grad()
-    def augmented(self, index: np.ndarray) -> Tensor:
+    def augmented(self, index: Any) -> Tensor:
         """This process's augmented rows of the batch `index`, `(views·K·b, C, S, S)`.
 
         Chance is drawn for the whole batch, so that it does not depend on the number of processes.
@@ -322,12 +340,10 @@ class _Amplify(Timed):
         local, mine = len(z) // (n_views * self.k), z
         if size > 1:  # (W, views·K·b, D) to (views·K·B, D)
             z = gather(z).view(size, n_views * self.k, local, -1).transpose(0, 1).flatten(0, 2)
-        positive, excluded = targets(local * size, self.k, n_views, self.s.exclude_own)
-        loss = contrastive_loss(z, positive.to(z.device), excluded.to(z.device), self.s.temperature)
+        positive, excluded, right = _targets(local * size, local, self.k, n_views, self.s, z.device)
+        loss = contrastive_loss(z, positive, excluded, self.s.temperature)
         self.terms = {"contrastive": loss.detach()}
         if self.k > 1:
-            taught = n_views if self.s.dissolved_in_shift else 2
-            right = torch.arange(self.k, device=z.device).repeat_interleave(local).repeat(taught)
             shift = F.cross_entropy(logits[: len(right)].float(), right)
             loss = loss + self.s.shift_weight * shift
             self.terms["shift"] = shift.detach()
@@ -338,38 +354,77 @@ class _Amplify(Timed):
         return loss
 
     def training_step(self, batch: int, _: int) -> Tensor:
+        """The loss of Lightning's next step."""
         seed_step(self.seed, self.global_step)
-        _, z, logits = self.encoder(self.augmented(self.batch_at(self.global_step)))
+        return self.step_loss(self.batch_at(self.global_step))
+
+    def step_loss(self, index: Any) -> Tensor:
+        """Loss of the batch `index`, drawn by torch's generators as they stand."""
+        _, z, logits = self.encoder(self.augmented(index))
         return self.loss(z, logits)
 
     def configure_optimizers(self) -> Any:
-        s, weights = self.s, self.parameters()
-        optimizer: torch.optim.Optimizer
-        if s.optimizer == "lars":
-            s.check_installed()
-            from timm.optim import Lars
-
-            optimizer = Lars(
-                weights,
-                lr=s.lr,
-                momentum=0.9,
-                weight_decay=s.weight_decay,
-                trust_coeff=0.001,
-                always_adapt=True,
-            )
-        else:
-            optimizer = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay, fused=True)
-        steps = s.length(len(self.images))
-        warm = max(round(s.warmup * steps), 1)
-        sequence = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warm),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps - warm, 1)),
-            ],
-            milestones=[warm],
-        )
+        """Optimiser and schedule for Lightning."""
+        optimizer = make_optimizer(self.parameters(), self.s, self.s.lr)
+        sequence = schedule(optimizer, self.s, len(self.images))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": sequence, "interval": "step"}}
+
+
+_Amplify = ContrastiveTraining  # its name in tests and benchmarks
+
+
+@lru_cache(maxsize=4)
+def _targets(
+    batch: int, local: int, shifts: int, views: int, s: AmplifySettings, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`loss.targets` of a batch, and the right shift of this process's rows, on a device."""
+    positive, excluded = targets(batch, shifts, views, s.exclude_own)
+    taught = views if s.dissolved_in_shift else 2
+    right = torch.arange(shifts).repeat_interleave(local).repeat(taught)
+    return positive.to(device), excluded.to(device), right.to(device)
+
+
+def make_optimizer(weights: Iterable[nn.Parameter], s: AmplifySettings, lr: float | Tensor) -> Any:
+    """The optimiser of these settings; with a tensor of the device as rate, it can be captured in a graph."""
+    if s.optimizer == "lars":
+        s.check_installed()
+        from timm.optim import Lars
+
+        return Lars(
+            weights,
+            lr=lr,
+            momentum=0.9,
+            weight_decay=s.weight_decay,
+            trust_coeff=0.001,
+            always_adapt=True,
+        )
+    on_device = isinstance(lr, Tensor) and lr.is_cuda
+    return torch.optim.AdamW(weights, lr, weight_decay=s.weight_decay, fused=True, capturable=on_device)
+
+
+def schedule(optimizer: torch.optim.Optimizer, s: AmplifySettings, n: int) -> Any:
+    """The rate over the steps on n images: up linearly from a tenth, then down a half cosine."""
+    steps = s.length(n)
+    warm = max(round(s.warmup * steps), 1)
+    return torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warm),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps - warm, 1)),
+        ],
+        milestones=[warm],
+    )
+
+
+def learning_rates(s: AmplifySettings, n: int) -> list[float]:
+    """The rate of every step on n images."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], s.lr)
+    rates, over = [], schedule(optimizer, s, n)
+    for _ in range(s.length(n)):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        over.step()
+    return rates
 
 
 def _predictor(encoder: Encoder, seed: int) -> nn.Module:

@@ -1,0 +1,222 @@
+"""Contrastive training that never leaves its device: images, dissolved copies, draws, loss and optimiser.
+
+It trains the module of `learning.py` without Lightning: a step waits for nothing, and where the device allows
+it the whole step is one CUDA graph. Knows one process and a finished bank of dissolved copies; several
+processes, live dissolving and loggers are `learning.learn`'s.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dissolve.bank import DissolvedBank
+from ..training import bf16_is_fast, not_finite, seed_step
+from .learning import AmplifySettings, ContrastiveTraining, as_input, learning_rates, make_optimizer
+
+CHECKPOINT = "resident.ckpt"
+_EAGER = 3  # steps before a graph is captured: they choose kernels and make the optimiser's state
+_LOOK = 200  # steps between looks at the loss, each of which waits for the device
+_ROWS = 1024  # images resized at a time
+
+
+class Resident(ContrastiveTraining):
+    """The same training with images and dissolved copies as uint8 tensors on the device.
+
+    Args:
+        images: `(N, H, W, C)` uint8.
+        bank: their dissolved copies, or None (CSI).
+        settings: of the training.
+        seed: of weights, batches and all draws.
+        device: of everything.
+    """
+
+    global_step: int = 0  # its own, in place of Lightning's
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        bank: DissolvedBank | None,
+        settings: AmplifySettings,
+        seed: int,
+        device: torch.device,
+    ):
+        super().__init__(images, bank, settings, seed)
+        self.to(device)
+        self.x = _on(device, images, settings)  # (N, C, S, S)
+        if bank is not None:
+            t, flips, m = bank.array.shape[:3]
+            flat = _on(device, bank.array.reshape(-1, *bank.array.shape[3:]), settings)
+            self.copies = flat.view(t, flips, m, *flat.shape[1:])
+            self.place = torch.zeros(len(images), dtype=torch.long, device=device)
+            self.place[torch.from_numpy(bank.index).to(device)] = torch.arange(m, device=device)
+
+    def plain(self, index: Tensor) -> Tensor:
+        """Images `index`, `(b, C, S, S)` in [0, 1]."""
+        return self.x[index].float() / 255
+
+    def gone(self, index: Tensor, flip: Tensor, level: Tensor) -> Tensor:
+        """Their dissolved copies, mirrored where `flip`, each at its level of t. Same shape."""
+        return self.copies[level, flip.long(), self.place[index]].float() / 255
+
+
+class ResidentLoop:
+    """Runs a `Resident` for the steps its settings say; checkpoints by time, goes on from one.
+
+    Args:
+        module: what is trained.
+        workdir: holds the checkpoint.
+        resume: go on from a checkpoint there.
+        seconds: between checkpoints.
+
+    Attributes:
+        step: of training so far.
+        steps: in all.
+        losses: `(steps,)` float32 on the device, NaN where a step is still to come.
+        seconds: of training so far, those of earlier calls included.
+    """
+
+    def __init__(self, module: Resident, workdir: Path, *, resume: bool = True, seconds: float = 60):
+        self.module, self.every, self.path = module, seconds, workdir / CHECKPOINT
+        self.device, s = module.device, module.s
+        n = len(module.images)
+        self.steps, self.step, self.seconds = s.length(n), 0, 0.0
+        self.rates = learning_rates(s, n)
+        self.lr = torch.tensor(self.rates[0], device=self.device)
+        self.optimizer = make_optimizer(module.parameters(), s, self.lr)
+        self.losses = torch.full((self.steps,), math.nan, device=self.device)
+        self.index = torch.zeros(min(s.batch, n), dtype=torch.long, device=self.device)
+        self.at = torch.zeros((), dtype=torch.long, device=self.device)
+        self.low = s.precision == "bf16" or (s.precision == "auto" and bf16_is_fast(self.device))
+        self.graph: Any = None
+        # what a graph has captured cannot follow the epoch
+        self.captures = self.device.type == "cuda" and s.t_sampler != "cycled"
+        workdir.mkdir(parents=True, exist_ok=True)
+        if resume and self.path.exists():
+            self._load()
+
+    def run(self, until: int | None = None, deadline: float = math.inf) -> int:
+        """Trains up to step `until` (by default the last), or until `time.perf_counter()` is `deadline`.
+
+        Returns:
+            The step reached.
+
+        Raises:
+            TrainingError: the loss was NaN or infinite; the last checkpoint is from before.
+        """
+        until, saved, start = self.steps if until is None else until, time.perf_counter(), time.perf_counter()
+        before, self.module = self.seconds, self.module.train()
+        while self.step < until and time.perf_counter() < deadline:
+            self._prepare()
+            if self.graph is not None:
+                self.graph.replay()
+            elif self.captures and self.step >= _EAGER:
+                self._capture()
+            else:
+                self._eager()
+            self.step += 1
+            if self.step % _LOOK == 0 or time.perf_counter() - saved > self.every:
+                self._look()
+                self.seconds = before + time.perf_counter() - start
+                if time.perf_counter() - saved > self.every:
+                    self.save()
+                    saved = time.perf_counter()
+        self._look()
+        self.seconds = before + time.perf_counter() - start
+        self.save()
+        return self.step
+
+    def _prepare(self) -> None:
+        """Gives the step its batch, its rate and its seed, without waiting for the device."""
+        m = self.module
+        m.global_step = self.step
+        index = torch.from_numpy(m.batch_at(self.step))
+        if self.device.type == "cuda":
+            index = index.pin_memory()
+        self.index.copy_(index, non_blocking=True)
+        self.lr.fill_(self.rates[self.step])
+        self.at.fill_(self.step)
+        seed_step(m.seed, self.step)
+
+    def _work(self) -> None:
+        """One step: forward, backward, optimiser. Everything a graph captures."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low, cache_enabled=False):
+            loss = self.module.step_loss(self.index)
+        loss.backward()
+        self.optimizer.step()
+        self.losses.scatter_(0, self.at[None], loss.detach().float()[None])
+
+    def _eager(self) -> None:
+        """A step that is not captured; those before a capture must not be on the default stream."""
+        if not self.captures:
+            return self._work()
+        stream, default = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(default)
+        with torch.cuda.stream(stream):
+            self._work()
+        default.wait_stream(stream)
+
+    def _capture(self) -> None:
+        """Captures the step into a graph and runs it; where that fails, steps stay as they were."""
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._work()
+        except RuntimeError as error:
+            warnings.warn(f"no CUDA graph of the training step: {error}", stacklevel=2)
+            self.captures = False
+            self._prepare()
+            self._work()
+            return
+        self.graph = graph
+        self._prepare()
+        graph.replay()
+
+    def _look(self) -> None:
+        """Complains of a loss that is not finite."""
+        found = self.losses[: self.step].cpu()
+        if bad := (~torch.isfinite(found)).nonzero().flatten().tolist():
+            m = self.module
+            raise not_finite(float(found[bad[0]]), bad[0], m.batch_at(bad[0]), len(m.images))
+
+    def save(self) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        new = self.path.with_suffix(".tmp")
+        torch.save(state, new)
+        new.replace(self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location=self.device, weights_only=True)
+        if len(state["losses"]) != self.steps:
+            return  # of another length of training
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.losses.copy_(state["losses"])
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
+
+def _on(device: torch.device, images: np.ndarray, settings: AmplifySettings) -> Tensor:
+    """`(N, H, W, C)` uint8 as `(N, C, S, S)` uint8 of the encoder's size, on the device."""
+    parts = []
+    for i in range(0, len(images), _ROWS):
+        part = torch.from_numpy(np.ascontiguousarray(images[i : i + _ROWS])).permute(0, 3, 1, 2)
+        parts.append(as_input(part, settings).mul(255).round().byte().to(device))
+    return torch.cat(parts)
