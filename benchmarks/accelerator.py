@@ -1,0 +1,374 @@
+"""The paper's own training, as far as a machine goes in so many minutes: jobs in order of worth.
+
+Each job trains the encoder of `csi` or `dia` as published (width 64, LARS, batch 32, 1000 epochs of ⌈N/32⌉
+batches) on *all* training normals of a set, from a bank of dissolved copies at fourteen t, and judges it by
+every score at some steps on the way. Where the minutes are too few for a job's whole schedule, it is cut to
+what fits, after the step was measured; the line says so. Nothing is chosen by a test label: the last step is
+the result, and what choosing the best step on test would have given stands beside it.
+
+    python benchmarks/accelerator.py --data ../shared/data --out OUT --minutes 8     # on a GPU
+    python benchmarks/accelerator.py ... --dry-run                                   # jobs with estimates
+    python benchmarks/accelerator.py ... --banks                                     # banks alone, on a CPU
+    python benchmarks/accelerator.py ... --device cpu --steps 5                      # all jobs, in a test
+    python benchmarks/accelerator.py --enter OUT                                     # into results/, once
+
+Under OUT: `results.jsonl` (a line for each score at each step judged), `scores.npz`, `losses.npz`. What is
+there is not made again; a job that was stopped goes on from its checkpoint under --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+
+from dia.amplify.resident import Resident, ResidentLoop
+from dia.data.catalog import load, load_training
+from dia.data.imageset import DataError, ImageSet
+from dia.detectors import CSI, DIA
+from dia.detectors.csi import PARTS, normality, spread
+from dia.detectors.residual import nearest
+from dia.dissolve import DissolverSettings, make_dissolver
+from dia.dissolve.bank import DissolvedBank
+from dia.evaluate.ledger import Ledger, append_line, environment
+from dia.presets import settings
+from dia.settings import differences
+from dia.training import choose_device
+
+LEDGER = Path(__file__).parents[1] / "results/accelerator.jsonl"
+REQUIRED = ("job", "dataset", "method", "seed", "preset", "steps", "step", "score", "auroc")
+TS = tuple(range(30, 100, 5))
+LEAST = 0.25  # of its schedule: a job that must be cut below is left for another machine
+UNET_STEPS = 2000  # of the small U-Net that makes the banks
+NEIGHBOURS = 3
+
+
+class Job(NamedTuple):
+    """One training."""
+
+    dataset: str
+    method: str
+    seed: int = 0
+    input_range: str = "right"
+    preset: str = "paper"
+    unet: str = "cpu"  # preset of the diffusion model behind the bank
+    size: int = 32  # images are read at this side at most
+
+    @property
+    def name(self) -> str:
+        """Of its lines and files."""
+        special = [
+            v
+            for v, usual in ((self.input_range, "right"), (self.preset, "paper"), (self.unet, "cpu"))
+            if v != usual
+        ]
+        return "-".join([self.dataset, self.method, *special, f"{self.size}px", str(self.seed)])
+
+    @property
+    def bank(self) -> str:
+        """Of the file of its dissolved copies."""
+        return f"bank-{self.dataset}-{self.input_range}-{self.unet}-{self.size}px.npz"
+
+
+def jobs() -> list[Job]:
+    """All, in order of worth: does honest DIA reach its published numbers?"""
+    made = [
+        Job("breastmnist-0", "dia"),
+        Job("breastmnist-0", "dia", input_range="released"),
+        Job("breastmnist-0", "csi"),
+        Job("breastmnist-0", "dia", seed=1),
+        Job("breastmnist-0", "csi", seed=1),
+        Job("breastmnist", "dia"),
+        Job("breastmnist", "csi"),
+        Job("pneumoniamnist", "dia"),
+        Job("pneumoniamnist", "csi"),
+        Job("sarscov2ct-128", "dia", size=128),
+        Job("sarscov2ct-128", "csi", size=128),
+        Job("breastmnist-0", "dia", unet="paper"),
+    ]
+    sets = {"breastmnist-0": 32, "breastmnist": 32, "pneumoniamnist": 32, "sarscov2ct-128": 128}
+    return made + [Job(d, m, preset="gpu", size=s) for d, s in sets.items() for m in ("dia", "csi")]
+
+
+def settings_of(job: Job, steps: int | None = None) -> Any:
+    """Of the job: its preset's, but for the bank's t and, where it is cut, the steps."""
+    s = settings({"csi": CSI, "dia": DIA}[job.method].Settings, job.preset)
+    amplify = replace(s.amplify, precision="auto")
+    s = replace(s, amplify=amplify if steps is None else replace(amplify, steps=steps))
+    return replace(s, dissolver=dissolver_of(job), ts=TS, live=False) if job.method == "dia" else s
+
+
+def dissolver_of(job: Job) -> DissolverSettings:
+    """The diffusion model behind a job's bank."""
+    d = settings(DIA.Settings, job.unet).dissolver
+    if job.unet == "cpu":
+        d = replace(d, steps=UNET_STEPS)
+    return replace(d, input_range=job.input_range)
+
+
+def bank_of(job: Job, images: np.ndarray, a: argparse.Namespace) -> DissolvedBank:
+    """The dissolved copies: read from beside the data or OUT, or made now and kept in OUT."""
+    for folder in (Path(a.data), a.out):
+        if (folder / job.bank).exists():
+            kept = np.load(folder / job.bank)["bank"]
+            if kept.shape == (len(TS), 2, *images.shape):
+                return DissolvedBank(kept, TS, np.arange(len(images)))
+    d = dissolver_of(job)
+    d = replace(d, steps=a.steps) if a.steps else d
+    right = make_dissolver(replace(d, input_range="right"), device=a.device)
+    right.fit(images, workdir=a.work / job.bank.replace(job.input_range, "unet"), resume=True)
+    right.settings = d
+    bank = DissolvedBank.build(images, right, TS, a.work / f"{job.bank}.npy")
+    np.savez_compressed(a.out / job.bank, bank=bank.array)
+    return bank
+
+
+def scorer(detector: CSI, normals: np.ndarray) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Every score of a detector with an encoder and a bank, as a function of images: `(N,)` each by name."""
+    h = detector._features(spread(normals, detector.s.bank_size))
+    fits = [LedoitWolf().fit(f) for f in h]
+
+    def score(images: np.ndarray) -> dict[str, np.ndarray]:
+        z, s = detector._projections(images)
+        of = (detector.bank_, detector.lambda_, detector.mu_)
+        found = {part: -normality(z, s, *of, (part,)).double().cpu().numpy() for part in PARTS}
+        f = detector._features(images)
+        far = np.array([np.sqrt(fit.mahalanobis(x)) for fit, x in zip(fits, f, strict=True)])
+        near = [nearest(a, b, NEIGHBOURS) for a, b in zip(f, h, strict=True)]
+        return {
+            "published": -normality(z, s, *of).double().cpu().numpy(),
+            **found, "mahalanobis": far.sum(0), "neighbours": np.sum(near, axis=0),
+        }  # fmt: skip
+
+    return score
+
+
+def judged(
+    job: Job, s: Any, module: Resident, images: np.ndarray, a: argparse.Namespace
+) -> Callable[..., Any]:
+    """Scores by name of any images, with the encoder as it is; published and cosine by own draws as well."""
+    found: dict[str, np.ndarray] = {}
+    detectors = {}
+    for draws in ("shared", "own"):
+        d = {"csi": CSI, "dia": DIA}[job.method](
+            replace(s, score_draws=draws), seed=job.seed, device=a.device
+        )
+        d.shape_, d.encoder_ = images.shape[1:], module.encoder
+        d._ready()
+        d._fit_bank(images)
+        detectors[draws] = scorer(d, images)
+
+    def score(x: np.ndarray) -> dict[str, np.ndarray]:
+        found.update(detectors["shared"](x))
+        own = detectors["own"](x)
+        return found | {f"{name}, own draws": own[name] for name in ("published", "cosine")}
+
+    return score
+
+
+class Sets(NamedTuple):
+    """Of a job."""
+
+    normals: np.ndarray
+    test: ImageSet
+    sha256: str
+
+
+def sets_of(job: Job, data: str) -> Sets:
+    """All training normals, and the test set."""
+    normals = load_training(job.dataset, data, max_size=job.size)
+    test = load(job.dataset, "test", data, max_size=job.size)
+    return Sets(normals.images, test, f"{normals.sha256()[:32]}{test.sha256()[:32]}")
+
+
+def step_seconds(module: Resident, workdir: Path) -> float:
+    """Of a step, after the first ones, on a loop that is thrown away."""
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    loop = ResidentLoop(module, workdir / "pace", resume=False)
+    few = 2 if module.device.type == "cpu" else 20
+    loop.run(until=min(few, loop.steps))
+    start, before = time.perf_counter(), loop.step
+    loop.run(until=min(loop.step + few, loop.steps))
+    spent = (time.perf_counter() - start) / max(loop.step - before, 1)
+    module.load_state_dict(state)
+    return spent
+
+
+def run(job: Job, a: argparse.Namespace, deadline: float) -> bool:
+    """Makes a job, or goes on with it; False where the time left is too short for a useful part of it."""
+    work = a.work / job.name
+    data = sets_of(job, a.data)
+    device = choose_device(a.device)
+    n = len(data.normals)
+    whole = settings_of(job).amplify.length(n)
+    plan = work / "plan.json"
+    bank = bank_of(job, data.normals, a) if job.method == "dia" else None
+    module = Resident(data.normals, bank, settings_of(job).amplify, job.seed, device)
+    if plan.exists():
+        planned = json.loads(plan.read_text())
+        steps, pace = planned["steps"], planned["step_seconds"]
+    else:
+        pace = step_seconds(module, work)
+        left = deadline - time.perf_counter() - a.judging * pace * a.evaluations
+        steps = int(min(whole, a.steps or whole, max(left / pace, 0)))
+        if steps < LEAST * (a.steps or whole):
+            return False
+        plan.write_text(json.dumps({"steps": steps, "step_seconds": pace}))
+    s = settings_of(job, None if steps == whole else steps)
+    module = Resident(data.normals, bank, s.amplify, job.seed, device)
+    loop = ResidentLoop(module, work, seconds=a.checkpoint_seconds)
+    here = environment()
+    about = {
+        "job": job.name, **job._asdict(), "steps": steps, "whole": whole, "n_train": n,
+        "settings": {k: v[0] for k, v in differences(s, settings(type(s), job.preset)).items()},
+        "data_sha256": data.sha256, "device": str(here["device"]) if device.type != "cpu" else "cpu",
+        "threads": torch.get_num_threads(), "versions": here["versions"], "commit": here["commit"],
+    }  # fmt: skip
+    there = {(r["step"]) for r in rows(a.out) if r["job"] == job.name}
+    for step in sorted({max(round(steps * (i + 1) / a.evaluations), 1) for i in range(a.evaluations)}):
+        if step < loop.step and step not in there:
+            continue  # a stop between training and judging: the next judging counts
+        if loop.run(until=step, deadline=deadline) < step:
+            return True  # it goes on another time
+        if step in there:
+            continue
+        module.eval()
+        with torch.inference_mode():
+            scores = judged(job, s, module, data.normals, a)(data.test.images)
+        module.train()
+        lines = [
+            about | {
+                "step": step, "score": name, "auroc": float(roc_auc_score(data.test.labels, values)),
+                "train_seconds": round(loop.seconds, 2), "step_seconds": round(loop.seconds / step, 5),
+                "graph": loop.graph is not None,
+            }
+            for name, values in scores.items()
+        ]  # fmt: skip
+        append_line(a.out / "results.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        by_name = {line["score"]: line["auroc"] for line in lines}
+        print(
+            f"{job.name} step {step}: {by_name['published']:.3f}, {loop.seconds / step:.4f} s a step",
+            flush=True,
+        )
+    keep(a.out / "losses.npz", {job.name: loop.losses.cpu().numpy()})
+    labels = np.asarray(data.test.labels)
+    keep(
+        a.out / "scores.npz",
+        {f"{job.name}/{k}": v for k, v in scores.items()} | {f"{job.name}/labels": labels},
+    )
+    return True
+
+
+def keep(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Adds arrays to an .npz, whole or not at all."""
+    there = dict(np.load(path)) if path.exists() else {}
+    new = path.with_suffix(".tmp.npz")
+    np.savez_compressed(new, **{**there, **arrays})
+    new.replace(path)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Of a folder's results."""
+    return Ledger(out / "results.jsonl", REQUIRED).rows()
+
+
+def done(job: Job, out: Path) -> bool:
+    """Whether the last step was judged."""
+    return any(r["job"] == job.name and r["step"] == r["steps"] for r in rows(out))
+
+
+def enter(out: Path, ledger: Path = LEDGER) -> int:
+    """Appends what came back to the ledger, but for the lines that it holds. Returns their number."""
+    held = {
+        (r["job"], r["steps"], r["step"], r["score"], r["data_sha256"])
+        for r in Ledger(ledger, REQUIRED).rows()
+    }
+    new = [
+        r for r in rows(out) if (r["job"], r["steps"], r["step"], r["score"], r["data_sha256"]) not in held
+    ]
+    if new:
+        append_line(ledger, b"".join(json.dumps(r).encode() + b"\n" for r in new))
+    return len(new)
+
+
+def main() -> None:
+    """Works through the jobs."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", default="../shared/data", help="folder of the sets, and of banks made before")
+    p.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", ".work/accelerator/out")), help="results"
+    )
+    p.add_argument(
+        "--work", type=Path, default=Path(".work/accelerator"), help="checkpoints; stays on the machine"
+    )
+    p.add_argument("--minutes", type=float, default=math.inf, help="for all of it; schedules are cut to fit")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument(
+        "--steps", type=int, default=None, help="of every training, diffusion models too: for a test"
+    )
+    p.add_argument("--jobs", nargs="+", default=[], help="only those whose names begin so")
+    p.add_argument("--evaluations", type=int, default=12, help="how often each encoder is judged")
+    p.add_argument(
+        "--judging", type=float, default=40, help="what judging takes, in steps: for the estimates"
+    )
+    p.add_argument("--checkpoint_seconds", type=float, default=60, help="between checkpoints")
+    p.add_argument("--banks", action="store_true", help="only make the banks into OUT")
+    p.add_argument("--dry-run", action="store_true", help="list jobs with estimates")
+    p.add_argument("--enter", type=Path, metavar="OUT", help="take the results of OUT into the ledger")
+    a = p.parse_args()
+    if a.enter:
+        print(f"{enter(a.enter)} new lines in {LEDGER}")
+        return
+    deadline = time.perf_counter() + 60 * a.minutes
+    wanted = [j for j in jobs() if not a.jobs or any(j.name.startswith(name) for name in a.jobs)]
+    if not wanted:
+        sys.exit(f"no such job; there are: {', '.join(j.name for j in jobs())}")
+    for folder in (a.out, a.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        for job in wanted:
+            try:
+                if a.dry_run:
+                    dry(job, a)
+                elif a.banks:
+                    if job.method == "dia" and job.unet == "cpu":
+                        bank_of(job, sets_of(job, a.data).normals, a)
+                elif not done(job, a.out) and time.perf_counter() < deadline:
+                    (a.work / job.name).mkdir(parents=True, exist_ok=True)
+                    if not run(job, a, deadline):
+                        print(f"{job.name}: the time left is too short", flush=True)
+            except DataError as error:  # a set that is not there: the next job
+                print(f"{job.name}: {error}", flush=True)
+
+
+def dry(job: Job, a: argparse.Namespace) -> None:
+    """Prints a job's length, by the floor of one GPU: 8 ms for 384 rows of 28 pixels, in proportion."""
+    data = sets_of(job, a.data)
+    s = settings_of(job).amplify
+    side = min(s.size, max(data.normals.shape[1:3]))
+    share = 1 if s.stem_of(data.normals.shape[1:])[1] == "cifar" else 1 / 16
+    views = 3 if job.method == "dia" else 2
+    seconds = 0.008 * (views / 3) * (s.batch / 32) * (side / 28) ** 2 * share * (s.width / 64) ** 2
+    steps = a.steps or s.length(len(data.normals))
+    bank = (
+        "" if job.method == "csi" else "bank there" if (Path(a.data) / job.bank).exists() else "bank to make"
+    )
+    state = "done" if done(job, a.out) else bank
+    print(f"{job.name:45} {steps:7,d} steps  about {steps * seconds:6.0f} s  {state}")
+
+
+if __name__ == "__main__":
+    main()
