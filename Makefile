@@ -24,7 +24,8 @@ lint: $(STAMP)  ## style and types
 docs: $(STAMP)  ## the documentation into site/, strictly: no warning, no broken link, nothing from elsewhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-results: $(STAMP)  ## what the grid of the README's table still lacks (some six hours from nothing), and its report
+results: $(STAMP)  ## what the grids of the README's table still lack (some six hours from nothing), and its report
+	$(BIN)/dia benchmark --config results/grid-directions.yaml --data-root $(DATA)
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
 	$(BIN)/dia report benchmark --data-root $(DATA)
 

@@ -10,14 +10,16 @@ import pytest
 from test_report import EVIL, Page
 
 from dia.apps.reporting import readme_table, write_benchmark_report
-from dia.detectors import TRIVIAL
-from dia.evaluate.benchmark import scores_path, weights_kind
+from dia.data.catalog import CATALOG
+from dia.detectors import DIA, TRIVIAL
+from dia.evaluate.benchmark import scores_path, wanted_hash, weights_kind
 from dia.evaluate.benchmark_report import comparisons, load_scores, pairs_csv, ranking_words
 from dia.evaluate.benchmark_table import about, benchmark_table, paper_name
 from dia.evaluate.benchmark_text import (
     CSV_FIELDS,
     corrections,
     csv_table,
+    direction_notes,
     escaped,
     failure_rows,
     gain_rows,
@@ -28,7 +30,7 @@ from dia.evaluate.benchmark_text import (
     tex,
 )
 from dia.evaluate.compare import holm, paired_difference
-from dia.evaluate.paper import paper_gains, paper_table
+from dia.evaluate.paper import DIRECTIONS, paper_gains, paper_table
 from dia.presets import settings
 
 SCRATCH = "none (trained from scratch on the normals)"
@@ -88,27 +90,27 @@ def test_untrained_rows_stand_on_top_then_the_papers_families_in_its_order():
 
 
 def test_seeds_are_counted_and_their_spread_shown():
-    lines = [line("dia", "breastmnist", a, s) for s, a in enumerate((0.6, 0.7, 0.8))]
-    lines += [line("csi", "breastmnist", 0.5, 0)]
+    lines = [line("dia", "pneumoniamnist", a, s) for s, a in enumerate((0.6, 0.7, 0.8))]
+    lines += [line("csi", "pneumoniamnist", 0.5, 0)]
     table = benchmark_table(lines)
-    cell = row_of(table, "dia").cells["breastmnist"]
+    cell = row_of(table, "dia").cells["pneumoniamnist"]
     assert (cell.mean, cell.std) == pytest.approx((0.7, 0.1))
     assert cell.ci == pytest.approx((0.65, 0.74))
     text = markdown_table(table)
-    assert "**0.700 ± 0.100**<br>[0.650, 0.740]<br>paper 0.750 (−0.050)" in text
+    assert "**0.700 ± 0.100**<br>[0.650, 0.740]<br>paper 0.903 (−0.203)" in text
     assert "<ins>0.500</ins><br>1 of 3 seeds<br>" in text
 
 
 def test_a_compact_row_counts_its_seeds_once_and_says_where_there_are_fewer():
     lines = [
-        line("dia", d, 0.6, seed) for d, n in (("breastmnist", 3), ("sarscov2ct", 2)) for seed in range(n)
+        line("dia", d, 0.6, seed) for d, n in (("pneumoniamnist", 3), ("sarscov2ct", 2)) for seed in range(n)
     ]
-    text = markdown_table(benchmark_table([*lines, line("csi", "breastmnist", 0.5)]), compact=True)
-    assert "| method | weights | seeds | breastmnist | sarscov2ct |" in text
-    assert "| csi | none | 1 | <ins>0.500</ins><br>paper 0.546 | – |" in text
+    text = markdown_table(benchmark_table([*lines, line("csi", "pneumoniamnist", 0.5)]), compact=True)
+    assert "| method | weights | seeds | pneumoniamnist | sarscov2ct |" in text
+    assert "| csi | none | 1 | <ins>0.500</ins><br>paper 0.834 | – |" in text
     (row,) = (r for r in text.splitlines() if r.startswith("| dia "))
     assert row.startswith(
-        "| dia | none | 3 | **0.600 ± 0.000**<br>paper 0.750 | **0.600 ± 0.000**<br>2 of 3 seeds<br>"
+        "| dia | none | 3 | **0.600 ± 0.000**<br>paper 0.903 | **0.600 ± 0.000**<br>2 of 3 seeds<br>"
     )
 
 
@@ -152,16 +154,115 @@ def test_unlike_runs_are_not_averaged():
 
 
 def test_the_papers_value_stands_beside_the_same_data_only():
-    names = ["breastmnist", "breastmnist-0", "sarscov2ct-128", "kvasirseg_patches", "mine-64"]
+    names = ["pneumoniamnist", "sarscov2ct-128", "kvasirseg_patches", "mine-64"]
     cells = row_of(benchmark_table([line("dia", d, 0.8) for d in names]), "dia").cells
     papers = paper_table()["dia"].aurocs
-    assert cells["breastmnist"].difference == pytest.approx(0.8 - papers["breastmnist"][0])
+    assert cells["pneumoniamnist"].difference == pytest.approx(0.8 - papers["pneumoniamnist"][0])
+    assert cells["pneumoniamnist"].direction == ""
     assert cells["sarscov2ct-128"].paper == papers["sarscov2ct"]
-    assert [cells[d].paper for d in ("breastmnist-0", "kvasirseg_patches", "mine-64")] == [None] * 3
+    assert [cells[d].paper for d in ("kvasirseg_patches", "mine-64")] == [None] * 2
     assert paper_name("kvasirseg_patches-128") == "kvasirseg_patches"
     assert "no value of the paper" in about("kvasirseg_patches")
     assert "no value of the paper" in about("mine-64")
     assert "no value of the paper" not in about("breastmnist")
+
+
+BOTH = ("breastmnist", "breastmnist-0", "sarscov2ct", "sarscov2ct-covid")
+
+
+def test_the_papers_value_stands_in_both_directions_with_what_is_known_of_them():
+    """By hand: the official code, of dia and csi, takes label 0 as normal; of all else nothing is known."""
+    lines = [line(m, d, 0.7) for m in ("csi", "dia", "msc") for d in (*BOTH, "sarscov2ct-covid-128")]
+    table = benchmark_table(lines)
+    told = {
+        r.method: [(*c.paper, c.direction, c.difference) for d in BOTH for c in [r.cells[d]]]
+        for r in table.rows
+    }
+    near = pytest.approx
+    assert told == {
+        "csi": [
+            (0.546, 0.03, "other", None), (0.546, 0.03, "likely", near(0.154)),
+            (0.785, 0.02, "unknown", near(-0.085)), (0.785, 0.02, "unknown", near(-0.085)),
+        ],
+        "dia": [
+            (0.75, 0.03, "other", None), (0.75, 0.03, "likely", near(-0.05)),
+            (0.851, 0.03, "unknown", near(-0.151)), (0.851, 0.03, "unknown", near(-0.151)),
+        ],
+        "msc": [
+            (0.648, 0.01, "unknown", near(0.052)), (0.648, 0.01, "unknown", near(0.052)),
+            (0.767, 0.03, "unknown", near(-0.067)), (0.767, 0.03, "unknown", near(-0.067)),
+        ],
+    }  # fmt: skip
+    small = row_of(table, "dia").cells["sarscov2ct-covid-128"]
+    assert (small.paper, small.direction) == ((0.851, 0.03), "unknown")
+    compact = next(t for t in markdown_table(table, compact=True).splitlines() if t.startswith("| dia "))
+    assert re.findall(r"paper [^|<]*(?= \|)", compact) == [
+        *("paper 0.750 ⇄", "paper 0.750", "paper 0.851 ?", "paper 0.851 ?", "paper 0.851 ?")
+    ]
+    full = next(t for t in markdown_table(table).splitlines() if t.startswith("| dia "))
+    for shown in ("paper 0.750 ⇄ |", "paper 0.750 (−0.050) |", "paper 0.851 ? (−0.151) |"):
+        assert shown in full
+    of = {(r["method"], r["dataset"]): r for r in csv.DictReader(io.StringIO(csv_table(table)))}
+    assert (of["dia", "breastmnist"]["paper_direction"], of["dia", "breastmnist"]["difference"]) == (
+        "other",
+        "",
+    )
+    assert of["dia", "breastmnist-0"]["paper_direction"] == "likely"
+
+
+def test_marks_of_directions_are_explained_where_they_occur():
+    def told(*pairs):
+        return direction_notes(benchmark_table([line(m, d, 0.7) for m, d in pairs]))
+
+    assert told(("dia", "pneumoniamnist"), ("dia+", "breastmnist"), ("trivial:hog", "sarscov2ct")) == []
+    (likely,) = told(("dia", "breastmnist"))
+    assert likely.startswith(
+        "⇄: the paper's values of csi and dia on breastmnist most likely belong to breastm"
+    )
+    assert told(("csi", "breastmnist-0")) == [likely]
+    (unknown,) = told(("dia", "sarscov2ct"))
+    assert unknown.startswith(
+        "?: the direction of the paper's value is not known. sarscov2ct or sarscov2ct-covid"
+    )
+    assert told(("dia", "sarscov2ct-covid-128")) == [unknown]
+    first, second = told(*((m, d) for m in ("csi", "msc") for d in BOTH))
+    assert first == likely
+    assert "breastmnist or breastmnist-0" in second
+    assert "sarscov2ct or sarscov2ct-covid" in second
+
+
+def test_what_is_said_of_directions_is_of_sets_that_are_known():
+    for d in DIRECTIONS:
+        assert d.dataset in paper_table()["dia"].aurocs
+        assert {d.dataset, d.other} <= set(CATALOG)
+        assert CATALOG[d.dataset].file == CATALOG[d.other].file
+        assert CATALOG[d.dataset].normal != CATALOG[d.other].normal
+        assert d.likely in ("", d.dataset, d.other)
+        assert set(d.methods) <= set(paper_table())
+
+
+def test_the_other_direction_stands_beside_its_set_and_is_no_data_set_more():
+    lines = grid(
+        trivial__hog=[0.9, 0.6, 0.6], trivial__lbp=[0.5] * 3, dia=[0.8] * 3, csi=[0.7] * 3, cfa=[0.6] * 3
+    )
+    alone = benchmark_table(lines)
+    others = [
+        line(m, d, a) for m, a in (("trivial:lbp", 0.99), ("dia", 0.1), ("csi", 0.9)) for d in BOTH[1::2]
+    ]
+    table = benchmark_table([*lines, *others])
+    assert table.datasets == ("pneumoniamnist", *BOTH)
+    assert table.once == alone.once == ("pneumoniamnist", "breastmnist", "sarscov2ct")
+    assert table.ranking.names == alone.ranking.names == ("trivial:hog", "cfa", "csi", "dia")
+    assert table.ranking.left_out == {}
+    assert {r.name: (r.rank, r.gain) for r in table.rows} == {r.name: (r.rank, r.gain) for r in alone.rows}
+    assert {r[2] for r in gain_rows(table)} == {"all"}
+    assert "so not breastmnist-0, sarscov2ct-covid." in " ".join(ranking_words(table))
+    assert "Friedman's test over 3 data sets" in " ".join(ranking_words(table))
+    row = next(t for t in markdown_table(table, compact=True).splitlines() if t.startswith("| cfa "))
+    assert [c == "–" for c in row.strip("| ").split(" | ")[3:]] == [False, False, True, False, True]
+    only = benchmark_table(others)
+    assert only.once == only.datasets == ("breastmnist-0", "sarscov2ct-covid")
+    assert {r.name: r.gain_over for r in only.rows}["dia"] == only.datasets
 
 
 def test_the_papers_table_is_whole_and_its_marks_corrected():
@@ -238,17 +339,17 @@ def test_gain_over_csi_counts_the_data_sets_both_have():
 
 
 def test_csv_comes_back_in_full():
-    lines = [line("dia", "breastmnist", a, s) for s, a in enumerate((1 / 3, 2 / 3))]
+    lines = [line("dia", "pneumoniamnist", a, s) for s, a in enumerate((1 / 3, 2 / 3))]
     lines += [line('a,"b"\nc', "kvasirseg_patches", 0.6, size=64, adapted={"n_images": [9, 5]})]
     table = benchmark_table(lines, {("breastmnist", "cfa", "imagenet", 1): "no weights"})
     rows = list(csv.DictReader(io.StringIO(csv_table(table))))
     assert tuple(rows[0]) == CSV_FIELDS
     of = {(r["method"], r["dataset"]): r for r in rows}
     assert len(of) == 3
-    dia = of["dia", "breastmnist"]
-    cell = row_of(table, "dia").cells["breastmnist"]
+    dia = of["dia", "pneumoniamnist"]
+    cell = row_of(table, "dia").cells["pneumoniamnist"]
     assert (float(dia["auroc"]), float(dia["auroc_std"])) == (cell.mean, cell.std)
-    assert (float(dia["paper"]), float(dia["difference"])) == (0.75, cell.difference)
+    assert (float(dia["paper"]), float(dia["difference"])) == (0.903, cell.difference)
     assert (dia["seeds"], dia["image_shape"], dia["mark"]) == ("0 1", "28x28x1", "best")
     other = of['a,"b"\nc', "kvasirseg_patches"]
     assert (other["seen_at"], other["paper"], other["auroc_std"]) == ("64 px, n images 9 → 5", "", "")
@@ -366,6 +467,17 @@ def test_the_page_is_self_contained_and_escapes_hostile_names(report):
     assert "<i>" not in markdown
 
 
+def test_directions_are_explained_in_every_form(report):
+    out, _, table = report
+    notes = direction_notes(table)
+    assert [n[0] for n in notes] == ["⇄", "?"]
+    page, markdown = Page((out / "benchmark.html").read_text()).text, (out / "benchmark.md").read_text()
+    for note in notes:
+        assert note in page
+        assert f"- {note}" in markdown
+    assert (out / "benchmark.tex").read_text().count(r"$\rightleftarrows$") == 1 + 2  # of csi, of dia
+
+
 def test_failures_are_listed_with_their_reasons(report):
     out, _, table = report
     assert failure_rows(table) == [["cfa", EVIL, str(s), f"no <i>memory</i> for seed {s}"] for s in (0, 1)]
@@ -400,3 +512,7 @@ def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
     readme_table(readme, lines)
     assert "| trivial:hog |  | 1 | **0.700** |" in readme.read_text()
     assert "0.900" not in readme.read_text()
+    dia = DIA.method
+    today = wanted_hash(dia, settings(DIA.Settings, "cpu"), DIA(settings(DIA.Settings, "cpu")), "")
+    readme_table(readme, [line(dia, d, 0.7, settings_hash=today) for d in BOTH[:2]])
+    assert "\n- ⇄: the paper's values" in readme.read_text()

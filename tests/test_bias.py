@@ -78,6 +78,9 @@ def test_scores_that_rank_the_other_way_are_said_and_not_turned():
 
 def test_the_direction_is_told():
     assert direction_of("breastmnist").startswith("normal is label 1;")
+    assert direction_of("breastmnist-0").startswith("normal is label 0;")
+    assert direction_of("sarscov2ct").startswith("normal is label 0, non-COVID;")
+    assert direction_of("sarscov2ct-covid").startswith("normal is label 1, COVID;")
     assert direction_of("kvasir").startswith("normal is normal-cecum")
     assert direction_of("somewhere", "healthy").startswith("normal is healthy;")
     assert "label 0" in direction_of("somewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -23,6 +24,8 @@ COUNTS = {  # (normal, anomalous) by split
     "breastmnist-0": {"train": (147, 399), "val": (21, 57), "test": (42, 114)},
     "sarscov2ct": {"train": (983, 0), "test": (172, 876)},
     "sarscov2ct-128": {"train": (983, 0), "test": (172, 876)},
+    "sarscov2ct-covid": {"train": (700, 0), "test": (176, 172)},
+    "sarscov2ct-covid-128": {"train": (700, 0), "test": (176, 172)},
     "kvasirseg_patches": {"train": (592, 0), "test": (284, 236)},
     "kvasirseg_patches-128": {"train": (592, 0), "test": (284, 236)},
     "oct2017_mini-128": {"train": (10, 0), "test": (5, 45)},
@@ -33,6 +36,8 @@ SHAPES = {
     "breastmnist-0": (28, 28, 1),
     "sarscov2ct": (64, 64, 1),
     "sarscov2ct-128": (128, 128, 1),
+    "sarscov2ct-covid": (64, 64, 1),
+    "sarscov2ct-covid-128": (128, 128, 1),
     "kvasirseg_patches": (64, 64, 3),
     "kvasirseg_patches-128": (128, 128, 3),
     "oct2017_mini-128": (128, 128, 1),
@@ -71,6 +76,83 @@ def test_findings_in_real_sets():
     sars = catalog.check("sarscov2ct", ROOT)
     assert sars["leaks"] == []
     json.dumps([pneumonia, breast, sars])
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "other"), [("breastmnist", "breastmnist-0"), ("sarscov2ct", "sarscov2ct-covid")]
+)
+def test_the_two_directions_of_a_file_swap_labels(name, other):
+    """Of the same images, and whatever stands in both: normal in one is anomalous in the other."""
+    one, two = ({s: load(n, s, ROOT) for s in COUNTS[n]} for n in (name, other))
+    of_one = {n: (x, y) for s in one.values() for n, x, y in zip(s.names, s.images, s.labels, strict=True)}
+    for images in two.values():
+        for n, x, y in zip(images.names, images.images, images.labels, strict=True):
+            assert np.array_equal(x, of_one[n][0])
+            assert y == 1 - of_one[n][1]
+    assert set(two["test"].names) <= set(one["test"].names)
+    assert not set(two["train"].names) & set(two["test"].names)
+    assert set(two["test"].normals().names).isdisjoint(one["test"].normals().names)
+
+
+@needs_data
+def test_the_split_of_covid_is_that_of_its_names_at_either_size():
+    """Worked by hand: the hash of class/file alone decides, so both files divide alike."""
+    whole = load("sarscov2ct", "test", ROOT)
+    covid = sorted(whole.anomalies().names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    for name in ("sarscov2ct-covid", "sarscov2ct-covid-128"):
+        train, test = load(name, "train", ROOT), load(name, "test", ROOT)
+        assert set(train.names) == set(covid[:700])
+        assert set(test.normals().names) == set(covid[700:])
+        assert set(test.anomalies().names) == set(whole.normals().names)
+
+
+def a_file(path, names, labels):
+    """An .npz whose train holds label 0 alone, and whose pixels tell the name."""
+    values = [int(Path(n).stem) + 100 * n.startswith("non") for n in names]
+    images = np.array(values, np.uint8)[:, None, None] + np.zeros((len(names), 4, 4), np.uint8)
+    train = {"train_images": images[:1] + 200, "train_labels": np.zeros(1, int), "train_names": ["a/t.png"]}
+    np.savez(path, test_images=images, test_labels=labels, test_names=names, **train)
+
+
+def test_a_file_divided_anew_does_not_depend_on_its_order(tmp_path):
+    names = [f"COVID/{i}.png" for i in range(10)] + [f"non-COVID/{i}.png" for i in range(4)]
+    labels, order = np.repeat([1, 0], (10, 4)), np.random.default_rng(0).permutation(14)
+    found = []
+    for folder, index in (("a", np.arange(14)), ("b", order)):
+        (tmp_path / folder).mkdir()
+        a_file(tmp_path / folder / "sarscov2ct.npz", np.array(names)[index], labels[index])
+        train, test = (load("sarscov2ct-covid", s, tmp_path / folder) for s in ("train", "test"))
+        assert [len(train), len(test.normals()), len(test.anomalies())] == [8, 2, 4]
+        for s in (train, test):  # pixels, labels and names stay together
+            assert [int(Path(n).stem) + 100 * int(y) for n, y in zip(s.names, s.labels, strict=True)] == (
+                s.images[:, 0, 0, 0].tolist()
+            )
+        found.append((set(train.names), set(test.names)))
+    assert found[0] == found[1]
+    assert not found[0][0] & found[0][1]
+    assert len(load("sarscov2ct-covid", data_root=tmp_path / "a")) == 14
+    assert len(load("sarscov2ct-covid", "train", tmp_path / "a", train_normals=3)) == 3
+    with pytest.raises(MissingSplit, match="no split 'val'; there are: test, train"):
+        load("sarscov2ct-covid", "val", tmp_path / "a")
+
+
+def test_a_file_divided_anew_needs_labels(tmp_path):
+    np.savez(tmp_path / "sarscov2ct.npz", test_images=np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(DataError, match="no labels"):
+        load("sarscov2ct-covid", "train", tmp_path)
+
+
+def test_a_folder_and_a_file_of_the_same_images_are_divided_alike(tmp_path):
+    names = [f"COVID/{i}.png" for i in range(10)] + [f"non-COVID/{i}.png" for i in range(4)]
+    for root in ("file", "folder"):
+        (tmp_path / root).mkdir()
+    a_file(tmp_path / "file" / "sarscov2ct.npz", names, np.repeat([1, 0], (10, 4)))
+    for i, name in enumerate(names):
+        picture(tmp_path / "folder" / "sarscov2ct" / name, i)
+    for split in ("train", "test"):
+        one, two = (load("sarscov2ct-covid", split, tmp_path / root) for root in ("file", "folder"))
+        assert dict(zip(one.names, one.labels, strict=True)) == dict(zip(two.names, two.labels, strict=True))
 
 
 @pytest.mark.parametrize("known", CATALOG.values(), ids=CATALOG)
@@ -126,6 +208,7 @@ def test_folder_forms(tmp_path):
     expected = {
         "kvasir": (12, 0, 3, 5),
         "sarscov2ct": (4, 0, 1, 5),
+        "sarscov2ct-covid": (4, 0, 1, 5),
         "oct2017": (5, 5, 5, 5),
         "aptos2019": (5, 0, 0, 20),
     }

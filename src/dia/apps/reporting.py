@@ -19,7 +19,7 @@ from ..detectors import TRIVIAL, Detector
 from ..evaluate.benchmark import Scored, current_lines, score_set
 from ..evaluate.benchmark_report import Beside, write_benchmark
 from ..evaluate.benchmark_table import FailureKey, benchmark_table
-from ..evaluate.benchmark_text import escaped, markdown_table, sentences
+from ..evaluate.benchmark_text import direction_notes, escaped, markdown_table, sentences
 from ..evaluate.bias import best_of, direction_of, facts_of_set
 from ..evaluate.bias import sentences as bias_sentences
 from ..evaluate.ledger import update_section
@@ -225,7 +225,8 @@ def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if shown:
         made = benchmark_table(shown)
         count, lines = sentences(made)
-        text = [markdown_table(made, compact=True), "", count, "", *(f"- {escaped(line)}" for line in lines)]
+        notes, lost = ([f"- {escaped(line)}" for line in of] for of in (direction_notes(made), lines))
+        text = [markdown_table(made, compact=True), "", *notes, "", count, "", *lost]
     update_section(path, "RESULTS", "\n".join(text))
     mapped = [r for r in today if "pixel_auroc" in r]
     table = ["No run with masks yet."]

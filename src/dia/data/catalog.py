@@ -9,14 +9,17 @@ from __future__ import annotations
 import difflib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import checks, readers
 from .formats import suffix_of
 from .imageset import DataError, ImageSet
+from .layouts import Entry, of_split, with_fixed_split
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,13 @@ class DataSet:
         licence: terms of the images.
         obtain: where to get them.
         citation: whom to cite.
-        file: its file or folder under the data root; `NAME/` and `NAME.npz` are accepted as well.
+        file: its file or folder under the data root; `NAME/`, `NAME.npz` and the file's name as a folder are
+            accepted as well.
         normal_label: the label value that is normal where the set is an .npz.
         anomalous: comma-separated class folders that are anomalous; all that are not normal if empty.
         train_normals: share or number of normals that train where the folder has no split of its own.
+        pool: the split of the .npz ("test", or "all") that is divided anew by the rule of such a folder,
+            where its own train holds no normals; empty where the file's splits stand.
         channels: 1 where colour files hold grey images; as they are where None.
         proxy: a stand-in whose numbers must not be compared with the paper's.
         note: sizes, and what to beware of.
@@ -51,6 +57,7 @@ class DataSet:
     normal_label: str = "0"
     anomalous: str = ""
     train_normals: float = 0.8
+    pool: str = ""
     channels: int | None = None
     proxy: bool = False
     note: str = ""
@@ -122,6 +129,24 @@ _SARS_128 = DataSet(
     file="sarscov2ct_128.npz",
     anomalous=_SARS.anomalous,
     note="the same images as sarscov2ct, 128x128 grey; patients are on both sides, which lifts AUROC",
+)
+_SARS_COVID = replace(
+    _SARS,
+    name="sarscov2ct-covid",
+    title="SARS-CoV-2 CT the other way round: COVID taken as normal",
+    normal="COVID",
+    normal_label="1",
+    anomalous="non-COVID",
+    pool="test",  # all its COVID; the non-COVID of train stay out, so that both directions test on one set
+    note="the .npz: its test images alone, 700 train, 348 test (176 normal), 64x64 RGB; patients are on both "
+    "sides, which lifts AUROC; only to ask which direction a published number has",
+)
+_SARS_COVID_128 = replace(
+    _SARS_COVID,
+    name="sarscov2ct-covid-128",
+    title="SARS-CoV-2 CT the other way round, at 128 pixels",
+    file=_SARS_128.file,
+    note="the same images and split as sarscov2ct-covid, 128x128 grey; patients are on both sides",
 )
 _KVASIR = DataSet(
     name="kvasir",
@@ -207,8 +232,8 @@ _PHANTOM = DataSet(
 CATALOG: dict[str, DataSet] = {
     d.name: d
     for d in (
-        *(_PNEUMONIA, _BREAST, _BREAST_0, _SARS, _KVASIR, _OCT, _APTOS),
-        *(_SARS_128, _POLYP_PATCHES, _POLYP_PATCHES_128, _OCT_MINI, _PHANTOM),
+        *(_PNEUMONIA, _BREAST, _BREAST_0, _SARS, _SARS_COVID, _KVASIR, _OCT, _APTOS),
+        *(_SARS_128, _SARS_COVID_128, _POLYP_PATCHES, _POLYP_PATCHES_128, _OCT_MINI, _PHANTOM),
     )
 }
 
@@ -221,7 +246,8 @@ def find(name: str, data_root: str | os.PathLike[str] | None = None) -> Path:
     """
     known = _known(name)
     root = os.environ.get("DIA_DATA") if data_root is None else data_root
-    places = dict.fromkeys(p for p in (known.file, name, f"{name}.npz") if p)
+    # the folder of the other direction holds the same images
+    places = dict.fromkeys(p for p in (known.file, name, f"{name}.npz", Path(known.file).stem) if p)
     if not root:
         raise DataError(f"{name}: no data root; give --data-root or set DIA_DATA to the folder that holds it")
     for place in places:
@@ -361,11 +387,21 @@ def _listing(
     else:
         declared = {"normal": known.normal_label}
     given = {key: value for key, value in listing_kwargs.items() if value is not None}
-    return readers.listing(
-        path,
-        split=split,
-        **{**declared, "train_normals": known.train_normals, "channels": known.channels, **given},
-    )
+    options = {**declared, "train_normals": known.train_normals, "channels": known.channels, **given}
+    if known.pool and not path.is_dir():
+        return _divided_anew(path, readers.listing(path, split=known.pool, **options), split, options)
+    return readers.listing(path, split=split, **options)
+
+
+def _divided_anew(
+    path: Path, pool: readers.Listing, split: str | None, options: dict[str, Any]
+) -> readers.Listing:
+    """A split that an `.npz` does not have, made of the images of one that it has as of a folder's."""
+    if pool.whole is None or pool.labels is None:
+        raise DataError(f"{path}: it has no labels, by which its images would be divided")
+    entries = [Entry(path, n, int(y)) for n, y in zip(pool.names, pool.labels, strict=True)]
+    kept = {e.name for e in of_split(path, with_fixed_split(entries, options["train_normals"]), split)}
+    return replace(pool, whole=pool.whole.subset(np.array([n in kept for n in pool.names])))
 
 
 def _phantom(split: str | None, **listing_kwargs: Any) -> readers.Listing:

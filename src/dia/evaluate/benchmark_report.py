@@ -138,7 +138,7 @@ def ranking_words(table: BenchmarkTable) -> list[str]:
     ranking = table.ranking
     if ranking is None:
         return [table.why_no_ranking]
-    n, k = len(table.datasets), len(ranking.names)
+    n, k = len(ranking.datasets), len(ranking.names)
     f = ranking.friedman
     words = [
         f"Friedman's test over {n} data sets and {k} rows: χ² = {f.statistic:.2f} with {k - 1} degrees of "
@@ -151,6 +151,8 @@ def ranking_words(table: BenchmarkTable) -> list[str]:
             f"One untrained row takes part, {ranking.trivial}, the best of them by mean AUROC; that it was "
             "chosen on these results favours it."
         )
+    if again := [d for d in table.datasets if d not in ranking.datasets]:
+        words.append(f"Of a set in both directions the usual one takes part, so not {', '.join(again)}.")
     if ranking.left_out:
         lack = "; ".join(f"{name} (lacks {', '.join(ds)})" for name, ds in ranking.left_out.items())
         words.append(f"Left out, for lack of a data set: {lack}.")
@@ -262,6 +264,7 @@ def markdown_page(
         f"# {text.escaped(title)}",
         text.HOW_TO_READ,
         text.markdown_table(table),
+        _bullets(text.direction_notes(table)),
         f"**{count}**",
         _bullets(lines),
         "## Beside these results",

@@ -22,7 +22,7 @@ from .ablation import load_ablation
 from .benchmark import weights_kind
 from .compare import Friedman, Nemenyi, friedman, nemenyi, relative_gain
 from .ledger import table as grouped
-from .paper import BASE, Published, paper_table
+from .paper import BASE, DIRECTIONS, OTHER, Published, paper_table
 
 TRIVIAL = "trivial:"
 UNTRAINED = "untrained"
@@ -39,7 +39,8 @@ class Cell:
         std: over seeds, n − 1; None with one seed.
         ci: the mean over seeds of each run's 95 % bootstrap interval; it counts the images only.
         ap: average precision over seeds.
-        paper: (mean, standard deviation) the paper prints for this method and data set.
+        paper: (mean, standard deviation) the paper prints for this method and data set, in either direction.
+        direction: how sure it is that the paper's is of this direction, see `paper.Published.beside`.
         mark: 'best' or 'second' of its column to three decimals, or empty.
         fit_seconds: median over seeds, as are `images_per_second` and `peak_memory_mb`; None where unknown.
     """
@@ -50,6 +51,7 @@ class Cell:
     ci: tuple[float, float]
     ap: float
     paper: tuple[float, float] | None
+    direction: str
     mark: str
     fit_seconds: float | None
     images_per_second: float | None
@@ -57,8 +59,8 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's."""
-        return None if self.paper is None else self.mean - self.paper[0]
+        """Ours minus the paper's; None beside a number that is most likely of the other direction."""
+        return None if self.paper is None or self.direction == OTHER else self.mean - self.paper[0]
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The tests over data sets: the names of the rows in them, and of those left out with what they lack.
+    """The tests over data sets: these, the names of the rows, and of those left out with what they lack.
 
     `trivial` is the one untrained row that takes part, the best by mean AUROC; empty without any.
     """
 
+    datasets: tuple[str, ...]
     names: tuple[str, ...]
     friedman: Friedman
     nemenyi: Nemenyi
@@ -135,7 +138,7 @@ class BenchmarkTable:
     """All that the outputs show.
 
     Args:
-        datasets: columns.
+        datasets: columns; the other direction of a data set right after it.
         rows: the trivial ones, then methods by family.
         seeds: the most that any cell has.
         best_trivial: the best untrained row of each data set that has one.
@@ -149,6 +152,11 @@ class BenchmarkTable:
     best_trivial: Mapping[str, Row]
     ranking: Ranking | None
     why_no_ranking: str
+
+    @property
+    def once(self) -> tuple[str, ...]:
+        """The columns over which tests and gains are: without other directions, which are no new images."""
+        return _once(self.datasets)
 
     @property
     def blocks(self) -> list[tuple[str, list[Row]]]:
@@ -174,7 +182,7 @@ def benchmark_table(
     lines, failures = list(lines), dict(failures or {})
     if not lines and not failures:
         raise ValueError("a benchmark needs at least one line of the ledger: run some first")
-    datasets = tuple(dict.fromkeys([r["dataset"] for r in lines] + [k[0] for k in failures]))
+    datasets = _in_order(dict.fromkeys([r["dataset"] for r in lines] + [k[0] for k in failures]))
     keys = [(r["method"], weights_kind(r["weights"])) for r in lines] + [
         (k[1], weights_kind(k[2])) for k in failures
     ]
@@ -197,12 +205,24 @@ def benchmark_table(
         untrained = [r for r in rows if r.trivial and d in r.cells]
         if untrained:
             best[d] = max(untrained, key=lambda r: r.cells[d].mean)
-    ranking, why = _ranking(rows, datasets)
+    ranking, why = _ranking(rows, _once(datasets))
     ranks = {} if ranking is None else dict(zip(ranking.names, ranking.friedman.ranks, strict=True))
     base = next((r for r in rows if r.name == BASE), None)
-    rows = [_placed(r, ranks.get(r.name), base) for r in rows]
+    rows = [_placed(r, ranks.get(r.name), base, _once(datasets)) for r in rows]
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
     return BenchmarkTable(datasets, tuple(rows), most, best, ranking, why)
+
+
+def _in_order(datasets: Iterable[str]) -> tuple[str, ...]:
+    """As they come, but the other direction of a data set right after it."""
+    place = {d: i for i, d in enumerate(datasets)}
+    beside = {d.other: place[d.dataset] for d in DIRECTIONS if d.dataset in place}
+    return tuple(sorted(place, key=lambda d: (beside.get(d, place[d]), d in beside)))
+
+
+def _once(datasets: Sequence[str]) -> tuple[str, ...]:
+    again = {d.other for d in DIRECTIONS if d.dataset in datasets}
+    return tuple(d for d in datasets if d not in again)
 
 
 def paper_name(dataset: str) -> str:
@@ -246,13 +266,15 @@ def _row(
         d = g["dataset"]
         runs = {r["seed"]: r for r in own if r["dataset"] == d}  # a run made twice counts once, the later one
         proxy = d in CATALOG and CATALOG[d].proxy
+        paper, direction = (None, "") if published is None or proxy else published.beside(paper_name(d))
         cells[d] = Cell(
             runs=tuple(runs[s] for s in sorted(runs)),
             mean=g["auroc_mean"],
             std=g["auroc_std"],
             ci=(g["auroc_ci"][0], g["auroc_ci"][1]),
             ap=g["ap_mean"],
-            paper=None if published is None or proxy else published.aurocs.get(paper_name(d)),
+            paper=paper,
+            direction=direction,
             mark="",
             fit_seconds=g["fit_seconds"],
             images_per_second=g["score_images_per_second"],
@@ -319,8 +341,8 @@ def _marked(rows: Sequence[Row], datasets: Sequence[str]) -> list[Row]:
     return out
 
 
-def _placed(row: Row, rank: float | None, base: Row | None) -> Row:
-    both = tuple(d for d in row.cells if base is not None and d in base.cells)
+def _placed(row: Row, rank: float | None, base: Row | None, once: Sequence[str]) -> Row:
+    both = tuple(d for d in once if d in row.cells and base is not None and d in base.cells)
     gain = None
     if base is not None and both and not row.trivial:
         gain = relative_gain([row.cells[d].mean for d in both], [base.cells[d].mean for d in both])
@@ -331,7 +353,7 @@ def _ranking(rows: Sequence[Row], datasets: Sequence[str]) -> tuple[Ranking | No
     lacks = {r.name: tuple(d for d in datasets if d not in r.cells) for r in rows if not r.trivial}
     complete = [r for r in rows if all(d in r.cells for d in datasets)]
     untrained = [r for r in complete if r.trivial]
-    best = max(untrained, key=lambda r: mean(c.mean for c in r.cells.values()), default=None)
+    best = max(untrained, key=lambda r: mean(r.cells[d].mean for d in datasets), default=None)
     entered = [r for r in complete if not r.trivial or r is best]
     if len(datasets) < 2 or len(entered) < 3:
         return None, (
@@ -340,6 +362,7 @@ def _ranking(rows: Sequence[Row], datasets: Sequence[str]) -> tuple[Ranking | No
         )
     test = friedman(np.array([[r.cells[d].mean for r in entered] for d in datasets]))
     return Ranking(
+        datasets=tuple(datasets),
         names=tuple(r.name for r in entered),
         friedman=test,
         nemenyi=nemenyi(test.ranks, len(datasets)),

@@ -10,12 +10,13 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-from .benchmark_table import BenchmarkTable, Cell, Row, about, headline_gain
-from .paper import BASE, paper_gains, paper_table
+from .benchmark_table import BenchmarkTable, Cell, Row, about, headline_gain, paper_name
+from .paper import BASE, DIRECTIONS, OTHER, UNKNOWN, known_direction, paper_gains, paper_table
 
 CSV_FIELDS = (
     *("dataset", "method", "kind", "weights", "starts_from", "family", "preset", "seeds", "auroc"),
-    *("auroc_std", "ci_low", "ci_high", "ap", "mark", "paper", "paper_std", "difference", "mean_rank"),
+    *("auroc_std", "ci_low", "ci_high", "ap", "mark", "paper", "paper_std", "paper_direction"),
+    *("difference", "mean_rank"),
     *("fit_seconds", "images_per_second", "peak_memory_mb", "image_shape", "seen_at", "devices", "failed"),
 )
 HOW_TO_READ = (
@@ -63,9 +64,10 @@ def gain_sentence() -> str:
     oct_alone, headline = headline_gain()
     table = paper_gains()["dia"]
     return (
-        f"Mean relative gain over {BASE}, (method − {BASE}) / {BASE}, over the data sets that both have. The "
-        f"paper's table gives {100 * table:.2f} % for dia over its six data sets; its headline follows with "
-        f"{oct_alone:.3f} on oct2017, as in its ablations: {100 * headline:.2f} %."
+        f"Mean relative gain over {BASE}, (method − {BASE}) / {BASE}, over the data sets that both have, "
+        f"each in its usual direction. The paper's table gives {100 * table:.2f} % for dia over its six data "
+        f"sets; its headline follows with {oct_alone:.3f} on oct2017, as in its ablations: "
+        f"{100 * headline:.2f} %."
     )
 
 
@@ -132,7 +134,7 @@ def _markdown_cell(row: Row, dataset: str, most: int, compact: bool) -> str:
     if not compact:
         parts.append(interval(cell))
     if cell.paper is not None:
-        parts.append(beside(cell) if not compact else f"paper {cell.paper[0]:.3f}")
+        parts.append(beside(cell, difference=not compact))
     return "<br>".join(parts)
 
 
@@ -156,13 +158,34 @@ def interval(cell: Cell) -> str:
     return f"[{cell.ci[0]:.3f}, {cell.ci[1]:.3f}]"
 
 
-def beside(cell: Cell) -> str:
-    """The paper's value and ours minus it."""
-    return (
-        ""
-        if cell.paper is None or cell.difference is None
-        else f"paper {cell.paper[0]:.3f} ({signed(cell.difference)})"
-    )
+DIRECTION_MARKS = {OTHER: "⇄", UNKNOWN: "?"}
+
+
+def beside(cell: Cell, difference: bool = True) -> str:
+    """The paper's value, a mark where its direction is in question, and ours minus it."""
+    if cell.paper is None:
+        return ""
+    parts = [f"paper {cell.paper[0]:.3f}", DIRECTION_MARKS.get(cell.direction, "")]
+    if difference and cell.difference is not None:
+        parts.append(f"({signed(cell.difference)})")
+    return " ".join(filter(None, parts))
+
+
+def direction_notes(table: BenchmarkTable) -> list[str]:
+    """What the marks beside the paper's values mean, and why they are there; none without marks."""
+    cells = [(r.method, d) for r in table.rows for d, cell in r.cells.items() if cell.direction]
+    seen = {known_direction(method, paper_name(d)) for method, d in cells}
+    notes = [
+        f"{DIRECTION_MARKS[OTHER]}: the paper's values of {' and '.join(d.methods)} on {d.dataset} most "
+        f"likely belong to {d.likely}, beside which they bear no mark: {d.reason}."
+        for d in DIRECTIONS
+        if d in seen and d.likely
+    ]
+    unsure = [f"{d.dataset} or {d.other}: {d.reason}" for d in DIRECTIONS if d in seen and not d.likely]
+    if unsure:
+        mark = DIRECTION_MARKS[UNKNOWN]
+        notes.append(f"{mark}: the direction of the paper's value is not known. {'; '.join(unsure)}.")
+    return notes
 
 
 def cost_rows(table: BenchmarkTable) -> list[list[str]]:
@@ -205,7 +228,7 @@ def gain_rows(table: BenchmarkTable) -> list[list[str]]:
         [
             r.name,
             f"{signed(100 * r.gain, 2)}\N{NO-BREAK SPACE}%",
-            "all" if set(r.gain_over) == set(table.datasets) else ", ".join(r.gain_over),
+            "all" if set(r.gain_over) == set(table.once) else ", ".join(r.gain_over),
             f"{signed(100 * theirs[r.method], 2)}\N{NO-BREAK SPACE}%" if r.method in theirs else "–",
         ]
         for r in table.rows
@@ -277,6 +300,7 @@ def csv_table(table: BenchmarkTable) -> str:
                     "mark": c.mark,
                     "paper": c.paper and c.paper[0],
                     "paper_std": c.paper and c.paper[1],
+                    "paper_direction": c.direction,
                     "difference": c.difference,
                     "fit_seconds": c.fit_seconds,
                     "images_per_second": c.images_per_second,
@@ -296,7 +320,7 @@ _TEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "✓": r"$\checkmark$", "<": "$<$", ">": "$>$"},
-    **{"“": "``", "”": "''", "†": r"\dag{}", "‡": r"\ddag{}"},
+    **{"⇄": r"$\rightleftarrows$", "“": "``", "”": "''", "†": r"\dag{}", "‡": r"\ddag{}"},
 }
 
 
@@ -312,7 +336,7 @@ def latex_table(table: BenchmarkTable, title: str) -> str:
         "% \\usepackage{booktabs,graphicx,amssymb}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{tex(title)}. {tex(HOW_TO_READ)}}}",
+        rf"\caption{{{tex(' '.join([f'{title}.', HOW_TO_READ, *direction_notes(table)]))}}}",
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{ll{'r' * (columns - 2)}}}",
         r"\toprule",

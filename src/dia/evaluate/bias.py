@@ -62,9 +62,9 @@ def direction_of(dataset: str, normal: str | None = None) -> str:
     if known is None:
         return "normal is what the data call so (good, normal, or label 0); all else is anomalous"
     classes = known.normal_label if known.file.endswith(".npz") else known.normal
-    return (
-        f"normal is {'label ' if classes.isdigit() else ''}{classes}; all else is anomalous ({known.title})"
-    )
+    named = "" if classes == known.normal else f", {known.normal}"
+    label = "label " if classes.isdigit() else ""
+    return f"normal is {label}{classes}{named}; all else is anomalous ({known.title})"
 
 
 def best_in_ledger(rows: Sequence[Mapping[str, Any]], data_sha256: str) -> dict[str, Any] | None:

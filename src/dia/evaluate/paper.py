@@ -1,4 +1,5 @@
-"""The results table of the paper, as printed, with what its methods start from in truth. Knows no runs.
+"""The results table of the paper, as printed, with what its methods start from in truth, and which class its
+numbers take as normal where that is in question. Knows no runs.
 
 Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024; `paper_table.csv` beside this file holds the facts,
 written by `benchmarks/paper_table.py`. Other splits and training than ours: compare with care.
@@ -46,6 +47,70 @@ class Published:
     def corrected(self) -> bool:
         """Whether it is printed as without extra data, and its publication starts from ImageNet."""
         return not self.extra_data and self.weights != "none"
+
+    def beside(self, dataset: str) -> tuple[tuple[float, float] | None, str]:
+        """What is printed for the images of a data set in either direction, and how sure the direction is.
+
+        Returns:
+            The value, None where nothing is printed; and `""` where the direction is in no question, `LIKELY`
+            where it is most likely this one, `OTHER` where the other one, `UNKNOWN` where nothing tells.
+        """
+        known = known_direction(self.method, dataset)
+        if known is None:
+            return self.aurocs.get(dataset), ""
+        sure = UNKNOWN if not known.likely else LIKELY if known.likely == dataset else OTHER
+        return self.aurocs.get(known.dataset), sure
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What is known of the class that printed numbers take as normal, where either class might be.
+
+    Args:
+        dataset: our name of the paper's column, with the catalogue's usual class as normal.
+        other: our name of the same images with the other class as normal.
+        methods: whose numbers are meant; empty for all others.
+        likely: which of the two the numbers most likely belong to; empty where nothing tells.
+        reason: why.
+    """
+
+    dataset: str
+    other: str
+    methods: tuple[str, ...]
+    likely: str
+    reason: str
+
+
+LIKELY, OTHER, UNKNOWN = "likely", "other", "unknown"
+DIRECTIONS = (
+    Direction(
+        "breastmnist",
+        "breastmnist-0",
+        ("csi", "dia"),
+        "breastmnist-0",
+        "the official command trains on label 0, malignant, as normal, and both come from that code",
+    ),
+    Direction(
+        "breastmnist",
+        "breastmnist-0",
+        (),
+        "",
+        "nothing we have says on which label the other methods were trained",
+    ),
+    Direction(
+        "sarscov2ct",
+        "sarscov2ct-covid",
+        (),
+        "",
+        "the paper's diffusion model is trained on non-COVID, but its command names class 0, COVID",
+    ),
+)
+
+
+def known_direction(method: str, dataset: str) -> Direction | None:
+    """What is known of the direction of a method's printed number; None where it is in no question."""
+    found = [d for d in DIRECTIONS if dataset in (d.dataset, d.other) and method in (d.methods or (method,))]
+    return found[0] if found else None
 
 
 @cache
