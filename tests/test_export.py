@@ -175,6 +175,8 @@ PLUS_CASES = {
     ),
     "no copies": replace(PLUS, symmetries="none", dissolver=replace(DISSOLVER, kind="median")),
     "places alone": replace(PLUS, whole=False),
+    "shrunk": replace(PLUS, dissolver=replace(DISSOLVER, kind="shrink", matched=True)),
+    "through a bottleneck": replace(PLUS, dissolver=replace(DISSOLVER, kind="bottleneck", bottleneck=9)),
     "rgb dissolver": replace(PLUS, dissolver=replace(DISSOLVER, size=64, input_range="released")),
 }
 

@@ -1,5 +1,6 @@
 """Stand-ins for the diffusion model, against scipy and the formula, and in its place everywhere."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from dia.amplify.learning import AmplifySettings
 from dia.data.imageset import DataError
@@ -17,9 +18,9 @@ from dia.detectors.dia import DIA, DIASettings
 from dia.dissolve import Dissolver, DissolverSettings, StandIn, load_dissolver, make_dissolver
 from dia.dissolve.bank import DissolvedBank, LiveDissolving
 from dia.dissolve.schedule import cosine_alphas_cumprod
-from dia.dissolve.stand_ins import gaussian_width
+from dia.dissolve.stand_ins import dct_matrix, gaussian_width
 
-KINDS = ("gaussian", "median", "noise", "identity")
+KINDS = ("gaussian", "median", "noise", "shrink", "bottleneck", "identity")
 
 
 def stand_in(kind, **more):
@@ -34,6 +35,16 @@ def test_the_gaussian_is_scipys_within_its_window(make_images):
         x.astype(float), (0, sigma, sigma, 0), mode="mirror", radius=(0, 3, 3, 0)
     )
     assert np.abs(stand_in("gaussian").dissolve(x, 50) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.8, 2.5])
+def test_a_gaussian_of_any_width_is_scipys(make_images, sigma):
+    x = make_images(2, 28, 24, 1)
+    reach = int(np.ceil(4 * sigma))
+    expected = ndimage.gaussian_filter(
+        x.astype(float), (0, sigma, sigma, 0), mode="mirror", radius=(0, reach, reach, 0)
+    )
+    assert np.abs(stand_in("gaussian", sigma=sigma).dissolve(x, 50, rounded=False) - expected).max() < 0.01
 
 
 @pytest.mark.parametrize("kernel", [3, 7])
@@ -67,6 +78,101 @@ def test_noise_is_each_images_own_and_always_the_same(make_images):
     both = inside[0] & inside[1]
     assert abs(np.corrcoef(added[0][both], added[1][both])[0, 1]) < 0.25  # no pattern to learn by heart
     assert not np.array_equal(d.dissolve(x, 99), whole)
+
+
+@pytest.mark.parametrize("t", [1, 60, 900])
+def test_noise_of_a_strength_has_it_at_every_t(t):
+    x = torch.linspace(-0.3, 0.3, 8)[:, None, None, None].expand(
+        8, 1, 48, 48
+    )  # equal images have equal noise
+    y = stand_in("noise", noise=12.75)(x, t) - x
+    assert float(y.std()) == pytest.approx(0.1, rel=0.03)  # of 18,432 draws: six standard errors
+    assert float(y.mean()) == pytest.approx(0, abs=0.01)
+
+
+# --- shrinking the cosine transform ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 28, 64])
+def test_the_cosine_matrix_is_orthonormal_and_scipys(n):
+    d = dct_matrix(n)
+    torch.testing.assert_close(d @ d.T, torch.eye(n, dtype=torch.float64))
+    x = np.random.default_rng(n).normal(size=(n, 3))
+    np.testing.assert_allclose(d.numpy() @ x, fft.dct(x, axis=0, norm="ortho"), atol=1e-12)
+
+
+def test_shrinking_two_by_two_by_hand():
+    # 180 100   the mean, 120, stays; columns differ by 2·40, rows by 2·20, and the diagonals by nothing:
+    # 140  60   coefficients 240, 80, 40, 0 of the matrices ½·[[1, 1], [1, 1]], ½·[[1, −1], [1, −1]], …
+    x = np.array([[[[180], [100]], [[140], [60]]]], np.uint8)
+    y = stand_in("shrink", threshold=50).dissolve(x, 30, rounded=False)[0, ..., 0]
+    # 80 → 30 and 40 → 0: 120 ± 15
+    np.testing.assert_allclose(y, [[135, 105], [135, 105]], atol=1e-3)
+    np.testing.assert_allclose(
+        stand_in("shrink", threshold=30).dissolve(x, 30, rounded=False)[0, ..., 0],
+        [[120 + 25 + 5, 120 - 25 + 5], [120 + 25 - 5, 120 - 25 - 5]], atol=1e-3,
+    )  # fmt: skip
+
+
+@given(st.integers(0, 6), st.integers(0, 8), st.floats(-1.2, 1.2), st.floats(0, 150))
+def test_one_coefficient_shrinks_by_exactly_the_threshold(row, column, size, threshold):
+    c = np.zeros((7, 9))
+    c[0, 0], c[row, column] = 1.0, size if (row, column) != (0, 0) else 1.0
+    x = torch.from_numpy(fft.idctn(c, norm="ortho"))[None, None].float()  # within [−1, 1]
+    y = fft.dctn(stand_in("shrink", threshold=threshold)(x, 30)[0, 0].double().numpy(), norm="ortho")
+    expected = c.copy()
+    if (row, column) != (0, 0):
+        expected[row, column] = np.sign(size) * max(abs(size) - threshold / 127.5, 0)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("grey", [0, 1, 93, 255])
+def test_shrinking_and_the_bottleneck_leave_constant_images(grey):
+    x = np.full((2, 20, 13, 3), grey, np.uint8)
+    for d in (stand_in("shrink", threshold=1e6), stand_in("bottleneck", bottleneck=5)):
+        assert np.array_equal(d.dissolve(x, 30), x)
+
+
+def test_endless_shrinking_leaves_the_mean_of_each_channel(make_images):
+    x = make_images(3, 20, 24, 3)
+    y = stand_in("shrink", threshold=1e5).dissolve(x, 30, rounded=False)
+    np.testing.assert_allclose(y, np.broadcast_to(x.mean((1, 2), keepdims=True), x.shape), atol=0.01)
+    assert np.array_equal(stand_in("shrink", threshold=0).dissolve(x, 30), x)
+
+
+# --- the bottleneck -------------------------------------------------------------------------------------
+
+
+def test_a_checkerboard_does_not_pass_the_bottleneck():
+    x = (np.indices((16, 16)).sum(0) % 2 * 200 + 20).astype(np.uint8)[None, ..., None]
+    y = stand_in("bottleneck", bottleneck=8).dissolve(x, 30, rounded=False)[0, ..., 0]
+    # halved by weights 1, 3, 3, 1, whose signs cancel; by 3, 3, 1 at a border: 1/7 is left, 1/49 in a corner
+    np.testing.assert_allclose(y[3:-3], 120, atol=1e-3)
+    np.testing.assert_allclose(np.abs(y[[0, 0, -1, -1], [0, -1, 0, -1]] - 120), 100 / 49, atol=1e-3)
+    one = stand_in("bottleneck", bottleneck=1).dissolve(x, 30)
+    assert np.array_equal(one, np.full_like(x, 120))
+
+
+@pytest.mark.parametrize("side", [28, 32, 500])
+def test_a_bottleneck_no_smaller_than_the_image_is_none(make_images, side):
+    x = make_images(3, 20, 28, 3)
+    assert np.array_equal(stand_in("bottleneck", bottleneck=side).dissolve(x, 50), x)
+
+
+def test_the_bottleneck_is_what_a_smaller_working_size_does(make_images):
+    x = make_images(3, 40, 28, 3)
+    expected = stand_in("identity", size=16).dissolve(x, 50)
+    assert np.array_equal(stand_in("bottleneck", bottleneck=16).dissolve(x, 50), expected)
+    assert np.array_equal(stand_in("bottleneck", bottleneck=32, size=16).dissolve(x, 50), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_is_dissolved_alike_in_any_batch(kind, make_images):
+    x = make_images(5, 20, 28, 3)
+    d = stand_in(kind, bottleneck=9)
+    whole = d.dissolve(x, 60, rounded=False)
+    assert np.array_equal(d.dissolve(x, 60, rounded=False), whole)
+    np.testing.assert_allclose(d.dissolve(x[::-1].copy(), 60, batch=2, rounded=False)[::-1], whole, atol=1e-3)
 
 
 def test_identity_changes_nothing_but_what_resizing_does(make_images):
@@ -103,7 +209,18 @@ def test_saved_and_loaded_it_dissolves_alike(kind, make_images, tmp_path):
 def test_hashes_tell_kinds_windows_and_sizes_apart():
     made = [stand_in(k).sha256() for k in KINDS]
     made += [stand_in("gaussian", kernel=5).sha256(), stand_in("gaussian", size=32).sha256()]
+    made += [stand_in("gaussian", sigma=7.0).sha256(), stand_in("noise", noise=7.0).sha256()]
+    made += [stand_in("shrink", threshold=7.0).sha256(), stand_in("bottleneck", bottleneck=7).sha256()]
     assert len(set(made)) == len(made)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "median", "noise", "identity"])
+def test_hashes_are_those_of_before_there_were_strengths(kind):
+    before = hashlib.sha256(f"{kind} 7 64".encode()).hexdigest()
+    assert stand_in(kind).sha256() == before
+    # what another kind uses changes nothing
+    other = {"threshold": 3.0, "bottleneck": 9} | ({} if kind == "noise" else {"noise": 3.0})
+    assert stand_in(kind, **other).sha256() == before
 
 
 def test_make_dissolver_follows_the_kind():

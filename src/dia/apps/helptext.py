@@ -64,6 +64,16 @@ class Help(jsonargparse.DefaultHelpFormatter):
             return text.replace("%(default)s", f"[{','.join(map(str, action.default))}]")
         return text
 
+    def _format_action_invocation(self, action: Action) -> str:
+        text, room = super()._format_action_invocation(action), self._width - self._current_indent
+        if len(text) <= room or "{" not in text:
+            return text
+        name, _, words = text.rpartition("{")  # words too many for the line go on in the next
+        lines = textwrap.wrap(words.replace(",", ", "), room - len(name) - 1)
+        return f"{name}{{" + f"\n{' ' * (len(name) + 1 + self._current_indent)}".join(
+            line.replace(", ", ",") for line in lines
+        )
+
     def _iter_indented_subactions(self, action: Action) -> Generator[Action, None, None]:
         for sub in super()._iter_indented_subactions(action):
             if sub.help is None and isinstance(action.choices, dict) and sub.dest in action.choices:

@@ -23,9 +23,10 @@ from ..data.imageset import DataError
 from ..dissolve import DissolverSettings, Dissolving, load_dissolver, make_dissolver
 from ..dissolve.bank import DissolvedBank, LiveDissolving
 from ..dissolve.base import T_MAX
+from ..dissolve.matching import matched
 from ..dissolve.stand_ins import StandIn
 from ..settings import require
-from ..training import is_main
+from ..training import is_main, of_all
 from .base import MIN_NORMALS, Stages
 from .csi import CSI, PARTS, Part, check_scoring, spread
 
@@ -82,11 +83,24 @@ class DIA(CSI):
         if self.s.dissolver.kind == "none":
             self._fit_encoder(images, stages, None, "none")
         else:
-            self._fit_amplified(images, self._fit_dissolver(images, stages), stages)
+            self._fit_amplified(images, self._fit_dissolver(images, spare, self.s.ts, stages), stages)
         self._fit_bank(images)
 
-    def _fit_dissolver(self, images: np.ndarray, stages: Stages) -> Dissolving:
-        d = self.s.dissolver
+    def _fit_dissolver(
+        self, images: np.ndarray, spare: np.ndarray, ts: tuple[int, ...], stages: Stages
+    ) -> Dissolving:
+        """What dissolves; a control with `matched` removes as much of `spare` as diffusion does at `ts`."""
+        self.facts_ = {k: v for k, v in self.facts_.items() if k != "matched"}
+        asked = self.s.dissolver
+        if not asked.matched:
+            return self._fit_plain(asked, images, stages)
+        like = self._fit_plain(replace(asked, kind="diffusion", matched=False), images, stages)
+        found = of_all(matched(asked, like, spare, ts))[0]  # machines differ in the last digits
+        self.facts_["matched"] = found.facts()
+        self.dissolver_ = make_dissolver(found.settings, seed=self.seed, device=self.device)
+        return self.dissolver_
+
+    def _fit_plain(self, d: DissolverSettings, images: np.ndarray, stages: Stages) -> Dissolving:
         dissolver = make_dissolver(d, seed=self.seed, device=self.device)
         self.dissolver_ = dissolver
         if isinstance(dissolver, StandIn):

@@ -118,7 +118,7 @@ class DIAPlus(DIA):
     Settings: ClassVar[type] = DIAPlusSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        dissolver = self._fit_dissolver(images, stages)
+        dissolver = self._fit_dissolver(images, spare, self.s.residual_ts, stages)
         if "contrast" in self._wanted:
             self._fit_amplified(images, dissolver, stages)
         self.residual_ = Residual(self._remove).fit(images, spare)

@@ -2,6 +2,7 @@
 
 from .base import DissolverSettings, Dissolving
 from .dissolver import Dissolver, load_dissolver, make_dissolver
+from .matching import Match, matched, removed
 from .schedule import cosine_alphas_cumprod, one_step
 from .stand_ins import StandIn
 
@@ -9,9 +10,12 @@ __all__ = [
     "Dissolver",
     "DissolverSettings",
     "Dissolving",
+    "Match",
     "StandIn",
     "cosine_alphas_cumprod",
     "load_dissolver",
     "make_dissolver",
+    "matched",
     "one_step",
+    "removed",
 ]

@@ -5,6 +5,7 @@ Knows tensors of images; knows no network. Source: Shi et al., "Dissolving Is Am
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,15 @@ from ..settings import added, chosen, require
 from ..training import Precision
 
 T_MAX = 1000
-Kind = Literal["diffusion", "gaussian", "median", "noise", "identity", "none"]
+Kind = Literal["diffusion", "gaussian", "median", "noise", "shrink", "bottleneck", "identity", "none"]
+# the setting that says how much a control removes
+STRENGTHS = {
+    "gaussian": "sigma",
+    "median": "kernel",
+    "noise": "noise",
+    "shrink": "threshold",
+    "bottleneck": "bottleneck",
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,21 @@ class DissolverSettings:
             Dissolving is in 32 bits.
         pretrained: folder or hub name of an unconditional diffusers DDPM to use instead of training.
         kind: what dissolves: `diffusion`; or a stand-in that trains nothing, for controls: `gaussian` or
-            `median` with `kernel`, `noise` of diffusion step t, `identity` (a third view that is not
+            `median` with `kernel`, `noise` of diffusion step t, `shrink` (small cosine coefficients go, by
+            `threshold`), `bottleneck` (to fewer pixels and back), `identity` (a third view that is not
             dissolved); or `none`: no dissolved views, which makes `dia` what `csi` is.
         kernel: side in pixels (odd) of the Gaussian or median window, at the working size.
         input_range: `right`: the U-Net dissolves images in [−1, 1], as it was trained; `released`: in
             [0, 1], the defect of the official code.
+        sigma: width in pixels of `gaussian`, whose window then reaches 4σ and not `kernel`; None: what
+            follows from `kernel` by OpenCV's rule.
+        noise: standard deviation of `noise` in grey levels of 0–255, at every t; None: that of t.
+        threshold: of `shrink`, in grey levels of 0–255: every coefficient of the orthonormal cosine
+            transform moves so far towards 0, but for the mean's.
+        bottleneck: longer side in pixels to which `bottleneck` brings the image and back; it does nothing to
+            images that are no longer, or where `size` is no larger and has done it.
+        matched: the control's strength (`sigma`, `kernel`, `noise`, `threshold` or `bottleneck`) is found at
+            fitting: a diffusion model of the other settings is trained, and the control removes as much.
     """
 
     size: int = 64
@@ -70,6 +89,11 @@ class DissolverSettings:
     kind: Kind = added("diffusion")
     kernel: int = added(7)
     input_range: Literal["right", "released"] = added("right")
+    sigma: float | None = added(None)
+    noise: float | None = added(None)
+    threshold: float = added(10.0)
+    bottleneck: int = added(32)
+    matched: bool = added(False)
 
     def __post_init__(self) -> None:
         for name in ("loss", "precision", "kind", "input_range"):
@@ -92,9 +116,27 @@ class DissolverSettings:
             "dissolver.kernel",
             f"must be odd, from 3, not {self.kernel}",
         )
+        for name, unit in (("sigma", "pixels"), ("noise", "grey levels")):
+            value = getattr(self, name)
+            require(
+                value is None or 0 < value < math.inf,
+                f"dissolver.{name}",
+                f"must be above 0 {unit}, not {value}",
+            )
+        require(
+            0 <= self.threshold < math.inf,
+            "dissolver.threshold", f"must be at least 0 grey levels, not {self.threshold}",
+        )  # fmt: skip
+        require(
+            self.bottleneck >= 1, "dissolver.bottleneck", f"must be at least 1 pixel, not {self.bottleneck}"
+        )
+        require(
+            not self.matched or self.kind in STRENGTHS,
+            "dissolver.matched", f"is for kinds {', '.join(STRENGTHS)}; leave it out with kind {self.kind}",
+        )  # fmt: skip
         for name, plain in (("pretrained", None), ("input_range", "right")):
             require(
-                self.kind == "diffusion" or getattr(self, name) == plain,
+                self.kind == "diffusion" or self.matched or getattr(self, name) == plain,
                 f"dissolver.{name}", f"is for kind diffusion; leave it out with kind {self.kind}",
             )  # fmt: skip
 

@@ -3,13 +3,19 @@
 `StandIn` has the interface of `Dissolver`. Gaussian and median windows have a fixed side (7 in the paper's
 ablation), whatever t; the Gaussian's width follows from its side by OpenCV's rule. Noise takes the place of
 the network's estimate in the one-step formula, x + √(1/ᾱ_t − 1)·ε, so that t means the same as for
-diffusion; ε is drawn from the pixels and t, so the same image is always given the same noise.
+diffusion; ε is drawn from the pixels and t, so the same image is always given the same noise. Given a
+strength of their own (`sigma`, `noise`), both keep it whatever t, as `shrink` and `bottleneck` do.
+
+`shrink` is soft thresholding (Donoho, IEEE Trans. Inf. Theory 1995) of the whole working image's orthonormal
+cosine transform (DCT-II; Ahmed et al., IEEE Trans. Comput. 1974): what is weak goes, however fine.
+`bottleneck` is what a diffusion model that works on fewer pixels does to an image before it dissolves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,27 +32,38 @@ from ..data.imageset import DataError
 from ..modelfiles import ModelFiles
 from ..settings import from_dict, plain
 from ..training import choose_device
-from .base import DissolverSettings, Dissolving
+from .base import STRENGTHS, DissolverSettings, Dissolving, fit_in
 from .schedule import cosine_alphas_cumprod
 
 
 class StandIn(Dissolving):
-    """Dissolves by a Gaussian, a median, noise, or not at all (`identity`), as `settings.kind` says.
+    """Dissolves as `settings.kind` says: by a Gaussian, a median, noise, shrinking, a bottleneck; or not at
+    all (`identity`).
 
-    It works at `settings.size` as a Dissolver does, so that resizing falls on both alike.
+    It works at `settings.size` as a Dissolver does, so that resizing falls on both alike: `bottleneck` below
+    `size` resizes once more, and at or above it adds nothing to what `size` does.
+
+    Raises:
+        DataError: settings whose strength is still to be matched; `matching.matched` finds it.
     """
 
     def __init__(self, settings: DissolverSettings, *, seed: int = 0, device: str = "auto"):
+        if settings.matched:
+            raise DataError(
+                f"{settings.kind} has no strength yet; `matching.matched` finds it, as fitting dia does"
+            )
         self.settings, self.seed, self.device = settings, seed, device
         self.where_ = choose_device(device)
         self.fit_seconds_ = 0.0
         self._alphas = cosine_alphas_cumprod()
 
     def _remove(self, z: Tensor, t: Tensor) -> Tensor:
-        kind, kernel = self.settings.kind, self.settings.kernel
+        s, kind, kernel = self.settings, self.settings.kind, self.settings.kernel
         if kind == "gaussian":
-            sigma = gaussian_width(kernel)
-            side = min(kernel, *(2 * s - 1 for s in z.shape[-2:]))  # reflection reaches no further
+            sigma, side = gaussian_width(kernel), kernel
+            if s.sigma is not None:
+                sigma, side = s.sigma, 2 * math.ceil(4 * s.sigma) + 1
+            side = min(side, *(2 * s - 1 for s in z.shape[-2:]))  # reflection reaches no further
             return gaussian_blur2d(z, side, (sigma, sigma), border_type="reflect")
         if kind == "median":
             # kornia pads with zeros, which are grey here: reflect first, cut off afterwards
@@ -57,9 +74,20 @@ class StandIn(Dissolving):
             return y[..., top : top + z.shape[-2], left : left + z.shape[-1]]
         if kind == "noise":
             strength = (1 / self._alphas[t.cpu()] - 1).sqrt().to(z).view(-1, 1, 1, 1)
+            if s.noise is not None:
+                strength = torch.full_like(strength, s.noise / 127.5)
             return (
                 z + strength * torch.stack([self._noise(x, int(v)) for x, v in zip(z, t, strict=True)])
             ).clamp(-1, 1)
+        if kind == "shrink":
+            rows, columns = (dct_matrix(int(side)).to(z) for side in z.shape[-2:])
+            most = torch.full(z.shape[-2:], s.threshold / 127.5).to(z)
+            most[0, 0] = 0  # brightness is no detail
+            taken = (rows @ z @ columns.T).clamp(-most, most)
+            return (z - rows.T @ taken @ columns).clamp(-1, 1)
+        if kind == "bottleneck":
+            small, undo = fit_in(z, s.bottleneck, int(z.shape[1]), 1)
+            return undo(small)
         return z
 
     def _noise(self, x: Tensor, t: int) -> Tensor:
@@ -80,9 +108,12 @@ class StandIn(Dissolving):
         return cls(from_dict(DissolverSettings, known["settings"]), seed=known["seed"], device=device)
 
     def sha256(self) -> str:
-        """Hash of kind, window and working size: the same hash dissolves alike."""
+        """Hash of kind, strength and working size: the same hash dissolves alike."""
         s = self.settings
-        return hashlib.sha256(f"{s.kind} {s.kernel} {s.size}".encode()).hexdigest()
+        name = STRENGTHS.get(s.kind, "kernel")
+        own = None if name == "kernel" else getattr(s, name)  # the window has always been part of it
+        facts = f"{s.kind} {s.kernel} {s.size}" + (f" {own}" if own is not None else "")
+        return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def saved_facts(folder: Path | str) -> dict[str, Any]:
@@ -102,6 +133,14 @@ def saved_facts(folder: Path | str) -> dict[str, Any]:
     ):
         raise DataError(f"{folder}: dissolver.json must hold settings, seed and fit_seconds")
     return facts
+
+
+def dct_matrix(n: int) -> Tensor:
+    """The orthonormal DCT-II of n values as a matrix, `(n, n)` float64; its transpose is the inverse."""
+    i = torch.arange(n, dtype=torch.float64)
+    matrix = (2 / n) ** 0.5 * torch.cos(math.pi / n * i[:, None] * (i + 0.5))
+    matrix[0] = n**-0.5
+    return matrix
 
 
 def gaussian_width(kernel: int) -> float:

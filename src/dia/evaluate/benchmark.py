@@ -99,7 +99,7 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
         "settings_hash": detector.settings_hash(),
         "commit": now["commit"],
         "versions": now["versions"],
-        **({"adapted": facts["adapted"]} if facts.get("adapted") else {}),
+        **{name: facts[name] for name in ("adapted", "matched") if facts.get(name)},
     }
 
 
