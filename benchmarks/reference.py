@@ -68,7 +68,7 @@ class ReferenceStep:
         self.encoder = copy.deepcopy(encoder).to(device).train()
         self.unet = build_unet(3, PAPER.dissolver).to(device).eval().requires_grad_(False)
         self.alphas = cosine_alphas_cumprod(1000).float().to(device)
-        self.augment = Augment(AugmentSettings(colour="hsv"), 3)
+        self.augment = Augment(AugmentSettings(), 3)
         self.optimizer = torch.optim.SGD(self.encoder.parameters(), 0.1, momentum=0.9, weight_decay=1e-6)
         self.loader = DataLoader(OneByOne(images), batch, shuffle=True, drop_last=True, num_workers=0)
         self.batches = self._forever()

@@ -85,7 +85,9 @@ def measure(
 
         others: dict[str, Any] = {"bare": bare}
         if reference:
-            wide = encoder if ready.shape[1] == 3 else _Amplify(images, bank, replace(s, rgb=True), 0).encoder
+            wide = (
+                encoder if encoder.channels == 3 else _Amplify(images, bank, replace(s, rgb=True), 0).encoder
+            )
             others["reference"] = ReferenceStep(images, wide, s.batch, device=device)
         module.prepare(others)
         train(module, steps=repeats + warmup + 1, workdir=work / "encoder", checkpoint_every=10**6)

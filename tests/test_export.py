@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from dia.amplify.augment import AugmentSettings
 from dia.amplify.learning import AmplifySettings
 from dia.apps import cli, onnx_model
 from dia.apps.export import Comparison, export, facts_of, runner, write_onnx, write_torchscript
@@ -285,7 +284,7 @@ def test_a_method_without_a_graph_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("s", "match"),
     [
-        (replace(AMPLIFY, rgb=True, augment=AugmentSettings(colour="hsv")), "hsv draws inside kornia"),
+        (CSISettings(AMPLIFY, samples=1, score_draws="own"), "score_draws own draws from the pixels"),
         (None, "kind noise is drawn from the pixels"),
     ],
 )
@@ -293,7 +292,7 @@ def test_what_draws_for_itself_is_refused(s, match, tmp_path):
     if s is None:
         detector = fitted(DIAPlus, replace(PLUS, dissolver=replace(DISSOLVER, kind="noise")))
     else:
-        detector = fitted(CSI, CSISettings(s, samples=1))
+        detector = fitted(CSI, s)
     with pytest.raises(DataError, match=match):
         export(detector, tmp_path / "m.pt", "torchscript")
 

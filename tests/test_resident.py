@@ -7,12 +7,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from dia.amplify import resident
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.learning import AmplifySettings, ContrastiveTraining, learn, learning_rates, make_optimizer
 from dia.amplify.resident import Resident, ResidentLoop
+from dia.detectors.dia import DIA, DIASettings
 from dia.dissolve import DissolverSettings, StandIn
 from dia.dissolve.bank import DissolvedBank
 from dia.errors import TrainingError
+from dia.tracking import tracking
 from dia.training import seed_step
 
 CPU = torch.device("cpu")
@@ -123,6 +126,30 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(bank,
     with pytest.raises(TrainingError, match="at step 5"):
         loop.run()
     assert loop_of(x, copies, TINY, tmp_path).step == 2
+
+
+def test_a_fit_on_such_a_device_scores_as_the_plain_one(make_images, monkeypatch):
+    x = make_images(40)
+    s = DIASettings(DissolverSettings(kind="gaussian", size=16), TINY, ts=(30, 60), samples=1)
+    plain = DIA(s, seed=3, device="cpu").fit(x)
+    monkeypatch.setattr(resident, "fits", lambda *_: True)
+    staying = DIA(s, seed=3, device="cpu").fit(x)
+    np.testing.assert_allclose(staying.score(x), plain.score(x), rtol=0.05)
+    assert staying.fit_seconds_ > 0
+
+
+def test_it_is_for_one_cuda_device_and_a_bank(bank, monkeypatch):
+    x, copies = bank
+    assert not resident.fits(x, copies, "cpu")
+    monkeypatch.setattr(resident, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**6, 10**9))
+    assert resident.fits(x, copies, "cuda")
+    assert resident.fits(x, None, "cuda")
+    assert not resident.fits(x, object(), "cuda")  # live
+    with tracking("csv", "logs"):
+        assert not resident.fits(x, None, "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (x.nbytes, 10**9))
+    assert not resident.fits(x, None, "cuda")
 
 
 def test_the_rates_are_those_of_the_scheduler():

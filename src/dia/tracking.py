@@ -33,6 +33,11 @@ _make: ContextVar[Callable[[str], Logger] | None] = ContextVar("make", default=N
 _about: ContextVar[Mapping[str, Any]] = ContextVar("about", default={})  # noqa: B039 (never written to)
 
 
+def logging_curves() -> bool:
+    """Whether trainings are being logged."""
+    return _make.get() is not None
+
+
 def check_logger(logger: str) -> None:
     """Complains, before anything is trained, of a logger that is not known or not installed.
 

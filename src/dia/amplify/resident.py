@@ -15,11 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from ..dissolve.bank import DissolvedBank
-from ..training import bf16_is_fast, not_finite, seed_step
-from .learning import AmplifySettings, ContrastiveTraining, as_input, learning_rates, make_optimizer
+from ..tracking import logging_curves
+from ..training import bf16_is_fast, choose_device, not_finite, processes, seed_step
+from .encoder import Encoder
+from .learning import (
+    AmplifySettings,
+    ContrastiveTraining,
+    Dissolved,
+    as_input,
+    learning_rates,
+    make_optimizer,
+)
 
 CHECKPOINT = "resident.ckpt"
 _EAGER = 3  # steps before a graph is captured: they choose kernels and make the optimiser's state
@@ -67,6 +77,40 @@ class Resident(ContrastiveTraining):
         return self.copies[level, flip.long(), self.place[index]].float() / 255
 
 
+def fits(images: np.ndarray, dissolved: Dissolved | None, device: str) -> bool:
+    """Whether `learn` can do what `learning.learn` does: one CUDA device that holds all, and no logger.
+
+    Live dissolving needs the U-Net at every step, several processes each other: both are `learning.learn`'s.
+    """
+    where = choose_device(device)
+    if where.type != "cuda" or processes()[1] > 1 or logging_curves():
+        return False
+    if dissolved is not None and not isinstance(dissolved, DissolvedBank):
+        return False
+    wanted = images.nbytes + (0 if dissolved is None else dissolved.array.nbytes)
+    return wanted < torch.cuda.mem_get_info(where)[0] / 2
+
+
+def learn(
+    images: np.ndarray,
+    dissolved: Dissolved | None,
+    settings: AmplifySettings,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    workdir: Path,
+    resume: bool = False,
+    progress: bool = False,
+) -> tuple[Encoder, float]:
+    """As `learning.learn`, on a device that holds images and copies; see `fits`."""
+    assert dissolved is None or isinstance(dissolved, DissolvedBank)
+    with torch.random.fork_rng():
+        module = Resident(images, dissolved, settings, seed, choose_device(device))
+        loop = ResidentLoop(module, workdir, resume=resume)
+        loop.run(progress=progress)
+    return module.encoder.eval().requires_grad_(False), loop.seconds
+
+
 class ResidentLoop:
     """Runs a `Resident` for the steps its settings say; checkpoints by time, goes on from one.
 
@@ -102,8 +146,10 @@ class ResidentLoop:
         if resume and self.path.exists():
             self._load()
 
-    def run(self, until: int | None = None, deadline: float = math.inf) -> int:
+    def run(self, until: int | None = None, deadline: float = math.inf, progress: bool = False) -> int:
         """Trains up to step `until` (by default the last), or until `time.perf_counter()` is `deadline`.
+
+        `progress` shows a bar with the time left.
 
         Returns:
             The step reached.
@@ -113,25 +159,32 @@ class ResidentLoop:
         """
         until, saved, start = self.steps if until is None else until, time.perf_counter(), time.perf_counter()
         before, self.module = self.seconds, self.module.train()
-        while self.step < until and time.perf_counter() < deadline:
-            self._prepare()
-            if self.graph is not None:
-                self.graph.replay()
-            elif self.captures and self.step >= _EAGER:
-                self._capture()
-            else:
-                self._eager()
-            self.step += 1
-            if self.step % _LOOK == 0 or time.perf_counter() - saved > self.every:
-                self._look()
-                self.seconds = before + time.perf_counter() - start
-                if time.perf_counter() - saved > self.every:
-                    self.save()
-                    saved = time.perf_counter()
+        bar = Progress(*Progress.get_default_columns(), disable=not progress)
+        task = bar.add_task("encoder", total=until, completed=self.step)
+        with bar:
+            while self.step < until and time.perf_counter() < deadline:
+                self._train_one()
+                self.step += 1
+                if self.step % _LOOK == 0 or time.perf_counter() - saved > self.every:
+                    self._look()
+                    bar.update(task, completed=self.step)
+                    self.seconds = before + time.perf_counter() - start
+                    if time.perf_counter() - saved > self.every:
+                        self.save()
+                        saved = time.perf_counter()
         self._look()
         self.seconds = before + time.perf_counter() - start
         self.save()
         return self.step
+
+    def _train_one(self) -> None:
+        self._prepare()
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.captures and self.step >= _EAGER:
+            self._capture()
+        else:
+            self._eager()
 
     def _prepare(self) -> None:
         """Gives the step its batch, its rate and its seed, without waiting for the device."""

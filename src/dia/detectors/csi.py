@@ -28,6 +28,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from ..amplify import resident
 from ..amplify.augment import Augment, Draws
 from ..amplify.encoder import Encoder
 from ..amplify.learning import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
@@ -103,7 +104,8 @@ class CSI(Detector):
         path = stages.path("encoder", a, ts, dissolver_hash, self.seed, images)
 
         def make() -> float:
-            self.encoder_, seconds = learn(
+            train = resident.learn if resident.fits(images, dissolved, self.device) else learn
+            self.encoder_, seconds = train(
                 images,
                 dissolved,
                 a,
