@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import fft, ndimage
 
-from dia.amplify.learning import AmplifySettings
+from dia.amplify.learning import AmplifySettings, ContrastiveTraining
 from dia.data.imageset import DataError
 from dia.detectors.base import Detector
 from dia.detectors.csi import CSI, CSISettings
@@ -19,6 +19,7 @@ from dia.dissolve import Dissolver, DissolverSettings, StandIn, load_dissolver, 
 from dia.dissolve.bank import DissolvedBank, LiveDissolving
 from dia.dissolve.schedule import cosine_alphas_cumprod
 from dia.dissolve.stand_ins import dct_matrix, gaussian_width
+from dia.training import seed_step
 
 KINDS = ("gaussian", "median", "noise", "shrink", "bottleneck", "identity")
 
@@ -251,7 +252,18 @@ def test_dia_fits_saves_and_scores_with_each(kind, make_images, tmp_path):
     assert np.array_equal(loaded.score(x), detector.score(x))
     assert np.array_equal(loaded.dissolver_.dissolve(x, 50), detector.dissolver_.dissolve(x, 50))
     live = DIA(replace(s, live=True), seed=1, device="cpu").fit(x)
-    np.testing.assert_allclose(live.score(x), detector.score(x), rtol=1e-2, atol=1e-2)
+    assert np.isfinite(live.score(x)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_sees_the_same_rows_live_and_from_the_bank(kind, make_images, tmp_path):
+    # of the rows, not of what training makes of them: a grey value carries far in three steps
+    x, d, ts = make_images(6), stand_in(kind), (30, 60, 99)
+    rows = []
+    for copies in (DissolvedBank.build(x, d, ts, tmp_path / "bank.npy"), LiveDissolving(x, d, ts)):
+        seed_step(1, 0)
+        rows.append(ContrastiveTraining(x, copies, TINY, 1).views(np.array([4, 1, 5])))
+    torch.testing.assert_close(*rows, rtol=0, atol=1.01 / 255)
 
 
 def test_without_dissolver_dia_is_csi(make_images, tmp_path):

@@ -1,0 +1,170 @@
+"""The rows of `csi` and `dia` beside the paper's, by data set and direction, in docs/findings.md.
+
+Runs of the `cpu` preset are of `results/as-published.jsonl`, those of the paper's own encoder and length of
+`results/accelerator.jsonl`; both judge an encoder by every score at some steps. A row's result is the last
+step. Beside it stands what choosing on the test set, as the released code does, would have made of the same
+runs: the best of the steps judged, and what the best of some thirty would be by the spread of the late ones,
+mean + 2.04 standard deviations. Measures nothing.
+
+    python benchmarks/paper_rows.py --add CURVES.jsonl   # takes runs of the preset's own length from there
+    python benchmarks/paper_rows.py                      # draws the section
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from dia.evaluate.ledger import Ledger, append_line, update_section
+from dia.evaluate.paper import OTHER, UNKNOWN, paper_table
+
+ROOT = Path(__file__).parents[1]
+LEDGER, LONG = ROOT / "results/as-published.jsonl", ROOT / "results/accelerator.jsonl"
+PAGE = ROOT / "docs/findings.md"
+REQUIRED = ("dataset", "method", "score", "settings_hash")  # text in every line
+EPOCHS = 2.04  # standard deviations by which the best of thirty independent values exceeds their mean
+SETS = {
+    "pneumoniamnist": ("PneumoniaMNIST", "normal lungs"),
+    "breastmnist": ("BreastMNIST", "normal and benign"),
+    "breastmnist-0": ("BreastMNIST", "malignant"),
+    "sarscov2ct": ("SARS-CoV-2 CT", "non-COVID"),
+    "sarscov2ct-covid": ("SARS-CoV-2 CT", "COVID"),
+}
+SHOWN = ("cosine", "norm", "shift", "mahalanobis")
+
+
+class Row(NamedTuple):
+    """Runs of one method on one set in one way; AUROCs by seed, step and score."""
+
+    name: str
+    dataset: str
+    method: str
+    aurocs: Mapping[tuple[int, int, str], float]
+
+    def late(self, score: str) -> list[float]:
+        """Of all seeds from half of training on."""
+        half = max(step for _, step, _ in self.aurocs) / 2
+        return [v for (_, step, name), v in self.aurocs.items() if name == score and step >= half]
+
+    def last(self, score: str) -> list[float]:
+        """Of each seed's last step."""
+        end: dict[int, int] = defaultdict(int)
+        for seed, step, _ in self.aurocs:
+            end[seed] = max(end[seed], step)
+        return [self.aurocs[seed, step, score] for seed, step in sorted(end.items())]
+
+    def best(self, score: str) -> list[float]:
+        """Of each seed's best step."""
+        of: dict[int, list[float]] = defaultdict(list)
+        for (seed, _, name), v in self.aurocs.items():
+            if name == score:
+                of[seed].append(v)
+        return [max(v) for _, v in sorted(of.items())]
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def gathered(lines: Iterable[Mapping[str, Any]], name: Any, published: str, auroc: str) -> list[Row]:
+    """Rows of ledger lines, in the order of `SETS`."""
+    of: dict[tuple[str, str, str], dict[tuple[int, int, str], float]] = defaultdict(dict)
+    for r in lines:
+        score = "published" if r["score"] == published else r["score"]
+        of[r["dataset"], r["method"], name(r)][r["seed"], r["step"], score] = r[auroc]
+    order = [*SETS, *sorted({d for d, _, _ in of} - set(SETS))]
+    return [
+        Row(n, d, m, of[d, m, n]) for d, m, n in sorted(of, key=lambda k: (order.index(k[0]), k[1], k[2]))
+    ]
+
+
+def table(rows: list[Row], first: str) -> str:
+    """Markdown."""
+    head = ["data set", "normal is", "method", first, "seeds", "last step", "best on test", "mean + 2.04 sd"]
+    made = [[*head, "paper", *SHOWN], ["---"] * 4 + ["---:"] * (len(head) - 3 + len(SHOWN))]
+    for row in rows:
+        title, normal = SETS.get(row.dataset, (row.dataset, "as usual"))
+        late = row.late("published")
+        estimate = f"{fmean(late) + EPOCHS * stdev(late):.3f}" if len(late) > 1 else "–"
+        made.append(
+            [title, normal, row.method, row.name, str(len(row.last("published")))]
+            + [spread(row.last("published")), f"{fmean(row.best('published')):.3f}", estimate]
+            + [published(row.method, row.dataset)]
+            + [f"{fmean(row.last(s)):.3f}" for s in SHOWN]
+        )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in made)
+
+
+def published(method: str, dataset: str) -> str:
+    """The paper's value, and whether it is of this direction."""
+    value, sure = paper_table()[method].beside(dataset.removesuffix("-128"))
+    return "–" if value is None else f"{value[0]:.3f}{ {OTHER: ' ⇄', UNKNOWN: ' ?'}.get(sure, '') }"
+
+
+def section() -> str:
+    """What stands between the marks."""
+    rows = Ledger(LEDGER, REQUIRED).rows()
+    made = gathered(rows, lambda r: r["code"], "csi", "auroc_test")
+    text = [
+        "`cpu` preset, 180 steps, before and after augmentation, flips and epochs became the paper's:", "",
+        table(made, "code"), "",
+    ]  # fmt: skip
+    long = Ledger(LONG, ("job", "score")).rows()
+    if long:
+
+        def way(r: Mapping[str, Any]) -> str:
+            return f"{r['preset']}, {r['input_range']} range, {r['step']:,d} of {r['whole']:,d} steps"
+
+        ends: dict[str, int] = defaultdict(int)
+        for r in long:
+            ends[r["job"]] = max(ends[r["job"]], r["step"])
+        named = {r["job"]: way(r | {"step": ends[r["job"]]}) for r in long}
+        text += [
+            "The paper's encoder (width 64, LARS, batch 32), all normals, judged as it went:", "",
+            table(gathered(long, lambda r: named[r["job"]], "published", "auroc"), "training"), "",
+        ]  # fmt: skip
+    text += [
+        "*best on test*: of the steps judged, the mean over seeds; *mean + 2.04 sd*: of the published "
+        "score's late values (from half of training on), what the best of some thirty epochs is worth. "
+        "*paper*: ⇄ most likely of the other direction, ? direction unknown. cosine to mahalanobis: other "
+        "scores of the same encoders, last step.",
+    ]
+    return "\n".join(text)
+
+
+def add(curves: Path, code: str) -> int:
+    """Takes the runs of the preset's own length from a ledger of curves. Returns the number of new lines."""
+    held = {(r["dataset"], r["method"], r["seed"], r["settings_hash"], r["step"], r["score"])
+            for r in Ledger(LEDGER, REQUIRED).rows()}  # fmt: skip
+    new = [
+        r for r in Ledger(curves, REQUIRED).rows()
+        if r["times"] == 1 and r["preset"] == "cpu" and r["size"] in (32, 64) and r["dataset"] in SETS
+        and (r["dataset"], r["method"], r["seed"], r["settings_hash"], r["step"], r["score"]) not in held
+    ]  # fmt: skip
+    if new:
+        append_line(LEDGER, b"".join(json.dumps({"code": code} | r).encode() + b"\n" for r in new))
+    return len(new)
+
+
+def main() -> None:
+    """Draws, after adding."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--add", type=Path, nargs="*", default=[], help="ledgers of curves to take runs from")
+    p.add_argument(
+        "--before", type=Path, nargs="*", default=[], help="likewise, of the code before it was mended"
+    )
+    a = p.parse_args()
+    for code, paths in (("mended", a.add), ("before", a.before)):
+        for path in paths:
+            print(f"{add(path, code)} new lines of {path}")
+    update_section(PAGE, "PAPER", section())
+
+
+if __name__ == "__main__":
+    main()
