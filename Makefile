@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
 
-.PHONY: audit demo docs test test-slow results findings hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow test-elsewhere results findings hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -15,6 +15,18 @@ test: $(STAMP)  ## the tests, under 15 minutes on two cores
 
 test-slow: $(STAMP)  ## the checks that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+# files whose tests train or compare numbers
+NUMERIC := $(patsubst %,tests/test_%.py,ablation amplify anomalib_module bank calibrate cli csi_score curves diaplus dissolve_latent \
+  dissolve_module dissolver drift duplicates export extremes fourteen golden hub hypotheses illustrations inferencer kdad \
+  lesions loss metrics msc peers phantom pipelines privacy schedule selection sklearn stand_ins stress switches tracking \
+  transformaly trivial uniad views volumes weights)
+OLDER := ONEDNN_MAX_CPU_ISA=SSE41,ATEN_CPU_CAPABILITY=default,MKL_CBWR=COMPATIBLE,OPENBLAS_CORETYPE=Nehalem
+NO_AVX512 := ONEDNN_MAX_CPU_ISA=AVX2,ATEN_CPU_CAPABILITY=avx2,OPENBLAS_CORETYPE=Haswell
+
+test-elsewhere: $(STAMP)  ## what trains or compares numbers, as on older processors, two threads, other seeds (some hour)
+	for other in $(OLDER) $(NO_AVX512) OMP_NUM_THREADS=2 DIA_TEST_SEED=1 DIA_TEST_SEED=2; do echo $$other; \
+	  env $$(echo $$other | tr , ' ') $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC) || exit 1; done
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

@@ -132,7 +132,8 @@ def test_a_bank_of_some_images_holds_their_copies_only(images, bank, tiny_dissol
     assert some.array.shape[:3] == (len(TS), 2, 4)
     assert counting.images == 2 * 4
     asked, flip, level = np.array([9, 1, 4, 1]), np.array([0, 1, 1, 0], bool), np.array([0, 2, 1, 1])
-    np.testing.assert_array_equal(some.take(asked, flip, level), bank.take(asked, flip, level))
+    differ = np.abs(some.take(asked, flip, level).astype(int) - bank.take(asked, flip, level))
+    assert differ.max() <= 1  # those of other batches, rounded to whole grey values
 
 
 def test_a_bank_of_other_images_is_built_anew(images, tiny_dissolver, tmp_path):

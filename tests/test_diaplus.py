@@ -107,7 +107,8 @@ def test_the_view_spectrum_is_the_untrained_row(normals):
     s = replace(TINY, views=("spectrum",), neighbours=3, places=False)
     detector = DIAPlus(s, device="cpu").fit(normals)
     assert np.allclose(detector.distances(normals)["spectrum"], row.score(normals))
-    assert np.array_equal(np.argsort(detector.score(normals)), np.argsort(row.score(normals)))
+    by_rank = row.score(normals)[np.argsort(detector.score(normals))]
+    assert (np.diff(by_rank) >= -1e-6 * by_rank.max()).all()  # the same order, but where rounding decides
 
 
 def test_a_small_mark_makes_the_place_unusual(fitted, normals):

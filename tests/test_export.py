@@ -215,7 +215,7 @@ def test_onnx_scores_images_of_any_size_batch_and_channels(plus, plus_onnx, n, h
     want = plus.score(x)
     np.testing.assert_allclose(score, want, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(heatmap, plus.heatmap(x), rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(p, plus.p_values(want))
+    np.testing.assert_allclose(p, plus.p_values(score), rtol=0, atol=1e-9)  # of its own score: a step
     exact = plus.dissolver_.dissolve(x, PLUS.residual_ts, rounded=False).swapaxes(0, 1)
     assert np.abs(dissolved - exact).max() < 0.52
 

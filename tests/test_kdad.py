@@ -9,12 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
-from trained_checks import (
-    auroc_of_phantoms,
-    batches_do_not_matter,
-    loads_without_a_hub,
-    resumes_as_uninterrupted,
-)
+from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.detectors import KDAD, METHODS, Detector, kdad
 from dia.detectors.kdad import Distillation, KDADSettings, cloner_of, disagreement, pooled, steepness
@@ -25,7 +20,6 @@ from dia.settings import SettingsError, replaced
 pytest.importorskip("timm")
 
 TINY = KDADSettings(size=32, epochs=2, batch=8)
-FLOOR = 0.9  # measured: 1.0, .99, 1.0 with the seeds 0, 1, 2
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -282,7 +276,3 @@ def test_presets():
     assert KDAD(paper).weights_source() == "imagenet (vgg16.tv_in1k via timm)"
     assert (kdad.TRAINED, kdad.SCORED) == (4, 3)
     assert METHODS["kdad"] is KDAD
-
-
-def test_it_finds_turned_phantoms_with_random_weights():
-    assert auroc_of_phantoms(KDAD(replace(TINY, epochs=4), device="cpu")) > FLOOR

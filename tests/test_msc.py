@@ -9,12 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trained_checks import (
-    auroc_of_phantoms,
-    batches_do_not_matter,
-    loads_without_a_hub,
-    resumes_as_uninterrupted,
-)
+from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.learning import AmplifySettings
@@ -28,7 +23,6 @@ from dia.settings import SettingsError, replaced
 pytest.importorskip("timm")
 
 TINY = MSCSettings(backbone="resnet18", size=32, epochs=2, batch=8, lr=0.05)
-FLOOR = 0.9  # measured: .95, 1.0, 1.0 with the seeds 0, 1, 2
 STILL = AugmentSettings(jitter=(0, 0, 0, 0), grey_p=0, crop=(1, 1), ratio=(1, 1))
 
 
@@ -235,10 +229,6 @@ def test_presets():
     assert (paper.augment.crop, paper.augment.jitter, paper.neighbours) == ((0.2, 1), (0.4, 0.4, 0.4, 0.1), 2)
     assert (cpu.backbone, cpu.weights, cpu.size) == ("resnet18", "none", 64)
     assert METHODS["msc"] is MSC
-
-
-def test_it_finds_turned_phantoms_with_random_weights():
-    assert auroc_of_phantoms(MSC(replace(TINY, lr=1e-3, epochs=1), device="cpu")) > FLOOR
 
 
 def test_the_ledger_is_told_the_weights():

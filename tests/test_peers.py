@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from dia.amplify.learning import AmplifySettings
 from dia.data import phantom
@@ -36,7 +35,6 @@ TINY = {
 }  # fmt: skip
 SLOW = "efficientad"  # 256 px: a second for each image
 CHEAP = [name for name in TINY if name != SLOW]
-# measured with noise as the anomaly: see `test_it_tells_noise_from_phantoms`
 BLIND = ("ganomaly",)
 
 
@@ -234,14 +232,6 @@ def test_the_seed_decides_alone(method, fitted, normals, few):
 def test_another_seed_gives_other_scores(fitted, normals, few):
     x = few("patchcore")
     assert not np.allclose(fit("patchcore", normals, seed=1).score(x), fitted("patchcore").score(x))
-
-
-@pytest.mark.parametrize("method", [m for m in CHEAP if m not in BLIND])
-def test_it_tells_noise_from_phantoms(method, fitted):
-    x = phantom.load("test", size=32, n=24).normals().images
-    noise = np.random.default_rng(0).integers(0, 256, x.shape, dtype=np.uint8)
-    scores = fitted(method).score(np.concatenate([x, noise]))
-    assert roc_auc_score(np.repeat([0, 1], len(x)), scores) > 0.9
 
 
 def test_ganomaly_scores_are_the_difference_of_the_two_codes(fitted, few):

@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
-from trained_checks import (
-    auroc_of_phantoms,
-    batches_do_not_matter,
-    loads_without_a_hub,
-    resumes_as_uninterrupted,
-)
+from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.detectors import METHODS, Detector, Transformaly
 from dia.detectors.transformaly import (
@@ -33,7 +28,6 @@ from dia.settings import SettingsError, replaced
 timm = pytest.importorskip("timm")
 
 TINY = TransformalySettings(backbone="vit_tiny_patch16_224", size=32, epochs=2, batch=8, lr=1e-3)
-FLOOR = 0.9  # measured: 1.0 with the seeds 0, 1, 2, by either likelihood
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -250,7 +244,3 @@ def test_presets():
     assert (paper.lr, paper.epochs, paper.variance) == (1e-4, 30, 0.9)
     assert (cpu.backbone, cpu.weights, cpu.size) == ("vit_tiny_patch16_224", "none", 64)
     assert METHODS["transformaly"] is Transformaly
-
-
-def test_it_finds_turned_phantoms_with_random_weights():
-    assert auroc_of_phantoms(Transformaly(replace(TINY, epochs=1), device="cpu")) > FLOOR

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trained_checks import (
-    auroc_of_phantoms,
-    batches_do_not_matter,
-    loads_without_a_hub,
-    resumes_as_uninterrupted,
-)
+from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.amplify.learning import AmplifySettings
 from dia.detectors import METHODS, Detector, UniAD, uniad
@@ -39,7 +34,6 @@ pytest.importorskip("timm")
 TINY = UniADSettings(
     backbone="resnet18", size=32, width=32, layers=2, neighbours=1, epochs=2, batch=8, lr=1e-3
 )
-FLOOR = 0.9  # measured: 1.0, 1.0, 1.0 with the seeds 0, 1, 2
 HIDDEN_OF_5 = (0, 1, 2, 4, 5, 6, 8, 9, 10)  # of a 4×4 grid, the 3×3 tokens about row 1, column 1
 
 
@@ -355,9 +349,3 @@ def test_presets():
     assert UniAD(paper).weights_source() == "imagenet (tf_efficientnet_b4.aa_in1k via timm)"
     assert (cpu.weights, cpu.size) == ("none", 64)
     assert METHODS["uniad"] is UniAD
-
-
-def test_it_finds_negatives_with_random_weights():
-    # turned phantoms, as other methods find, look like others to tokens after so few steps
-    detector = UniAD(replace(TINY, epochs=8), device="cpu")
-    assert auroc_of_phantoms(detector, lambda images: 255 - images) > FLOOR

@@ -5,9 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
-from dia.data import phantom
 from dia.detectors import Detector, base
 
 
@@ -58,17 +56,3 @@ def resumes_as_uninterrupted(make, module, images, workdir, monkeypatch):
     assert seen == [2, 3]
     for name, value in whole._tensors().items():
         assert np.array_equal(resumed._tensors()[name], value), name
-
-
-def turned(images):
-    """By 90°."""
-    return np.rot90(images, axes=(1, 2))
-
-
-def auroc_of_phantoms(detector, changed=turned):
-    """Fitted on 100 phantoms: of others, as they are against `changed`. Random weights hardly see lesions."""
-    train, test = (
-        phantom.load(split, size=32, n=n).normals().images for split, n in (("train", 100), ("val", 120))
-    )
-    scores = detector.fit(train).score(np.concatenate([test, changed(test)]))
-    return roc_auc_score(np.repeat([0, 1], len(test)), scores)

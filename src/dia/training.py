@@ -58,10 +58,14 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
+    """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, CPUs with AVX512-BF16 or AMX.
+
+    A CPU that torch was told to treat as an older one (`ATEN_CPU_CAPABILITY`) is one here, too.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public name for it
+    older = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return device.type == "cpu" and not older and torch.cpu._is_avx512_bf16_supported()  # no public name
 
 
 class Timed(L.LightningModule):
