@@ -41,7 +41,7 @@ def variants(n: int, image_bytes: int) -> dict[str, DIASettings]:
 def recorded(losses: list[float]) -> type:
     """The package's training, which also keeps its losses."""
 
-    class Recorded(learning._Amplify):
+    class Recorded(learning.ContrastiveTraining):
         def training_step(self, batch: int, index: int) -> Any:
             loss = super().training_step(batch, index)
             losses.append(float(loss.detach()))
@@ -61,7 +61,7 @@ def main() -> None:
     train = load(a.dataset, "train", a.data_root).normals()
     val = load(a.dataset, "val", a.data_root)
     assert val.labels is not None
-    original = learning._Amplify
+    original = learning.ContrastiveTraining
     scores: dict[str, list[float]] = defaultdict(list)
     ranks: dict[str, list[float]] = defaultdict(list)
     curves: dict[str, list[list[float]]] = defaultdict(list)
@@ -72,13 +72,13 @@ def main() -> None:
                 if name not in a.variants:
                     continue
                 losses: list[float] = []
-                learning._Amplify = recorded(losses)  # type: ignore[misc]
+                learning.ContrastiveTraining = recorded(losses)  # type: ignore[misc]
                 work = Path(folder, "live" if s.live else "bank")  # both would find the other's encoder
                 if s.live:
                     for made in work.with_name("bank").glob("dissolver-*"):
                         shutil.copytree(made, work / made.name)
                 detector = DIA(s, seed=seed).fit(train, workdir=work)
-                learning._Amplify = original  # type: ignore[misc]
+                learning.ContrastiveTraining = original  # type: ignore[misc]
                 curves[name].append(losses)
                 scores[name].append(roc_auc_score(val.labels, detector.score(val)))
                 print(name, seed, round(scores[name][-1], 4), flush=True)

@@ -19,7 +19,7 @@ import torch
 from common import Rounds, parser, publish, synchronise
 from reference import ReferenceStep
 
-from dia.amplify.learning import AmplifySettings, _Amplify
+from dia.amplify.learning import AmplifySettings, ContrastiveTraining
 from dia.data.phantom import load
 from dia.detectors.dia import DIASettings
 from dia.dissolve import Dissolver, DissolverSettings
@@ -38,7 +38,7 @@ CASES: dict[str, tuple[AmplifySettings, int, bool]] = {
 }
 
 
-class _Timed(_Amplify):
+class _Timed(ContrastiveTraining):
     """The package's own training, which lets the others take their turn before each of its steps."""
 
     others: dict[str, Any]
@@ -85,9 +85,9 @@ def measure(
 
         others: dict[str, Any] = {"bare": bare}
         if reference:
-            wide = (
-                encoder if encoder.channels == 3 else _Amplify(images, bank, replace(s, rgb=True), 0).encoder
-            )
+            wide = encoder
+            if encoder.channels != 3:
+                wide = ContrastiveTraining(images, bank, replace(s, rgb=True), 0).encoder
             others["reference"] = ReferenceStep(images, wide, s.batch, device=device)
         module.prepare(others)
         train(module, steps=repeats + warmup + 1, workdir=work / "encoder", checkpoint_every=10**6)

@@ -397,7 +397,7 @@ class FakeDissolved:
 def test_views_come_in_the_order_of_the_loss(shift, make_images):
     x = make_images(10)
     fake = FakeDissolved(x)
-    m = module._Amplify(x, fake, replace(TINY, shift=shift), 0)
+    m = module.ContrastiveTraining(x, fake, replace(TINY, shift=shift), 0)
     index = np.array([7, 2, 5])
     seed_step(0, 0)
     rows = m.views(index)
@@ -428,7 +428,7 @@ def test_views_come_in_the_order_of_the_loss(shift, make_images):
 
 def test_each_plain_view_is_flipped_at_random(make_images):
     x = make_images(10)
-    m = module._Amplify(x, None, replace(TINY, shift="none"), 0)
+    m = module.ContrastiveTraining(x, None, replace(TINY, shift="none"), 0)
     plain = encoder_input(x, TINY)
     flips = []
     for step in range(40):
@@ -441,14 +441,14 @@ def test_each_plain_view_is_flipped_at_random(make_images):
 
 
 def test_without_dissolved_copies_there_are_two_views(make_images):
-    m = module._Amplify(make_images(10), None, TINY, 0)
+    m = module.ContrastiveTraining(make_images(10), None, TINY, 0)
     assert m.views(np.arange(3)).shape == (2 * 4 * 3, 1, 16, 16)
 
 
 def test_every_t_is_drawn(make_images):
     x = make_images(10)
     fake = FakeDissolved(x)
-    m = module._Amplify(x, fake, TINY, 0)
+    m = module.ContrastiveTraining(x, fake, TINY, 0)
     for step in range(6):
         seed_step(0, step)
         m.views(np.arange(3))
@@ -460,10 +460,10 @@ def test_every_t_is_drawn(make_images):
 def test_the_training_loss_is_contrast_plus_shift_classification(dissolved, make_images):
     x = make_images(12)
     s = replace(TINY, shift_weight=0.7, temperature=0.3)
-    m = module._Amplify(x, FakeDissolved(x) if dissolved else None, s, 3)
+    m = module.ContrastiveTraining(x, FakeDissolved(x) if dissolved else None, s, 3)
     loss = float(m.training_step(0, 0).detach())
 
-    again = module._Amplify(x, FakeDissolved(x) if dissolved else None, s, 3)
+    again = module.ContrastiveTraining(x, FakeDissolved(x) if dissolved else None, s, 3)
     seed_step(3, 0)
     index = batch_indices(12, 6, 3, 0)
     views = 3 if dissolved else 2
@@ -476,7 +476,7 @@ def test_the_training_loss_is_contrast_plus_shift_classification(dissolved, make
 
 
 def test_the_learning_rate_warms_up_and_comes_down(make_images):
-    m = module._Amplify(make_images(10), None, replace(TINY, steps=100, warmup=0.1, lr=0.2), 0)
+    m = module.ContrastiveTraining(make_images(10), None, replace(TINY, steps=100, warmup=0.1, lr=0.2), 0)
     made = m.configure_optimizers()
     rates = []
     for _ in range(100):
@@ -511,7 +511,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_images, tmp_path, monkeypa
     whole, seconds = learn(x, FakeDissolved(x), TINY, device="cpu", workdir=tmp_path / "whole")
     assert seconds > 0
     monkeypatch.setattr(module, "train", partial(module.train, checkpoint_every=3))
-    real, seen, armed = module._Amplify.training_step, [], [True]
+    real, seen, armed = module.ContrastiveTraining.training_step, [], [True]
 
     def training_step(self, batch, index):
         if self.global_step == 5 and armed:
@@ -520,7 +520,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_images, tmp_path, monkeypa
         seen.append(self.global_step)
         return real(self, batch, index)
 
-    monkeypatch.setattr(module._Amplify, "training_step", training_step)
+    monkeypatch.setattr(module.ContrastiveTraining, "training_step", training_step)
     with pytest.raises(RuntimeError, match="killed"):
         learn(x, FakeDissolved(x), TINY, device="cpu", workdir=tmp_path / "killed")
     seen.clear()

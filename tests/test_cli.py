@@ -149,19 +149,19 @@ def test_equal_seeds_give_equal_models_to_the_bit(folders, model, tmp_path):
 def test_a_fit_killed_while_training_resumes_to_the_same_weights(folders, model, tmp_path, monkeypatch):
     from dia.amplify import learning
 
-    step = learning._Amplify.training_step
+    step = learning.ContrastiveTraining.training_step
 
     def dies(self, batch, index):
         if self.global_step == 2:
             raise KeyboardInterrupt
         return step(self, batch, index)
 
-    monkeypatch.setattr(learning._Amplify, "training_step", dies)
+    monkeypatch.setattr(learning.ContrastiveTraining, "training_step", dies)
     out = tmp_path / "killed"
     with pytest.raises(SystemExit):
         main(["fit", str(folders), "--out", str(out), *WITH_ENCODER])
     assert not out.exists()
-    monkeypatch.setattr(learning._Amplify, "training_step", step)
+    monkeypatch.setattr(learning.ContrastiveTraining, "training_step", step)
     main(["fit", str(folders), "--out", str(out), "--resume", *WITH_ENCODER])
     assert (out / "weights.safetensors").read_bytes() == (model / "weights.safetensors").read_bytes()
 
@@ -174,7 +174,8 @@ from dia.dissolve import dissolver
 from dia.training import train
 
 train.__kwdefaults__["checkpoint_every"] = 2
-module, at = {"dissolver": (dissolver._Training, 5), "encoder": (learning._Amplify, 3)}[sys.argv[1]]
+stages = {"dissolver": (dissolver._Training, 5), "encoder": (learning.ContrastiveTraining, 3)}
+module, at = stages[sys.argv[1]]
 step = module.training_step
 
 def dies(self, batch, index):

@@ -63,12 +63,12 @@ def test_too_few_or_too_small_images_are_refused(method):
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_images(monkeypatch, tmp_path):
-    real = learning._Amplify.training_step
+    real = learning.ContrastiveTraining.training_step
 
     def training_step(self, batch, index):
         return real(self, batch, index) * (float("inf") if self.global_step == 1 else 1)
 
-    monkeypatch.setattr(learning._Amplify, "training_step", training_step)
+    monkeypatch.setattr(learning.ContrastiveTraining, "training_step", training_step)
     names = [f"scan{i}.png" for i in range(len(NOISE))]
     csi = METHODS["csi"](tiny("csi"), device="cpu")
     with pytest.raises(

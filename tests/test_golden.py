@@ -79,7 +79,7 @@ def test_the_learning_rate_at_named_steps():
     pytest.importorskip("timm")
     # the curve depends on shares of the steps alone: a tenth of them, 20 000, of which 200 warm up
     s = replace(PAPER.amplify, steps=20_000, width=8)
-    module = learning._Amplify(np.zeros((40, 28, 28, 1), np.uint8), None, s, seed=0)
+    module = learning.ContrastiveTraining(np.zeros((40, 28, 28, 1), np.uint8), None, s, seed=0)
     made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     assert type(optimizer).__name__ == "Lars"

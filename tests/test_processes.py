@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from dia import training
 from dia.amplify.augment import AugmentSettings
-from dia.amplify.learning import AmplifySettings, _Amplify
+from dia.amplify.learning import AmplifySettings, ContrastiveTraining
 from dia.data.phantom import load
 from dia.training import TrainingError, seed_step, share
 
@@ -40,7 +40,7 @@ class Copies:
 def gradients(colour, dissolved):
     """All gradients of one batch's loss, from this process's share of it."""
     images = load("train", size=24, n=12, colour=colour).images
-    module = _Amplify(images, Copies(images) if dissolved else None, SETTINGS, 0)
+    module = ContrastiveTraining(images, Copies(images) if dissolved else None, SETTINGS, 0)
     module.encoder.eval()  # statistics of a batch are each process's own on the CPU
     seed_step(0, 5)
     _, z, logits = module.encoder(module.augmented(np.array([7, 1, 4, 10, 2, 5])))

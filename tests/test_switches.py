@@ -116,7 +116,7 @@ def test_training_asks_for_t_as_often_as_it_should(per, distinct, make_images, t
 
 
 def module_of(s, images, dissolved=None):
-    return learning._Amplify(images, dissolved, s, seed=1)
+    return learning.ContrastiveTraining(images, dissolved, s, seed=1)
 
 
 @pytest.mark.parametrize("taught", [True, False])

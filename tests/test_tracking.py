@@ -52,7 +52,7 @@ def rows(folder):
 @pytest.fixture(scope="module")
 def by_csv(images, tmp_path_factory):
     """(detector, log folder, losses of every encoder step as the training returned them)."""
-    folder, losses, real = tmp_path_factory.mktemp("logs"), [], learning._Amplify.training_step
+    folder, losses, real = tmp_path_factory.mktemp("logs"), [], learning.ContrastiveTraining.training_step
 
     def training_step(self, batch, index):
         loss = real(self, batch, index)
@@ -60,7 +60,7 @@ def by_csv(images, tmp_path_factory):
         return loss
 
     with pytest.MonkeyPatch.context() as patch, tracking("csv", folder, about={"method": "dia"}):
-        patch.setattr(learning._Amplify, "training_step", training_step)
+        patch.setattr(learning.ContrastiveTraining, "training_step", training_step)
         return fit(images), folder, dict(losses)
 
 
@@ -151,7 +151,7 @@ def test_mlflows_own_variable_says_where(images, tmp_path, monkeypatch):
     def dies(self, batch, index):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(learning._Amplify, "training_step", dies)
+    monkeypatch.setattr(learning.ContrastiveTraining, "training_step", dies)
     with pytest.raises(RuntimeError, match="killed"), tracking("mlflow", tmp_path / "logs"):
         fit(images)
     assert not (tmp_path / "logs").exists()
@@ -165,7 +165,7 @@ def test_mlflows_own_variable_says_where(images, tmp_path, monkeypatch):
 
 def test_a_resumed_fit_goes_on_in_a_new_version(images, plain, tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "train", partial(learning.train, checkpoint_every=10))
-    real, armed = learning._Amplify.training_step, [True]
+    real, armed = learning.ContrastiveTraining.training_step, [True]
 
     def training_step(self, batch, index):
         if self.global_step == 15 and armed:
@@ -173,7 +173,7 @@ def test_a_resumed_fit_goes_on_in_a_new_version(images, plain, tmp_path, monkeyp
             raise RuntimeError("killed")
         return real(self, batch, index)
 
-    monkeypatch.setattr(learning._Amplify, "training_step", training_step)
+    monkeypatch.setattr(learning.ContrastiveTraining, "training_step", training_step)
     with tracking("csv", tmp_path / "logs"):
         with pytest.raises(RuntimeError, match="killed"):
             fit(images, workdir=tmp_path / "work")

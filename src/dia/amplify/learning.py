@@ -205,7 +205,7 @@ def learn(
         The encoder in eval mode, and the seconds training took, interrupted runs included.
     """
     start = time.perf_counter()
-    module = _Amplify(images, dissolved, settings, seed)
+    module = ContrastiveTraining(images, dissolved, settings, seed)
     train(
         module,
         steps=settings.length(len(images)),
@@ -231,7 +231,7 @@ def training_rows(
 ) -> Tensor:
     """What the encoder is shown of a batch in its first step, `(views·K·B, C, S, S)`, ordered as the loss."""
     with torch.random.fork_rng():
-        module = _Amplify(images, dissolved, settings, seed)
+        module = ContrastiveTraining(images, dissolved, settings, seed)
         seed_step(seed, 0)
         return module.augmented(np.arange(len(images)))
 
@@ -368,9 +368,6 @@ class ContrastiveTraining(Timed):
         optimizer = make_optimizer(self.parameters(), self.s, self.s.lr)
         sequence = schedule(optimizer, self.s, len(self.images))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": sequence, "interval": "step"}}
-
-
-_Amplify = ContrastiveTraining  # its name in tests and benchmarks
 
 
 @lru_cache(maxsize=4)
