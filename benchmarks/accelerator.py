@@ -197,8 +197,8 @@ def sets_of(job: Job, data: str) -> Sets:
 def step_seconds(module: Resident, workdir: Path) -> float:
     """Of a step, after the first ones, on a loop that is thrown away."""
     state = {k: v.clone() for k, v in module.state_dict().items()}
-    loop = ResidentLoop(module, workdir / "pace", resume=False)
-    few = 2 if module.device.type == "cpu" else 20
+    loop = ResidentLoop(module, workdir / "pace", resume=False, seconds=math.inf)
+    few = 2 if module.device.type == "cpu" else 60
     loop.run(until=min(few, loop.steps))
     start, before = time.perf_counter(), loop.step
     loop.run(until=min(loop.step + few, loop.steps))

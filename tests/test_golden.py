@@ -14,6 +14,7 @@ from dia.detectors.csi import PARTS
 from dia.detectors.dia import DIASettings
 from dia.dissolve.dissolver import build_unet
 from dia.presets import settings
+from dia.settings import differences, replaced
 
 PAPER = settings(DIASettings, "paper")
 
@@ -73,6 +74,13 @@ def test_the_published_values():
     assert (g.ratio, g.score_crop) == ((0.75, 4 / 3), 0.54)
     assert (PAPER.samples, PAPER.score_parts, PAPER.score_draws, PAPER.live) == (10, PARTS, "own", True)
     assert PAPER.ts == tuple(range(30, 100))
+
+
+def test_what_each_official_release_does_otherwise_is_one_flag_from_paper():
+    ranges = replaced(PAPER, {"dissolver.input_range": "released"})
+    assert set(differences(ranges, PAPER)) == {"dissolver.input_range"}
+    first = replaced(PAPER, {"amplify.exclude_own": False})
+    assert set(differences(first, PAPER)) == {"amplify.exclude_own"}
 
 
 def test_the_learning_rate_at_named_steps():

@@ -118,7 +118,7 @@ class ResidentLoop:
         module: what is trained.
         workdir: holds the checkpoint.
         resume: go on from a checkpoint there.
-        seconds: between checkpoints.
+        seconds: between checkpoints, one more at the end of each run; infinite: none.
 
     Attributes:
         step: of training so far.
@@ -174,7 +174,8 @@ class ResidentLoop:
                         saved = time.perf_counter()
         self._look()
         self.seconds = before + time.perf_counter() - start
-        self.save()
+        if self.every < math.inf:
+            self.save()
         return self.step
 
     def _train_one(self) -> None:
