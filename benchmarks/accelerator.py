@@ -13,7 +13,8 @@ the result, and what choosing the best step on test would have given stands besi
     python benchmarks/accelerator.py --enter OUT                                     # into results/, once
 
 Under OUT: `results.jsonl` (a line for each score at each step judged), `scores.npz`, `losses.npz`. What is
-there is not made again; a job that was stopped goes on from its checkpoint under --work.
+there is not made again; a job that was stopped goes on from its checkpoint under --work. Both go by what a
+job is: its settings, those of its diffusion model, and its data.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -39,10 +41,12 @@ from dia.amplify.resident import Resident, ResidentLoop
 from dia.data.catalog import load, load_training
 from dia.data.imageset import DataError, ImageSet
 from dia.detectors import CSI, DIA
+from dia.detectors.base import fingerprint
 from dia.detectors.csi import PARTS, normality, spread
 from dia.detectors.residual import nearest
 from dia.dissolve import DissolverSettings, make_dissolver
 from dia.dissolve.bank import DissolvedBank
+from dia.errors import TrainingError
 from dia.evaluate.ledger import Ledger, append_line, environment
 from dia.presets import settings
 from dia.settings import differences
@@ -52,7 +56,7 @@ LEDGER = Path(__file__).parents[1] / "results/accelerator.jsonl"
 REQUIRED = ("job", "dataset", "method", "preset", "score")  # text in every line
 TS = tuple(range(30, 100, 5))
 LEAST = 0.25  # of its schedule: a job that must be cut below is left for another machine
-UNET_STEPS = 2000  # of the small U-Net that makes the banks
+UNET_STEPS = {"cpu": 2000, "paper": 8000}  # of the diffusion models that make the banks
 NEIGHBOURS = 3
 
 
@@ -97,86 +101,13 @@ def jobs() -> list[Job]:
         Job("pneumoniamnist", "csi"),
         Job("sarscov2ct-128", "dia", size=128),
         Job("sarscov2ct-128", "csi", size=128),
-        Job("breastmnist-0", "dia", unet="paper"),
     ]
     sets = {"breastmnist-0": 32, "breastmnist": 32, "pneumoniamnist": 32, "sarscov2ct-128": 128}
-    return made + [Job(d, m, preset="gpu", size=s) for d, s in sets.items() for m in ("dia", "csi")]
-
-
-def settings_of(job: Job, a: argparse.Namespace, steps: int | None = None) -> Any:
-    """Of the job: its preset's, but for the bank's t and, where it is cut, the steps."""
-    s = settings({"csi": CSI, "dia": DIA}[job.method].Settings, job.preset)
-    amplify = replace(s.amplify, precision="auto", width=a.width or s.amplify.width)
-    s = replace(s, amplify=amplify if steps is None else replace(amplify, steps=steps))
-    return replace(s, dissolver=dissolver_of(job), ts=TS, live=False) if job.method == "dia" else s
-
-
-def dissolver_of(job: Job) -> DissolverSettings:
-    """The diffusion model behind a job's bank."""
-    d = settings(DIA.Settings, job.unet).dissolver
-    if job.unet == "cpu":
-        d = replace(d, steps=UNET_STEPS)
-    return replace(d, input_range=job.input_range)
-
-
-def bank_of(job: Job, images: np.ndarray, a: argparse.Namespace) -> DissolvedBank:
-    """The dissolved copies: read from beside the data or OUT, or made now and kept in OUT."""
-    for folder in (Path(a.data), a.out):
-        if (folder / job.bank).exists():
-            kept = np.load(folder / job.bank)["bank"]
-            if kept.shape == (len(TS), 2, *images.shape):
-                return DissolvedBank(kept, TS, np.arange(len(images)))
-    d = dissolver_of(job)
-    d = replace(d, steps=a.steps) if a.steps else d
-    right = make_dissolver(replace(d, input_range="right"), device=a.device)
-    right.fit(images, workdir=a.work / job.bank.replace(job.input_range, "unet"), resume=True)
-    right.settings = d
-    bank = DissolvedBank.build(images, right, TS, a.work / f"{job.bank}.npy")
-    np.savez_compressed(a.out / job.bank, bank=bank.array)
-    return bank
-
-
-def scorer(detector: CSI, normals: np.ndarray) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Every score of a detector with an encoder and a bank, as a function of images: `(N,)` each by name."""
-    h = detector._features(spread(normals, detector.s.bank_size))
-    fits = [LedoitWolf().fit(f) for f in h]
-
-    def score(images: np.ndarray) -> dict[str, np.ndarray]:
-        z, s = detector._projections(images)
-        of = (detector.bank_, detector.lambda_, detector.mu_)
-        found = {part: -normality(z, s, *of, (part,)).double().cpu().numpy() for part in PARTS}
-        f = detector._features(images)
-        far = np.array([np.sqrt(fit.mahalanobis(x)) for fit, x in zip(fits, f, strict=True)])
-        near = [nearest(a, b, NEIGHBOURS) for a, b in zip(f, h, strict=True)]
-        return {
-            "published": -normality(z, s, *of).double().cpu().numpy(),
-            **found, "mahalanobis": far.sum(0), "neighbours": np.sum(near, axis=0),
-        }  # fmt: skip
-
-    return score
-
-
-def judged(
-    job: Job, s: Any, module: Resident, images: np.ndarray, a: argparse.Namespace
-) -> Callable[..., Any]:
-    """Scores by name of any images, with the encoder as it is; published and cosine by own draws as well."""
-    found: dict[str, np.ndarray] = {}
-    detectors = {}
-    for draws in ("shared", "own"):
-        d = {"csi": CSI, "dia": DIA}[job.method](
-            replace(s, score_draws=draws), seed=job.seed, device=a.device
-        )
-        d.shape_, d.encoder_ = images.shape[1:], module.encoder
-        d._ready()
-        d._fit_bank(images)
-        detectors[draws] = scorer(d, images)
-
-    def score(x: np.ndarray) -> dict[str, np.ndarray]:
-        found.update(detectors["shared"](x))
-        own = detectors["own"](x)
-        return found | {f"{name}, own draws": own[name] for name in ("published", "cosine")}
-
-    return score
+    made += [Job(d, m, preset="gpu", size=size) for d, size in sets.items() for m in ("dia", "csi")]
+    return [
+        *made,
+        Job("breastmnist-0", "dia", unet="paper"),
+    ]  # whose U-Net takes longer than all of its training
 
 
 class Sets(NamedTuple):
@@ -194,10 +125,96 @@ def sets_of(job: Job, data: str) -> Sets:
     return Sets(normals.images, test, f"{normals.sha256()[:32]}{test.sha256()[:32]}")
 
 
+def settings_of(job: Job, a: argparse.Namespace, steps: int | None = None) -> Any:
+    """Of the job: its preset's, but for the bank's t and, where it is cut, the steps."""
+    s = settings({"csi": CSI, "dia": DIA}[job.method].Settings, job.preset)
+    amplify = replace(s.amplify, precision="auto", width=a.width or s.amplify.width)
+    s = replace(s, amplify=amplify if steps is None else replace(amplify, steps=steps))
+    return replace(s, dissolver=dissolver_of(job, a), ts=TS, live=False) if job.method == "dia" else s
+
+
+def dissolver_of(job: Job, a: argparse.Namespace) -> DissolverSettings:
+    """The diffusion model behind a job's bank."""
+    d = settings(DIA.Settings, job.unet).dissolver
+    return replace(d, steps=a.steps or UNET_STEPS[job.unet], input_range=job.input_range)
+
+
+def key_of(job: Job, a: argparse.Namespace, data: Sets) -> str:
+    """Of all that decides a job's result, but for the length to which it is cut."""
+    return fingerprint(settings_of(job, a), dissolver_of(job, a), job.seed, data.sha256)
+
+
+def bank_of(job: Job, data: Sets, a: argparse.Namespace) -> DissolvedBank:
+    """The dissolved copies: read from beside the data, from OUT or --work; or made and kept in --work."""
+    images, d = data.normals, dissolver_of(job, a)
+    key = fingerprint(d, list(TS), data.sha256)
+    for folder in (Path(a.data), a.out, a.work):
+        with contextlib.suppress(
+            OSError, KeyError, ValueError, BadZipFile
+        ):  # absent, torn, or of another form
+            kept = np.load(folder / job.bank)
+            if str(kept["key"]) == key:
+                return DissolvedBank(kept["bank"], TS, np.arange(len(images)))
+    # both ranges dissolve by one network, trained in the right one
+    right = replace(d, input_range="right")
+    dissolver = make_dissolver(right, device=a.device)
+    dissolver.fit(images, workdir=a.work / f"unet-{fingerprint(right, data.sha256)}", resume=True)
+    dissolver.settings = d
+    bank = DissolvedBank.build(images, dissolver, TS, a.work / f"{job.bank}-{key}.npy")
+    keep(
+        a.out if a.banks else a.work,
+        job.bank,
+        {"bank": np.asarray(bank.array), "key": np.array(key)},
+        anew=True,
+    )
+    return bank
+
+
+def scorer(
+    detector: CSI, normals: np.ndarray, features: bool
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Every score of a detector with an encoder and a bank, as a function of images: `(N,)` each by name.
+
+    `features`: those of penultimate features, too.
+    """
+    h = detector._features(spread(normals, detector.s.bank_size)) if features else []
+    fits = [LedoitWolf().fit(f) for f in h]
+
+    def score(images: np.ndarray) -> dict[str, np.ndarray]:
+        z, s = detector._projections(images)
+        of = (detector.bank_, detector.lambda_, detector.mu_)
+        found = {part: -normality(z, s, *of, (part,)).double().cpu().numpy() for part in PARTS}
+        found["published"] = -normality(z, s, *of).double().cpu().numpy()
+        if features:
+            f = detector._features(images)
+            found["mahalanobis"] = sum(np.sqrt(g.mahalanobis(x)) for g, x in zip(fits, f, strict=True))
+            found["neighbours"] = sum(nearest(x, b, NEIGHBOURS) for x, b in zip(f, h, strict=True))
+        return found
+
+    return score
+
+
+def judged(job: Job, s: Any, module: Resident, data: Sets, a: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Scores of the test set by name, with the encoder as it is; published and cosine by own draws, too."""
+    found: dict[str, np.ndarray] = {}
+    module.eval()
+    with torch.inference_mode():
+        for draws, suffix in (("shared", ""), ("own", ", own draws")):
+            kind = {"csi": CSI, "dia": DIA}[job.method]
+            d = kind(replace(s, score_draws=draws), seed=job.seed, device=a.device)
+            d.shape_, d.encoder_ = data.normals.shape[1:], module.encoder
+            d._ready()
+            d._fit_bank(data.normals)
+            of = scorer(d, data.normals, features=not suffix)(data.test.images)
+            found |= {n + suffix: v for n, v in of.items() if not suffix or n in ("published", "cosine")}
+    module.train()
+    return found
+
+
 def step_seconds(module: Resident, workdir: Path) -> float:
     """Of a step, after the first ones, on a loop that is thrown away."""
     state = {k: v.clone() for k, v in module.state_dict().items()}
-    loop = ResidentLoop(module, workdir / "pace", resume=False, seconds=math.inf)
+    loop = ResidentLoop(module, workdir, resume=False, seconds=math.inf)
     few = 2 if module.device.type == "cpu" else 60
     loop.run(until=min(few, loop.steps))
     start, before = time.perf_counter(), loop.step
@@ -209,46 +226,44 @@ def step_seconds(module: Resident, workdir: Path) -> float:
 
 def run(job: Job, a: argparse.Namespace, deadline: float) -> bool:
     """Makes a job, or goes on with it; False where the time left is too short for a useful part of it."""
-    work = a.work / job.name
     data = sets_of(job, a.data)
-    device = choose_device(a.device)
-    n = len(data.normals)
+    key, device, n = key_of(job, a, data), choose_device(a.device), len(data.normals)
+    work = a.work / f"{job.name}-{key}"
+    work.mkdir(parents=True, exist_ok=True)
     whole = settings_of(job, a).amplify.length(n)
+    bank = bank_of(job, data, a) if job.method == "dia" else None
     plan = work / "plan.json"
-    bank = bank_of(job, data.normals, a) if job.method == "dia" else None
-    module = Resident(data.normals, bank, settings_of(job, a).amplify, job.seed, device)
-    if plan.exists():
-        planned = json.loads(plan.read_text())
-        steps, pace = planned["steps"], planned["step_seconds"]
-    else:
-        pace = step_seconds(module, work)
-        left = deadline - time.perf_counter() - a.judging * pace * a.evaluations
+    if not plan.exists():
+        module = Resident(data.normals, bank, settings_of(job, a).amplify, job.seed, device)
+        pace, start = step_seconds(module, work), time.perf_counter()
+        judged(job, settings_of(job, a), module, data, a)
+        left = deadline - time.perf_counter() - a.evaluations * (time.perf_counter() - start)
         steps = int(min(whole, a.steps or whole, max(left / pace, 0)))
         if steps < LEAST * (a.steps or whole):
             return False
-        plan.write_text(json.dumps({"steps": steps, "step_seconds": pace}))
+        plan.with_suffix(".tmp").write_text(json.dumps({"steps": steps, "step_seconds": pace}))
+        plan.with_suffix(".tmp").replace(plan)
+    steps = json.loads(plan.read_text())["steps"]
     s = settings_of(job, a, None if steps == whole else steps)
     module = Resident(data.normals, bank, s.amplify, job.seed, device)
     loop = ResidentLoop(module, work, seconds=a.checkpoint_seconds)
     here = environment()
     about = {
-        "job": job.name, **job._asdict(), "steps": steps, "whole": whole, "n_train": n,
+        "job": job.name, "key": key, **job._asdict(), "steps": steps, "whole": whole, "n_train": n,
         "settings": {k: v[0] for k, v in differences(s, settings(type(s), job.preset)).items()},
+        "unet_steps": dissolver_of(job, a).steps if bank else None,
         "data_sha256": data.sha256, "device": str(here["device"]) if device.type != "cpu" else "cpu",
         "threads": torch.get_num_threads(), "versions": here["versions"], "commit": here["commit"],
     }  # fmt: skip
-    there = {(r["step"]) for r in rows(a.out) if r["job"] == job.name}
+    there = {r["step"] for r in rows(a.out) if (r["job"], r["key"], r["steps"]) == (job.name, key, steps)}
     for step in sorted({max(round(steps * (i + 1) / a.evaluations), 1) for i in range(a.evaluations)}):
         if step < loop.step and step not in there:
-            continue  # a stop between training and judging: the next judging counts
+            continue  # stopped between training and judging: the next judging counts
         if loop.run(until=step, deadline=deadline) < step:
             return True  # it goes on another time
         if step in there:
             continue
-        module.eval()
-        with torch.inference_mode():
-            scores = judged(job, s, module, data.normals, a)(data.test.images)
-        module.train()
+        scores = judged(job, s, module, data, a)
         lines = [
             about | {
                 "step": step, "score": name, "auroc": float(roc_auc_score(data.test.labels, values)),
@@ -257,24 +272,20 @@ def run(job: Job, a: argparse.Namespace, deadline: float) -> bool:
             }
             for name, values in scores.items()
         ]  # fmt: skip
+        if step == steps:  # before the lines, which say that the job is done
+            keep(a.out, "losses.npz", {job.name: loop.losses.cpu().numpy()})
+            labels = {"labels": np.asarray(data.test.labels)}
+            keep(a.out, "scores.npz", {f"{job.name}/{k}": v for k, v in (scores | labels).items()})
         append_line(a.out / "results.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-        by_name = {line["score"]: line["auroc"] for line in lines}
-        print(
-            f"{job.name} step {step}: {by_name['published']:.3f}, {loop.seconds / step:.4f} s a step",
-            flush=True,
-        )
-    keep(a.out / "losses.npz", {job.name: loop.losses.cpu().numpy()})
-    labels = np.asarray(data.test.labels)
-    keep(
-        a.out / "scores.npz",
-        {f"{job.name}/{k}": v for k, v in scores.items()} | {f"{job.name}/labels": labels},
-    )
+        auroc = next(line["auroc"] for line in lines if line["score"] == "published")
+        print(f"{job.name} step {step}: {auroc:.3f}, {loop.seconds / step:.4f} s a step", flush=True)
     return True
 
 
-def keep(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def keep(folder: Path, name: str, arrays: Mapping[str, np.ndarray], *, anew: bool = False) -> None:
     """Adds arrays to an .npz, whole or not at all."""
-    there = dict(np.load(path)) if path.exists() else {}
+    path = folder / name
+    there = dict(np.load(path)) if path.exists() and not anew else {}
     new = path.with_suffix(".tmp.npz")
     np.savez_compressed(new, **{**there, **arrays})
     new.replace(path)
@@ -285,20 +296,17 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return Ledger(out / "results.jsonl", REQUIRED).rows()
 
 
-def done(job: Job, out: Path) -> bool:
+def done(job: Job, a: argparse.Namespace) -> bool:
     """Whether the last step was judged."""
-    return any(r["job"] == job.name and r["step"] == r["steps"] for r in rows(out))
+    key = key_of(job, a, sets_of(job, a.data))
+    return any((r["job"], r["key"]) == (job.name, key) and r["step"] == r["steps"] for r in rows(a.out))
 
 
 def enter(out: Path, ledger: Path = LEDGER) -> int:
     """Appends what came back to the ledger, but for the lines that it holds. Returns their number."""
-    held = {
-        (r["job"], r["steps"], r["step"], r["score"], r["data_sha256"])
-        for r in Ledger(ledger, REQUIRED).rows()
-    }
-    new = [
-        r for r in rows(out) if (r["job"], r["steps"], r["step"], r["score"], r["data_sha256"]) not in held
-    ]
+    what = ("job", "key", "steps", "step", "score", "commit", "device")
+    held = {tuple(r[k] for k in what) for r in Ledger(ledger, REQUIRED).rows()}
+    new = [r for r in rows(out) if tuple(r[k] for k in what) not in held]
     if new:
         append_line(ledger, b"".join(json.dumps(r).encode() + b"\n" for r in new))
     return len(new)
@@ -322,9 +330,6 @@ def main() -> None:
     p.add_argument("--width", type=int, default=None, help="of every encoder: for a test")
     p.add_argument("--jobs", nargs="+", default=[], help="only those whose names begin so")
     p.add_argument("--evaluations", type=int, default=12, help="how often each encoder is judged")
-    p.add_argument(
-        "--judging", type=float, default=40, help="what judging takes, in steps: for the estimates"
-    )
     p.add_argument("--checkpoint_seconds", type=float, default=60, help="between checkpoints")
     p.add_argument("--banks", action="store_true", help="only make the banks into OUT")
     p.add_argument("--dry-run", action="store_true", help="list jobs with estimates")
@@ -346,13 +351,11 @@ def main() -> None:
                     dry(job, a)
                 elif a.banks:
                     if job.method == "dia" and job.unet == "cpu":
-                        bank_of(job, sets_of(job, a.data).normals, a)
-                elif not done(job, a.out) and time.perf_counter() < deadline:
-                    (a.work / job.name).mkdir(parents=True, exist_ok=True)
-                    if not run(job, a, deadline):
-                        print(f"{job.name}: the time left is too short", flush=True)
-            except DataError as error:  # a set that is not there: the next job
-                print(f"{job.name}: {error}", flush=True)
+                        bank_of(job, sets_of(job, a.data), a)
+                elif time.perf_counter() < deadline and not done(job, a) and not run(job, a, deadline):
+                    print(f"{job.name}: the time left is too short", flush=True)
+            except (DataError, TrainingError, RuntimeError, OSError) as error:  # the jobs after it go on
+                print(f"{job.name}: {type(error).__name__}: {error}", flush=True)
 
 
 def dry(job: Job, a: argparse.Namespace) -> None:
@@ -367,7 +370,7 @@ def dry(job: Job, a: argparse.Namespace) -> None:
     bank = (
         "" if job.method == "csi" else "bank there" if (Path(a.data) / job.bank).exists() else "bank to make"
     )
-    state = "done" if done(job, a.out) else bank
+    state = "done" if done(job, a) else bank
     print(f"{job.name:45} {steps:7,d} steps  about {steps * seconds:6.0f} s  {state}")
 
 

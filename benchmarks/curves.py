@@ -46,7 +46,6 @@ from dia.detectors import CSI, DIA
 from dia.detectors.base import Stages, load_module, module_tensors
 from dia.detectors.csi import PARTS, normality, spread
 from dia.detectors.residual import nearest
-from dia.evaluate.benchmark import facts_of, keep_scores, record, score_set, scores_path
 from dia.evaluate.ledger import Ledger, append_line, environment
 from dia.evaluate.protocol import VAL, development
 from dia.presets import MAX_SIZE, PRESETS, settings
@@ -55,7 +54,6 @@ from dia.training import choose_device
 
 LEDGER = HERE.parent / "results/curves.jsonl"
 SETS = ("pneumoniamnist", "breastmnist", "sarscov2ct", "kvasirseg_patches")
-RUNS = HERE.parent / "results/runs.jsonl"
 CURVE = "curve"
 REQUIRED = ("protocol", "dataset", "method", "score", "settings_hash", "data_sha256")
 FEATURE_NEIGHBOURS = 3
@@ -111,15 +109,14 @@ class _Watched(CSI):
         a.check_installed()
         self.where_ = choose_device(self.device)
         ts = list(dissolved.ts) if dissolved else []
-        path = stages.path("encoder", a, ts, dissolver_hash, self.seed, images)
+        path = stages.path("curve", a, ts, dissolver_hash, self.seed, list(self.at), images)
         self.images_, self.snapshots_ = images, Snapshots(path, self.at)
 
         def make() -> float:
-            encoder, seconds = learn(
+            _, seconds = learn(
                 images, dissolved, a, seed=self.seed, device=self.device, workdir=path,
                 resume=stages.resume, progress=stages.progress, watchers=[self.snapshots_],
             )  # fmt: skip
-            save_file(module_tensors(encoder, ""), path / "encoder.safetensors")  # as CSI keeps it
             return seconds
 
         stages.part(path, make, lambda: None)
@@ -185,7 +182,6 @@ def curve(
         `auroc_NAME` of each set.
     """
     detector.fit(normals, workdir=workdir, resume=True)
-    batch = min(detector.s.amplify.batch, detector.n_train_)
     found = []
     for step in sorted(detector.at, reverse=True):
         if step < max(detector.at):  # the last is the fitted detector
@@ -195,7 +191,7 @@ def curve(
         scores = {name: score(images.images) for name, images in judged.items()}
         about = {
             "step": step,
-            "epoch": round(step / (detector.n_train_ // batch), 3),
+            "epoch": round(step / detector.s.amplify.batches(detector.n_train_), 3),
             "train_seconds": round(detector.snapshots_.seconds(step), 2),
         }
         for kind in SCORES:
@@ -225,7 +221,7 @@ def run(
         judged[VAL] = development(dataset, VAL, data_root, side)[1]
     s = replaced(settings(WATCHED[method].Settings, preset), {"amplify.size": size, **(changes or {})})
     steps = round(s.amplify.length(len(normals)) * times)
-    s = s if times == 1 else replaced(s, {"amplify.steps": steps})
+    s = replaced(s, {"amplify.steps": steps})
     detector = WATCHED[method](s, seed=seed, device=device)
     detector.at = snapshot_steps(steps, count)
     identity = {
@@ -237,16 +233,7 @@ def run(
     }
     if is_there(Ledger(ledger, REQUIRED).rows(), identity, detector.at):
         return False
-    detector.facts_ = facts_of(detector, dataset, preset, normals)
     found = curve(detector, normals, judged, work / dataset)
-    if times == 1 and not changes:  # the preset itself: a line of the main grid as well
-        detector._take(steps)
-        detector._fit_bank(detector.images_)
-        line = record(detector, score_set(detector, judged["test"]), judged["test"], dataset)
-        scored = detector.score(judged["test"])
-        if Ledger(RUNS).find(**identity) is None:
-            keep_scores(scores_path(RUNS.parent / "scores", line), scored, judged["test"])
-            Ledger(RUNS).append(line)
     here = environment()
     about = {"protocol": CURVE, **identity, "preset": preset, "size": size, "times": times, "steps": steps}
     fixed = {

@@ -117,17 +117,23 @@ def section() -> str:
     ]  # fmt: skip
     long = Ledger(LONG, ("job", "score")).rows()
     if long:
+        ends: dict[tuple[Any, ...], int] = defaultdict(int)
+        for r in long:
+            ends[r["job"], r["key"], r["steps"]] = max(ends[r["job"], r["key"], r["steps"]], r["step"])
 
         def way(r: Mapping[str, Any]) -> str:
-            return f"{r['preset']}, {r['input_range']} range, {r['step']:,d} of {r['whole']:,d} steps"
+            end = ends[r["job"], r["key"], r["steps"]]
+            cut = "" if r["steps"] == r["whole"] else f" (cut from {r['whole']:,d})"
+            state = (
+                f"{r['steps']:,d} steps{cut}"
+                if end == r["steps"]
+                else f"unfinished: {end:,d} of {r['steps']:,d}"
+            )
+            return f"{r['preset']}, {r['input_range']} range, U-Net {r['unet']}, {r['size']} px, {state}"
 
-        ends: dict[str, int] = defaultdict(int)
-        for r in long:
-            ends[r["job"]] = max(ends[r["job"]], r["step"])
-        named = {r["job"]: way(r | {"step": ends[r["job"]]}) for r in long}
         text += [
             "The paper's encoder (width 64, LARS, batch 32), all normals, judged as it went:", "",
-            table(gathered(long, lambda r: named[r["job"]], "published", "auroc"), "training"), "",
+            table(gathered(long, way, "published", "auroc"), "training"), "",
         ]  # fmt: skip
     text += [
         "*best on test*: of the steps judged, the mean over seeds; *mean + 2.04 sd*: of the published "

@@ -77,19 +77,46 @@ def test_a_dia_and_a_csi_job_are_judged_by_every_score_as_they_go(run, tmp_path)
     before = (tmp_path / "out/results.jsonl").read_bytes()
     run("--steps", "5", "--jobs", "breastmnist-0-csi-32px-0")
     assert (tmp_path / "out/results.jsonl").read_bytes() == before
+    # a short run is no part of a longer one
+    run("--steps", "4", "--jobs", "breastmnist-0-csi-32px-0")
+    assert {r["steps"] for r in lines(tmp_path / "out") if r["method"] == "csi"} == {4, 5}
+
+
+def test_a_job_that_fails_does_not_keep_the_others(run, tmp_path, monkeypatch):
+    real = accelerator.judged
+
+    def broken(job, *args):
+        if job.method == "dia":
+            raise RuntimeError("out of memory")
+        return real(job, *args)
+
+    monkeypatch.setattr(accelerator, "judged", broken)
+    text = run("--steps", "2", "--jobs", "breastmnist-0-dia-32px-0", "breastmnist-0-csi-32px-0")
+    assert "breastmnist-0-dia-32px-0: RuntimeError: out of memory" in text
+    assert {r["job"] for r in lines(tmp_path / "out")} == {"breastmnist-0-csi-32px-0"}
+
+
+def test_a_torn_bank_is_made_anew(run, tmp_path):
+    job = ("--steps", "2", "--jobs", "breastmnist-0-dia-32px-0")
+    run(*job, "--banks")
+    bank = tmp_path / "out" / accelerator.jobs()[0].bank
+    bank.write_bytes(bank.read_bytes()[:500])
+    run(*job)
+    assert {r["step"] for r in lines(tmp_path / "out")} == {1, 2}
 
 
 def test_it_goes_on_from_its_checkpoint_and_reads_banks_from_beside_the_data(
     run, data, tmp_path, monkeypatch
 ):
     job = ("--steps", "6", "--jobs", "breastmnist-0-dia-32px-0")
+    run(*job, "--banks", out="whole", work="whole-work")
     run(*job, out="whole", work="whole-work")
     (tmp_path / "whole" / accelerator.jobs()[0].bank).rename(data / accelerator.jobs()[0].bank)
-    real, armed = accelerator.judged, [True]
+    real, calls = accelerator.judged, []
 
     def killed(*args):
-        if armed:
-            armed.clear()
+        calls.append(1)
+        if len(calls) == 2:  # the first judging only tells how long one takes
             raise KeyboardInterrupt
         return real(*args)
 
@@ -106,7 +133,7 @@ def test_it_goes_on_from_its_checkpoint_and_reads_banks_from_beside_the_data(
 
 def test_where_the_minutes_are_too_few_the_schedule_is_cut_or_the_job_left(run, tmp_path, monkeypatch):
     monkeypatch.setattr(accelerator, "step_seconds", lambda *_: 100.0)
-    job = ("--steps", "40", "--jobs", "breastmnist-0-csi-32px-0", "--judging", "0")
+    job = ("--steps", "40", "--jobs", "breastmnist-0-csi-32px-0")
     assert "too short" in run(*job, "--minutes", "15")  # 9 of 40 steps would fit
     assert not (tmp_path / "out/results.jsonl").exists()
     run(*job, "--minutes", "20")  # 12, less what reading took
@@ -134,7 +161,7 @@ def test_all_jobs_run_with_five_steps(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         accelerator,
         "dissolver_of",
-        lambda job: DissolverSettings(**{**vars(small), "input_range": job.input_range}),
+        lambda job, a: DissolverSettings(**{**vars(small), "input_range": job.input_range}),
     )
     run("--steps", "5")
     assert {r["job"] for r in lines(tmp_path / "out")} == {job.name for job in accelerator.jobs()}

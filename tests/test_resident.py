@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dia.amplify import resident
 from dia.amplify.augment import AugmentSettings
@@ -140,16 +141,16 @@ def test_a_fit_on_such_a_device_scores_as_the_plain_one(make_images, monkeypatch
 
 def test_it_is_for_one_cuda_device_and_a_bank(bank, monkeypatch):
     x, copies = bank
-    assert not resident.fits(x, copies, "cpu")
+    assert not resident.fits(x, copies, TINY, "cpu")
     monkeypatch.setattr(resident, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**6, 10**9))
-    assert resident.fits(x, copies, "cuda")
-    assert resident.fits(x, None, "cuda")
-    assert not resident.fits(x, object(), "cuda")  # live
+    assert resident.fits(x, copies, TINY, "cuda")
+    assert resident.fits(x, None, TINY, "cuda")
+    assert not resident.fits(x, object(), TINY, "cuda")  # live
     with tracking("csv", "logs"):
-        assert not resident.fits(x, None, "cuda")
+        assert not resident.fits(x, None, TINY, "cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (x.nbytes, 10**9))
-    assert not resident.fits(x, None, "cuda")
+    assert not resident.fits(x, None, TINY, "cuda")
 
 
 def test_the_rates_are_those_of_the_scheduler():
@@ -177,3 +178,25 @@ def test_a_rate_in_a_tensor_steps_as_a_number(optimizer):
             o.step()
         ends.append(p.detach())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_a_step_never_asks_the_device_for_a_number(optimizer, bank, tmp_path):
+    # on a GPU each such question waits for all work before it, and none may be asked within a graph
+    if optimizer == "lars":
+        pytest.importorskip("timm")
+    x, copies = bank
+    loop = loop_of(x, copies, replace(TINY, optimizer=optimizer), tmp_path)
+    loop.run(until=3)  # the optimiser's state is made
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            asked.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    loop._prepare()
+    with Watch():
+        loop._work()
+    assert "rand" in asked
+    assert not {"_local_scalar_dense", "nonzero", "item", "is_nonzero"} & set(asked)

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -281,6 +280,7 @@ class ContrastiveTraining(Timed):
         self.predictor = _predictor(self.encoder, seed) if settings.simsiam_weight else None
         self.augment = Augment(settings.augment, images.shape[-1])
         self.k, self.shift = SHIFTS[settings.shift]
+        self.targets: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
 
     def batch_at(self, step: int) -> np.ndarray:
         """Indices of the images of a step's batch."""
@@ -340,7 +340,7 @@ class ContrastiveTraining(Timed):
         local, mine = len(z) // (n_views * self.k), z
         if size > 1:  # (W, views·K·b, D) to (views·K·B, D)
             z = gather(z).view(size, n_views * self.k, local, -1).transpose(0, 1).flatten(0, 2)
-        positive, excluded, right = _targets(local * size, local, self.k, n_views, self.s, z.device)
+        positive, excluded, right = self._targets(local * size, local, n_views, z.device)
         loss = contrastive_loss(z, positive, excluded, self.s.temperature)
         self.terms = {"contrastive": loss.detach()}
         if self.k > 1:
@@ -352,6 +352,18 @@ class ContrastiveTraining(Timed):
             loss = loss + self.s.simsiam_weight * alike
             self.terms["simsiam"] = alike.detach()
         return loss
+
+    def _targets(
+        self, batch: int, local: int, views: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss.targets` of a batch, and the right shift of this process's rows; kept on the device."""
+        key = batch, local, views, device
+        if key not in self.targets:
+            positive, excluded = targets(batch, self.k, views, self.s.exclude_own)
+            taught = views if self.s.dissolved_in_shift else 2
+            right = torch.arange(self.k).repeat_interleave(local).repeat(taught)
+            self.targets[key] = positive.to(device), excluded.to(device), right.to(device)
+        return self.targets[key]
 
     def training_step(self, batch: int, _: int) -> Tensor:
         """The loss of Lightning's next step."""
@@ -370,17 +382,6 @@ class ContrastiveTraining(Timed):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": sequence, "interval": "step"}}
 
 
-@lru_cache(maxsize=4)
-def _targets(
-    batch: int, local: int, shifts: int, views: int, s: AmplifySettings, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`loss.targets` of a batch, and the right shift of this process's rows, on a device."""
-    positive, excluded = targets(batch, shifts, views, s.exclude_own)
-    taught = views if s.dissolved_in_shift else 2
-    right = torch.arange(shifts).repeat_interleave(local).repeat(taught)
-    return positive.to(device), excluded.to(device), right.to(device)
-
-
 def make_optimizer(weights: Iterable[nn.Parameter], s: AmplifySettings, lr: float | Tensor) -> Any:
     """The optimiser of these settings; with a tensor of the device as rate, it can be captured in a graph."""
     if s.optimizer == "lars":
@@ -394,6 +395,8 @@ def make_optimizer(weights: Iterable[nn.Parameter], s: AmplifySettings, lr: floa
             weight_decay=s.weight_decay,
             trust_coeff=0.001,
             always_adapt=True,
+            # with a rate in a tensor timm would take one weight at a time, and wait for the device at each
+            **({"foreach": True} if isinstance(lr, Tensor) else {}),
         )
     on_device = isinstance(lr, Tensor) and lr.is_cuda
     return torch.optim.AdamW(weights, lr, weight_decay=s.weight_decay, fused=True, capturable=on_device)

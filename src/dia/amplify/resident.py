@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Resident(ContrastiveTraining):
         return self.copies[level, flip.long(), self.place[index]].float() / 255
 
 
-def fits(images: np.ndarray, dissolved: Dissolved | None, device: str) -> bool:
+def fits(images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, device: str) -> bool:
     """Whether `learn` can do what `learning.learn` does: one CUDA device that holds all, and no logger.
 
     Live dissolving needs the U-Net at every step, several processes each other: both are `learning.learn`'s.
@@ -87,8 +88,9 @@ def fits(images: np.ndarray, dissolved: Dissolved | None, device: str) -> bool:
         return False
     if dissolved is not None and not isinstance(dissolved, DissolvedBank):
         return False
-    wanted = images.nbytes + (0 if dissolved is None else dissolved.array.nbytes)
-    return wanted < torch.cuda.mem_get_info(where)[0] / 2
+    many = len(images) + (0 if dissolved is None else int(np.prod(dissolved.array.shape[:3])))
+    side = min(settings.size, max(images.shape[1:3]))
+    return many * images.shape[3] * side**2 < torch.cuda.mem_get_info(where)[0] / 2
 
 
 def learn(
@@ -140,8 +142,8 @@ class ResidentLoop:
         self.at = torch.zeros((), dtype=torch.long, device=self.device)
         self.low = s.precision == "bf16" or (s.precision == "auto" and bf16_is_fast(self.device))
         self.graph: Any = None
-        # what a graph has captured cannot follow the epoch
-        self.captures = self.device.type == "cuda" and s.t_sampler != "cycled"
+        # a Beta waits for the device, and a graph cannot follow the epoch
+        self.captures, self.warm = self.device.type == "cuda" and s.t_sampler == "uniform", 0
         workdir.mkdir(parents=True, exist_ok=True)
         if resume and self.path.exists():
             self._load()
@@ -161,7 +163,7 @@ class ResidentLoop:
         before, self.module = self.seconds, self.module.train()
         bar = Progress(*Progress.get_default_columns(), disable=not progress)
         task = bar.add_task("encoder", total=until, completed=self.step)
-        with bar:
+        with bar, torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             while self.step < until and time.perf_counter() < deadline:
                 self._train_one()
                 self.step += 1
@@ -182,7 +184,7 @@ class ResidentLoop:
         self._prepare()
         if self.graph is not None:
             self.graph.replay()
-        elif self.captures and self.step >= _EAGER:
+        elif self.captures and self.warm >= _EAGER:
             self._capture()
         else:
             self._eager()
@@ -210,6 +212,7 @@ class ResidentLoop:
 
     def _eager(self) -> None:
         """A step that is not captured; those before a capture must not be on the default stream."""
+        self.warm += 1
         if not self.captures:
             return self._work()
         stream, default = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -221,13 +224,17 @@ class ResidentLoop:
     def _capture(self) -> None:
         """Captures the step into a graph and runs it; where that fails, steps stay as they were."""
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 self._work()
         except RuntimeError as error:
             warnings.warn(f"no CUDA graph of the training step: {error}", stacklevel=2)
             self.captures = False
+            # earlier versions of torch leave the stream of the capture current, and the generator as if in it
+            torch.cuda.set_stream(stream)
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
             self._prepare()
             self._work()
             return
@@ -269,8 +276,9 @@ class ResidentLoop:
 
 def _on(device: torch.device, images: np.ndarray, settings: AmplifySettings) -> Tensor:
     """`(N, H, W, C)` uint8 as `(N, C, S, S)` uint8 of the encoder's size, on the device."""
-    parts = []
+    side = min(settings.size, max(images.shape[1:3]))
+    there = torch.empty(len(images), images.shape[3], side, side, dtype=torch.uint8, device=device)
     for i in range(0, len(images), _ROWS):
         part = torch.from_numpy(np.ascontiguousarray(images[i : i + _ROWS])).permute(0, 3, 1, 2)
-        parts.append(as_input(part, settings).mul(255).round().byte().to(device))
-    return torch.cat(parts)
+        there[i : i + _ROWS] = as_input(part, settings).mul(255).round().byte().to(device)
+    return there

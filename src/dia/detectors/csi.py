@@ -104,7 +104,7 @@ class CSI(Detector):
         path = stages.path("encoder", a, ts, dissolver_hash, self.seed, images)
 
         def make() -> float:
-            train = resident.learn if resident.fits(images, dissolved, self.device) else learn
+            train = resident.learn if resident.fits(images, dissolved, a, self.device) else learn
             self.encoder_, seconds = train(
                 images,
                 dissolved,
@@ -149,16 +149,20 @@ class CSI(Detector):
     def _views(self) -> list[Callable[[Tensor], Tensor]]:
         """What each sample makes of `(N, C, S, S)` images, the same of each."""
         draws = []
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        with self._forked():
             for sample in range(self.s.samples):
                 seed_step(self.seed, sample)
                 draws.append(self.augment_.draw(1))
         return [partial(self.augment_, draws=d) for d in draws]
 
+    def _forked(self) -> Any:
+        """Within it the caller's random numbers stay as they are, on this detector's device too."""
+        return torch.random.fork_rng(devices=[self.where_] if self.where_.type == "cuda" else [])
+
     def _own_views(self, images: np.ndarray) -> list[Callable[[Tensor], Tensor]]:
         """What each sample makes of `(K·N, C, S, S)` shifted images: draws of each, seeded by its pixels."""
         k, n, drawn, flips = SHIFTS[self.s.amplify.shift][0], self.s.samples, [], []
-        with torch.random.fork_rng(devices=[]):
+        with self._forked():
             for image in images:
                 seed_step(self.seed, zlib.crc32(image.tobytes()))
                 drawn.append(self.augment_.draw(n * k))

@@ -138,6 +138,8 @@ def _nearest(
     low, high = 0.0, 1.0
     while not enough(high) and high < most:
         low, high = high, min(2 * high, most)
+    if max(tried.values()) < wanted:  # not even the greatest strength removes enough
+        return max(tried.items(), key=lambda pair: pair[1])
     for _ in range(_HALVINGS):
         close = any(abs(a - wanted) <= _CLOSE * wanted for a in tried.values())
         if high - low <= 1 if whole else close:

@@ -216,13 +216,17 @@ def benchmark_table(
 def _in_order(datasets: Iterable[str]) -> tuple[str, ...]:
     """As they come, but the other direction of a data set right after it."""
     place = {d: i for i, d in enumerate(datasets)}
-    beside = {d.other: place[d.dataset] for d in DIRECTIONS if d.dataset in place}
-    return tuple(sorted(place, key=lambda d: (beside.get(d, place[d]), d in beside)))
+    return tuple(sorted(place, key=lambda d: (place.get(_usual(d), place[d]), _usual(d) != d)))
+
+
+def _usual(dataset: str) -> str:
+    """The same images in their usual direction, at the same size."""
+    stem = paper_name(dataset)
+    return {d.other: d.dataset for d in DIRECTIONS}.get(stem, stem) + dataset[len(stem) :]
 
 
 def _once(datasets: Sequence[str]) -> tuple[str, ...]:
-    again = {d.other for d in DIRECTIONS if d.dataset in datasets}
-    return tuple(d for d in datasets if d not in again)
+    return tuple(d for d in datasets if _usual(d) == d or _usual(d) not in datasets)
 
 
 def paper_name(dataset: str) -> str:
