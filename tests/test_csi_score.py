@@ -1,5 +1,6 @@
 """The CSI score by hand, and the detectors that use it: each image alone, and the same after saving."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from dia.detectors.base import Detector
 from dia.detectors.csi import CSI, CSISettings, normality, spread
 from dia.detectors.dia import DIA, DIASettings
 from dia.dissolve import DissolverSettings
+from dia.modelfiles import write_sums
 from dia.training import seed_step
 
 
@@ -203,3 +205,14 @@ def test_own_draws_belong_to_the_pixels_not_to_the_batch(make_images):
     np.testing.assert_allclose(detector.score(x, batch=1), whole, rtol=1e-3, atol=1e-4)
     shared = CSI(replace(SETTINGS["csi"], samples=3), seed=1, device="cpu").fit(x)
     assert not np.allclose(shared.score(x), whole, rtol=1e-3)
+
+
+def test_a_model_of_other_settings_than_there_are_now_says_fit_it_again(make_images, tmp_path):
+    detector = CSI(SETTINGS["csi"], seed=1, device="cpu").fit(make_images(24, 16, 16, 1))
+    folder = detector.save(tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["amplify"]["augment"]["colour"] = "matrix"  # as saved before it was mended
+    (folder / "config.json").write_text(json.dumps(config))
+    write_sums(folder)
+    with pytest.raises(DataError, match=r"old: AugmentSettings has no setting colour; .* fit it again$"):
+        Detector.load(folder)

@@ -185,7 +185,8 @@ def test_dia_plus_agrees_in_every_variant(case, tmp_path):
     detector = fitted(DIAPlus, PLUS_CASES[case], normals(1, 22, 30))
     facts = export(detector, tmp_path / "m.pt", "torchscript")
     assert facts["outputs"] == ["score", "p_value", "heatmap", "dissolved"]
-    assert facts["score, relative"] < 1e-5
+    assert facts["scores beyond tolerance"] == 0
+    assert facts["score, relative"] < 1e-4  # a log of distances through a U-Net in 32 bits
 
 
 @pytest.mark.parametrize("shift", ["rotation", "none"])

@@ -223,7 +223,7 @@ def test_without_timm_the_extra_is_named(monkeypatch):
         backbone("resnet18", "none")
 
 
-@pytest.fixture(scope="module", params=[("patch", 1), ("imagenet", 3), ("auto", 1)])
+@pytest.fixture(scope="module", params=[("patch", 1), ("cifar", 3), ("auto", 1)])
 def run(request, make_images, tmp_path_factory):
     stem, channels = request.param
     s = CSISettings(AmplifySettings(size=32, width=4, stem=stem, steps=2, batch=4), samples=1)

@@ -33,7 +33,7 @@ from ..files import locked, replace_folder, reserve
 from ..modelfiles import ModelFiles, write_sums
 from ..presets import settings as preset_settings
 from ..room import Room
-from ..settings import flat, from_dict, identity, plain, replaced
+from ..settings import SettingsError, flat, from_dict, identity, plain, replaced
 from ..training import Timed, barrier, is_main, join_processes, of_all, train
 from . import saved
 from .hub import Hub
@@ -367,7 +367,12 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
                 raise DataError(
                     f"{folder}: of revision {there} of {cls.method}; here is {cls.revision}, so fit it again"
                 )
-            settings = from_dict(cls.Settings, config["settings"])
+            try:
+                settings = from_dict(cls.Settings, config["settings"])
+            except SettingsError as error:
+                raise DataError(
+                    f"{folder}: {error}; fitted by another version of dia: fit it again"
+                ) from error
             saved.check_settings(files, settings)
             self = cls(
                 settings,
