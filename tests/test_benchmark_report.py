@@ -14,7 +14,7 @@ from dia.data.catalog import CATALOG
 from dia.detectors import DIA, TRIVIAL
 from dia.evaluate.benchmark import scores_path, wanted_hash, weights_kind
 from dia.evaluate.benchmark_report import comparisons, load_scores, pairs_csv, ranking_words
-from dia.evaluate.benchmark_table import about, benchmark_table, paper_name
+from dia.evaluate.benchmark_table import _in_order, _once, about, benchmark_table, paper_name
 from dia.evaluate.benchmark_text import (
     CSV_FIELDS,
     corrections,
@@ -516,3 +516,10 @@ def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
     today = wanted_hash(dia, settings(DIA.Settings, "cpu"), DIA(settings(DIA.Settings, "cpu")), "")
     readme_table(readme, [line(dia, d, 0.7, settings_hash=today) for d in BOTH[:2]])
     assert "\n- ⇄: the paper's values" in readme.read_text()
+
+
+def test_the_other_direction_counts_once_at_every_size():
+    sets = ("sarscov2ct-covid-128", "breastmnist", "sarscov2ct-128", "breastmnist-0", "sarscov2ct-covid")
+    assert _once(sets) == ("breastmnist", "sarscov2ct-128", "sarscov2ct-covid")
+    apart = ("breastmnist", "breastmnist-0", "sarscov2ct-128", "sarscov2ct-covid-128", "sarscov2ct-covid")
+    assert _in_order(sets) == apart
