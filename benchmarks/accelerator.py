@@ -39,14 +39,13 @@ from sklearn.metrics import roc_auc_score
 
 from dia.amplify.resident import Resident, ResidentLoop
 from dia.data.catalog import load, load_training
-from dia.data.imageset import DataError, ImageSet
+from dia.data.imageset import ImageSet
 from dia.detectors import CSI, DIA
 from dia.detectors.base import fingerprint
 from dia.detectors.csi import PARTS, normality, spread
 from dia.detectors.residual import nearest
 from dia.dissolve import DissolverSettings, make_dissolver
 from dia.dissolve.bank import DissolvedBank
-from dia.errors import TrainingError
 from dia.evaluate.ledger import Ledger, append_line, environment
 from dia.presets import settings
 from dia.settings import differences
@@ -354,7 +353,7 @@ def main() -> None:
                         bank_of(job, sets_of(job, a.data), a)
                 elif time.perf_counter() < deadline and not done(job, a) and not run(job, a, deadline):
                     print(f"{job.name}: the time left is too short", flush=True)
-            except (DataError, TrainingError, RuntimeError, OSError) as error:  # the jobs after it go on
+            except Exception as error:  # whatever it is: the jobs after it go on
                 print(f"{job.name}: {type(error).__name__}: {error}", flush=True)
 
 
