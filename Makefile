@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.locked
 DATA ?= ../shared/data
+SETS := '[pneumoniamnist,breastmnist,breastmnist-0,sarscov2ct,sarscov2ct-covid,kvasirseg_patches]'
 
 .PHONY: audit demo docs test test-slow test-elsewhere results findings hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
@@ -39,7 +40,7 @@ docs: $(STAMP)  ## the documentation into site/, strictly: no warning, no broken
 results: $(STAMP)  ## what the grids of the README's table still lack (some six hours from nothing), and its report
 	$(BIN)/dia benchmark --config results/grid-directions.yaml --data-root $(DATA)
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
-	$(BIN)/dia report benchmark --data-root $(DATA)
+	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
 
 findings: $(STAMP)  ## every table and figure of docs/findings.md, from the ledgers; trains nothing
 	$(BIN)/python benchmarks/findings.py
