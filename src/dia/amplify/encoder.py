@@ -72,13 +72,16 @@ class Encoder(nn.Module):
         self.features = inputs
         self.project = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, projection))
         self.shift = nn.Linear(inputs, shifts)
-        self.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs most of all
+        # channels last: faster convolutions, on CPUs most of all. Not below 8 channels, where the gradient of
+        # a strided 1×1 convolution writes past its memory without AVX512 (uxlfoundation/oneDNN#6035)
+        self.layout = torch.channels_last if width >= 8 else torch.contiguous_format
+        self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(N, C, H, W)` in [0, 1] to penultimate features `(N, 8·width)`, projection, shift logits.
 
         An encoder of three channels takes grey images as well.
         """
-        x = ((x.expand(-1, self.channels, -1, -1) - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
+        x = ((x.expand(-1, self.channels, -1, -1) - 0.5) / 0.5).contiguous(memory_format=self.layout)
         h = self.stages(self.stem(x)).mean((-2, -1))
         return h, self.project(h), self.shift(h)
