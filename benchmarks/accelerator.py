@@ -103,10 +103,8 @@ def jobs() -> list[Job]:
     ]
     sets = {"breastmnist-0": 32, "breastmnist": 32, "pneumoniamnist": 32, "sarscov2ct-128": 128}
     made += [Job(d, m, preset="gpu", size=size) for d, size in sets.items() for m in ("dia", "csi")]
-    return [
-        *made,
-        Job("breastmnist-0", "dia", unet="paper"),
-    ]  # whose U-Net takes longer than all of its training
+    # last, as its U-Net takes longer than all of its training
+    return [*made, Job("breastmnist-0", "dia", unet="paper")]
 
 
 class Sets(NamedTuple):
