@@ -26,7 +26,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from sklearn.covariance import LedoitWolf
+from encoder_scores import PUBLISHED, scorer
 from sklearn.metrics import roc_auc_score
 
 from dia.amplify.resident import Resident, ResidentLoop
@@ -42,8 +42,6 @@ from dia.data.catalog import load, load_training
 from dia.data.imageset import ImageSet
 from dia.detectors import CSI, DIA
 from dia.detectors.base import fingerprint
-from dia.detectors.csi import PARTS, normality, spread
-from dia.detectors.residual import nearest
 from dia.dissolve import DissolverSettings, make_dissolver
 from dia.dissolve.bank import DissolvedBank
 from dia.evaluate.ledger import Ledger, append_line, environment
@@ -56,7 +54,6 @@ REQUIRED = ("job", "dataset", "method", "preset", "score")  # text in every line
 TS = tuple(range(30, 100, 5))
 LEAST = 0.25  # of its schedule: a job that must be cut below is left for another machine
 UNET_STEPS = {"cpu": 2000, "paper": 8000}  # of the diffusion models that make the banks
-NEIGHBOURS = 3
 
 
 class Job(NamedTuple):
@@ -167,30 +164,6 @@ def bank_of(job: Job, data: Sets, a: argparse.Namespace) -> DissolvedBank:
     return bank
 
 
-def scorer(
-    detector: CSI, normals: np.ndarray, features: bool
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Every score of a detector with an encoder and a bank, as a function of images: `(N,)` each by name.
-
-    `features`: those of penultimate features, too.
-    """
-    h = detector._features(spread(normals, detector.s.bank_size)) if features else []
-    fits = [LedoitWolf().fit(f) for f in h]
-
-    def score(images: np.ndarray) -> dict[str, np.ndarray]:
-        z, s = detector._projections(images)
-        of = (detector.bank_, detector.lambda_, detector.mu_)
-        found = {part: -normality(z, s, *of, (part,)).double().cpu().numpy() for part in PARTS}
-        found["published"] = -normality(z, s, *of).double().cpu().numpy()
-        if features:
-            f = detector._features(images)
-            found["mahalanobis"] = sum(np.sqrt(g.mahalanobis(x)) for g, x in zip(fits, f, strict=True))
-            found["neighbours"] = sum(nearest(x, b, NEIGHBOURS) for x, b in zip(f, h, strict=True))
-        return found
-
-    return score
-
-
 def judged(job: Job, s: Any, module: Resident, data: Sets, a: argparse.Namespace) -> dict[str, np.ndarray]:
     """Scores of the test set by name, with the encoder as it is; published and cosine by own draws, too."""
     found: dict[str, np.ndarray] = {}
@@ -203,7 +176,7 @@ def judged(job: Job, s: Any, module: Resident, data: Sets, a: argparse.Namespace
             d._ready()
             d._fit_bank(data.normals)
             of = scorer(d, data.normals, features=not suffix)(data.test.images)
-            found |= {n + suffix: v for n, v in of.items() if not suffix or n in ("published", "cosine")}
+            found |= {n + suffix: v for n, v in of.items() if not suffix or n in (PUBLISHED, "cosine")}
     module.train()
     return found
 
@@ -274,7 +247,7 @@ def run(job: Job, a: argparse.Namespace, deadline: float) -> bool:
             labels = {"labels": np.asarray(data.test.labels)}
             keep(a.out, "scores.npz", {f"{job.name}/{k}": v for k, v in (scores | labels).items()})
         append_line(a.out / "results.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-        auroc = next(line["auroc"] for line in lines if line["score"] == "published")
+        auroc = next(line["auroc"] for line in lines if line["score"] == PUBLISHED)
         print(f"{job.name} step {step}: {auroc:.3f}, {loop.seconds / step:.4f} s a step", flush=True)
     return True
 

@@ -22,7 +22,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ import torch
 from common import HERE, parser
 from curves_pace import pace
 from curves_page import draw
+from encoder_scores import SCORES, scorer
 from lightning.pytorch.callbacks import Callback
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from dia.amplify.learning import Dissolved, build_encoder, learn
@@ -44,8 +44,6 @@ from dia.data.catalog import load, load_training
 from dia.data.imageset import DataError, ImageSet
 from dia.detectors import CSI, DIA
 from dia.detectors.base import Stages, load_module, module_tensors
-from dia.detectors.csi import PARTS, normality, spread
-from dia.detectors.residual import nearest
 from dia.evaluate.ledger import Ledger, append_line, environment
 from dia.evaluate.protocol import VAL, development
 from dia.presets import MAX_SIZE, PRESETS, settings
@@ -56,9 +54,6 @@ LEDGER = HERE.parent / "results/curves.jsonl"
 SETS = ("pneumoniamnist", "breastmnist", "sarscov2ct", "kvasirseg_patches")
 CURVE = "curve"
 REQUIRED = ("protocol", "dataset", "method", "score", "settings_hash", "data_sha256")
-FEATURE_NEIGHBOURS = 3
-PUBLISHED, UNROTATED = "csi", "mahalanobis, unrotated"
-SCORES = (PUBLISHED, *PARTS, "mahalanobis", "neighbours", UNROTATED)
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
@@ -138,38 +133,6 @@ class WatchedDIA(_Watched, DIA):
 
 
 WATCHED: dict[str, type[_Watched]] = {"csi": WatchedCSI, "dia": WatchedDIA}
-
-
-def gaussians(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres `(K, D)` and precisions `(K, D, D)` of features `(K, N, D)`, by Ledoit and Wolf's estimate."""
-    fits = [LedoitWolf().fit(f) for f in h]
-    return np.stack([f.location_ for f in fits]), np.stack([f.precision_ for f in fits])
-
-
-def mahalanobis(h: np.ndarray, centre: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Distances `(K, N)` of features `(K, N, D)` from the centre of their shift."""
-    c = h - centre[:, None]
-    return np.asarray(np.sqrt(np.einsum("knd,kde,kne->kn", c, precision, c, optimize=True)))
-
-
-def scorer(detector: CSI, normals: np.ndarray) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Every score of a detector whose bank is fitted, as a function of images: `(N,)` each by name."""
-    h = detector._features(spread(normals, detector.s.bank_size))
-    centre, precision = gaussians(h)
-
-    def score(images: np.ndarray) -> dict[str, np.ndarray]:
-        z, s = detector._projections(images)
-        of = (detector.bank_, detector.lambda_, detector.mu_)
-        found = {part: -normality(z, s, *of, (part,)).double().cpu().numpy() for part in PARTS}
-        f = detector._features(images)
-        far = mahalanobis(f, centre, precision)
-        near = [nearest(a, b, FEATURE_NEIGHBOURS) for a, b in zip(f, h, strict=True)]
-        return {
-            PUBLISHED: -normality(z, s, *of).double().cpu().numpy(),
-            **found, "mahalanobis": far.sum(0), "neighbours": np.sum(near, axis=0), UNROTATED: far[0],
-        }  # fmt: skip
-
-    return score
 
 
 def curve(

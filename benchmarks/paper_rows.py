@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from encoder_scores import PUBLISHED
+
 from dia.evaluate.ledger import Ledger, append_line, update_section
 from dia.evaluate.paper import OTHER, UNKNOWN, paper_table
 
@@ -82,12 +84,11 @@ def spread(values: list[float]) -> str:
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def gathered(lines: Iterable[Mapping[str, Any]], name: Any, published: str, auroc: str) -> list[Row]:
+def gathered(lines: Iterable[Mapping[str, Any]], name: Any, auroc: str) -> list[Row]:
     """Rows of ledger lines, in the order of `SETS`."""
     of: dict[tuple[str, str, str], dict[tuple[int, int, str], float]] = defaultdict(dict)
     for r in lines:
-        score = "published" if r["score"] == published else r["score"]
-        of[r["dataset"], r["method"], name(r)][r["seed"], r["step"], score] = r[auroc]
+        of[r["dataset"], r["method"], name(r)][r["seed"], r["step"], r["score"]] = r[auroc]
     order = [*SETS, *sorted({d for d, _, _ in of} - set(SETS))]
     return [
         Row(n, d, m, of[d, m, n]) for d, m, n in sorted(of, key=lambda k: (order.index(k[0]), k[1], k[2]))
@@ -100,13 +101,13 @@ def table(rows: list[Row], first: str) -> str:
     made = [[*head, "paper", *SHOWN], ["---"] * 4 + ["---:"] * (len(head) - 3 + len(SHOWN))]
     for row in rows:
         title, normal = SETS.get(row.dataset, (row.dataset, "as usual"))
-        late = row.late("published") if row.steps > 1 else []
+        late = row.late(PUBLISHED) if row.steps > 1 else []
         estimate = f"{fmean(late) + EPOCHS * stdev(late):.3f}" if len(late) > 1 else "–"
         made.append(
-            [title, normal, row.method, row.name, str(len(row.last("published")))]
+            [title, normal, row.method, row.name, str(len(row.last(PUBLISHED)))]
             + [
-                spread(row.last("published")),
-                spread(row.best("published"))[:5] if row.steps > 1 else "–",
+                spread(row.last(PUBLISHED)),
+                spread(row.best(PUBLISHED))[:5] if row.steps > 1 else "–",
                 estimate,
             ]
             + [published(row.method, row.dataset)]
@@ -124,7 +125,7 @@ def published(method: str, dataset: str) -> str:
 def section() -> str:
     """What stands between the marks."""
     rows = Ledger(LEDGER, REQUIRED).rows()
-    made = gathered(rows, lambda r: r["code"], "csi", "auroc_test")
+    made = gathered(rows, lambda r: r["code"], "auroc_test")
     text = [
         "`cpu` preset, 180 steps, before and after augmentation, flips and epochs became the paper's:", "",
         table(made, "code"), "",
@@ -147,7 +148,7 @@ def section() -> str:
 
         text += [
             "The paper's encoder (width 64, LARS, batch 32), all normals, judged as it went:", "",
-            table(gathered(long, way, "published", "auroc"), "training"), "",
+            table(gathered(long, way, "auroc"), "training"), "",
         ]  # fmt: skip
     text += [
         "*best on test*: of the steps judged, the mean over seeds; *mean + 2.04 sd*: of the published "
@@ -168,7 +169,7 @@ def add_last(ledger: Path) -> int:
     new = [
         {
             "code": "before", **{k: r[k] for k in ("dataset", "method", "seed", "settings_hash", "commit")},
-            "steps": 180, "step": 180, "score": "csi", "auroc_test": r["auroc"],
+            "steps": 180, "step": 180, "score": PUBLISHED, "auroc_test": r["auroc"],
         }
         for r in Ledger(ledger).rows()
         if r["settings_hash"] in BEFORE and r["dataset"] in SETS

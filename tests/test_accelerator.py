@@ -12,11 +12,9 @@ from dia.dissolve import DissolverSettings
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 pytest.importorskip("timm")  # LARS
 import accelerator
+import encoder_scores
 
-SCORES = {
-    *("published", "cosine", "norm", "shift", "mahalanobis", "neighbours"),
-    *("published, own draws", "cosine, own draws"),
-}
+SCORES = {*encoder_scores.SCORES, "csi, own draws", "cosine, own draws"}
 
 
 @pytest.fixture
@@ -72,7 +70,7 @@ def test_a_dia_and_a_csi_job_are_judged_by_every_score_as_they_go(run, tmp_path)
         assert of[0]["settings"]["amplify.steps"] == 5  # what differs from the preset
         assert np.isfinite(np.load(tmp_path / "out/losses.npz")[job]).all()
     scores = np.load(tmp_path / "out/scores.npz")
-    assert scores["breastmnist-0-dia-32px-0/published"].shape == (10,)
+    assert scores["breastmnist-0-dia-32px-0/csi"].shape == (10,)
     # what is done is not done again
     before = (tmp_path / "out/results.jsonl").read_bytes()
     run("--steps", "5", "--jobs", "breastmnist-0-csi-32px-0")

@@ -303,14 +303,14 @@ class ContrastiveTraining(Timed):
             epoch = self.global_step // self.s.batches(len(self.images))
             count = len(self.dissolved.ts)
             level = draw_levels(count, self.k, batch, self.s, epoch, self.device)[:, part]
-            rows += [self.shift(self.gone(index, flip[k], level[k]), k) for k in range(self.k)]
+            rows += [self.shift(self.dissolved_copies(index, flip[k], level[k]), k) for k in range(self.k)]
         return torch.cat(rows)
 
     def plain(self, index: Any) -> Tensor:
         """Images `index`, `(b, C, S, S)` in [0, 1]."""
         return encoder_input(self.images[index], self.s, self.device)
 
-    def gone(self, index: Any, flip: Tensor, level: Tensor) -> Tensor:
+    def dissolved_copies(self, index: Any, flip: Tensor, level: Tensor) -> Tensor:
         """Their dissolved copies, mirrored where `flip`, each at its level of t. Same shape."""
         assert self.dissolved is not None
         taken = self.dissolved.take(index, flip.cpu().numpy(), level.cpu().numpy())

@@ -73,7 +73,7 @@ class Resident(ContrastiveTraining):
         """Images `index`, `(b, C, S, S)` in [0, 1]."""
         return self.x[index].float() / 255
 
-    def gone(self, index: Tensor, flip: Tensor, level: Tensor) -> Tensor:
+    def dissolved_copies(self, index: Tensor, flip: Tensor, level: Tensor) -> Tensor:
         """Their dissolved copies, mirrored where `flip`, each at its level of t. Same shape."""
         return self.copies[level, flip.long(), self.place[index]].float() / 255
 
@@ -168,13 +168,13 @@ class ResidentLoop:
                 self._train_one()
                 self.step += 1
                 if self.step % _LOOK == 0 or time.perf_counter() - saved > self.every:
-                    self._look()
+                    self._check_finite()
                     bar.update(task, completed=self.step)
                     self.seconds = before + time.perf_counter() - start
                     if time.perf_counter() - saved > self.every:
                         self.save()
                         saved = time.perf_counter()
-        self._look()
+        self._check_finite()
         self.seconds = before + time.perf_counter() - start
         if self.every < math.inf:
             self.save()
@@ -242,7 +242,7 @@ class ResidentLoop:
         self._prepare()
         graph.replay()
 
-    def _look(self) -> None:
+    def _check_finite(self) -> None:
         """Complains of a loss that is not finite."""
         found = self.losses[: self.step].cpu()
         if bad := (~torch.isfinite(found)).nonzero().flatten().tolist():

@@ -165,7 +165,8 @@ class CSI(Detector):
         with self._forked():
             for image in images:
                 seed_step(self.seed, zlib.crc32(image.tobytes()))
-                drawn.append(self.augment_.draw(n * k))
+                by_turn = [self.augment_.draw(k) for _ in range(n)]  # each sample has its order of the jitter
+                drawn.append(Draws(*map(torch.cat, zip(*by_turn, strict=True))))
                 flips.append(torch.rand(n * k) < 0.5)
 
         def by_sample(of_images: Sequence[Tensor]) -> Tensor:  # (N, n·K, …) to (n, K·N, …)

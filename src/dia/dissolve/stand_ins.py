@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d, median_blur
-from scipy import ndimage
+from scipy import fft, ndimage
 from torch import Tensor
 
 from ..data.imageset import DataError
@@ -137,10 +137,7 @@ def saved_facts(folder: Path | str) -> dict[str, Any]:
 
 def dct_matrix(n: int) -> Tensor:
     """The orthonormal DCT-II of n values as a matrix, `(n, n)` float64; its transpose is the inverse."""
-    i = torch.arange(n, dtype=torch.float64)
-    matrix = (2 / n) ** 0.5 * torch.cos(math.pi / n * i[:, None] * (i + 0.5))
-    matrix[0] = n**-0.5
-    return matrix
+    return torch.from_numpy(fft.dct(np.eye(n), axis=0, norm="ortho"))
 
 
 def gaussian_width(kernel: int) -> float:
