@@ -5,7 +5,7 @@ STAMP := .venv/.locked
 DATA ?= ../shared/data
 SETS := '[pneumoniamnist,breastmnist,breastmnist-0,sarscov2ct,sarscov2ct-covid,kvasirseg_patches]'
 
-.PHONY: audit demo docs test test-slow test-elsewhere results findings hypotheses curves soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit demo docs test test-slow test-elsewhere results  soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -42,43 +42,30 @@ results: $(STAMP)  ## what the grids of the README's table still lack (some six 
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
 	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
 
-findings: $(STAMP)  ## every table and figure of docs/findings.md, from the ledgers; trains nothing
-	$(BIN)/python benchmarks/findings.py
-
-hypotheses: $(STAMP)  ## what docs/findings.md's experiments still lack, on development data alone (an hour from nothing)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hypotheses.py --data $(DATA)
-
-curves: $(STAMP)  ## AUROC over training, each score on each sample set: docs/findings.md (some six hours of one core)
-	$(BIN)/python benchmarks/curves.py --data_root $(DATA)
-	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets breastmnist pneumoniamnist --times 16 --seeds 0
-	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets breastmnist pneumoniamnist --methods dia --times 64 --seeds 0
-	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets kvasirseg_patches sarscov2ct --size 64 --seeds 0
-	$(BIN)/python benchmarks/curves.py --data_root $(DATA) --sets kvasirseg_patches-128 sarscov2ct-128 --size 128 --times 1 --seeds 0
-
 bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
-	for b in train_step dissolve score fit choices scale; do $(BIN)/python benchmarks/$$b.py || exit 1; done
-	$(BIN)/python benchmarks/breakdown.py
-	$(BIN)/python benchmarks/quick.py --keep
-	$(BIN)/python benchmarks/page.py
+	for b in train_step dissolve score fit scale; do $(BIN)/python -m benchmarks.speed.$$b || exit 1; done
+	$(BIN)/python -m benchmarks.speed.breakdown
+	$(BIN)/python -m benchmarks.speed.quick --keep
+	$(BIN)/python -m benchmarks.speed.page
 
 bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fell
-	$(BIN)/python benchmarks/quick.py
+	$(BIN)/python -m benchmarks.speed.quick
 
 bench-peers: $(STAMP)  ## beside three of anomalib's methods
-	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/page.py
+	$(BIN)/python -m benchmarks.speed.peers
+	$(BIN)/python -m benchmarks.speed.page
 
 bench-service: $(STAMP)  ## `dia serve` under load, every answer compared: docs/reliability.md (ten minutes)
-	$(BIN)/python benchmarks/service_load.py
+	$(BIN)/python -m benchmarks.robustness.service_load
 
 bench-stranger: $(STAMP)  ## the tutorial's commands in an empty environment, from the built wheel to an open report
-	$(BIN)/python benchmarks/stranger.py
+	$(BIN)/python -m benchmarks.robustness.stranger
 
 soak: $(STAMP)  ## every stage killed fifty times and resumed, full and read-only disks: docs/reliability.md (an hour)
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python -m benchmarks.robustness.soak
 
 fuzz: $(STAMP)  ## every reader, file and endpoint with hostile input, 120,000 cases: docs/reliability.md (half an hour)
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python -m benchmarks.robustness.fuzz
 
 audit: $(STAMP) .audit-venv/.locked  ## vulnerabilities, licences and bill of materials of the locked packages; needs the network
 	.audit-venv/bin/python audit/run.py --python $(BIN)/python

@@ -38,16 +38,17 @@ from encoder_scores import PUBLISHED, scorer
 from sklearn.metrics import roc_auc_score
 
 from dia.amplify.resident import Resident, ResidentLoop
-from dia.data.catalog import load, load_training
+from dia.benchmark.ledger import Ledger, append_line
+from dia.core.environment import environment
+from dia.core.processes import choose_device
+from dia.core.settings import differences
+from dia.data.datasets import load, load_training
 from dia.data.imageset import ImageSet
 from dia.detectors import CSI, DIA
-from dia.detectors.base import fingerprint
+from dia.detectors.cache import fingerprint
+from dia.detectors.presets import settings
 from dia.dissolve import DissolverSettings, make_dissolver
 from dia.dissolve.bank import DissolvedBank
-from dia.evaluate.ledger import Ledger, append_line, environment
-from dia.presets import settings
-from dia.settings import differences
-from dia.training import choose_device
 
 LEDGER = Path(__file__).parents[1] / "results/accelerator.jsonl"
 REQUIRED = ("job", "dataset", "method", "preset", "score")  # text in every line

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dia.evaluate.ledger import environment, peak_memory_mb
+from dia.core.environment import environment, peak_memory_mb
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -65,14 +65,14 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def apart(script: Path, *arguments: object, python: str = sys.executable) -> dict[str, Any]:
-    """Runs a script in a process of its own; its last line of output is a JSON object."""
+def apart(module: str, *arguments: object, python: str = sys.executable) -> dict[str, Any]:
+    """Runs a module in a process of its own; its last line of output is a JSON object."""
     done = subprocess.run(
-        [python, str(script), *map(str, arguments)],
+        [python, "-m", module, *map(str, arguments)], cwd=HERE.parent,
         stdout=subprocess.PIPE, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"{script.name} {' '.join(map(str, arguments))}: exit status {done.returncode}")
+        raise RuntimeError(f"{module} {' '.join(map(str, arguments))}: exit status {done.returncode}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

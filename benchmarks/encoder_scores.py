@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.covariance import LedoitWolf
 
+from dia.data.imageset import subsample
 from dia.detectors import CSI
-from dia.detectors.csi import PARTS, normality, spread
+from dia.detectors.csi import PARTS, normality
 from dia.detectors.residual import nearest
 
 FEATURE_NEIGHBOURS = 3
@@ -39,7 +40,7 @@ def scorer(
 
     `features`: those of penultimate features, too.
     """
-    h = detector._features(spread(normals, detector.s.bank_size)) if features else np.empty((0, 0, 0))
+    h = detector._features(subsample(normals, detector.s.bank_size)) if features else np.empty((0, 0, 0))
     centre, precision = gaussians(h) if features else (h, h)
 
     def score(images: np.ndarray) -> dict[str, np.ndarray]:

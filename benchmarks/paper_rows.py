@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from encoder_scores import PUBLISHED
 
-from dia.evaluate.ledger import Ledger, append_line, update_section
-from dia.evaluate.paper import OTHER, UNKNOWN, paper_table
+from dia.benchmark.ledger import Ledger, append_line, update_section
+from dia.benchmark.published import OTHER, UNKNOWN, paper_table
 
 ROOT = Path(__file__).parents[1]
 LEDGER, LONG = ROOT / "results/as-published.jsonl", ROOT / "results/accelerator.jsonl"

@@ -72,8 +72,8 @@ def notebook(path: Path) -> str:
 
 def cli() -> str:
     """The help of `dia` and of every command."""
-    from dia.apps.arguments import build_parser
-    from dia.apps.helptext import commands, summary
+    from dia.cli.arguments import build_parser
+    from dia.cli.help import commands, summary
 
     os.environ["COLUMNS"] = "80"
     os.environ.pop("DIA_DATA", None)

@@ -63,12 +63,12 @@ class Served(NamedTuple):
 @pytest.fixture(scope="session")
 def served_run(tmp_path_factory):
     """What can be served: the model's scores are poor, everything about it is real."""
-    from dia.apps.cli import main
-    from dia.data import phantom
+    from dia.cli.main import main
+    from dia.data import phantoms
 
     root = tmp_path_factory.mktemp("served")
     for split, n in (("train", 40), ("test", 12)):
-        images = phantom.load(split, size=32, n=n)
+        images = phantoms.load(split, size=32, n=n)
         for image, label, name in zip(images.images, images.labels, images.names, strict=True):
             kind, number = name.split("/")
             file = root / "data" / split / (kind if label else "good") / f"{number}.png"
@@ -85,7 +85,7 @@ def served_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inferencer(served_run):
-    from dia.apps.inferencer import Inferencer
+    from dia.deploy.predictor import Inferencer
 
     return Inferencer(served_run.run, device="cpu")
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from .dissolve.module import Dissolve
+    from .dissolve.transform import Dissolve
 
 __all__ = ["Dissolve"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Dissolve":  # here, so that `import dia` does not import torch
-        from .dissolve.module import Dissolve
+        from .dissolve.transform import Dissolve
 
         return Dissolve
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """`python -m dia` is the command `dia`."""
 
-from .apps.cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
+from ..core.settings import require
 from ..data.imageset import LUMA
-from ..settings import require
 
 Device = torch.device | str | None
 

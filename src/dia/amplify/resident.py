@@ -19,11 +19,11 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from ..core.processes import bf16_is_fast, choose_device, processes
+from ..core.tracking import logging_curves
+from ..core.training import not_finite, seed_step
 from ..dissolve.bank import DissolvedBank
-from ..tracking import logging_curves
-from ..training import bf16_is_fast, choose_device, not_finite, processes, seed_step
-from .encoder import Encoder
-from .learning import (
+from .contrast import (
     AmplifySettings,
     ContrastiveTraining,
     Dissolved,
@@ -31,6 +31,7 @@ from .learning import (
     learning_rates,
     make_optimizer,
 )
+from .encoder import Encoder
 
 CHECKPOINT = "resident.ckpt"
 _EAGER = 3  # steps before a graph is captured: they choose kernels and make the optimiser's state

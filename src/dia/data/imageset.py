@@ -12,18 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from ..errors import printable
+from ..core.errors import DataError
 
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R 601
 
 NORMAL, ANOMALOUS = 0, 1
-
-
-class DataError(ValueError):
-    """Input that cannot be used. The message is one printable line: what, where, and the remedy."""
-
-    def __init__(self, message: object = ""):
-        super().__init__(printable(str(message)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,3 +161,31 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     out = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.LANCZOS))
     return out[..., None] if image.shape[-1] == 1 else out
+
+
+def group_by_volume(n: int, volumes: Sequence[str | None] = ()) -> list[list[int]]:
+    """Indices of n images, those of a volume together, in the order of their first; see `held_out`."""
+    units: dict[str | int, list[int]] = {}
+    for i in range(n):
+        volume = volumes[i] if volumes else None
+        units.setdefault(i if volume is None else volume, []).append(i)
+    return list(units.values())
+
+
+def middle_slices(volumes: Sequence[str | None], n: int) -> np.ndarray:
+    """Indices `(U,)` of the middle slice of each volume, and of each image that is no slice.
+
+    Slices of one volume resemble each other and are not drawn one by one; volumes are.
+
+    Args:
+        volumes: for each image the volume it is a slice of, None for none; empty where none is.
+        n: how many images.
+    """
+    return np.array(sorted(unit[len(unit) // 2] for unit in group_by_volume(n, volumes)), int)
+
+
+def subsample(images: np.ndarray, most: int) -> np.ndarray:
+    """The images, or of more than `most` so many evenly spaced ones."""
+    if len(images) <= most:
+        return images
+    return images[np.linspace(0, len(images) - 1, most).astype(int)]

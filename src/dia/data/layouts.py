@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import printable
-from .decode import first_line
-from .formats import SUFFIXES, is_image, stem_of
-from .imageset import ANOMALOUS, NORMAL, DataError
+from ..core.errors import DataError, printable
+from .formats.decode import first_line
+from .formats.limits import SUFFIXES, is_image, stem_of
+from .imageset import ANOMALOUS, NORMAL
 
 SPLITS = ("train", "val", "test")
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .imageset import LUMA, DataError
+from ..core.errors import DataError
+from .imageset import LUMA
 
 VERSION = 1  # raised where equal arguments come to other lesions than before
 SMALLEST = 8  # side in pixels

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .decode import first_line
-from .deep import from_16_bit
-from .formats import TIMES, VOLUME_BYTES
-from .imageset import ANOMALOUS, NORMAL, DataError, ImageSet
+from ..core.errors import DataError
+from .formats.decode import first_line
+from .formats.limits import TIMES, VOLUME_BYTES
+from .formats.tiff import from_16_bit
+from .imageset import ANOMALOUS, NORMAL, ImageSet
 from .layouts import SPLITS, MissingSplit, listed
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .decode import Decoded, Source, conform, decode, decode_batches
-from .formats import SUFFIXES, has_preamble, is_special, suffix_of
-from .imageset import NORMAL, DataError, ImageSet
+from ..core.errors import DataError
+from .formats.decode import Decoded, Source, conform, decode, decode_batches
+from .formats.limits import SUFFIXES, has_preamble, is_special, suffix_of
+from .formats.windowing import DEFAULT_VIEW, View
+from .imageset import NORMAL, ImageSet
 from .layouts import (
     SPLITS,
     Entry,
@@ -33,7 +35,6 @@ from .layouts import (
 )
 from .npz import joined, read_npz
 from .volumes import expand
-from .windows import DEFAULT_VIEW, View
 
 __all__ = [
     "SPLITS", "SUFFIXES", "Listing", "MissingSplit", "conform", "image_files", "joined", "listing", "read",

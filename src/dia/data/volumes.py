@@ -17,12 +17,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..errors import printable
-from . import deep, dicom, nifti
-from .formats import MissingLibrary, kind_of
-from .imageset import DataError
+from ..core.errors import DataError, printable
+from .formats import dicom, nifti, tiff
+from .formats.limits import MissingLibrary, kind_of
+from .formats.windowing import View
 from .layouts import Entry
-from .windows import View
 
 
 class _Volume:
@@ -112,7 +111,7 @@ def _sliced(entry: Entry, indices: Sequence[int]) -> _Volume:
 
 def _pages(file: Path) -> list[int]:
     try:
-        return deep.pages(file)
+        return tiff.pages(file)
     except DataError:
         raise
     except Exception:  # whatever is wrong with it, decoding says so better

@@ -6,38 +6,34 @@ pickles. Anomaly scores are raw, higher = more anomalous, everywhere but in scik
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 
-from .. import drift
-from ..calibrate import Calibration, held_out
-from ..data.acquisition import acquisition, one_of_each, statistics_of
-from ..data.imageset import DataError, ImageSet
-from ..errors import TrainingError
-from ..files import locked, replace_folder, reserve
-from ..modelfiles import ModelFiles, write_sums
-from ..presets import settings as preset_settings
-from ..room import Room
-from ..settings import SettingsError, flat, from_dict, identity, plain, replaced
-from ..training import Timed, barrier, is_main, join_processes, of_all, train
-from . import saved
+from ..core.allocation import Room
+from ..core.errors import DataError, TrainingError
+from ..core.modelfiles import ModelFiles, write_sums
+from ..core.processes import barrier, join_processes, of_all
+from ..core.settings import SettingsError, flat, from_dict, plain, replaced
+from ..core.storage import replace_folder, reserve
+from ..data.imageset import ImageSet, middle_slices
+from . import drift, saving
+from .cache import Stages, fingerprint
+from .calibration import Calibration, held_out
+from .drift import acquisition, statistics_of
 from .hub import Hub
-from .provenance import identity_of
+from .presets import settings as preset_settings
+from .saving import identity_of
 
 FORMAT = 1
 MIN_NORMALS = 20
@@ -194,7 +190,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         parts = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
         self.calibration_ = Calibration.of(np.concatenate([self._score(x[part]) for part in parts]))
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
-        self.drift_ = _references(x, one_of_each(normals.volumes, len(x)))
+        self.drift_ = _references(x, middle_slices(normals.volumes, len(x)))
         return self
 
     def score(self, images: np.ndarray | ImageSet, y: None = None, *, batch: int = 512) -> np.ndarray:
@@ -350,18 +346,18 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     def load(folder: Path | str, *, device: str = "auto") -> Detector:
         """The detector saved in `folder`, of whatever method. Runs no code from the folder.
 
-        What is read of it, and how it is checked, stands in `modelfiles.py` and `saved.py`.
+        What is read of it, and how it is checked, stands in `modelfiles.py` and `saving.py`.
 
         Raises:
             DataError: no model folder, damaged, changed, or asking for more than it can need.
         """
-        from . import detector_class
+        from .registry import detector_class
 
         folder = Path(folder)
         try:
             files = ModelFiles(folder)
             files.verify()
-            config, scores = saved.read(files, FORMAT)
+            config, scores = saving.read(files, FORMAT)
             cls = detector_class(config["method"])
             if (there := config.get("revision", 1)) != cls.revision:
                 raise DataError(
@@ -373,7 +369,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
                 raise DataError(
                     f"{folder}: {error}; fitted by another version of dia: fit it again"
                 ) from error
-            saved.check_settings(files, settings)
+            saving.check_settings(files, settings)
             self = cls(
                 settings,
                 seed=config["seed"],
@@ -437,89 +433,6 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         )
 
 
-class Stages:
-    """Finished parts of a fit, kept in a folder by the hash of all they depend on.
-
-    Methods that share a part (the dissolver) find it there, and an interrupted fit goes on with it.
-    """
-
-    def __init__(self, workdir: Path, *, resume: bool = False, progress: bool = False):
-        self.workdir, self.resume, self.progress = workdir, resume, progress
-        self.earlier = 0.0  # seconds spent on found parts when they were made
-
-    def path(self, name: str, *key: object) -> Path:
-        """The folder of this part."""
-        path = self.workdir / f"{name}-{fingerprint(*key)}"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def part(self, path: Path, make: Callable[[], float], load: Callable[[], None]) -> None:
-        """Runs `make`, which saves into `path` and returns its seconds; or `load` if that was done before.
-
-        Of two fits that want the same part at once, one waits for the other.
-        """
-        done = path / "done.json"
-        with locked(path / "lock") if is_main() else nullcontext():
-            if of_all(done.exists())[0]:
-                self.earlier += json.loads(done.read_text())["seconds"]
-                return load()
-            began = time.perf_counter()
-            seconds = make()
-            self.earlier += max(seconds - (time.perf_counter() - began), 0.0)  # before an interruption
-            if is_main():
-                temporary = done.with_suffix(".tmp")
-                temporary.write_text(json.dumps({"seconds": seconds}))
-                temporary.replace(done)
-            barrier()
-
-    def trained(self, path: Path, module: Timed, images: int, s: Any, device: str) -> None:
-        """Trains `module` as settings with `epochs`, `batch` and `precision` say; or finds it trained.
-
-        Its whole state is kept in `path`, so frozen networks that are saved elsewhere should not be part of
-        it. It ends frozen, in eval mode.
-
-        Args:
-            path: of the part.
-            module: trained in place; makes its own batches.
-            images: their number.
-            s: the method's settings.
-            device: as in the detector.
-        """
-        file = path / "trained.safetensors"
-
-        def make() -> float:
-            start = time.perf_counter()
-            train(
-                module,
-                steps=s.epochs * (images // min(s.batch, images)),
-                workdir=path,
-                resume=self.resume,
-                device=device,
-                precision=s.precision,
-                progress=self.progress,
-            )
-            if is_main():
-                save_file(module_tensors(module, ""), file)
-            return module.seconds_before + time.perf_counter() - start
-
-        self.part(path, make, lambda: load_module(module, load_file(file), ""))
-        module.eval().requires_grad_(False)
-
-
-def fingerprint(*parts: object) -> str:
-    """Sixteen hex digits of anything JSON can write, and of arrays."""
-    h = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            h.update(repr(part.shape).encode())
-            for start in range(0, len(part), 1024):  # a memory map stays one
-                h.update(np.ascontiguousarray(part[start : start + 1024]).data)
-        else:
-            values = identity(part) if is_dataclass(part) and not isinstance(part, type) else part
-            h.update(json.dumps(values, sort_keys=True).encode())
-    return h.hexdigest()[:16]
-
-
 def _references(x: np.ndarray, chosen: np.ndarray) -> dict[str, drift.Reference]:
     """Of all normals: nothing is fitted to these numbers, so the normals trained on serve as well."""
     parts = [acquisition(x[chosen[i : i + 512]]) for i in range(0, len(chosen), 512)]
@@ -543,15 +456,3 @@ def _rows(x: np.ndarray, index: np.ndarray, folder: Path) -> np.ndarray:
     for start in range(0, len(index), 1024):
         rows[start : start + 1024] = x[index[start : start + 1024]]
     return rows
-
-
-def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
-    """The state of a network as named arrays, contiguous: safetensors writes memory as it lies."""
-    state = module.state_dict()
-    return {prefix + k: np.ascontiguousarray(v.detach().cpu().numpy()) for k, v in state.items()}
-
-
-def load_module(module: torch.nn.Module, tensors: dict[str, np.ndarray], prefix: str) -> None:
-    """Puts such a state back."""
-    state = {k[len(prefix) :]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
-    module.load_state_dict(state)

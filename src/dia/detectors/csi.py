@@ -30,13 +30,16 @@ from torch import Tensor
 
 from ..amplify import resident
 from ..amplify.augment import Augment, Draws
+from ..amplify.contrast import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
 from ..amplify.encoder import Encoder
-from ..amplify.learning import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
 from ..amplify.shifts import SHIFTS
-from ..data.imageset import ImageSet
-from ..settings import chosen, require
-from ..training import choose_device, is_main, seed_step
-from .base import Detector, Stages, load_module, module_tensors
+from ..core.processes import choose_device, is_main
+from ..core.settings import chosen, require
+from ..core.training import seed_step
+from ..data.imageset import ImageSet, subsample
+from .base import Detector
+from .cache import Stages
+from .saving import load_module, module_tensors
 
 Part = Literal["cosine", "norm", "shift"]
 _ROWS = 256  # views per forward pass: more go slower on a CPU
@@ -203,7 +206,7 @@ class CSI(Detector):
         return np.concatenate(list(self._features(self._check(images))), axis=1)
 
     def _fit_bank(self, images: np.ndarray) -> None:
-        z, s = self._projections(spread(images, self.s.bank_size))
+        z, s = self._projections(subsample(images, self.s.bank_size))
         norms = z.norm(dim=-1, keepdim=True)
         self.bank_ = z / norms.clamp(min=1e-12)  # (K, M, D)
         self.lambda_ = 1 / norms[..., 0].mean(1)  # (K,)
@@ -264,10 +267,3 @@ def normality(
     nearest = torch.stack(list(products)).amax(0)  # (K, N)
     scale = lambda_[:, None] if "norm" in parts else 1 / norm.clamp(min=1e-12)
     return (nearest * scale + shift).mean(0)
-
-
-def spread(images: np.ndarray, most: int) -> np.ndarray:
-    """The images, or of more than `most` so many evenly spaced ones."""
-    if len(images) <= most:
-        return images
-    return images[np.linspace(0, len(images) - 1, most).astype(int)]

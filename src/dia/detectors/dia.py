@@ -18,17 +18,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..amplify.learning import AmplifySettings, trained_on
-from ..data.imageset import DataError
+from ..amplify.contrast import AmplifySettings, trained_on
+from ..core.errors import DataError
+from ..core.processes import is_main, of_all
+from ..core.settings import require
+from ..data.imageset import subsample
 from ..dissolve import DissolverSettings, Dissolving, load_dissolver, make_dissolver
 from ..dissolve.bank import DissolvedBank, LiveDissolving
 from ..dissolve.base import T_MAX
+from ..dissolve.controls import StandIn
 from ..dissolve.matching import matched
-from ..dissolve.stand_ins import StandIn
-from ..settings import require
-from ..training import is_main, of_all
-from .base import MIN_NORMALS, Stages
-from .csi import CSI, PARTS, Part, check_scoring, spread
+from .base import MIN_NORMALS
+from .cache import Stages
+from .csi import CSI, PARTS, Part, check_scoring
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class DIA(CSI):
                     f"{self.s.bank_gb:g} has room",
                     stacklevel=2,
                 )
-                images = spread(images, room)
+                images = subsample(images, room)
                 index = trained_on(len(images), self.s.amplify, self.seed)
             path = stages.path("bank", key, list(self.s.ts), images, index)
             views = DissolvedBank.build(images, dissolver, self.s.ts, path / "bank.npy", index)

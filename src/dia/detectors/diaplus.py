@@ -30,17 +30,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.imageset import ImageSet
+from ..core.settings import added, chosen, require
+from ..data.imageset import ImageSet, subsample
 from ..dissolve.base import T_MAX
-from ..settings import added, chosen, require
-from .base import Stages, module_tensors
-from .blur import blurred
-from .csi import spread
+from .baselines import Spectrum, blurred, luma
+from .cache import Stages
 from .dia import DIA, DIASettings
+from .features import Pixels, Shape, Statistics, copies, possible
 from .nearest import Nearest, Scale, log_distance
 from .residual import Residual, grid_energies
-from .trivial import Spectrum, luma
-from .views import Pixels, Shape, Statistics, copies, possible
+from .saving import module_tensors
 
 View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast"]
 VIEWS: tuple[View, ...] = (
@@ -124,7 +123,7 @@ class DIAPlus(DIA):
         self.residual_ = Residual(self._remove).fit(images, spare)
         if "blurred" in self._wanted:
             self.blur_ = Residual(self._blur).fit(images, spare)
-        images = spread(images, self.s.bank_size)
+        images = subsample(images, self.s.bank_size)
         shape = self._untrained("shape", images, (0,))[0]
         self.symmetries_ = self._learned(images, shape)
         self.scaling_: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..calibrate import Calibration
+from .calibration import Calibration
 
 _UNIT = 2**22  # Pillow's weights are whole numbers of this part
 _LOBES = 3  # of Lanczos

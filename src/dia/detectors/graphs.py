@@ -15,15 +15,28 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from ..amplify import learning
+from ..amplify import contrast
 from ..amplify.shifts import SHIFTS
-from ..data.imageset import DataError
+from ..core.errors import DataError
 from ..dissolve import Dissolving, StandIn
 from ..dissolve.base import fit_in
 from .base import Detector
-from .blur import Blur
+from .baselines import (
+    FLOOR,
+    RINGS,
+    Blur,
+    Brightness,
+    Gradient,
+    NormalisedPixels,
+    Pca,
+    Pixels,
+    Spectrum,
+    Std,
+    rings,
+)
 from .csi import CSI, Part, normality, projections
 from .diaplus import PLACE, REMOVALS, STANDARDISED, TURNED, UNTRAINED, WHOLE, DIAPlus
+from .features import copies
 from .graph import (
     Evidence,
     GaussianBlur,
@@ -35,15 +48,13 @@ from .graph import (
     resizing,
     with_channels,
 )
-from .kdad import KDAD
-from .msc import MSC, nearest_sum
 from .nearest import NEAR, TINY
+from .peers.backbones import as_input
+from .peers.kdad import KDAD
+from .peers.msc import MSC, nearest_sum
+from .peers.transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
+from .peers.uniad import UniAD, anomaly_map, features, greatest_mean
 from .residual import GRID, NEIGHBOURS, STRIDE, Residual, smoothing
-from .transformaly import HALF, Gaussian, Transformaly, block_errors, tokens
-from .trivial import FLOOR, RINGS, Brightness, Gradient, NormalisedPixels, Pca, Pixels, Spectrum, Std, rings
-from .uniad import UniAD, anomaly_map, features, greatest_mean
-from .views import copies
-from .weights import as_input
 
 
 def graph_of(detector: Detector) -> Whole:
@@ -64,7 +75,7 @@ def body(detector: Detector) -> nn.Module:
 
 def exportable() -> list[str]:
     """The methods that have a graph."""
-    from . import METHODS
+    from .registry import METHODS
 
     return [name for name, cls in METHODS.items() if body.dispatch(cls) is not body.dispatch(object)]
 
@@ -89,7 +100,7 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        z, s = projections(self.encoder, learning.as_input(x, self.amplify), self.amplify.shift, self.views)
+        z, s = projections(self.encoder, contrast.as_input(x, self.amplify), self.amplify.shift, self.views)
         bank, lambda_, mu = (self.get_buffer(name) for name in ("bank_", "lambda_", "mu_"))
         return (-normality(z, s, bank, lambda_, mu, self.parts).double(),)
 
@@ -104,7 +115,7 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Of `(N, C, H, W)` uint8."""
         k_shifts, shift = SHIFTS[self.amplify.shift]
-        x = learning.as_input(x, self.amplify)
+        x = contrast.as_input(x, self.amplify)
         h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
         h = F.normalize(h.view(k_shifts, x.shape[0], -1), dim=-1, eps=1e-12)
         return h.transpose(0, 1).flatten(1)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 
-from ..data.catalog import CATALOG
-from ..data.imageset import DataError
-from ..modelfiles import write_sums
-from .provenance import identity_of
+from ..core.errors import DataError
+from ..core.modelfiles import write_sums
+from ..data.datasets import CATALOG
+from .saving import identity_of
 
 if TYPE_CHECKING:
     from .base import Detector

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.special import logsumexp
 
-from ..calibrate import Calibration
+from .calibration import Calibration
 
 Removal = Callable[[np.ndarray], np.ndarray]  # (N, H, W, C) uint8 to (T, N, H, W, C) uint8
 

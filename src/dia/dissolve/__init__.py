@@ -1,10 +1,10 @@
 """Dissolving: a diffusion model of normal images removes fine features in one reverse step."""
 
 from .base import DissolverSettings, Dissolving
+from .controls import StandIn
 from .dissolver import Dissolver, load_dissolver, make_dissolver
 from .matching import Match, matched, removed
 from .schedule import cosine_alphas_cumprod, one_step
-from .stand_ins import StandIn
 
 __all__ = [
     "Dissolver",

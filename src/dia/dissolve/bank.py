@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import reserve
-from ..training import barrier, of_all, processes
+from ..core.processes import barrier, of_all, processes
+from ..core.storage import reserve
 from .base import Dissolving
 
 _CHUNK = 256

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.imageset import DataError
-from ..settings import added, chosen, require
-from ..training import Precision
+from ..core.errors import DataError
+from ..core.settings import added, chosen, require
+from ..core.training import Precision
 
 T_MAX = 1000
 Kind = Literal["diffusion", "gaussian", "median", "noise", "shrink", "bottleneck", "identity", "none"]

@@ -26,14 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..data.imageset import DataError
-from ..modelfiles import ModelFiles
-from ..room import Room
-from ..settings import from_dict, plain
-from ..training import Timed, batch_indices, choose_device, seed_step, share, train
+from ..core.allocation import Room
+from ..core.errors import DataError
+from ..core.modelfiles import ModelFiles
+from ..core.processes import choose_device, share
+from ..core.settings import from_dict, plain
+from ..core.training import Timed, batch_indices, seed_step, train
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, to_tensor
+from .controls import StandIn, saved_facts
 from .schedule import one_step, to_epsilon
-from .stand_ins import StandIn, saved_facts
 
 
 class Dissolver(Dissolving):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.imageset import DataError
+from ..core.errors import DataError
 from .base import DissolverSettings, Dissolving
 from .dissolver import check_network, working_size
 from .schedule import one_step, to_epsilon

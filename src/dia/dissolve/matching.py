@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..data.imageset import DataError
-from ..settings import replaced
+from ..core.errors import DataError
+from ..core.settings import replaced
 from .base import STRENGTHS, DissolverSettings, Dissolving
-from .stand_ins import StandIn
+from .controls import StandIn
 
 _HALVINGS = 60
 _CLOSE, _SAID = 0.002, 0.01  # relative; where bisection stops, and from where on it says that it fell short

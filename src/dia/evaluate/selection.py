@@ -21,13 +21,14 @@ import numpy as np
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from ..calibrate import Calibration, drawn_as_one
-from ..data.imageset import DataError, ImageSet
+from ..core.errors import DataError
+from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
-from ..detectors import detector_class
-from ..detectors.base import MIN_NORMALS, fingerprint
+from ..detectors.base import MIN_NORMALS
+from ..detectors.cache import fingerprint
+from ..detectors.calibration import Calibration
+from ..detectors.registry import detector_class, wanted_settings
 from ..detectors.residual import joined
-from .benchmark import wanted_settings
 
 BLOCKS = 5
 SIZES = (0.08, 0.32)  # of the lesions, uniform in the logarithm
@@ -100,7 +101,7 @@ def splits(n: int, count: int, seed: int, volumes: Sequence[str | None] = ()) ->
     """
     if not 1 <= count <= BLOCKS:
         raise DataError(f"there are 1 to {BLOCKS} splits, not {count}")
-    units = drawn_as_one(n, volumes)
+    units = group_by_volume(n, volumes)
     order = np.random.default_rng([seed, 3]).permutation(len(units))
     parts = [np.array(u) for u in units]
     ends = np.cumsum([len(parts[i]) for i in order]) if n else np.array([])

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from ..calibrate import held_out
-from ..data.imageset import DataError, ImageSet
+from ..core.errors import DataError
+from ..data.imageset import ImageSet
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors import Detector
-from ..detectors.base import fingerprint
+from ..detectors.cache import fingerprint
+from ..detectors.calibration import held_out
 from .metrics import pixel_metrics
 
 FORMAT = 1
@@ -281,3 +282,6 @@ def keep_stress(path: Path, result: Mapping[str, Any]) -> None:
 def in_pixels(size: float, shape: Sequence[int]) -> float:
     """A size in pixels of an image `(H, W, C)`."""
     return size * min(shape[:2])
+
+
+STRESS = "stress.json"  # by `dia stress`, in a model's folder

@@ -1,0 +1,1 @@
+"""Runs and their ledger: grids of runs, workers, ablations, the protocol of confirmations."""

@@ -1,0 +1,264 @@
+"""Fits detectors, scores test sets, and keeps the ledger: one line per (data set, method, settings, seed).
+
+Knows detectors and metrics; test labels are used for the numbers in the line and for nothing before them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.environment import environment, peak_memory_mb, reset_peak_memory
+from ..core.errors import DataError
+from ..core.storage import locked
+from ..data.imageset import ImageSet
+from ..detectors import DIA, Detector
+from ..detectors.cache import fingerprint
+from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.saving import own_identity
+from ..evaluate.metrics import image_metrics, pixel_metrics
+from .ledger import Ledger
+
+OWN_WEIGHTS = "dia"
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A detector's output on one set of images.
+
+    Args:
+        scores: `(N,)`.
+        heatmaps: `(N, H, W)` or None.
+        images_per_second: of scoring alone.
+        metrics: image and, with masks and heatmaps, pixel metrics; None without labels of both classes.
+    """
+
+    scores: np.ndarray
+    heatmaps: np.ndarray | None
+    images_per_second: float
+    metrics: dict[str, Any] | None
+
+
+def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_boot: int = 2000) -> Scored:
+    """Scores a set, and measures against its labels and masks where it has them."""
+    detector.score(images.subset(slice(0, 1)))  # first use of a network is slow, and not what is measured
+    start = time.perf_counter()
+    scores = detector.score(images)
+    speed = len(images) / (time.perf_counter() - start)
+    maps = detector.heatmap(images) if heatmaps else None
+    metrics = None
+    if images.labels is not None and 0 < images.labels.sum() < len(images):
+        metrics = image_metrics(images.labels, scores, n_boot=n_boot)
+        if images.masks is not None and maps is not None and images.masks.any():
+            metrics |= pixel_metrics(images.masks, maps)
+    return Scored(scores, maps, speed, metrics)
+
+
+def facts_of(detector: Detector, dataset: str, preset: str, normals: ImageSet) -> dict[str, Any]:
+    """What a saved run remembers of how it came about."""
+    return {
+        "dataset": dataset,
+        "preset": preset,
+        "train_sha256": normals.sha256(),
+        "weights": detector.weights_source(),
+        **environment(),
+    }
+
+
+def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> dict[str, Any]:
+    """The ledger's line for a fitted detector with `facts_` and its scores on a labelled test set."""
+    if scored.metrics is None:
+        raise DataError(f"{dataset}: the test set needs labels of both classes for a ledger line")
+    now = environment()
+    facts = detector.facts_
+    return {
+        "dataset": dataset,
+        "method": detector.method,
+        "preset": facts["preset"],
+        "seed": detector.seed,
+        **scored.metrics,
+        "n_train": detector.n_train_,
+        "n_calibration": detector.n_calibration_,
+        "n_test": len(test),
+        "image_shape": list(detector.shape_),
+        "size": detector.side(),
+        "fit_seconds": round(detector.fit_seconds_, 2),
+        "score_images_per_second": round(scored.images_per_second, 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "threads": torch.get_num_threads(),
+        "device": now["device"],
+        "cpu_count": now["cpu_count"],
+        "weights": facts["weights"],
+        "data_sha256": f"{facts['train_sha256'][:32]}{test.sha256()[:32]}",
+        "settings_hash": detector.settings_hash(),
+        "commit": now["commit"],
+        "versions": now["versions"],
+        **{name: facts[name] for name in ("adapted", "matched") if facts.get(name)},
+    }
+
+
+def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
+    """Where the raw scores of a ledger line lie."""
+    kind = line["method"].replace(":", "_")
+    parts = line["dataset"], kind, line["settings_hash"], line["data_sha256"][:8], line["seed"]
+    return folder / f"{'-'.join(map(str, parts))}.npz"
+
+
+def keep_scores(path: Path, scores: np.ndarray, test: ImageSet) -> None:
+    """Writes `scores` float64 and `labels` int8, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}")
+    np.savez_compressed(new, scores=scores, labels=np.asarray(test.labels))
+    new.replace(path)
+
+
+def run(
+    dataset: str,
+    normals: ImageSet,
+    test: ImageSet,
+    method: str,
+    *,
+    preset: str = "cpu",
+    seed: int = 0,
+    device: str = "auto",
+    workdir: Path,
+    ledger: Ledger | None = None,
+    changes: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    scores: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    on_fitted: Callable[[Detector, Scored], None] | None = None,
+) -> Mapping[str, Any]:
+    """Fits one method on `normals`, measures it on `test`, writes the line; a line already there is returned.
+
+    Args:
+        changes: settings by dotted name that differ from the preset's. `weights` may be `dia` here: the
+            encoder of `dia` with this preset and seed, fitted on the same normals before.
+        encoder: that `dia`'s own changes, likewise.
+        scores: folder in which the raw scores and labels are kept too, for paired comparisons.
+        about: further fields of the line.
+        workdir: shares finished stages between methods, and an interrupted fit goes on from there.
+    """
+    wanted = wanted_settings(method, preset, changes)
+    own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
+    identity = identity_of_run(dataset, normals, test, method, wanted, own)
+    # of several processes that want this run at once, the others find its line
+    with locked(workdir / "locks" / fingerprint(*identity.values())):
+        made = None if ledger is None else ledger.find(**identity)
+        if made and (scores is None or scores_path(scores, made).exists()):
+            return made
+        start, cpu = time.perf_counter(), time.process_time()
+        if getattr(wanted, "weights", None) == OWN_WEIGHTS:
+            own.facts_ = facts_of(own, dataset, preset, normals)
+            wanted = replace(wanted, weights=f"{OWN_WEIGHTS}:{_kept(own, normals, workdir, progress)}")
+        reset_peak_memory()
+        detector = detector_class(method)(wanted, seed=seed, device=device)
+        detector.facts_ = facts_of(detector, dataset, preset, normals)
+        detector.fit(normals, workdir=workdir, resume=True, progress=progress)
+        wants_maps = test.masks is not None or on_fitted is not None
+        scored = score_set(detector, test, heatmaps=wants_maps)
+        line = record(detector, scored, test, dataset) | dict(about or {})
+        line["run_seconds"] = round(time.perf_counter() - start, 2)
+        line["cpu_seconds"] = round(time.process_time() - cpu, 2)  # of all threads: other work counts less
+        if scores is not None:
+            keep_scores(scores_path(scores, line), scored.scores, test)
+        if ledger is not None:
+            ledger.append(line)
+        if on_fitted is not None:
+            on_fitted(detector, scored)
+        return line
+
+
+def identity_of_run(
+    dataset: str, normals: ImageSet, test: ImageSet, method: str, wanted: Any, own: Detector
+) -> dict[str, Any]:
+    """The fields of `ledger.IDENTITY` of the line that such a run makes; see `wanted_hash`. Seed: `own`'s."""
+    return {
+        "dataset": dataset,
+        "method": method,
+        "settings_hash": wanted_hash(method, wanted, own, normals.sha256()),
+        "seed": own.seed,
+        "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
+    }
+
+
+def wanted_hash(method: str, wanted: Any, own: Detector, train_sha256: str) -> str:
+    """The `settings_hash` of the line that a run with these settings makes, before anything is fitted.
+
+    Args:
+        method: its name.
+        wanted: its settings.
+        own: the `dia` whose encoder it takes, if its weights are `dia`.
+        train_sha256: of the training normals.
+    """
+    if getattr(wanted, "weights", None) == OWN_WEIGHTS:
+        wanted = replace(wanted, weights=own_identity(own.settings_hash(), own.seed, train_sha256))
+    return detector_class(method)(wanted).settings_hash()
+
+
+def current_lines(
+    rows: Sequence[Mapping[str, Any]],
+    preset: str,
+    *,
+    datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Mapping[str, Any]]:
+    """Of a ledger's lines those that a benchmark with this preset makes today: one for each run.
+
+    Left out are ablations, lines of earlier settings, of data other than the newest line's, and of methods
+    that are no longer there. Of a run made twice the later line counts.
+
+    Args:
+        rows: oldest first.
+        preset: of the settings.
+        datasets: all where None.
+        methods: likewise.
+        changes: of settings by dotted name, by method.
+    """
+    wanted: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for r in rows:
+        asked = r["dataset"] in (datasets or [r["dataset"]]) and r["method"] in (methods or [r["method"]])
+        if not asked or r["preset"] != preset or "ablation" in r:
+            continue
+        if r["settings_hash"] == _hash_today(r, preset, changes or {}):
+            wanted[r["dataset"], r["method"], weights_kind(r["weights"]), r["seed"]] = r
+    newest = {r["dataset"]: r["data_sha256"] for r in rows if any(r is w for w in wanted.values())}
+    return [r for r in wanted.values() if r["data_sha256"] == newest[r["dataset"]]]
+
+
+def weights_kind(weights: str) -> str:
+    """`none`, `imagenet`, `dia` or `file`, of what a line's field `weights` says."""
+    known = re.match(r"(none|imagenet|dia)(?![\w./-])", weights)
+    return "file" if known is None else known[1]
+
+
+def _hash_today(line: Mapping[str, Any], preset: str, changes: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the hash of such a line would be now; None where there is no such method."""
+    try:
+        wanted = wanted_settings(line["method"], preset, changes.get(line["method"]))
+    except DataError:
+        return None
+    if hasattr(wanted, "weights"):
+        kind = weights_kind(line["weights"])
+        sha256 = line["weights"].rpartition("sha256 ")[2].rstrip(")")
+        wanted = replace(wanted, weights=f"sha256:{sha256}" if kind == "file" else kind)
+    own = DIA(wanted_settings(DIA.method, preset, changes.get(DIA.method)), seed=line["seed"])
+    return wanted_hash(line["method"], wanted, own, line["data_sha256"][:32])
+
+
+def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:
+    """The folder of this detector fitted on these normals, made if absent."""
+    folder = workdir / f"own-{fingerprint(own.settings_hash(), own.seed, normals.sha256())}"
+    with locked(workdir / "locks" / folder.name):
+        if not folder.exists():
+            own.fit(normals, workdir=workdir, resume=True, progress=progress).save(folder)
+    return folder

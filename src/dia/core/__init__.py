@@ -1,0 +1,1 @@
+"""What every folder uses: errors, settings, files, training, processes. Knows no image and no method."""

@@ -1,0 +1,52 @@
+"""How much memory networks may take while they are built from settings that a stranger may have written.
+
+Knows torch's functions that make tensors; knows no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .errors import DataError
+
+SPARE = 2**30  # bytes beyond four times the weights: some networks are built whole before a part is kept
+MAX_PARTS = 20_000  # tensors
+_FACTORIES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("empty", "zeros", "ones", "full", "rand", "randn", "eye", "arange", "linspace", "logspace"),
+        *("empty_strided", "randint", "randperm", "hann_window", "hamming_window", "tril_indices"),
+    )
+)
+
+
+class Room(TorchFunctionMode):
+    """A context in which a tensor that would be too much is refused before it is allocated.
+
+    Args:
+        what: is loaded, as a message calls it.
+        weights: bytes that the networks are to be filled with; they may take four times as many and 1 GiB.
+    """
+
+    def __init__(self, what: object, weights: int):
+        super().__init__()
+        self.what, self.most, self.nbytes, self.count = what, 4 * weights + SPARE, 0, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            shape_only = {k: v for k, v in kwargs.items() if k not in ("generator", "pin_memory", "out")}
+            self.nbytes += func(*args, **shape_only | {"device": "meta"}).nbytes
+            self.count += 1
+            if self.nbytes > self.most or self.count > MAX_PARTS:
+                raise DataError(
+                    f"{self.what}: its settings ask for more than {self.most >> 20} MiB or {MAX_PARTS} "
+                    "tensors, which its weights cannot fill"
+                )
+        return func(*args, **kwargs)

@@ -1,0 +1,63 @@
+"""What the command line says in one line beside `DataError`: training that cannot go on, the system's no.
+
+Here, so that to know it takes no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is no longer finite, or processes cannot share the work.
+
+    Attributes:
+        batch: which of the training images were in the batch at fault; empty where no batch is.
+        of: the number of training images.
+    """
+
+    def __init__(self, message: str, batch: Sequence[int] = (), of: int = 0):
+        super().__init__(message)
+        self.batch, self.of = batch, of
+
+
+def printable(text: str) -> str:
+    """One line that a terminal only shows: line ends, controls and what no character is, as their escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def system_error(error: BaseException, target: str = "") -> str:
+    """What the system refused, with the remedy, in one line; empty where it was something else.
+
+    Args:
+        error: an `OSError`, or what safetensors and torch make of one.
+        target: where the command writes; named where the error names no file.
+    """
+    if isinstance(error, OSError):
+        number, words, target = error.errno or 0, str(error), str(error.filename or target)
+    elif found := re.search(r"os error (\d+)\)", str(error)):  # safetensors, in Rust
+        number, words = int(found[1]), str(error)
+    elif "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch says no more
+        number, words = errno.ENOSPC, str(error)
+    else:
+        return ""
+    again = "the same command goes on with a grid, and with --resume a fit or a score"
+    if number in NO_ROOM:
+        return f"{target or 'a file'}: {os.strerror(number)}; make room there: {again}"
+    if number == errno.EROFS:
+        return f"{target or 'a file'}: {os.strerror(number)}; choose a folder that can be written"
+    return words
+
+
+class DataError(ValueError):
+    """Input that cannot be used. The message is one printable line: what, where, and the remedy."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))

@@ -1,0 +1,86 @@
+"""The device a process works on, and the processes that `torchrun` starts: joining, sharing, gathering.
+
+Knows torch; knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .errors import TrainingError
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device where there is one (this process's own of several), else the CPU."""
+    if device == "auto":
+        own = int(os.environ.get("LOCAL_RANK", 0)) if processes()[1] > 1 else 0
+        return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(device)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, CPUs with AVX512-BF16 or AMX.
+
+    A CPU that torch was told to treat as an older one (`ATEN_CPU_CAPABILITY`) is one here, too.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    older = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return device.type == "cpu" and not older and torch.cpu._is_avx512_bf16_supported()  # no public name
+
+
+def join_processes() -> None:
+    """Joins the other processes, where `torchrun` started this one; does nothing otherwise."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def processes() -> tuple[int, int]:
+    """(rank of this process, their number)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files."""
+    return processes()[0] == 0
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if processes()[1] > 1:
+        dist.barrier()
+
+
+def of_all(value: Any) -> list[Any]:
+    """The values of all processes, in each of them."""
+    values = [value] * processes()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """`(W, *x.shape)` of all W processes; gradients flow back to each, added up over the processes."""
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.stack(all_gather(x))
+
+
+def share(n: int) -> slice:
+    """This process's part of a batch of n.
+
+    Raises:
+        TrainingError: the batch cannot be shared equally.
+    """
+    rank, size = processes()
+    if n % size:
+        raise TrainingError(
+            f"a batch of {n} cannot be shared by {size} processes; choose a multiple of {size}"
+        )
+    return slice(rank * (n // size), (rank + 1) * (n // size))

@@ -1,0 +1,198 @@
+"""Runs a Lightning module for a number of steps: checkpoints, resume, precision, processes. Knows no model.
+
+The modules it runs draw every batch and every random number from (seed, step) alone, through
+`batch_indices` and `seed_step`, so a run killed at any moment and resumed ends with the same weights.
+
+Several processes (`torchrun ... dia fit ...`) share each batch: all draw the whole of it, and each works on
+its `share`. So the settings mean the same whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.data import DataLoader
+
+from .errors import TrainingError
+from .processes import barrier, bf16_is_fast, choose_device, is_main, processes
+from .tracking import curves
+
+CHECKPOINT = "last.ckpt"
+Precision = Literal["auto", "32", "bf16"]
+
+
+class _StopOnNonFinite(Callback):
+    """Before the weights take anything of it."""
+
+    def on_before_backward(self, trainer, module, loss) -> None:  # type: ignore[no-untyped-def]
+        if not torch.isfinite(loss):
+            step = trainer.global_step
+            raise not_finite(loss.item(), step, module.batch_at(step), len(module.images))
+
+
+def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingError:
+    """The error of a loss that is NaN or infinite, at this step, on the batch `index` of n images."""
+    return TrainingError(
+        f"the loss became {loss} at step {step} (the last good checkpoint is kept); lower the learning rate, "
+        "or look at the images of this batch", index.tolist(), n,
+    )  # fmt: skip
+
+
+class Timed(L.LightningModule):
+    """A module that remembers, in its checkpoints, how long it was trained before an interruption.
+
+    Attributes:
+        seconds_before: of the runs before this one.
+        terms: of the last loss, detached, by name, where it has several.
+    """
+
+    s: Any  # settings
+    seed: int
+    images: np.ndarray
+
+    def batch_at(self, step: int) -> np.ndarray:
+        """Indices of the images of a step's batch."""
+        return batch_indices(len(self.images), self.s.batch, self.seed, step)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, torch.Tensor] = {}
+        self.started, self.seconds_before = time.perf_counter(), 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the seconds so far."""
+        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them up."""
+        self.seconds_before = checkpoint["seconds"]
+
+
+# --- several processes ----------------------------------------------------------------------------------
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Sets torch's generators for one step, whatever came before."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def batch_indices(n: int, batch: int, seed: int, step: int, per_epoch: int | None = None) -> np.ndarray:
+    """Indices of the batch at `step`, `(batch,)`: a seeded permutation of n images for each epoch.
+
+    Args:
+        n: images.
+        batch: images of a batch; all of them where they are fewer.
+        seed: of the permutations.
+        step: from 0.
+        per_epoch: batches of an epoch; by default as many as are full. Where they are more, the last is
+            filled up with the first images of the epoch.
+    """
+    batch = min(batch, n)
+    epoch, place = divmod(step, per_epoch or n // batch)
+    return np.take(_permutation(n, seed, epoch), range(place * batch, (place + 1) * batch), mode="wrap")
+
+
+def used_indices(n: int, batch: int, seed: int, steps: int, per_epoch: int | None = None) -> np.ndarray:
+    """Which of n images any of the first `steps` batches holds, ascending; see `batch_indices`."""
+    per_epoch = per_epoch or n // min(batch, n)
+    if steps >= 2 * per_epoch and per_epoch >= n // min(batch, n):
+        return np.arange(n)  # but perhaps for a few that each epoch dropped
+    return np.unique(np.concatenate([batch_indices(n, batch, seed, i, per_epoch) for i in range(steps)]))
+
+
+@lru_cache(maxsize=8)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def train(
+    module: Timed,
+    *,
+    steps: int,
+    workdir: Path,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    progress: bool = False,
+    checkpoint_every: int = 100,
+    watchers: Sequence[Callback] = (),
+) -> None:
+    """Trains `module` for `steps` optimiser steps, with a checkpoint in `workdir` every so many.
+
+    Args:
+        module: its `training_step` makes its own batch from `self.global_step`.
+        workdir: holds `last.ckpt` while training; a finished run leaves it there. Curves are logged under
+            its name, up to the hash.
+        resume: go on from that checkpoint if there is one; otherwise it is ignored and overwritten.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
+        watchers: callbacks of the caller's, which look on and change nothing.
+
+    Raises:
+        TrainingError: the loss is NaN or infinite; names the step, and knows the batch.
+    """
+    where, (_, size) = choose_device(device), processes()
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint = workdir / CHECKPOINT
+    if not resume and is_main():
+        checkpoint.unlink(missing_ok=True)
+    barrier()
+    low = precision == "bf16" or (precision == "auto" and bf16_is_fast(where))
+    devices: int | list[int] = [where.index or 0] if where.type == "cuda" else 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    callbacks: list[Callback] = [
+        _StopOnNonFinite(),
+        ModelCheckpoint(
+            workdir,
+            filename=checkpoint.stem,
+            every_n_train_steps=checkpoint_every,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        ),
+        *watchers,
+    ]
+    if progress and is_main():
+        callbacks.append(RichProgressBar(leave=True))
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        if is_main():
+            callbacks += curves(workdir.name.rpartition("-")[0] or workdir.name, module.s, module.seed)
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="gpu" if where.type == "cuda" else "cpu",
+            devices=devices if size == 1 else local,
+            num_nodes=size // local,
+            # the shift head learns nothing where there is one shift
+            strategy="auto" if size == 1 else "ddp_find_unused_parameters_true",
+            sync_batchnorm=size > 1 and where.type == "cuda",  # torch has it for accelerators only
+            use_distributed_sampler=False,  # the loader only counts steps
+            precision="bf16-mixed" if low else "32-true",
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=progress and is_main(),
+            enable_model_summary=False,
+            default_root_dir=workdir,
+        )
+        trainer.fit(
+            module,
+            DataLoader(range(steps), batch_size=None),  # type: ignore[arg-type]
+            ckpt_path=checkpoint if checkpoint.exists() else None,
+            weights_only=True,
+        )
+    module.to(where).eval()

@@ -1,0 +1,1 @@
+"""Files of images to pixels: Pillow's formats, DICOM, NIfTI, deep TIFF and PNG."""

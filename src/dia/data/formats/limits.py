@@ -1,0 +1,183 @@
+"""Which files are images, what kind each is, and which optional library reads it.
+
+Knows names, first bytes and packages; reads no pixels and knows nothing of layouts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from PIL import Image
+
+from ...core.errors import DataError
+
+PLAIN = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"])
+TIFF = frozenset([".tif", ".tiff"])
+DICOM = frozenset([".dcm", ".dicom"])
+NIFTI = frozenset([".nii", ".nii.gz"])
+SUFFIXES = PLAIN | TIFF | DICOM | NIFTI
+# What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
+OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+
+_NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
+INFLATED = 1032  # deflate makes no more of a byte than that many
+# what packed pixels may unfold to, in bytes: of one image, of a volume; or so many times their file, if more
+IMAGE_BYTES, VOLUME_BYTES, TIMES = 2**27, 2**30, 32
+
+
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """The suffix in small letters; `.nii.gz` is one."""
+    name = os.fspath(path).lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def stem_of(path: Path) -> str:
+    """The name without its suffix; `.nii.gz` is one."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def kind_of(path: Path) -> str:
+    """`dicom`, `nifti`, `tiff` or `plain`: by the suffix, or the first bytes where that says nothing."""
+    suffix = suffix_of(path)
+    for kind, suffixes in (("plain", PLAIN), ("tiff", TIFF), ("nifti", NIFTI), ("dicom", DICOM)):
+        if suffix in suffixes:
+            return kind
+    return "dicom" if has_preamble(path) else "plain"
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file is one by its suffix, or a DICOM file of another name. A DICOMDIR is none."""
+    if path.name.upper().startswith("DICOMDIR"):
+        return False
+    return (suffix_of(path) in SUFFIXES and not is_special(path)) or has_preamble(path)
+
+
+def is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, which may have no end; a link to nothing is not."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):  # whatever is wrong with it, reading says so
+        return False
+
+
+def has_preamble(path: Path) -> bool:
+    """Whether `DICM` stands at byte 128."""
+    try:
+        if not path.is_file():  # to open a pipe would be to wait
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+class MissingLibrary(DataError):
+    """The fault is not the file's: a package is not installed."""
+
+
+def library(name: str) -> ModuleType:
+    """pydicom or nibabel, kept from saying what is in the headers it reads.
+
+    They warn of malformed elements by quoting them, and a quotation may identify a patient. Their warnings
+    and log records are therefore switched off, for the whole process: nothing less holds in threads.
+
+    Raises:
+        MissingLibrary: it is not installed.
+    """
+    if not has(name):
+        raise MissingLibrary(f"{_NAMES[name]} is read by {name}; pip install 'dia-anomaly[medical]'")
+    found = importlib.import_module(name)
+    silence(name)
+    return found
+
+
+def silence(name: str) -> None:
+    """Switches off the warnings and log records of a library."""
+    for logger in (name, f"{name}.global"):  # nibabel's is called so
+        logging.getLogger(logger).disabled = True
+    # asked anew each time: the list of filters is swapped by whoever catches warnings
+    warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+
+
+def has(name: str) -> bool:
+    """Whether an optional library is there."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def pixel_limit() -> int | None:
+    """Pixels of one image above which a header is not believed: Pillow's limit; None if it has none."""
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def check_size(
+    height: int, width: int, images: int, nbytes: int, available: int, ratio: float = 1, whole: bool = False
+) -> None:
+    """Refuses a header that promises more than an image may have, or than its file can hold or should.
+
+    Args:
+        height, width: of one image.
+        images: frames or slices.
+        nbytes: of all pixels, unpacked.
+        available: bytes of the file.
+        ratio: bytes that may come of one packed byte: 1 where nothing is packed, infinite if it can be any.
+        whole: the images are read at once.
+    """
+    limit = pixel_limit()
+    if min(height, width, images) < 1:
+        raise DataError(f"its header promises {images} images of {height}x{width} pixels")
+    if limit is not None and height * width > limit:
+        raise DataError(f"its header promises {height}x{width} pixels, above the limit of {limit}")
+    if nbytes > available * ratio:
+        raise DataError(f"its header promises {nbytes} bytes of pixels, more than its {available} can hold")
+    read, most = (nbytes, VOLUME_BYTES) if whole else (nbytes // images, IMAGE_BYTES)
+    if read > max(most, TIMES * available):
+        raise DataError(
+            f"its {available} bytes unfold to {read}, above the limit of {most >> 20} MiB or {TIMES} times "
+            "the file; save it unpacked, or in a smaller type"
+        )
+
+
+MOST_SAMPLES = 4  # of a pixel
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # among the markers from C0 to CF: tables
+_ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
+
+
+def check_streams(data: bytes, pixels: int) -> None:
+    """Refuses compressed pixels of which one stream has more than `pixels`, or than four samples each."""
+    for height, width, samples in (*_jpeg_2000(data), *_jpeg(data)):
+        if height * width > pixels or samples > MOST_SAMPLES:
+            raise DataError(f"its compressed pixels are {height}x{width}, more than its header says")
+
+
+def _jpeg_2000(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of each codestream, which no packet can look like (ISO 15444-1, A.5.1)."""
+    for found in re.finditer(rb"\xff\x4f\xff\x51.{38}", data, re.DOTALL):
+        right, bottom, left, top = (int.from_bytes(found[0][i : i + 4]) for i in (8, 12, 16, 20))
+        yield max(bottom - top, 0), max(right - left, 0), int.from_bytes(found[0][40:42])
+
+
+def _jpeg(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of the frame headers of each image (ISO 10918-1, B.2.2; 14495-1, C.2.2)."""
+    for start in re.finditer(rb"\xff\xd8\xff", data):
+        at = start.start() + 2
+        while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data):
+            marker = data[at + 1]
+            if marker in (0xDA, 0xD9):  # pixels follow, or nothing
+                break
+            if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in _NO_FRAME):
+                height, width = (int.from_bytes(data[i : i + 2]) for i in (at + 5, at + 7))
+                yield height, width, data[at + 9]
+            passed = 1 if marker in (0x00, 0xFF) else 2
+            at += passed if passed == 1 or marker in _ALONE else 2 + int.from_bytes(data[at + 2 : at + 4])

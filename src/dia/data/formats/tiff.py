@@ -1,0 +1,191 @@
+"""TIFF and PNG beyond Pillow: the pages of a TIFF; deep colour, floats and compressions it does not read.
+
+Knows pages and samples. The libraries (tifffile, imagecodecs) are optional: without them pages are counted
+and read by Pillow alone, which keeps the high byte of deep colour.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...core.errors import DataError
+from .limits import OPENED, check_size, check_streams, has, kind_of, silence
+from .windowing import Window, to_bytes
+
+_ORIENTATION = 274  # the tag, in EXIF as in TIFF
+_REDUCED = 254  # the tag whose lowest bit marks a page as another's thumbnail
+_DEEP_COLOUR = (
+    b"\x10\x02",
+    b"\x10\x04",
+    b"\x10\x06",
+)  # bit depth and colour type of a PNG: RGB, grey + alpha, RGBA
+# compressions of bytes, whose result tifffile bounds, and of images, which say their own size
+_BYTES = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "ZSTD_DEPRECATED")
+_STREAMS = (
+    "JPEG",
+    "OJPEG",
+    "JPEG2000",
+    "APERIO_JP2000_YCBC",
+    "APERIO_JP2000_RGB",
+    "JPEG_2000_LOSSY",
+    "JPEG_LOSSY",
+)
+_UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
+
+
+def pages(path: Path) -> list[int]:
+    """Numbers of the pages that have the first one's size and type, so without thumbnails."""
+    kinds: list[Any] = []
+    if has("tifffile"):
+        from tifffile import TiffFile
+
+        silence("tifffile")
+        places, room = set(), path.stat().st_size
+        with TiffFile(path) as tiff:
+            for page in tiff.pages:
+                room -= 12 * len(page.tags)  # type: ignore[union-attr]
+                if page.offset in places or room < 0:
+                    raise DataError("its pages go round in a circle, or lie in each other")
+                places.add(page.offset)
+                kinds.append((page.shape, page.dtype, page.is_reduced))  # type: ignore[union-attr]
+    else:
+        with Image.open(path, formats=OPENED) as image:
+            for i in range(getattr(image, "n_frames", 1)):
+                image.seek(i)
+                reduced = image.tag_v2.get(_REDUCED, 0) & 1 if hasattr(image, "tag_v2") else 0
+                kinds.append((image.size, image.mode, bool(reduced)))
+    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
+
+
+def read(path: Path, page: int, window: Window | None, *, shallow: bool = False) -> np.ndarray | None:
+    """`(H, W, 1 or 3)` uint8 of what Pillow cannot read rightly; None for all else, or without the libraries.
+
+    Args:
+        path: a TIFF or PNG file.
+        page: of a TIFF.
+        window: for floats, which are refused without one.
+        shallow: 8-bit TIFF too, as Pillow could not read it.
+
+    Raises:
+        DataError: pixels for which there is no rule.
+    """
+    if kind_of(path) == "tiff" and has("tifffile"):
+        return _tiff(path, page, window, shallow)
+    if path.suffix.lower() == ".png" and has("imagecodecs"):
+        return _png(path)
+    return None
+
+
+def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
+    """Holds what Pillow read of a header against what packed pixels may be; `depth` is bytes of a sample."""
+    deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
+    nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
+    check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
+
+
+def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
+    """Grey or colour of any depth as uint8: a fixed rule for integers, a stated window for floats.
+
+    Raises:
+        DataError: integers outside 0–65535, floats without a window.
+    """
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype == bool:
+        return x * np.uint8(255)
+    if x.dtype.kind == "f":
+        if window is None:
+            raise DataError("float pixels; convert it to 8 or 16 bits, or give --window CENTER,WIDTH")
+        return to_bytes(window.apply(x))
+    if x.min() < 0 or x.max() > 65535:
+        raise DataError(f"integer pixels of {x.min()} to {x.max()}; convert it to 8 or 16 bits")
+    return from_16_bit(x)
+
+
+def from_16_bit(x: np.ndarray) -> np.ndarray:
+    """0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
+    return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _tiff(path: Path, number: int, window: Window | None, shallow: bool) -> np.ndarray | None:
+    from tifffile import TiffFile
+
+    silence("tifffile")
+    with TiffFile(path) as tiff:
+        page: Any = tiff.pages[number]
+        if page.dtype is None or (page.dtype.itemsize == 1 and not shallow):
+            return None
+        photometric = page.photometric.name
+        if photometric not in ("MINISBLACK", "MINISWHITE", "RGB") or not set(page.axes) <= set("YXS"):
+            raise DataError(f"{page.dtype} pixels of type {photometric}; convert it to grey or RGB")
+        if page.dtype.kind not in "buif":
+            raise DataError(f"pixels of type {page.dtype}; convert it to 8 or 16 bits")
+        _check(page, path)
+        x = page.asarray()
+        alpha = [int(kind) == _UNASSOCIATED for kind in page.extrasamples]
+        turned = page.tags.get(_ORIENTATION)
+    if page.axes.startswith("S"):
+        x = np.moveaxis(x, 0, -1)
+    x = x if x.ndim == 3 else x[..., None]
+    if photometric == "MINISWHITE" and x.dtype.kind in "bu":
+        x = ~x
+    colours = x.shape[-1] - len(alpha)
+    if alpha and alpha[0]:
+        x = np.concatenate([_over_black(x[..., :colours], x[..., colours : colours + 1])], -1)
+    return _oriented(to_8_bits(x[..., :colours], window), turned.value if turned else 1)
+
+
+def _check(page: Any, path: Path) -> None:
+    """Holds what the tags promise, of the page and of one tile, against what an image may have."""
+    compression = page.compression.name
+    streams = compression in _STREAMS
+    if not streams and compression not in _BYTES:
+        raise DataError(f"compressed as {compression}; convert it to another compression")
+    available, sizes = path.stat().st_size, [(page.imagelength, page.imagewidth)]
+    if page.is_tiled:
+        sizes.append((page.tilelength, page.tilewidth))
+    for height, width in sizes:
+        nbytes = height * width * page.samplesperpixel * page.dtype.itemsize
+        check_size(height, width, 1, nbytes, available, math.inf)
+    if streams:
+        check_streams(path.read_bytes(), max(height * width for height, width in sizes))
+
+
+def _png(path: Path) -> np.ndarray | None:
+    with path.open("rb") as file:
+        if file.read(26)[24:] not in _DEEP_COLOUR:
+            return None
+    import imagecodecs
+
+    with Image.open(path, formats=OPENED) as image:  # refuses a header too large to be true
+        check_opened(image, path, depth=2)
+        turned = image.getexif().get(_ORIENTATION, 1)
+    x = imagecodecs.png_decode(path.read_bytes())
+    colours = 1 if x.shape[-1] == 2 else 3
+    if x.shape[-1] > colours:
+        x = _over_black(x[..., :colours], x[..., colours:])
+    return _oriented(from_16_bit(x), turned)
+
+
+def _over_black(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours times their share, in the depth they have."""
+    if x.dtype.kind == "f":
+        return x * alpha
+    top = np.iinfo(x.dtype).max
+    return ((x.astype(np.uint64) * alpha + top // 2) // top).astype(x.dtype)
+
+
+def _oriented(x: np.ndarray, orientation: int) -> np.ndarray:
+    """Turned and mirrored as the tag says, as `ImageOps.exif_transpose` does."""
+    if orientation in (5, 6, 7, 8):
+        x = x.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        x = x[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        x = x[::-1]
+    return np.ascontiguousarray(x)

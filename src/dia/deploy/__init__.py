@@ -1,0 +1,1 @@
+"""A fitted model at work: scoring in bulk, export, the model hub."""

@@ -1,0 +1,492 @@
+"""anomalib's models as detectors: how one is built, trained, scored, saved. Knows `weights`, no method.
+
+Source: anomalib 2.7 (Intel, Apache-2.0), which is imported when a model is made and not before, so that its
+methods can be listed without it. `peers.py` has those with names of ours; any other image model of its is
+`anomalib:NAME`, with its constructor's arguments as `options`.
+
+anomalib's own here: networks, losses, optimisers, memory banks, training steps, and its pre-processor at the
+side in `size`. Ours: the split; batches and chance from (seed, step); checkpoints at the ends of epochs; the
+first weights, by `weights.py` (every `timm.create_model` of a model goes through `backbone`), with the
+papers' tags instead of anomalib's. Scores and maps are what the network returns: nothing is normalised by
+other images, clamped, or thresholded. What a run could not do as its settings ask is in `adapted_`, as
+[asked, done], and in the ledger's line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import lru_cache, partialmethod
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_origin, get_type_hints
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...core.errors import DataError
+from ...core.processes import choose_device, processes
+from ...core.settings import chosen, require
+from ...core.tracking import curves
+from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
+from ..base import Detector
+from ..cache import Stages, fingerprint
+from ..saving import module_tensors
+from .backbones import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
+
+PREFIX = "anomalib:"
+Presets = dict[str, dict[str, Any]]
+_PIXELS = 2**18  # of one forward pass when scoring
+_EPOCH = 500  # steps between checkpoints, where a length is in steps
+_BUILD, _PREPARE, _FINISH = (2**32 - k for k in (5, 6, 7))  # steps of the seed that no batch has
+_FIXED = {"mcait": 448, "cait_m48_448": 448, "deit_base_distilled_patch16_384": 384}  # sides of transformers
+_OURS = {"size", "batch", "epochs", "steps", "weights", "memory_gb", "imagenet_dir", "statistics", "options"}
+_BLIND = ("Ganomaly", "Dfkde")  # which give no map
+
+
+# --- settings ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PeerSettings:
+    """What all have; further fields are arguments of anomalib's constructor, under its names.
+
+    Args:
+        size: images are resized to squares of this side; one the method cannot have is raised, and recorded.
+        batch: images per step.
+    """
+
+    size: int = 256
+    batch: int = 32
+
+    presets: ClassVar[Presets] = {}  # what differs from the defaults
+    own: ClassVar[bool] = True  # whether weights may be `dia:RUN`
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                chosen(self, name)
+            elif hint in (int, float) and name not in ("statistics", "weight_decay"):
+                require(value > 0, name, f"must be above 0, not {value}")
+        require(self.size >= 8, "size", f"must be at least 8, not {self.size}")
+        if hasattr(self, "weights"):
+            check_weights(self.weights, type(self).__name__.removesuffix("Settings").lower(), own=self.own)
+        side = _FIXED.get(getattr(self, "backbone", ""), self.size)
+        require(self.size <= side, "size", f"must be at most {side} with this backbone, not {self.size}")
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """`paper` as published, as far as known; the others small enough for two cores, or an accelerator."""
+        return cls(**cls.presets.get(name, {}))
+
+
+@dataclass(frozen=True)
+class AnomalibSettings(PeerSettings):
+    """Any other model of anomalib.
+
+    Args:
+        options: arguments of its constructor.
+        weights: for the networks that it asks timm for; what it fetches by other ways, it fetches.
+    """
+
+    weights: str = "none"
+    epochs: int = 10
+    options: dict[str, Any] = field(default_factory=dict)
+
+    presets: ClassVar[Presets] = {
+        "cpu": {"size": 64, "epochs": 2},
+        "gpu": {"size": 128},
+        "paper": {"weights": "imagenet"},
+    }
+
+
+# --- anomalib at work ----------------------------------------------------------------------------------
+
+
+def _anomalib() -> Any:
+    if find_spec("anomalib") is None:
+        raise DataError("this method needs anomalib: pip install 'dia-anomaly[peers]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import anomalib.models.image as image
+    for name in ("anomalib", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return image
+
+
+def _seed(seed: int, step: int) -> None:
+    """All three generators that anomalib draws from."""
+    seed_step(seed, step)
+    drawn = int(torch.randint(2**31, ()))
+    random.seed(drawn), np.random.seed(drawn)  # noqa: NPY002
+
+
+@contextmanager
+def _alone(seed: int, step: int, *, progress: bool = False) -> Iterator[None]:
+    """Chance by (seed, step), the caller's put back afterwards; no warnings, and no bars unless asked for."""
+    from tqdm import tqdm
+
+    python, arrays, init = random.getstate(), np.random.get_state(), tqdm.__init__  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tqdm.__init__ = partialmethod(init, disable=not progress)
+            _seed(seed, step)
+            yield
+    finally:
+        tqdm.__init__ = init
+        random.setstate(python), np.random.set_state(arrays)  # noqa: NPY002
+
+
+class _Named(nn.Module):
+    """The maps of a `features_only` network by the names of their layers, as cfa wants them."""
+
+    def __init__(self, network: nn.Module, names: list[str]):
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.network(x), strict=True))
+
+
+@contextmanager
+def _networks(weights: str, seed: int, plan: np.ndarray | None = None) -> Iterator[None]:
+    """While a model is built, what it wants of timm comes from `backbone`, which asks no network unasked.
+
+    The first pretrained network has the seed itself; others have their own, lest students equal teachers.
+    `plan` rebuilds a saved `OwnFeatures` without its run.
+    """
+    import timm as timm_module
+    from anomalib.models.image.cfa import torch_model
+
+    timm: Any = timm_module
+    cfa: Any = torch_model
+    real, extractor = timm.create_model, cfa.get_feature_extractor
+    count = {True: itertools.count(), False: itertools.count()}
+
+    def create(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+        other = seed + (next(count[pretrained]) * 2 + (not pretrained)) * 2**32
+        timm.create_model = real  # for `backbone`
+        try:
+            if plan is not None and pretrained:
+                made: nn.Module = OwnFeatures(OwnResNet(*map(int, plan)), kwargs["out_indices"])
+            else:
+                made = backbone(name, weights if pretrained else "none", seed=other, **kwargs)
+        finally:
+            timm.create_model = create
+        return made.train().requires_grad_(True)  # as timm gives them
+
+    def extract(name: str, nodes: list[str]) -> nn.Module:
+        network = create(name, pretrained=True, features_only=True, out_indices=(1, 2, 3))
+        return _Named(network, nodes).eval()
+
+    timm.create_model, cfa.get_feature_extractor = create, extract
+    try:
+        yield
+    finally:
+        timm.create_model, cfa.get_feature_extractor = real, extractor
+
+
+def _in_turn(n: int, batch: int) -> list[np.ndarray]:
+    """All of n, without chance, in batches of nearly equal size."""
+    return np.array_split(np.arange(n), -(-n // batch))
+
+
+class _Order:
+    """Indices of every batch of an epoch; Lightning tells the epoch."""
+
+    def __init__(self, n: int, batch: int, seed: int, most: int | None):
+        self.n, self.batch, self.seed, self.epoch = n, min(batch, n), seed, 0
+        self.steps = min(n // self.batch, most or n)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from map(self.of_step, range(self.epoch * self.steps, (self.epoch + 1) * self.steps))
+
+    def of_step(self, step: int) -> np.ndarray:
+        return batch_indices(self.n, self.batch, self.seed, step)
+
+
+class Normals(L.LightningDataModule):
+    """Normals as anomalib's batches: an item is a whole batch, of an array of indices."""
+
+    def __init__(self, images: np.ndarray, read: Callable[[np.ndarray], Tensor], order: _Order):
+        super().__init__()
+        self.images, self.read, self.order, self.train_batch_size = images, read, order, order.batch
+        self.bank = False  # of which a bank must have every one
+
+    def __getitem__(self, index: np.ndarray) -> Any:
+        from anomalib.data import ImageBatch
+
+        return ImageBatch(
+            image=self.read(self.images[index]), gt_label=torch.zeros(len(index), dtype=torch.long)
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """One epoch, in the order of (seed, step)."""
+        sampler = _in_turn(len(self.images), self.order.batch) if self.bank else self.order
+        return DataLoader(self, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+
+    def in_turn(self) -> Iterator[Any]:
+        """All of them once, for statistics."""
+        return (self[index] for index in _in_turn(len(self.images), self.order.batch))
+
+
+class _Steps(Callback):
+    """Chance of every batch by (seed, step); stops on a loss that is not finite; carries the seconds over."""
+
+    def __init__(self, seed: int):
+        self.seed, self.started, self.before = seed, time.perf_counter(), 0.0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        _seed(self.seed, trainer.current_epoch * len(trainer.train_dataloader) + batch_idx)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        losses = outputs.values() if isinstance(outputs, dict) else [outputs]
+        for loss in losses:
+            if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
+                step = trainer.current_epoch * len(trainer.train_dataloader) + batch_idx
+                n = len(trainer.datamodule.images)
+                index = trainer.datamodule.order.of_step(step)
+                raise not_finite(float(loss.sum()), step, index, n)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.before + time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["seconds"]
+
+
+# --- the detector --------------------------------------------------------------------------------------
+
+
+class Peer(Detector):
+    """One of anomalib's models.
+
+    Attributes:
+        model_: the fitted network, which gives `pred_score` and `anomaly_map`.
+        adapted_: what was done otherwise than the settings ask, by name, as [asked, done].
+    """
+
+    model: ClassVar[str]  # its name in anomalib
+    extra = "peers"
+    maps: ClassVar[bool] = True
+    least: ClassVar[int] = 32  # side the network takes; others are multiples of
+    whole: ClassVar[int] = 1
+
+    @classmethod
+    def has_heatmaps(cls) -> bool:
+        """Whether the method says where."""
+        return cls.maps
+
+    def weights_source(self) -> str:
+        """Where the network's first weights are from."""
+        return describe(self.s.backbone, self.s.weights, seed=self.seed)
+
+    def side(self) -> int:
+        """The side of the squares that the network sees: `size`, or the next one that it can have."""
+        fixed = _FIXED.get(getattr(self.s, "backbone", ""))
+        return fixed or max(self.least, -(-self.s.size // self.whole) * self.whole)
+
+    # what a method does in its own way
+
+    def _pre_processor(self, cls: Any) -> Any:
+        return cls.configure_pre_processor(image_size=(self.side(), self.side()))
+
+    def _changed(self, model: Any) -> None:
+        """Parts of the network that are ours, before it is trained or loaded."""
+
+    def _within(self, model: Any, images: np.ndarray) -> np.ndarray:
+        """Those of the normals that are trained on, once the settings are found to fit them."""
+        return images
+
+    def _prepare(self, module: Any, normals: Normals) -> None:
+        """What anomalib does when training starts."""
+
+    def _finish(self, module: Any, spare: Normals) -> None:
+        """Statistics of the trained network."""
+
+    # what all do
+
+    def _built(self, weights: str, plan: np.ndarray | None = None) -> Any:
+        """anomalib's module for this side, with nothing about it that changes scores."""
+        image, s = _anomalib(), self.s
+        cls = getattr(image, self.model)
+        options = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in _OURS}
+        try:
+            with _alone(self.seed, _BUILD), _networks(weights, self.seed, plan):
+                module = cls(
+                    **options | getattr(s, "options", {}), pre_processor=self._pre_processor(cls),
+                    post_processor=False, evaluator=False, visualizer=False,
+                )  # fmt: skip
+                self._changed(module.model)
+        except (TypeError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{self.method}: anomalib cannot make it so ({one_line(error)})") from error
+        self.transform_, module.pre_processor = module.pre_processor.transform, None
+        module.hparams.clear()  # checkpoints hold tensors and plain values
+        return module
+
+    def _input(self, images: np.ndarray) -> Tensor:
+        """`(N, H, W, C)` uint8 to what the network sees, `(N, 3, S, S)`."""
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.where_).permute(0, 3, 1, 2).float() / 255
+        return self.transform_(x.expand(-1, 3, -1, -1)).contiguous()  # some losses view it flat
+
+    def _normals(self, images: np.ndarray, most: int | None = None) -> Normals:
+        return Normals(images, self._input, _Order(len(images), self.s.batch, self.seed, most))
+
+    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+        if processes()[1] > 1:
+            raise DataError(f"{self.method} runs in one process, not under torchrun with several")
+        s = self.s
+        _anomalib()
+        from anomalib import __version__
+
+        self.where_ = choose_device(self.device)
+        key = s, self.weights_source(), self.seed, __version__, fingerprint(images), fingerprint(spare)
+        path = stages.path(self.method.replace(":", "-"), *key)
+
+        def make() -> float:
+            start = time.perf_counter()
+            self.adapted_: dict[str, Any] = {}
+            self._adapt("size", s.size, self.side())
+            module = self._built(getattr(s, "weights", "none")).to(self.where_)
+            used = self._within(module.model, images)
+            with _alone(self.seed, _PREPARE, progress=stages.progress):
+                self._prepare(module, self._normals(used))
+                before = self._trained(module, used, path, stages)
+            module.to(self.where_).eval()
+            with _alone(self.seed, _FINISH, progress=stages.progress), torch.no_grad():
+                self._finish(module, self._normals(spare))
+            self.model_ = module.model.requires_grad_(False)
+            save_file(self._tensors(), path / "model.safetensors")
+            (path / "adapted.json").write_text(json.dumps(self.adapted_))
+            return before + time.perf_counter() - start
+
+        def load() -> None:
+            self.adapted_ = json.loads((path / "adapted.json").read_text())
+            self._restore(load_file(path / "model.safetensors"), path)
+
+        stages.part(path, make, load)
+        self.facts_ = {k: v for k, v in self.facts_.items() if k != "adapted"}
+        if self.adapted_:
+            self.facts_["adapted"] = self.adapted_
+
+    def _adapt(self, name: str, asked: Any, done: Any) -> Any:
+        if asked != done:
+            self.adapted_[name] = [asked, done]
+        return done
+
+    def _trained(self, module: Any, images: np.ndarray, path: Path, stages: Stages) -> float:
+        """Trains, from the last checkpoint where there is one; returns the seconds spent before it."""
+        s, watch, stage = self.s, _Steps(self.seed), path.name.rpartition("-")[0]
+        steps, bank = getattr(s, "steps", -1), hasattr(module, "_is_fitted")  # filled in one epoch
+        kept = ModelCheckpoint(
+            path, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        checkpoint = path / CHECKPOINT
+        if not stages.resume:
+            checkpoint.unlink(missing_ok=True)
+        arguments = {"max_epochs": -1 if steps > 0 else getattr(s, "epochs", 1), "max_steps": steps}
+        trainer = L.Trainer(
+            **arguments | module.trainer_arguments
+            | {
+                "accelerator": "gpu" if self.where_.type == "cuda" else "cpu",
+                "devices": [self.where_.index or 0] if self.where_.type == "cuda" else 1,
+                "callbacks": [watch] if bank else [watch, kept, *curves(stage, s, self.seed)],
+                "enable_checkpointing": not bank,
+                "enable_progress_bar": stages.progress,
+                "limit_val_batches": 0, "logger": False, "enable_model_summary": False,
+                "use_distributed_sampler": False, "default_root_dir": path,
+            }
+        )  # fmt: skip
+        normals = self._normals(images, _EPOCH if steps > 0 else None)
+        normals.bank = bank
+        found = checkpoint if checkpoint.exists() else None
+        trainer.fit(module, datamodule=normals, ckpt_path=found, weights_only=True)
+        return watch.before
+
+    @torch.no_grad()
+    def _outputs(self, images: np.ndarray) -> Iterator[Any]:
+        step = max(_PIXELS // self.side() ** 2, 1)
+        for i in range(0, len(images), step):
+            yield self.model_(self._input(images[i : i + step]))
+
+    def _score(self, images: np.ndarray) -> np.ndarray:
+        with _alone(self.seed, _FINISH):
+            scores = [out.pred_score.double().flatten().cpu().numpy() for out in self._outputs(images)]
+        return np.concatenate(scores or [np.empty(0)])
+
+    def _heatmap(self, images: np.ndarray) -> np.ndarray | None:
+        if not self.maps:
+            return None
+        made = []
+        with _alone(self.seed, _FINISH):
+            for out in self._outputs(images):
+                if out.anomaly_map is None:  # an option of the model's took it away
+                    return None
+                maps = out.anomaly_map.float().reshape(-1, 1, *out.anomaly_map.shape[-2:])
+                made.append(F.interpolate(maps, images.shape[1:3], mode="bilinear")[:, 0].cpu().numpy())
+        return np.concatenate(made or [np.empty((0, *images.shape[1:3]), np.float32)])
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        return module_tensors(self.model_, "model.")
+
+    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
+        self.where_ = choose_device(self.device)
+        plan = next((v for k, v in tensors.items() if k.endswith(".plan")), None)
+        model = self._built("none", plan).model
+        state = {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items()}
+        for name, tensor in state.items():  # banks have whatever size was fitted
+            owner, _, leaf = name.rpartition(".")
+            buffers = model.get_submodule(owner)._buffers
+            if leaf in buffers and buffers[leaf].numel() != tensor.numel():
+                buffers[leaf] = torch.empty_like(tensor)
+        model.load_state_dict(state)
+        self.model_ = model.to(self.where_).eval().requires_grad_(False)
+
+
+class _Any(Peer):
+    """A model of anomalib that has no name of ours."""
+
+    family = "anomalib"
+    pretrained = "of anomalib"
+    Settings: ClassVar[type] = AnomalibSettings
+
+    def weights_source(self) -> str:
+        """Those of its backbone, where it has one."""
+        return describe(str(self.s.options.get("backbone", "its default")), self.s.weights, seed=self.seed)
+
+
+@lru_cache
+def anomalib_class(method: str) -> type[Detector]:
+    """The class of `anomalib:NAME`.
+
+    Raises:
+        DataError: anomalib is missing, or has no such image model.
+    """
+    name, known = method.removeprefix(PREFIX), _anomalib().__all__
+    if name not in known:
+        raise DataError(f"method {method} is not known; of anomalib there are: {', '.join(sorted(known))}")
+    made = {"method": method, "model": name, "maps": name not in _BLIND, "__doc__": f"anomalib's {name}."}
+    return type(f"Anomalib{name}", (_Any,), made)

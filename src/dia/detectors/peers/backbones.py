@@ -1,0 +1,390 @@
+"""Backbones of the methods that start from a pretrained one: their weights, and images as they want them.
+
+Knows timm (only inside functions, so that the core runs without it), files, and our own encoders; knows no
+method. A setting `weights` says where they come from:
+
+- `none`: random, by seed. No network is needed, and none is asked.
+- `imagenet`: the weights of `TAGS`, fetched by timm from the Hugging Face hub, which caches them.
+- a file: `.safetensors`, or a torch state dict (read with `weights_only=True`, so that no code in it runs),
+  under timm's or torchvision's names, with or without its classifier.
+- `dia:RUN`: our own encoder out of a fitted `csi` or `dia`, where a ResNet is wanted.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...amplify.encoder import Encoder, Stem
+from ...core.errors import DataError
+from ...core.settings import require
+from ...core.training import seed_step
+from ..base import Detector
+from ..csi import CSI
+from ..saving import OWN, load_module, sha256_of
+
+# The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and
+# the large ViT's are to be verified.
+TAGS = {
+    "resnet18": "resnet18.tv_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "resnet152": "resnet152.tv_in1k",
+    "wide_resnet50_2": "wide_resnet50_2.tv_in1k",
+    "vgg16": "vgg16.tv_in1k",
+    "tf_efficientnet_b4": "tf_efficientnet_b4.aa_in1k",  # AutoAugment's, which UniAD's package carries
+    "efficientnet_b4": "efficientnet_b4.ra2_in1k",
+    "vit_base_patch16_384": "vit_base_patch16_384.orig_in21k_ft_in1k",
+    "vit_tiny_patch16_224": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "cait_m48_448": "cait_m48_448.fb_dist_in1k",
+    "cait_s24_224": "cait_s24_224.fb_dist_in1k",
+    "deit_base_distilled_patch16_384": "deit_base_distilled_patch16_384.fb_in1k",
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
+_STEMS: tuple[Stem, ...] = ("cifar", "patch", "imagenet")
+_HEAD = re.compile(r"(fc|head|classifier|pre_logits|heads)\.")
+# torchvision's names of a vision transformer and of an efficientnet, as timm has them
+_VIT = (
+    (r"class_token", "cls_token"),
+    (r"conv_proj\.", "patch_embed.proj."),
+    (r"encoder\.pos_embedding", "pos_embed"),
+    (r"encoder\.ln\.", "norm."),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"(blocks\.\d+\.)ln_", r"\1norm"),
+    (r"self_attention\.in_proj_", "attn.qkv."),
+    (r"self_attention\.out_proj", "attn.proj"),
+    (r"mlp\.(linear_1|0)\.", "mlp.fc1."),
+    (r"mlp\.(linear_2|3)\.", "mlp.fc2."),
+)
+_log = logging.getLogger(__name__)
+
+
+def check_weights(weights: str, method: str, *, own: bool = False) -> None:
+    """For `__post_init__` of a method's settings; `own`: it takes a ResNet, so `dia:RUN` too."""
+    require(bool(weights), "weights", "must be imagenet, none or a file, not empty")
+    if weights.startswith(OWN):
+        require(own, "weights", f"{OWN}RUN is a ResNet, which {method} cannot take: imagenet, none or a file")
+        require(weights != OWN, "weights", f"{OWN}RUN must name the folder of a fitted csi or dia")
+
+
+def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> nn.Module:
+    """A frozen network in eval mode and float32.
+
+    Args:
+        name: timm's architecture, one of `TAGS` where weights are `imagenet`.
+        weights: `imagenet`, `none`, a file, or `dia:RUN` (which brings its own architecture, `OwnResNet`,
+            and takes of `timm_kwargs` only `features_only`, which makes it `OwnFeatures`).
+        seed: of random weights.
+        timm_kwargs: what else `timm.create_model` is told, such as `features_only=True`. Without it and
+            without `num_classes` the network has no classifier, and gives pooled features.
+
+    Raises:
+        DataError: timm is missing, weights cannot be had, or do not fit.
+    """
+    if weights.startswith(OWN):
+        own = _own(name, weights)
+        model: nn.Module = own
+        if timm_kwargs.get("features_only"):
+            model = OwnFeatures(own, timm_kwargs.get("out_indices", (0, 1, 2, 3, 4)))
+    else:
+        needs_timm()
+        import timm
+
+        if not re.fullmatch(r"[\w.-]+", name):  # timm takes names of hubs and folders too
+            raise DataError(f"{name}: not the name of a network of timm's")
+        if not timm_kwargs.get("features_only"):
+            timm_kwargs.setdefault("num_classes", 0)
+        with torch.random.fork_rng(devices=[]):
+            seed_step(seed, 2**32 - 4)
+            if weights == "none":
+                if (
+                    "resnet" in name
+                ):  # whose residual branches timm starts at zero: untrained, they do nothing
+                    timm_kwargs.setdefault("zero_init_last", False)
+                model = timm.create_model(name, pretrained=False, **timm_kwargs)
+            elif weights == "imagenet":
+                model = _fetched(name, timm_kwargs)
+            else:
+                model = _from_file(name, weights, timm_kwargs)
+    return model.float().eval().requires_grad_(False)
+
+
+def restored(name: str, tensors: dict[str, np.ndarray], prefix: str, **timm_kwargs: Any) -> nn.Module:
+    """The network that `module_tensors(network, prefix)` was made of; nothing is fetched or looked for."""
+    if (plan := tensors.get(f"{prefix}plan")) is not None:
+        model: nn.Module = OwnResNet(*map(int, plan))
+    elif (plan := tensors.get(f"{prefix}own.plan")) is not None:
+        model = OwnFeatures(OwnResNet(*map(int, plan)), timm_kwargs["out_indices"])
+    else:
+        model = backbone(name, "none", **timm_kwargs)
+    load_module(model, tensors, prefix)
+    return model.eval().requires_grad_(False)
+
+
+def describe(name: str, weights: str, *, seed: int = 0) -> str:
+    """Where weights come from, as the ledger says it; of files and runs with their sha256."""
+    if weights == "none":
+        return f"none (random, seed {seed})"
+    if weights == "imagenet":
+        return f"imagenet ({TAGS.get(name, name)} via timm)"
+    path = Path(weights.removeprefix(OWN))
+    file = path / "weights.safetensors" if weights.startswith(OWN) else path
+    if not file.is_file():
+        raise DataError(f"weights {weights}: no file {file}; {_CHOICES}")
+    return f"{weights} (sha256 {sha256_of(file)})"
+
+
+def to_input(
+    images: np.ndarray,
+    size: int,
+    device: torch.device | str = "cpu",
+    *,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Tensor:
+    """`(N, H, W, 1 or 3)` uint8 to `(N, 3, size, size)` float32, bilinear antialiased, normalised."""
+    # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
+    return as_input(torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2), size, mean, std)
+
+
+def as_input(
+    x: Tensor,
+    size: int,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Tensor:
+    """The same of a tensor `(N, 1 or 3, H, W)` uint8."""
+    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
+    return normalised(x.expand(-1, 3, -1, -1), mean, std)
+
+
+def normalised(
+    x: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
+) -> Tensor:
+    """`(N, 3, H, W)` in [0, 1], less the mean, by the deviation of each channel."""
+    return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
+
+
+def needs_timm() -> None:
+    """Complains where timm is absent."""
+    if find_spec("timm") is None:
+        raise DataError("a pretrained backbone needs timm: pip install 'dia-anomaly[backbones]'")
+
+
+class OwnResNet(nn.Module):
+    """Our encoder without its heads, with the names of timm's ResNets: `layer1` to `layer4`, `num_features`.
+
+    It takes what `to_input` gives and undoes the normalisation; an encoder of grey images sees the mean of
+    the channels. `plan` makes saved tensors tell the architecture.
+
+    Args:
+        channels: 1 or 3, that the encoder was fitted on.
+        width: of the first stage.
+        stem: index into `cifar`, `patch`, `imagenet`.
+        side: of the images it was fitted on.
+    """
+
+    plan: Tensor
+
+    def __init__(self, channels: int, width: int, stem: int, side: int):
+        super().__init__()
+        encoder = Encoder(channels, 1, width, _STEMS[stem], side)
+        self.stem, stages = encoder.stem, encoder.stages
+        self.layer1, self.layer2, self.layer3, self.layer4 = (stages[i : i + 2] for i in range(0, 8, 2))
+        self.num_features, self.side, self.channels = encoder.features, side, channels
+        self.register_buffer("plan", torch.tensor([channels, width, stem, side]))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """`(N, 3, H, W)` normalised to the maps `(N, C, h, w)` of the stem and of each layer."""
+        x = x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
+        x = x.mean(1, keepdim=True) if self.channels == 1 else x
+        made = [self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            made.append(layer(made[-1]))
+        return made
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """`(N, 3, H, W)` normalised to the last feature map `(N, num_features, h, w)`."""
+        return self.maps(x)[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, 3, H, W)` normalised to features `(N, num_features)`."""
+        return self.forward_features(x).mean((-2, -1))
+
+
+class OwnFeatures(nn.Module):
+    """`OwnResNet` as timm's `features_only`: some of its maps, and `feature_info` about them.
+
+    Args:
+        own: the encoder.
+        out_indices: which maps: 0 is the stem's, 1 to 4 are those of `layer1` to `layer4`.
+    """
+
+    def __init__(self, own: OwnResNet, out_indices: Sequence[int]):
+        super().__init__()
+        from timm.models import FeatureInfo
+
+        self.own, self.out_indices = own, tuple(out_indices)
+        _, width, stem, side = (int(v) for v in own.plan)
+        stride = {"cifar": 1, "patch": max(round(side / 16), 1), "imagenet": 4}[_STEMS[stem]]
+        names = ("stem", "layer1", "layer2", "layer3", "layer4")
+        maps: list[dict[str, Any]] = [
+            {"module": name, "num_chs": width * factor, "reduction": stride * factor}
+            for name, factor in zip(names, (1, 1, 2, 4, 8), strict=True)
+        ]
+        self.feature_info = FeatureInfo(maps, self.out_indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """`(N, 3, H, W)` normalised to a map `(N, C, h, w)` for each of `out_indices`."""
+        maps = self.own.maps(x)
+        return [maps[i] for i in self.out_indices]
+
+
+_CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, short."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _own(name: str, weights: str) -> OwnResNet:
+    if "resnet" not in name:
+        raise DataError(f"weights {weights} are a ResNet, which cannot stand for {name}")
+    run = Detector.load(weights.removeprefix(OWN), device="cpu")
+    if not isinstance(run, CSI) or not hasattr(run, "encoder_"):
+        raise DataError(f"weights {weights}: this {run.method} has no encoder; name a fitted csi or dia")
+    a, encoder = run.s.amplify, run.encoder_
+    side = min(a.size, max(run.shape_[:2]))
+    stem = ("cifar" if side <= 32 else "imagenet") if a.stem == "auto" else a.stem
+    own = OwnResNet(3 if a.rgb else run.shape_[2], a.width, _STEMS.index(stem), side)
+    own.stem.load_state_dict(encoder.stem.state_dict())
+    for i in range(4):
+        getattr(own, f"layer{i + 1}").load_state_dict(encoder.stages[2 * i : 2 * i + 2].state_dict())
+    return own
+
+
+def _fetched(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if name not in TAGS:
+        raise DataError(f"weights imagenet: no tag is known for {name}; there are {', '.join(TAGS)}")
+    tag = TAGS[name]
+    source = f"huggingface.co/timm/{tag}"
+    _log.warning("weights imagenet: %s from %s, unless it is in the hub's cache", tag, source)
+    try:
+        with _offline_at_once():
+            return timm.create_model(tag, pretrained=True, **timm_kwargs)
+    except Exception as error:  # of the hub, of the network, of the file that came: there are many
+        raise DataError(
+            f"weights imagenet: {tag} could not be had from {source} ({one_line(error)}); give a file with "
+            "--settings.weights PATH, or take random weights with --settings.weights none"
+        ) from error
+
+
+@contextmanager
+def _offline_at_once() -> Iterator[None]:
+    """Where the hub's name cannot be resolved, only its cache is asked: it would try for most of a minute."""
+    from huggingface_hub import constants
+
+    host, was = urlsplit(constants.ENDPOINT).hostname, constants.HF_HUB_OFFLINE
+    if not was and not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+
+
+def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
+    import timm
+
+    state = _timm_names(read_state(path))
+    plain_kwargs = {k: v for k, v in timm_kwargs.items() if k not in ("features_only", "out_indices")}
+    with torch.device("meta"):
+        wanted = timm.create_model(name, pretrained=False, **plain_kwargs | {"num_classes": 0}).state_dict()
+    for key, tensor in wanted.items():
+        if _HEAD.match(key) or key.endswith("num_batches_tracked"):
+            continue
+        if key not in state:
+            raise DataError(f"weights {path}: not those of {name}, for which {key} is missing")
+        if key != "pos_embed" and state[key].shape != tensor.shape:  # which timm brings to the image's size
+            is_, should = tuple(state[key].shape), tuple(tensor.shape)
+            raise DataError(f"weights {path}: not those of {name}, whose {key} is {should}, not {is_}")
+    try:
+        model = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **timm_kwargs
+        )
+    except Exception as error:
+        raise DataError(f"weights {path}: cannot be put into {name} ({one_line(error)})") from error
+    vars(model).update(pretrained_cfg={}, default_cfg={})  # which hold the state too
+    return model
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """The state dict in a file, also one inside `{"state_dict": …}` or `{"model": …}`."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"weights {path}: no such file; {_CHOICES}")
+    try:
+        if file.suffix == ".safetensors":
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"weights {path}: neither safetensors nor a plain torch state dict ({one_line(error)})"
+        ) from error
+    for inner in ("state_dict", "model"):
+        state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(f"weights {path}: holds no state dict, which maps names to tensors")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def _timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's names as timm's. ResNets agree; of VGG timm itself renames the classifier."""
+    if "class_token" in state:
+        for old, new in _VIT:
+            state = {re.sub(old, new, k): v for k, v in state.items()}
+        return {k: v for k, v in state.items() if not k.startswith("heads.")}
+    if "features.0.0.weight" in state:
+        return {_efficientnet_name(k, state): v for k, v in state.items() if not k.startswith("classifier.")}
+    return state
+
+
+def _efficientnet_name(key: str, state: dict[str, Tensor]) -> str:
+    """features.STAGE.BLOCK.block.PART.… of torchvision's efficientnet (v1), as timm names it."""
+    match = re.match(r"features\.(\d+)\.(\d+)\.block\.(\d)\.(.+)", key)
+    if match is None:  # the stem, or the last convolution
+        stage, part, rest = key.split(".", 3)[1:]
+        end = "stem" if stage == "0" else "head"
+        return f"conv_{end}.{rest}" if part == "0" else f"bn{1 if end == 'stem' else 2}.{rest}"
+    stage, block, part, rest = match.groups()
+    expands = f"features.{stage}.{block}.block.3.0.weight" in state  # the first stage does not
+    names = ["conv_pw", "conv_dw", "se", "conv_pwl"] if expands else ["conv_dw", "se", "conv_pw"]
+    name = names[int(part)]
+    if name == "se":
+        rest = rest.replace("fc1", "conv_reduce").replace("fc2", "conv_expand")
+        return f"blocks.{int(stage) - 1}.{block}.se.{rest}"
+    inner, rest = rest.split(".", 1)
+    whole = name if inner == "0" else f"bn{[n for n in names if n != 'se'].index(name) + 1}"
+    return f"blocks.{int(stage) - 1}.{block}.{whole}.{rest}"

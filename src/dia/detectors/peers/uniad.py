@@ -1,0 +1,322 @@
+"""UniAD: a transformer rebuilds a frozen network's features without seeing what it rebuilds. Knows `weights`.
+
+Source: You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022. The maps of a frozen
+network's stages 1–4, resized to 14×14 and concatenated, are tokens f of C channels:
+
+    jitter, in training: f + ε, ε ~ N(0, σ²), σ = 20·‖f‖/C, each token's own
+    encoder: 4 layers on the tokens, projected to 256 channels
+    decoder: 4 layers; a learned query of each attends to the encoder's output, then to the layer before
+    mask: in all attentions, a token sees nothing of the 7×7 tokens about itself, to copy from
+    loss = mean (f̂ − f)², f̂ projected back to C channels, f without jitter
+    heatmap = ‖f̂ − f‖ over the channels, bilinear ×16;   score = its greatest mean over 16×16 pixels
+
+8 heads, feed-forward of 1024; AdamW 1e-4, weight decay 1e-4, gradients clipped at .1. Network and transformer
+are both saved, so a model loads with no network and no hub.
+
+Written from the facts above alone; the official code was neither used nor looked at, so where it differs is
+not known. Ours: the number of epochs, the batch of 64, a learning rate that stays; a learned position per
+token, added once before the encoder; the order of a decoder layer's attentions, the first layer having the
+encoder's output before it; layer norm after each residual, no dropout, torch's initial values but for queries
+and positions (σ = .02); the norm of all gradients together is what is clipped; stages are resized bilinearly
+with antialiasing; a mean, not a maximum, pools 16×16 windows that lie side by side; images are resized to
+squares; batches come from (seed, step), without augmentation, the last, incomplete one of an epoch dropped.
+Which EfficientNet-B4 of timm's is nearest to the paper's is not verified (`weights.TAGS`).
+
+The grid has size/16 tokens a side (14 at 224) and must be larger than the neighbourhood, or its middle would
+see nothing: small images take smaller `neighbours`. Presets other than `paper` take random weights, because
+nothing is fetched unasked, and `cpu` a ResNet, a smaller transformer and a higher learning rate: the last
+stage of a random EfficientNet is over a hundred times fainter than its first and counts for nothing, while a
+random ResNet's stages are alike. In the minute of `cpu` the transformer learns hardly more than the mean
+features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file,
+or (for ResNets) `dia:RUN`, and time, are what the method is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.processes import choose_device, share
+from ...core.settings import chosen, require
+from ...core.training import Precision, Timed, batch_indices, seed_step
+from ..base import Detector
+from ..cache import Stages
+from ..saving import load_module, module_tensors
+from .backbones import backbone, check_weights, describe, restored, to_input
+
+STRIDE = 16  # pixels per token
+HEADS, FEEDFORWARD = 8, 4  # the latter in widths: 1024 of 256
+_PIXELS = 2**20  # of one forward pass without gradients
+
+
+@dataclass(frozen=True)
+class UniADSettings:
+    """Features rebuilt by a transformer with masked neighbours.
+
+    Args:
+        backbone: timm's name of the network; `weights` of `dia:RUN` bring their own ResNet.
+        weights: of the network: `imagenet`, `none` (random, by seed), a file, or `dia:RUN` for ResNets.
+        size: images are resized to squares of this side, a multiple of 16 above 16 · `neighbours`.
+        width: channels inside the transformer, a multiple of 8.
+        layers: of the encoder, and as many of the decoder.
+        neighbours: side of the square of tokens, odd, about each token that it may not attend to.
+        jitter: σ of the features' noise in training, in ‖f‖/C; 0 is none.
+        epochs: passes over the training normals.
+        batch: images per step.
+        lr: of AdamW.
+        weight_decay: of AdamW.
+        clip: greatest norm of the gradients.
+        precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
+    """
+
+    backbone: Literal["tf_efficientnet_b4", "efficientnet_b4", "resnet18", "resnet50"] = "tf_efficientnet_b4"
+    weights: str = "none"
+    size: int = 224
+    width: int = 256
+    layers: int = 4
+    neighbours: int = 7
+    jitter: float = 20.0
+    epochs: int = 1000
+    batch: int = 64
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    clip: float = 0.1
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("backbone", "precision"):
+            chosen(self, name)
+        check_weights(self.weights, "uniad", own="resnet" in self.backbone)
+        for name in ("layers", "epochs", "batch"):
+            require(getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}")
+        whole = self.width >= HEADS and self.width % HEADS == 0
+        require(whole, "width", f"must be a multiple of {HEADS}, not {self.width}")
+        odd = self.neighbours >= 1 and self.neighbours % 2 == 1
+        require(odd, "neighbours", f"must be odd, from 1, not {self.neighbours}")
+        require(self.size % STRIDE == 0, "size", f"must be a multiple of {STRIDE}, not {self.size}")
+        require(
+            self.size > STRIDE * self.neighbours, "size",
+            f"must be above 16 · neighbours = {STRIDE * self.neighbours}, not {self.size}: "
+            "a token in the middle would see no other",
+        )  # fmt: skip
+        for name in ("lr", "clip"):
+            require(getattr(self, name) > 0, name, f"must be above 0, not {getattr(self, name)}")
+        for name in ("jitter", "weight_decay"):
+            require(getattr(self, name) >= 0, name, f"must not be negative, as {getattr(self, name)} is")
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """`paper` as published, as far as known; the others small, for two cores or one accelerator."""
+        if name == "paper":
+            return cls(weights="imagenet", precision="32")
+        if name == "gpu":
+            return cls(size=128, epochs=100)
+        return cls(
+            backbone="resnet18", size=64, width=128, layers=2, neighbours=3, epochs=8, batch=16, lr=1e-3
+        )
+
+
+class UniAD(Detector):
+    """A frozen network's features, rebuilt by a transformer that sees no neighbours."""
+
+    method = "uniad"
+    family = "reconstruction of features"
+    paper = "You et al., A Unified Model for Multi-class Anomaly Detection (UniAD), NeurIPS 2022"
+    pretrained = "tf_efficientnet_b4"
+    Settings: ClassVar[type] = UniADSettings
+
+    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+        s = self.s
+        self.where_ = choose_device(self.device)
+        self.network_: Any = backbone(s.backbone, s.weights, seed=self.seed, **_stages(s)).to(self.where_)
+        self.rebuilder_ = rebuilder_of(self.network_, s, self.seed).to(self.where_)
+        path = stages.path("uniad", s, self.weights_source(), self.seed, images)
+        module = Rebuilding(partial(features, self.network_), self.rebuilder_, images, s, self.seed)
+        stages.trained(path, module, len(images), s, self.device)
+
+    def weights_source(self) -> str:
+        """Where the network's weights are from."""
+        return describe(self.s.backbone, self.s.weights, seed=self.seed)
+
+    @torch.inference_mode()
+    def _maps(self, images: np.ndarray) -> Tensor:
+        """`(N, size, size)`."""
+        step, parts = max(_PIXELS // self.s.size**2, 4), []
+        for start in range(0, len(images), step):
+            f = features(self.network_, to_input(images[start : start + step], self.s.size, self.where_))
+            parts.append(anomaly_map(self.rebuilder_(f), f))
+        return torch.cat(parts)
+
+    def _score(self, images: np.ndarray) -> np.ndarray:
+        return greatest_mean(self._maps(images)).double().cpu().numpy()
+
+    def _heatmap(self, images: np.ndarray) -> np.ndarray:
+        maps = self._maps(images)[:, None]
+        maps = F.interpolate(maps, images.shape[1:3], mode="bilinear", antialias=True)
+        return maps[:, 0].cpu().numpy()
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        return module_tensors(self.network_, "network.") | module_tensors(self.rebuilder_, "rebuilder.")
+
+    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
+        s, self.where_ = self.s, choose_device(self.device)
+        self.network_ = restored(s.backbone, tensors, "network.", **_stages(s)).to(self.where_)
+        self.rebuilder_ = rebuilder_of(self.network_, s, self.seed).to(self.where_)
+        load_module(self.rebuilder_.eval().requires_grad_(False), tensors, "rebuilder.")
+
+
+def _stages(s: UniADSettings) -> dict[str, Any]:
+    """What timm is told: a ResNet's first map is its stem's, an EfficientNet's its first stage's."""
+    first = int("resnet" in s.backbone)
+    return {"features_only": True, "out_indices": tuple(range(first, first + 4))}
+
+
+@torch.no_grad()
+def features(network: Any, x: Tensor) -> Tensor:
+    """Maps of four stages of `(N, 3, S, S)`, resized to a token per 16 pixels: `(N, C, S/16, S/16)`."""
+    grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
+    return torch.cat([F.interpolate(m.float(), grid, mode="bilinear", antialias=True) for m in network(x)], 1)
+
+
+def rebuilder_of(network: nn.Module, s: UniADSettings, seed: int) -> Rebuilder:
+    """The untrained transformer for the features of `network`, random by seed."""
+    device = next(network.parameters()).device
+    channels = features(network, torch.zeros(1, 3, s.size, s.size, device=device)).shape[1]
+    with torch.random.fork_rng(devices=[]):
+        seed_step(seed, 2**32 - 6)
+        return Rebuilder(channels, s.size // STRIDE, s.width, s.layers, s.neighbours)
+
+
+def neighbour_mask(grid: int, neighbours: int) -> Tensor:
+    """`(T, T)` of T = grid² tokens, row by row: True where a token may not attend, near itself."""
+    row, column = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
+    reach = neighbours // 2
+    near_rows = (row[:, None] - row).abs() <= reach
+    return near_rows & ((column[:, None] - column).abs() <= reach)
+
+
+def jittered(f: Tensor, scale: float) -> Tensor:
+    """Tokens `(N, C, h, w)` with noise of σ = scale · ‖f‖/C, each token's own."""
+    return f + torch.randn_like(f) * (scale / f.shape[1]) * f.norm(dim=1, keepdim=True)
+
+
+def anomaly_map(rebuilt: Tensor, f: Tensor) -> Tensor:
+    """L2 distance over the channels of `(N, C, h, w)`, 16 times as large: `(N, 16h, 16w)`."""
+    distance = (rebuilt - f).norm(dim=1, keepdim=True)
+    return F.interpolate(distance, scale_factor=STRIDE, mode="bilinear", align_corners=False)[:, 0]
+
+
+def greatest_mean(maps: Tensor) -> Tensor:
+    """The greatest of the means over 16×16 pixels of `(N, H, W)`: `(N,)`."""
+    return F.avg_pool2d(maps[:, None], STRIDE).amax((1, 2, 3))
+
+
+class DecoderLayer(nn.Module):
+    """Its learned query attends to the encoder's output, then to what the layer before gave.
+
+    Args:
+        width: of tokens.
+        tokens: their number.
+    """
+
+    def __init__(self, width: int, tokens: int):
+        super().__init__()
+        self.query = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.of_memory = nn.MultiheadAttention(width, HEADS, batch_first=True)
+        self.of_previous = nn.MultiheadAttention(width, HEADS, batch_first=True)
+        self.feedforward = nn.Sequential(
+            nn.Linear(width, FEEDFORWARD * width), nn.ReLU(), nn.Linear(FEEDFORWARD * width, width)
+        )
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, memory: Tensor, previous: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's output and the previous layer's, `(N, T, D)` each, to `(N, T, D)`."""
+        x = self.query.expand_as(memory)
+        x = self.norm1(x + self.of_memory(x, memory, memory, attn_mask=mask, need_weights=False)[0])
+        x = self.norm2(x + self.of_previous(x, previous, previous, attn_mask=mask, need_weights=False)[0])
+        return self.norm3(x + self.feedforward(x))
+
+
+class Rebuilder(nn.Module):
+    """The transformer: features `(N, C, h, w)` to features, each token's made of those beyond its neighbours.
+
+    Args:
+        channels: C.
+        grid: tokens a side.
+        width: channels inside.
+        layers: of the encoder and of the decoder.
+        neighbours: side of the masked square.
+    """
+
+    mask: Tensor
+
+    def __init__(self, channels: int, grid: int, width: int, layers: int, neighbours: int):
+        super().__init__()
+        self.into, self.out = nn.Linear(channels, width), nn.Linear(width, channels)
+        self.position = nn.Parameter(0.02 * torch.randn(grid**2, width))
+        encoder = (
+            nn.TransformerEncoderLayer(width, HEADS, FEEDFORWARD * width, dropout=0.0, batch_first=True)
+            for _ in range(layers)
+        )
+        self.encoder = nn.ModuleList(encoder)
+        self.decoder = nn.ModuleList(DecoderLayer(width, grid**2) for _ in range(layers))
+        self.register_buffer("mask", neighbour_mask(grid, neighbours), persistent=False)
+
+    def forward(self, f: Tensor) -> Tensor:
+        """`(N, C, h, w)` to `(N, C, h, w)`."""
+        x = self.into(f.flatten(2).transpose(1, 2)) + self.position  # (N, T, D)
+        for layer in self.encoder:
+            x = layer(x, src_mask=self.mask)
+        made = x
+        for layer in self.decoder:
+            made = layer(x, made, self.mask)
+        return self.out(made).transpose(1, 2).reshape(f.shape)
+
+
+class Rebuilding(Timed):
+    """The transformer's training; every batch comes from (seed, step).
+
+    Args:
+        features: what the frozen network gives of a batch. No module, so that checkpoints do not hold it.
+        rebuilder: trained in place.
+        images: `(N, H, W, C)` uint8.
+        settings: of the method.
+        seed: of batches and jitter.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor],
+        rebuilder: Rebuilder,
+        images: np.ndarray,
+        settings: UniADSettings,
+        seed: int,
+    ):
+        super().__init__()
+        self.features, self.rebuilder = features, rebuilder
+        self.images, self.s, self.seed = images, settings, seed
+
+    def training_step(self, batch: int, _: int) -> Tensor:
+        """One batch of its own making."""
+        index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
+        part = share(len(index))
+        f = self.features(to_input(self.images[index[part]], self.s.size, self.device))
+        seed_step(self.seed, self.global_step + part.start * 2**32)  # so that processes jitter differently
+        rebuilt = self.rebuilder(jittered(f, self.s.jitter) if self.s.jitter else f)
+        return F.mse_loss(rebuilt.float(), f)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """By the norm of all gradients together."""
+        nn.utils.clip_grad_norm_(self.rebuilder.parameters(), self.s.clip)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW of the transformer."""
+        return torch.optim.AdamW(self.rebuilder.parameters(), self.s.lr, weight_decay=self.s.weight_decay)

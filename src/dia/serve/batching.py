@@ -1,0 +1,150 @@
+"""Images of several requests scored together: networks take a batch in little more time than one image.
+
+Knows a function that scores; knows nothing of requests. One thread scores. It takes images of those who wait
+in turn, so that a large request does not hold up a small one, and waits a few milliseconds for more while a
+batch is not full. An image's score does not depend on its neighbours, but for the last bits of sums that
+are taken in another order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from ..deploy.predictor import Verdict
+from .limits import Deadline, Limits, Refused
+
+Score = Callable[[np.ndarray, bool], Verdict]  # images (N, H, W, C) uint8, with heatmaps or without
+
+
+class _Job:
+    """Images of one request on their way."""
+
+    def __init__(self, images: np.ndarray, heatmaps: bool, deadline: Deadline):
+        self.images, self.heatmaps, self.deadline = images, heatmaps, deadline
+        self.taken = 0
+        self.parts: list[Verdict] = []
+        self.error: Exception | None = None
+        self.done = threading.Event()  # scored, failed, or given up by who asked
+
+    @property
+    def left(self) -> int:
+        return len(self.images) - self.taken
+
+
+class Batcher:
+    """Scores for any number of threads; see above."""
+
+    def __init__(self, score: Score, limits: Limits):
+        self._score, self._limits = score, limits
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._work, name="dia-batches", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Images not yet taken."""
+        with self._changed:
+            return sum(job.left for job in self._jobs)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still scores."""
+        return self._open and self._thread.is_alive()
+
+    def score(self, images: np.ndarray, heatmaps: bool, deadline: Deadline) -> Verdict:
+        """The scores of `(N, H, W, C)` uint8 images; waits for them.
+
+        Raises:
+            Refused: too many images are waiting, or the time is over.
+        """
+        job = _Job(images, heatmaps, deadline)
+        if not len(images):
+            return self._score(images, heatmaps)
+        with self._changed:
+            waiting = sum(j.left for j in self._jobs)
+            if waiting and waiting + len(images) > self._limits.max_waiting:
+                raise Refused(503, "too many images are waiting for the model; try again later")
+            if not self._open:
+                raise Refused(503, "the service is stopping")
+            self._jobs.append(job)
+            self._changed.notify_all()
+        if not job.done.wait(deadline.left()):
+            job.done.set()
+            raise deadline.late()
+        if job.error is not None:
+            raise job.error
+        return _joined(job.parts)
+
+    def close(self) -> None:
+        """Ends the thread; who waits is refused."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            try:
+                images = np.concatenate([job.images[part] for job, part in batch])
+                self._hand_out(batch, self._score(images, batch[0][0].heatmaps))
+            except Exception as error:
+                for job, _ in batch:
+                    job.error = error
+                    job.done.set()
+
+    def _next(self) -> list[tuple[_Job, slice]]:
+        """The next batch, as parts of jobs; empty when closed."""
+        with self._changed:
+            while self._open:
+                self._changed.wait_for(lambda: self._jobs or not self._open)
+                self._changed.wait_for(self._full, self._limits.batch_wait_ms / 1000)
+                if self._open and (batch := self._take()):
+                    return batch
+            for job in self._jobs:
+                job.error = Refused(503, "the service is stopping")
+                job.done.set()
+            return []
+
+    def _full(self) -> bool:
+        return not self._open or sum(job.left for job in self._jobs) >= self._limits.batch
+
+    def _take(self) -> list[tuple[_Job, slice]]:
+        for job in [j for j in self._jobs if j.done.is_set() or not j.deadline.left()]:
+            self._jobs.remove(job)  # nobody waits for it
+        room, batch = self._limits.batch, []
+        alike = [j for j in self._jobs if j.heatmaps == self._jobs[0].heatmaps]
+        for job in alike:
+            count = min(job.left, room)
+            batch.append((job, slice(job.taken, job.taken + count)))
+            job.taken += count
+            room -= count
+            self._jobs.remove(job)
+            if job.left:
+                self._jobs.append(job)  # behind those that came later
+            if not room:
+                break
+        return batch
+
+    def _hand_out(self, batch: list[tuple[_Job, slice]], verdict: Verdict) -> None:
+        start = 0
+        for job, part in batch:
+            here = slice(start, start := start + part.stop - part.start)
+            maps = None if verdict.heatmaps is None else verdict.heatmaps[here]
+            job.parts.append(Verdict(verdict.scores[here], verdict.p_values[here], maps))
+            if part.stop == len(job.images):
+                job.done.set()
+
+
+def _joined(parts: list[Verdict]) -> Verdict:
+    maps = [p.heatmaps for p in parts if p.heatmaps is not None]
+    return Verdict(
+        np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.p_values for p in parts]),
+        np.concatenate(maps) if maps else None,
+    )

@@ -1,0 +1,100 @@
+"""What the service accepts of one request and of all together. Knows numbers; checks nothing by itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+
+from ..core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above these a request is refused; nothing of it is kept.
+
+    Args:
+        max_mb: size of a request's body, in MB of 10⁶ bytes; counted while it arrives.
+        max_files: files in a request, those in a zip included.
+        max_unpacked_mb: size of what a request's zip and gzip files hold, in MB; counted while unpacking.
+        max_pixels: pixels of one image, frame or slice, read from its header before it is decoded.
+        max_images: images in a request: files, frames and slices; times the number of t when dissolving.
+        max_seconds: time for a request, from its first byte to the answer.
+        max_concurrent: requests worked on at the same time.
+        max_waiting: images waiting for the model, of all requests.
+        max_idle: connections without a request; beyond, the one that has waited longest is closed.
+        patience: seconds that a connection may take for the head of a request, or not take any of an answer,
+            before it is closed; a body that takes longer, at less than 50 kB a second, gives its place up
+            when all are taken.
+        batch: images that the model takes at a time.
+        batch_wait_ms: how long a batch that is not full waits for images of other requests.
+    """
+
+    max_mb: float = 256.0
+    max_files: int = 500
+    max_unpacked_mb: float = 1024.0
+    max_pixels: int = 50_000_000
+    max_images: int = 500
+    max_seconds: float = 120.0
+    max_concurrent: int = 8
+    max_waiting: int = 2000
+    max_idle: int = 256
+    patience: float = 20.0
+    batch: int = 32
+    batch_wait_ms: float = 5.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, int) and value < 1:
+                raise DataError(f"--{f.name} must be at least 1, not {value}")
+            if not value >= 0:
+                raise DataError(f"--{f.name} must not be below 0, nor be {value}")
+
+    @property
+    def max_bytes(self) -> int:
+        """Of a request's body."""
+        return int(self.max_mb * 1e6)
+
+    @property
+    def max_unpacked(self) -> int:
+        """Bytes unpacked for a request."""
+        return int(self.max_unpacked_mb * 1e6)
+
+
+class Refused(Exception):
+    """A request that is not answered: an HTTP status and one line for the client.
+
+    Args:
+        status: 4xx where the client can do better, 503 or 504 where it can only wait.
+        line: what and why, without a place on this machine.
+    """
+
+    def __init__(self, status: int, line: str):
+        super().__init__(line)
+        self.status, self.line = status, line
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a client should know beside the line."""
+        return {"Retry-After": "1"} if self.status == 503 else {}
+
+
+class Deadline:
+    """When a request's time is over. Asked between steps: a step itself is not interrupted."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds, at least 0."""
+        return max(self._end - time.monotonic(), 0.0)
+
+    def check(self) -> None:
+        """Raises `Refused` when it is over."""
+        if not self.left():
+            raise self.late()
+
+    def late(self) -> Refused:
+        """The refusal."""
+        return Refused(504, f"not done within {self.seconds:g} seconds; send fewer images at a time")

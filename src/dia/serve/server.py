@@ -1,0 +1,136 @@
+"""`dia serve`: the review page and the HTTP service on one address, until stopped.
+
+Knows addresses, tokens and signals; the rest is `review.py` and `service.py`. FastAPI, uvicorn and gradio are
+imported only from here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import DataError
+from ..deploy.predictor import Inferencer
+from .limits import Limits
+
+
+def serve(
+    run: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "auto",
+    token: str | None = None,
+    allow_open: bool = False,
+    hosts: Sequence[str] | None = None,
+    page: bool = True,
+    store: str = "reviews.sqlite",
+    normals: str | None = None,
+    data_root: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serves a model folder until SIGINT or SIGTERM.
+
+    Args:
+        run: folder written by `dia fit`.
+        host: address or name to listen at.
+        port: 0 for any that is free.
+        device: of the model.
+        token: asked for by page and service; None to ask for nothing.
+        allow_open: listen beyond this machine without a token.
+        hosts: names by which the service may be called, beside those of loopback and `host`.
+        page: the review page too.
+        store: SQLite file of the reviews.
+        normals, data_root: as of `Inferencer`.
+        limits: see there.
+        say: takes the lines for whoever started it.
+
+    Raises:
+        DataError: no model, the extra `serve` is not installed, an address that cannot be had, or an open
+            one that was not allowed.
+    """
+    try:
+        from .api import build_app
+        from .connections import server
+        from .middleware import LOOPBACK
+    except ImportError as error:
+        raise DataError(f"dia serve needs {error.name}: pip install 'dia-anomaly[serve]'") from error
+    if token is not None and (not token or not token.isprintable() or " " in token):
+        raise DataError("the token must be printable characters without spaces; try `openssl rand -hex 32`")
+    if not 0 <= port < 2**16:
+        raise DataError(f"--port must lie in 0–65535, not {port}")
+    listening = _listen(host, port)
+    with listening:
+        local = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+        if not (local or token or allow_open):
+            raise DataError(
+                f"--host {host} can be reached from other machines; set DIA_TOKEN, or say --allow_open"
+            )
+        names = [*LOOPBACK, _bracketed(host), *(hosts or [])] if local or hosts else None
+        inferencer = Inferencer(run, device=device, normals=normals, data_root=data_root)
+        app = build_app(inferencer, limits, token, hosts=names)
+        if page:
+            from .review.page import mount
+
+            app = mount(app, inferencer, store=Path(store), token=token)
+        inferencer.score(np.zeros((1, *inferencer.shape), np.uint8))  # the first pass is slow
+        if inferencer.why_no_normals:
+            say(f"no neighbours are shown: {inferencer.why_no_normals}")
+        at = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
+        say(f"serving {inferencer.detector.method} at {at}{'' if page else '/docs'}; Ctrl-C stops")
+        with _logged(), _stopped_quietly():
+            server(app, limits).run(sockets=[listening])
+    say("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=128)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"--host {host} --port {port}: {why}; choose another") from error
+
+
+def _bracketed(host: str) -> str:
+    """As it stands in an address."""
+    return f"[{host}]" if ":" in host else host
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """One line for each request on stderr; names of files are in none."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("dia.serve")
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
+
+
+@contextmanager
+def _stopped_quietly() -> Iterator[None]:
+    """uvicorn sends the signal that stopped it once more, to whoever had it before: nobody here."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(s, lambda *_: None) for s in signals]
+    try:
+        yield
+    finally:
+        for s, handler in zip(signals, before, strict=True):
+            signal.signal(s, handler)

@@ -1,0 +1,467 @@
+"""Grids: resumed after kills, the same lines wherever they are run, within their memory, whatever fails."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import Namespace
+
+from dia.benchmark import runner as grid
+from dia.benchmark.ledger import FAILED, IDENTITY, Ledger, failures_path
+from dia.benchmark.runner import Costs, Outcome, Place, Task, benchmark_tasks, run_grid
+from dia.benchmark.runs import current_lines, scores_path, weights_kind
+from dia.benchmark.workers import Here, Process, memory_of_machine_gb, workers_of
+from dia.cli.grids import open_failures
+from dia.cli.main import main
+from dia.core.errors import DataError
+from dia.core.settings import SettingsError
+from dia.core.training import TrainingError
+
+ENCODER = {"amplify.size": 16, "amplify.width": 4, "amplify.steps": 3, "amplify.batch": 4}
+TINY = {
+    "csi": ENCODER | {"samples": 1},
+    "dia": ENCODER | {"dissolver.size": 16, "dissolver.widths": [8, 8], "dissolver.steps": 2, "samples": 1},
+    "msc": {"size": 16, "epochs": 1},
+}
+OF_THE_RUN = {
+    "began", "fit_seconds", "run_seconds", "cpu_seconds", "score_images_per_second", "peak_memory_mb",
+    "commit", "weights",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(make_images, tmp_path_factory):
+    """Two known sets of small images."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("breastmnist", "pneumoniamnist")):
+        arrays = {}
+        normal = 1 if name == "breastmnist" else 0
+        for split, (n, m) in {"train": (30, 4), "val": (4, 4), "test": (12, 12)}.items():
+            images = make_images(n + m, 16, 16, 1, seed=seed)[..., 0]
+            images[n:] = 255 - images[n:] // 2
+            arrays |= {f"{split}_images": images}
+            labels = np.r_[np.full(n, normal), np.full(m, 1 - normal)]
+            arrays |= {f"{split}_labels": labels[:, None].astype(np.uint8)}
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
+
+
+def options(root, out, **more):
+    values = {
+        "datasets": ["breastmnist", "pneumoniamnist"], "methods": ["csi", "trivial:hog", "trivial:std"],
+        "seeds": [0, 1], "settings": TINY, "data_root": str(root), "ledger": str(out / "l.jsonl"),
+        "scores": str(out / "s"), "work": str(out / "w"), "device": "cpu",
+    }  # fmt: skip
+    return values | more
+
+
+def benchmark(root, out, **more):
+    out.mkdir(exist_ok=True)
+    path = out / "grid.yaml"
+    path.write_text(yaml.safe_dump(options(root, out, **more)))
+    return ["benchmark", "--config", str(path)]
+
+
+def lines_of(out):
+    return Ledger(out / "l.jsonl").rows()
+
+
+def compared(out):
+    """What must not depend on where and when a line was made."""
+    return sorted(
+        (
+            json.dumps({k: v for k, v in line.items() if k not in OF_THE_RUN}, sort_keys=True),
+            np.load(scores_path(out / "s", line))["scores"].tobytes(),
+        )
+        for line in lines_of(out)
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory):
+    """The lines of two processes."""
+    out = tmp_path_factory.mktemp("two")
+    main(benchmark(root, out, workers=2))
+    return out
+
+
+# --- nothing lost, nothing twice -----------------------------------------------------------------------
+
+
+def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(root, alone, tmp_path, capsys):
+    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, workers=2)]
+    seen = []
+    for _ in range(3):
+        with (tmp_path / "err").open("a") as err:
+            run = subprocess.Popen(command, stderr=err, stdout=err)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(random.uniform(4, 14))
+            run.send_signal(signal.SIGKILL)  # its workers are not told
+            run.wait()
+        lines = lines_of(tmp_path)
+        assert lines[: len(seen)] == seen
+        seen = lines
+    subprocess.run(command, check=True, capture_output=True)
+    lines = lines_of(tmp_path)
+    assert lines[: len(seen)] == seen
+    assert len({tuple(line[k] for k in IDENTITY) for line in lines}) == len(lines) == 12
+    assert compared(tmp_path) == compared(alone)
+    before = (tmp_path / "l.jsonl").read_bytes()
+    main(benchmark(root, tmp_path))
+    assert (tmp_path / "l.jsonl").read_bytes() == before
+    assert capsys.readouterr().err.count("in the ledger") == 12
+
+
+def test_two_grids_at_once_share_the_work(root, tmp_path):
+    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, datasets=["breastmnist"])]
+    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait() for run in both] == [0, 0]
+    assert len(lines_of(tmp_path)) == 6
+
+
+def test_ray_makes_the_lines_of_the_local_executor(root, alone, tmp_path):
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local", num_cpus=len(os.sched_getaffinity(0)), log_to_driver=False, logging_level="ERROR",
+        include_dashboard=False,
+    )  # fmt: skip
+    try:
+        main(benchmark(root, tmp_path, workers=2, executor="ray"))
+    finally:
+        ray.shutdown()
+    assert compared(tmp_path) == compared(alone)
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+
+def test_one_failure_does_not_stop_the_rest_and_is_kept_with_its_reason(root, tmp_path, capsys):
+    absent = str(tmp_path / "absent.safetensors")
+    argv = benchmark(
+        root, tmp_path, methods=["msc", "trivial:std"], weights=[absent, "none"], seeds=[0],
+        datasets=["breastmnist"],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert f"breastmnist seed 0 msc (weights: {absent}): weights {absent}: no file" in said
+    assert "1 run failed" in said
+    assert [line["method"] for line in lines_of(tmp_path)] == ["msc", "trivial:std"]
+    (kept,) = Ledger(failures_path(tmp_path / "l.jsonl"), FAILED).rows()
+    assert (kept["method"], kept["weights"]) == ("msc", absent)
+    assert "no file" in kept["reason"]
+
+
+def test_a_failure_is_shown_until_the_run_is_made(alone):
+    def failure(reason, **facts):
+        whole = {"dataset": "breastmnist", "method": "csi", "seed": 0, "preset": "cpu", "weights": "none"}
+        return whole | facts | {"reason": reason}
+
+    lines = lines_of(alone)
+    failed = [
+        failure("made since"), failure("first", seed=9), failure("last", seed=9),
+        failure("gpu", preset="gpu"),
+        failure("other weights", weights="dia"), failure("elsewhere", dataset="phantom"),
+        failure("another", method="msc"),
+    ]  # fmt: skip
+    asked = Namespace(preset="cpu", datasets=["breastmnist"], methods=["csi"])
+    assert open_failures(failed, lines, asked) == {
+        ("breastmnist", "csi", "none", 9): "last", ("breastmnist", "csi", "dia", 0): "other weights",
+    }  # fmt: skip
+    all_asked = Namespace(preset="cpu", datasets=None, methods=None)
+    assert {"elsewhere", "another"} <= set(open_failures(failed, lines, all_asked).values())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd\nshape"), MemoryError(), TrainingError("nan at 3")])
+def test_whatever_a_method_throws_is_a_reason(root, tmp_path, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(grid, "run", fails)
+    outcome = grid.perform(Task("breastmnist", "csi", 0, "cpu"), Place("l", "s", str(tmp_path), str(root)))
+    assert outcome.line is None
+    assert "\n" not in outcome.reason
+    if not isinstance(error, TrainingError):
+        (report,) = (tmp_path / "failures").iterdir()
+        assert str(report) in outcome.reason
+        assert "Traceback" in report.read_text()
+
+
+def test_a_worker_that_dies_is_a_reason_and_the_next_task_has_a_new_one(root, tmp_path):
+    worker = Process(1)
+    place = Place(str(tmp_path / "l"), str(tmp_path / "s"), str(tmp_path / "w"), str(root), "cpu")
+    task = Task("breastmnist", "trivial:std", 0, "cpu")
+    try:
+        broken = worker.submit(Task("breastmnist", "dia+", 0, "cpu"), place)
+        assert worker.memory_mb() > 50
+        os.kill(worker.pid, signal.SIGKILL)
+        assert "died" in grid._outcome(broken).reason
+        assert worker.submit(task, place).result().line["method"] == "trivial:std"
+    finally:
+        worker.kill()
+
+
+def test_a_method_or_setting_that_is_not_there_stops_before_anything_runs(root, tmp_path, capsys):
+    for more, word in (
+        ({"methods": ["magic"]}, "magic"),
+        ({"settings": {"csi": {"magic": 1}}}, "magic"),
+        ({"workers": 0}, "--workers"),
+        ({"preset": "tpu"}, "--preset tpu"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(benchmark(root, tmp_path, **more))
+        assert stopped.value.code == 2
+        assert word in capsys.readouterr().err
+        assert not (tmp_path / "l.jsonl").exists()
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """Workers whose runs take as many looks as they are told, and as much memory."""
+
+    def __init__(self, needs):
+        self.needs, self.running, self.most, self.order = needs, {}, 0.0, []
+
+    def worker(self):
+        return Slot(self)
+
+
+class Slot:
+    def __init__(self, machine):
+        self.machine, self.future, self.task = machine, None, None
+
+    def submit(self, task, place):
+        m = self.machine
+        self.future, self.task = Future(), task
+        m.running[self] = m.needs[task.method]
+        m.order.append((task.method, len(m.running)))
+        return self.future
+
+    def memory_mb(self):
+        m = self.machine
+        held = m.running.get(self, 0.0)
+        if held and self is next(iter(m.running)):  # looked at: its time is over
+            m.most = max(m.most, sum(m.running.values()))
+            m.running.pop(self)
+            self.future.set_result(Outcome(line_of(self.task.method, held), fresh=True))
+        return held
+
+    def kill(self):
+        if self.machine.running.pop(self, None) and not self.future.done():
+            self.future.set_result(Outcome(None, reason="killed"))
+
+
+def line_of(method, mb, **more):
+    return {
+        "dataset": "d", "method": method, "preset": "cpu", "auroc": 0.5, "auroc_ci": [0.4, 0.6],
+        "fit_seconds": 60.0, "run_seconds": 120.0, "peak_memory_mb": mb,
+    } | more  # fmt: skip
+
+
+def tasks_of(*methods):
+    return [Task("d", m, 0, "cpu") for m in methods]
+
+
+def test_runs_of_known_need_start_where_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_LOOK", 0.0)
+    needs = {"small": 400.0, "large": 900.0}
+    monkeypatch.setattr(Ledger, "rows", lambda self: [line_of(m, mb) for m, mb in needs.items()])
+    machine = Machine(needs)
+    place = Place(str(tmp_path / "l"), "s", "w")
+    failed = run_grid(
+        tasks_of("large", "small", "small", "large"), place, [machine.worker() for _ in range(3)],
+        memory_gb=1000 / 1024, say=lambda *_: None,
+    )  # fmt: skip
+    assert not failed
+    assert machine.most <= 1000
+    assert sorted(m for m, _ in machine.order) == ["large", "large", "small", "small"]
+    assert all(beside == 1 for m, beside in machine.order if m == "large")
+    assert ("small", 2) in machine.order
+
+
+def test_what_outgrows_the_budget_is_put_off_until_it_is_alone_and_fails_only_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_LOOK", 0.0)
+    monkeypatch.setattr(grid, "_UNKNOWN_MB", 100.0)
+    held = {"csi": 400.0, "dia": 900.0, "msc": 1100.0}  # alone, the last bursts the budget
+
+    class Growing(Slot):
+        def memory_mb(self):  # never done while there is too much
+            if sum(self.machine.running.values()) > 1000:
+                return self.machine.running.get(self, 0.0)
+            return super().memory_mb()
+
+    machine = Machine(held)
+    said = []
+    failed = run_grid(
+        tasks_of("csi", "dia", "msc"), Place(str(tmp_path / "l.jsonl"), "s", "w"),
+        [Growing(machine), Growing(machine)], memory_gb=1000 / 1024, say=lambda text, bad: said.append(text),
+    )  # fmt: skip
+    assert len(failed) == 1
+    assert "msc" in failed[0]
+    assert "more than the 0.977 GiB of --memory_gb" in failed[0]
+    assert ("dia", 1) in machine.order  # in the end alone
+    assert sum("seed 0 dia" in text for text in said) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(1, 1e4))), st.integers(1, 4))
+def test_time_left_is_the_mean_of_what_runs_took_shared_by_the_workers(runs, workers):
+    costs = Costs([line_of(m, 1.0, run_seconds=s) for m, s in runs])
+    of_a = [s for m, s in runs if m == "a"]
+    left = costs.minutes(tasks_of("a", "a", "unheard"), workers)
+    assert left == (pytest.approx(3 * np.mean(of_a) / 60 / workers) if of_a else None)
+    assert costs.minutes([], workers) == 0
+
+
+def test_need_is_the_most_that_was_held_on_that_data_set_or_else_on_any():
+    costs = Costs([line_of("a", 10.0), line_of("a", 30.0), line_of("a", 99.0, dataset="e")])
+    assert costs.memory_mb(Task("d", "a", 5, "cpu")) == 30
+    assert costs.memory_mb(Task("new", "a", 5, "cpu")) == 99
+    assert costs.memory_mb(Task("d", "b", 5, "cpu")) == 2048
+    assert costs.memory_mb(Task("d", "a", 5, "gpu")) == 2048
+
+
+# --- what is asked for -----------------------------------------------------------------------------------
+
+
+def test_weights_multiply_only_the_methods_that_start_from_a_network():
+    tasks, remarks = benchmark_tasks(
+        ["d", "e"], ["csi", "msc", "transformaly", "trivial:std"], [0, 1], "cpu", 64, weights=["none", "dia"],
+        settings={"dia": {"samples": 2}},
+    )  # fmt: skip
+    made = [(t.method, t.changes.get("weights")) for t in tasks if t.dataset == "d" and t.seed == 0]
+    assert made == [
+        ("csi", None), ("msc", "none"), ("msc", "dia"), ("transformaly", "none"), ("trivial:std", None),
+    ]  # fmt: skip
+    assert len(tasks) == 20
+    assert all(t.encoder == {"samples": 2} for t in tasks)
+    (remark,) = remarks
+    assert remark.startswith("transformaly is left out with weights dia: ")
+    with pytest.raises(SettingsError):
+        benchmark_tasks(["d"], ["csi"], [0], "cpu", 64, settings={"csi": {"magic": 1}})
+    with pytest.raises(DataError, match="magic"):
+        benchmark_tasks(["d"], ["magic"], [0], "cpu", 64)
+
+
+def test_weights_dia_are_those_of_dia_on_the_same_normals(root, tmp_path, capsys):
+    argv = benchmark(
+        root, tmp_path, methods=["dia", "msc"], weights=["dia", "none"], seeds=[0], datasets=["breastmnist"]
+    )
+    main(argv)
+    dia, own, none = lines_of(tmp_path)
+    assert own["weights"].startswith("dia:")
+    assert "sha256" in own["weights"]
+    assert none["weights"] == "none (random, seed 0)"
+    assert len({line["settings_hash"] for line in (dia, own, none)}) == 3
+    (folder,) = (tmp_path / "w" / "breastmnist").glob("own-*")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings_hash"] == dia["settings_hash"]
+    capsys.readouterr()
+    main([*argv, "--work", str(tmp_path / "other"), "--dry-run"])  # known without the encoder
+    assert "0 of 3 runs are to be made" in capsys.readouterr().out
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_dry_run_shows_what_is_missing_and_its_cost(root, alone, tmp_path, capsys):
+    argv = benchmark(root, tmp_path, ledger=str(alone / "l.jsonl"), seeds=[0, 7])
+    before = (alone / "l.jsonl").read_bytes()
+    main([*argv, "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "6 of 12 runs are to be made: about 0 minutes" in shown
+    assert (alone / "l.jsonl").read_bytes() == before
+    main([*benchmark(root, tmp_path), "--dry-run"])
+    assert (
+        "12 of 12 runs are to be made: about 0 minutes with one worker, and 12 of unknown cost"
+        in capsys.readouterr().out
+    )
+
+
+# --- which lines count -----------------------------------------------------------------------------------
+
+
+def test_lines_of_today_are_those_that_the_same_grid_would_make(alone):
+    rows = lines_of(alone)
+    chosen = current_lines(rows, "cpu", changes=TINY)
+    assert chosen == rows
+    assert {r["method"] for r in current_lines(rows, "cpu")} == {"trivial:hog", "trivial:std"}
+    assert current_lines(rows, "gpu", changes=TINY) == []
+    one = current_lines(rows, "cpu", changes=TINY, datasets=["breastmnist"], methods=["csi"])
+    assert [(r["dataset"], r["method"], r["seed"]) for r in one] == [
+        ("breastmnist", "csi", s) for s in (0, 1)
+    ]
+
+
+def test_later_lines_replace_earlier_ones_and_other_data_ablations_and_lost_methods_are_left_out(alone):
+    rows = lines_of(alone)
+    again = rows[0] | {"auroc": 0.123}
+    ablated = rows[1] | {"ablation": {}}
+    lost = rows[2] | {"method": "magic"}
+    chosen = current_lines([*rows, again, ablated, lost], "cpu", changes=TINY)
+    assert len(chosen) == len(rows)
+    assert again in chosen
+    assert rows[0] not in chosen
+    other = [r | {"data_sha256": "f" * 64} for r in rows if r["dataset"] == "breastmnist" and r["seed"] == 0]
+    newest = [r for r in current_lines([*rows, *other], "cpu", changes=TINY) if r["dataset"] == "breastmnist"]
+    assert newest == other  # seed 1 was of the data before
+
+
+def test_weights_of_a_run_are_told_by_how_it_was_made(root, tmp_path, capsys):
+    main(
+        benchmark(
+            root, tmp_path, methods=["msc"], weights=["dia", "none"], seeds=[1], datasets=["breastmnist"]
+        )
+    )
+    rows = lines_of(tmp_path)
+    assert [weights_kind(r["weights"]) for r in rows] == ["dia", "none"]
+    assert current_lines(rows, "cpu", changes=TINY) == rows
+    other = {**TINY, "dia": TINY["dia"] | {"samples": 2}}
+    assert current_lines(rows, "cpu", changes=other) == rows[1:]  # another dia's encoder
+    assert weights_kind("none (trained from scratch on the normals)") == "none"
+    assert weights_kind("imagenet (x via timm)") == "imagenet"
+    assert weights_kind("w/x.pth (sha256 0123)") == "file"
+
+
+def test_workers_are_as_asked():
+    with workers_of("local", None) as workers:
+        assert isinstance(workers[0], Here)
+    with workers_of("local", 1, apart=True) as workers:
+        assert isinstance(workers[0], Process)
+    with workers_of("local", 2) as workers:
+        assert [w.threads for w in workers] == [max(len(os.sched_getaffinity(0)) // 2, 1)] * 2
+    assert 0.5 < memory_of_machine_gb() < 1e6
+    assert Path("/proc/meminfo").exists() is False or memory_of_machine_gb() * 2**20 == pytest.approx(
+        int(Path("/proc/meminfo").read_text().split()[1]), rel=0.05
+    )
+
+
+def test_the_report_is_drawn_from_the_lines_of_a_grid(root, alone, tmp_path, capsys):
+    settings = yaml.safe_dump(TINY, default_flow_style=True).strip()
+    where = ["--ledger", str(alone / "l.jsonl"), "--scores", str(alone / "s"), "--out", str(tmp_path / "o")]
+    main(["report", "benchmark", *where, "--settings", settings])
+    written = capsys.readouterr().out.split()
+    assert {Path(p).suffix for p in written} >= {".md", ".html", ".csv", ".tex", ".png"}
+    assert all(Path(p).stat().st_size for p in written)
+    page = (tmp_path / "o" / "benchmark.md").read_text()
+    assert "csi" in page
+    assert "trivial:hog" in page
+    for argv, word in (
+        (["--preset", "gpu"], "no line of preset gpu"),
+        (["--preset", "x"], "--preset x"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["report", "benchmark", *where, *argv])
+        assert stopped.value.code == 2
+        assert word in capsys.readouterr().err

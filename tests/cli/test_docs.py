@@ -1,0 +1,180 @@
+"""README and docs stay true: links lead somewhere, commands parse, help has words and its examples work."""
+
+import re
+import shlex
+from argparse import _SubParsersAction
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dia.cli.arguments import build_parser, underscored
+from dia.cli.help import EXAMPLES, commands
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MADE = {
+    "reference/cli.md",
+    "notebooks/first_detector.md",
+    "notebooks/reproduce_and_ablate.md",
+}  # by docs/hooks.py
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.S | re.M)
+HEREDOC = re.compile(r"<<-?\s*'?(\w+)'?[^\n]*\n.*?^\1$", re.S | re.M)
+ENDS = {";", "|", "||", "&", "&&", "(", ")", ">", ">>", "2>", "<"}
+
+
+def page_id(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def dia_lines(shell):
+    """The arguments of each `dia ...`, `python -m dia ...` and `torchrun ... $(which dia) ...` of a shell."""
+    shell = HEREDOC.sub("", shell.replace("\\\n", " "))
+    for line in shell.splitlines():
+        lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";|&<>()")
+        lexer.whitespace_split = True
+        words = [w for w in lexer if w != "..."]
+        if "torchrun" in words and "dia" in words:  # $(which dia)
+            words = words[words.index("dia") :]
+            words.remove(")")
+        while words:
+            end = next((i for i, w in enumerate(words) if w in ENDS), len(words))
+            command, words = words[:end], words[end + 1 :]
+            while command and re.fullmatch(r"\w+=.*", command[0]):  # variables
+                command = command[1:]
+            if command[:3] in (["python", "-m", "dia"], ["python3", "-m", "dia"]):
+                command = command[2:]
+            if command[:1] == ["dia"]:
+                yield command[1:]
+
+
+@cache
+def parser_like(*argv):
+    return build_parser(argv)
+
+
+def check_parses(argv, capsys):
+    """As the command line would, but files of `--config` need not be there."""
+    argv = [underscored(word) for word in argv]
+    if "--config" in argv and not Path(argv[i := argv.index("--config") + 1]).is_file():
+        del argv[i - 1 : i + 1]
+    decisive = argv[:2] if argv[:1] == ["report"] else []  # what `build_parser` looks for beforehand
+    for flag in ("--method", "--preset"):
+        if flag in argv:
+            decisive += argv[argv.index(flag) :][:2]
+    code = 0
+    try:
+        parser_like(*decisive).parse_args(argv)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 0, f"dia {' '.join(argv)}\n{capsys.readouterr().err}"
+
+
+def every_parser():
+    parser = build_parser([])
+    yield "dia", parser
+    for name, command in commands(parser).items():
+        yield f"dia {name}", command
+    yield "dia report benchmark", commands(build_parser(["report", "benchmark"]))["report"]
+
+
+PARSERS = dict(every_parser())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(path):
+    text = FENCE.sub("", path.read_text())
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    for link in links:
+        place, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link) or (not place and anchor):
+            continue
+        target = (path.parent / place).resolve()
+        if target.is_relative_to(ROOT / "docs") and target.relative_to(ROOT / "docs").as_posix() in MADE:
+            continue
+        assert target.exists(), f"{path.name}: {link}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_commands_parse(path, capsys):
+    for language, body in FENCE.findall(path.read_text()):
+        if language in ("sh", "bash", "shell", "console") or (not language and body.startswith("dia ")):
+            for argv in dia_lines(body):
+                check_parses(argv, capsys)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_commands_within_the_text_exist(path):
+    """Fragments such as `dia fit --resume`: the command and its flags are there."""
+    for words in re.findall(r"`dia ([^`\n]+)`", FENCE.sub("", path.read_text())):
+        name, *rest = words.split()
+        if name in ("COMMAND", "…") or name.startswith("-"):
+            continue
+        key = "dia report benchmark" if words.startswith("report benchmark") else f"dia {name.strip('…,')}"
+        assert key in PARSERS, words
+        for flag in re.findall(r"--[\w-]+", " ".join(rest)):
+            known = PARSERS[key]._option_string_actions
+            assert underscored(flag) in known or flag == "--print_config", f"{words}: {flag}"
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for path in PAGES:
+        named = re.findall(r"(?:^|`)make ([\w-]+)", path.read_text(), re.M)
+        assert set(named) <= targets, path
+
+
+def test_what_commands_are_found_in_a_shell():
+    shell = """A=1 dia fit x --out y  # a word
+$ dia a; dia b | dia c > f
+python - <<'END'
+dia no
+END
+torchrun --nproc_per_node 4 $(which dia) fit ...
+dia d \\
+  --e
+python -m dia g && echo dia
+"""
+    found = [" ".join(argv) for argv in dia_lines(shell)]
+    assert found == ["fit x --out y", "a", "b", "c", "fit", "d --e", "g"]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_help_has_words_for_everything_and_examples_that_parse(name, capsys):
+    parser = PARSERS[name]
+    assert parser.description, name
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            continue
+        assert (action.help or "").strip() not in ("", "_EMPTY_HELP_"), f"{name}: {action.dest}"
+    if name == "dia":
+        return
+    assert (parser.epilog or "").startswith(EXAMPLES), f"{name} has no examples"
+    lines = list(dia_lines(parser.epilog))
+    assert any(" ".join(["dia", *argv]).startswith(name) for argv in lines)
+    for argv in lines:
+        check_parses(argv, capsys)
+
+
+def test_help_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, parser in every_parser():
+        text = parser.format_help()
+        assert text.startswith(f"usage: {name} "), text[:80]
+        prose = text.split(EXAMPLES)[0].splitlines()
+        assert max(map(len, prose)) <= 80, name
+        assert "default: null" not in text, name
+
+
+def test_the_list_of_commands_says_what_each_is_for():
+    text = " ".join(PARSERS["dia"].format_help().split())
+    for name, parser in commands(PARSERS["dia"]).items():
+        assert f" {name} {parser.description.split('.')[0].split(':')[0][:30]}" in text
+
+
+def test_the_docs_say_of_the_results_what_the_table_says():
+    readme = (ROOT / "README.md").read_text()
+    beaten, of = re.search(r"(\d+) of (\d+) results of methods do not beat", readme).groups()
+    for page in ("index.md", "when-not.md"):
+        claims = re.search(r"\*\*no method|no trained method", (ROOT / "docs" / page).read_text())
+        assert bool(claims) == (beaten == of), page

@@ -1,0 +1,271 @@
+"""The catalogue: names, places, and the counts of the real sets where they are present."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dia.core.errors import DataError
+from dia.data import datasets
+from dia.data.datasets import CATALOG, DataSet, find, load, open_data
+from dia.data.readers import MissingSplit
+
+ROOT = Path(__file__).parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not ROOT.is_dir(), reason="the evaluation data are not here")
+
+COUNTS = {  # (normal, anomalous) by split
+    "pneumoniamnist": {"train": (1214, 3494), "val": (135, 389), "test": (234, 390)},
+    "breastmnist": {"train": (399, 147), "val": (57, 21), "test": (114, 42)},
+    "breastmnist-0": {"train": (147, 399), "val": (21, 57), "test": (42, 114)},
+    "sarscov2ct": {"train": (983, 0), "test": (172, 876)},
+    "sarscov2ct-128": {"train": (983, 0), "test": (172, 876)},
+    "sarscov2ct-covid": {"train": (700, 0), "test": (176, 172)},
+    "sarscov2ct-covid-128": {"train": (700, 0), "test": (176, 172)},
+    "kvasirseg_patches": {"train": (592, 0), "test": (284, 236)},
+    "kvasirseg_patches-128": {"train": (592, 0), "test": (284, 236)},
+    "oct2017_mini-128": {"train": (10, 0), "test": (5, 45)},
+}
+SHAPES = {
+    "pneumoniamnist": (28, 28, 1),
+    "breastmnist": (28, 28, 1),
+    "breastmnist-0": (28, 28, 1),
+    "sarscov2ct": (64, 64, 1),
+    "sarscov2ct-128": (128, 128, 1),
+    "sarscov2ct-covid": (64, 64, 1),
+    "sarscov2ct-covid-128": (128, 128, 1),
+    "kvasirseg_patches": (64, 64, 3),
+    "kvasirseg_patches-128": (128, 128, 3),
+    "oct2017_mini-128": (128, 128, 1),
+}
+
+
+def picture(path: Path, value: int = 0, size: int = 4) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size, size), value, np.uint8)).save(path)
+
+
+@needs_data
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_sets(name):
+    for split, (normal, anomalous) in COUNTS[name].items():
+        s = load(name, split, ROOT)
+        assert s.shape == SHAPES[name]
+        assert (int((s.labels == 0).sum()), int((s.labels == 1).sum())) == (normal, anomalous)
+        assert len(s.normals()) == normal
+        assert len(set(s.names)) == len(s)
+        if name.startswith("kvasirseg") and split == "test":
+            assert np.array_equal(s.masks.any(axis=(1, 2)), s.labels == 1)
+    if "val" not in COUNTS[name]:
+        with pytest.raises(MissingSplit, match="no split 'val'; there are: test, train"):
+            load(name, "val", ROOT)
+    assert len(load(name, data_root=ROOT)) == sum(map(sum, COUNTS[name].values()))
+
+
+@needs_data
+def test_findings_in_real_sets():
+    pneumonia = datasets.check("pneumoniamnist", ROOT)
+    assert [(leak["between"], leak["images"]) for leak in pneumonia["leaks"]] == [(["train", "val"], 8)]
+    breast = datasets.check("breastmnist", ROOT)
+    assert [(leak["between"], leak["images"]) for leak in breast["leaks"]] == [(["train", "test"], 1)]
+    assert breast["label_conflicts"]["images"] == 1  # the image both sides share has another label on each
+    sars = datasets.check("sarscov2ct", ROOT)
+    assert sars["leaks"] == []
+    json.dumps([pneumonia, breast, sars])
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "other"), [("breastmnist", "breastmnist-0"), ("sarscov2ct", "sarscov2ct-covid")]
+)
+def test_the_two_directions_of_a_file_swap_labels(name, other):
+    """Of the same images, and whatever stands in both: normal in one is anomalous in the other."""
+    one, two = ({s: load(n, s, ROOT) for s in COUNTS[n]} for n in (name, other))
+    of_one = {n: (x, y) for s in one.values() for n, x, y in zip(s.names, s.images, s.labels, strict=True)}
+    for images in two.values():
+        for n, x, y in zip(images.names, images.images, images.labels, strict=True):
+            assert np.array_equal(x, of_one[n][0])
+            assert y == 1 - of_one[n][1]
+    assert set(two["test"].names) <= set(one["test"].names)
+    assert not set(two["train"].names) & set(two["test"].names)
+    assert set(two["test"].normals().names).isdisjoint(one["test"].normals().names)
+
+
+@needs_data
+def test_the_split_of_covid_is_that_of_its_names_at_either_size():
+    """Worked by hand: the hash of class/file alone decides, so both files divide alike."""
+    whole = load("sarscov2ct", "test", ROOT)
+    covid = sorted(whole.anomalies().names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    for name in ("sarscov2ct-covid", "sarscov2ct-covid-128"):
+        train, test = load(name, "train", ROOT), load(name, "test", ROOT)
+        assert set(train.names) == set(covid[:700])
+        assert set(test.normals().names) == set(covid[700:])
+        assert set(test.anomalies().names) == set(whole.normals().names)
+
+
+def a_file(path, names, labels):
+    """An .npz whose train holds label 0 alone, and whose pixels tell the name."""
+    values = [int(Path(n).stem) + 100 * n.startswith("non") for n in names]
+    images = np.array(values, np.uint8)[:, None, None] + np.zeros((len(names), 4, 4), np.uint8)
+    train = {"train_images": images[:1] + 200, "train_labels": np.zeros(1, int), "train_names": ["a/t.png"]}
+    np.savez(path, test_images=images, test_labels=labels, test_names=names, **train)
+
+
+def test_a_file_divided_anew_does_not_depend_on_its_order(tmp_path):
+    names = [f"COVID/{i}.png" for i in range(10)] + [f"non-COVID/{i}.png" for i in range(4)]
+    labels, order = np.repeat([1, 0], (10, 4)), np.random.default_rng(0).permutation(14)
+    found = []
+    for folder, index in (("a", np.arange(14)), ("b", order)):
+        (tmp_path / folder).mkdir()
+        a_file(tmp_path / folder / "sarscov2ct.npz", np.array(names)[index], labels[index])
+        train, test = (load("sarscov2ct-covid", s, tmp_path / folder) for s in ("train", "test"))
+        assert [len(train), len(test.normals()), len(test.anomalies())] == [8, 2, 4]
+        for s in (train, test):  # pixels, labels and names stay together
+            assert [int(Path(n).stem) + 100 * int(y) for n, y in zip(s.names, s.labels, strict=True)] == (
+                s.images[:, 0, 0, 0].tolist()
+            )
+        found.append((set(train.names), set(test.names)))
+    assert found[0] == found[1]
+    assert not found[0][0] & found[0][1]
+    assert len(load("sarscov2ct-covid", data_root=tmp_path / "a")) == 14
+    assert len(load("sarscov2ct-covid", "train", tmp_path / "a", train_normals=3)) == 3
+    with pytest.raises(MissingSplit, match="no split 'val'; there are: test, train"):
+        load("sarscov2ct-covid", "val", tmp_path / "a")
+
+
+def test_a_file_divided_anew_needs_labels(tmp_path):
+    np.savez(tmp_path / "sarscov2ct.npz", test_images=np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(DataError, match="no labels"):
+        load("sarscov2ct-covid", "train", tmp_path)
+
+
+def test_a_folder_and_a_file_of_the_same_images_are_divided_alike(tmp_path):
+    names = [f"COVID/{i}.png" for i in range(10)] + [f"non-COVID/{i}.png" for i in range(4)]
+    for root in ("file", "folder"):
+        (tmp_path / root).mkdir()
+    a_file(tmp_path / "file" / "sarscov2ct.npz", names, np.repeat([1, 0], (10, 4)))
+    for i, name in enumerate(names):
+        picture(tmp_path / "folder" / "sarscov2ct" / name, i)
+    for split in ("train", "test"):
+        one, two = (load("sarscov2ct-covid", split, tmp_path / root) for root in ("file", "folder"))
+        assert dict(zip(one.names, one.labels, strict=True)) == dict(zip(two.names, two.labels, strict=True))
+
+
+@pytest.mark.parametrize("known", CATALOG.values(), ids=CATALOG)
+def test_declarations_are_complete(known):
+    assert isinstance(known, DataSet)
+    for text in (known.title, known.normal, known.split, known.licence, known.obtain, known.citation):
+        assert text
+        assert "\n" not in text
+    assert known.proxy == ("not the paper's protocol" in known.note or known.name == "phantom")
+
+
+def test_unknown_name():
+    with pytest.raises(DataError, match=r"did you mean pneumoniamnist\?.*known: pneumoniamnist, breast"):
+        load("pneumonia-mnist", "train", ".")
+    with pytest.raises(DataError, match="no such path or data set") as e:
+        open_data("qqqq")
+    assert "did you mean" not in str(e.value)
+
+
+def test_not_found_says_where_from_and_where_to(tmp_path, monkeypatch):
+    with pytest.raises(
+        DataError, match=r"kvasir: not found in .*datasets\.simula\.no.* as kvasir or kvasir\.npz"
+    ):
+        load("kvasir", "train", tmp_path)
+    monkeypatch.delenv("DIA_DATA", raising=False)
+    with pytest.raises(DataError, match="--data-root or set DIA_DATA"):
+        load("breastmnist", "train")
+
+
+def test_data_root_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIA_DATA", str(tmp_path))
+    images = np.arange(2, dtype=np.uint8)[:, None, None] + np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "breastmnist.npz", test_images=images, test_labels=np.array([[0], [1]]))
+    assert find("breastmnist-0") == tmp_path / "breastmnist.npz"
+    assert load("breastmnist", "test").labels.tolist() == [1, 0]
+    assert load("breastmnist-0", "test").labels.tolist() == [0, 1]
+    assert load("breastmnist", "test", normal="0", size=None).labels.tolist() == [0, 1]
+    assert open_data("breastmnist", "test", size=8).shape == (8, 8, 1)
+    assert open_data(tmp_path / "breastmnist.npz", "test").labels.tolist() == [0, 1]
+
+
+def test_folder_forms(tmp_path):
+    for i in range(5):
+        for name in ("normal-cecum", "normal-pylorus", "normal-z-line", "polyps", "esophagitis"):
+            picture(tmp_path / "kvasir" / name / f"{i}.jpg")
+        for name in ("COVID", "non-COVID"):
+            picture(tmp_path / "sarscov2ct" / name / f"{i}.png")
+        for split in ("train", "test"):
+            picture(tmp_path / "oct2017" / split / "NORMAL" / f"{i}.jpeg")
+            picture(tmp_path / "oct2017" / split / "CNV" / f"{i}.jpeg")
+        for grade in range(5):
+            picture(tmp_path / "aptos2019" / str(grade) / f"{i}.png")
+    expected = {
+        "kvasir": (12, 0, 3, 5),
+        "sarscov2ct": (4, 0, 1, 5),
+        "sarscov2ct-covid": (4, 0, 1, 5),
+        "oct2017": (5, 5, 5, 5),
+        "aptos2019": (5, 0, 0, 20),
+    }
+    for name, counts in expected.items():
+        labels = [load(name, split, tmp_path).labels for split in ("train", "test")]
+        assert tuple(int((x == k).sum()) for x in labels for k in (0, 1)) == counts, name
+
+
+@needs_data
+def test_fixed_split_is_that_of_the_repacked_file(tmp_path):
+    """The names of the real training set, hashed again, fall on the same side."""
+    train, test = load("sarscov2ct", "train", ROOT), load("sarscov2ct", "test", ROOT)
+    kept = [*train.names[:40], *(n for n in test.names if n.startswith("non-COVID"))][:80]
+    for name in kept:
+        picture(tmp_path / "sarscov2ct" / name)
+    picture(tmp_path / "sarscov2ct" / "COVID" / "1.png")
+    again = load("sarscov2ct", "train", tmp_path, train_normals=40)
+    assert set(again.names) == set(train.names[:40])
+
+
+def test_a_path_goes_before_a_name(tmp_path, monkeypatch):
+    picture(tmp_path / "phantom" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_data("phantom", "test")) == 1
+    with pytest.raises(DataError, match=r"nowhere/x: no such file or folder"):
+        open_data("nowhere/x")
+    with pytest.raises(DataError, match=r"x\.npz: no such file or folder"):
+        open_data("x.npz")
+
+
+def test_check_of_a_folder(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "train" / "good" / f"{i}.png", i)
+    picture(tmp_path / "test" / "good" / "0.png", 0)
+    picture(tmp_path / "test" / "bad" / "0.png", 9)
+    result = datasets.check(str(tmp_path))
+    assert list(result["splits"]) == ["train", "test"]
+    assert result["leaks"][0]["pairs"][0]["test"] == {"name": "test/good/0.png", "label": 0}
+
+
+def test_check_of_a_folder_without_splits_finds_no_leak(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", value=i)
+    result = datasets.check(str(tmp_path))
+    assert list(result["splits"]) == ["all"]
+    assert result["leaks"] == []
+    assert result["ok"]
+
+
+def test_phantom(monkeypatch):
+    from dia.data import phantoms
+
+    small = phantoms.load
+    monkeypatch.setattr(phantoms, "load", lambda split, **kwargs: small(split, n=4, **kwargs))
+    assert load("phantom", "test").shape == (64, 64, 1)
+    assert open_data("phantom", "train", size=32, channels=3, workers=1).images.shape == (4, 32, 32, 3)
+    assert load("phantom", "val", size=(24, 30)).shape == (24, 30, 1)
+    assert len(load("phantom")) == 12
+    with pytest.raises(MissingSplit, match="no split 'dev'"):
+        load("phantom", "dev")

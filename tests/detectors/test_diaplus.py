@@ -1,0 +1,261 @@
+"""`dia+`, its residual statistics and what all detectors share, on small images and brief trainings."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+from dia.amplify.contrast import AmplifySettings
+from dia.benchmark.ledger import Ledger
+from dia.benchmark.runs import run
+from dia.core.errors import DataError
+from dia.data import phantoms
+from dia.detectors import Blur, Detector, DIAPlus
+from dia.detectors.diaplus import VIEWS, DIAPlusSettings
+from dia.detectors.presets import PRESETS, settings
+from dia.detectors.registry import METHODS
+from dia.detectors.residual import Residual, joined, nearest
+from dia.dissolve import DissolverSettings
+from dia.dissolve.controls import gaussian
+
+TINY = DIAPlusSettings(
+    dissolver=DissolverSettings(size=32, widths=(8, 16), steps=4, batch=8),
+    amplify=AmplifySettings(width=4, stem="patch", steps=3, batch=4),
+    ts=(40, 80),
+    samples=1,
+    residual_ts=(50, 200),
+    blur_sigmas=(1.0, 3.0),
+)
+
+
+@pytest.fixture(scope="module")
+def normals():
+    return phantoms.load("train", size=32, n=40).images
+
+
+@pytest.fixture(scope="module")
+def fitted(normals):
+    return DIAPlus(TINY, device="cpu").fit(normals)
+
+
+def test_joined_is_the_harmonic_mean_of_p_values():
+    p = np.array([[0.5, 0.1, 0.02], [1.0, 1.0, 1.0]])
+    harmonic = 3 / (1 / p).sum(1)  # 3 / (2 + 10 + 50) = 0.0484
+    assert joined(-np.log(p)) == pytest.approx(-np.log(harmonic))
+    assert harmonic[0] == pytest.approx(3 / 62)
+
+
+def test_nearest_is_the_mean_distance_to_the_k_nearest():
+    bank = np.array([[0, 0], [3, 4], [0, 1], [10, 10]], np.float32)
+    query = np.zeros((1, 2), np.float32)
+    assert nearest(query, bank, 3)[0] == pytest.approx((0 + 1 + 5) / 3)
+
+
+def test_the_residual_map_is_greatest_where_something_was_put(normals):
+    residual = Residual(lambda x: gaussian(x, [1.0, 3.0])).fit(normals[:30], normals[30:])
+    marked = normals[:1].copy()
+    marked[0, 10:13, 20:23] = 255
+    y, x = np.unravel_index(residual.heatmap(marked)[0].argmax(), (32, 32))
+    assert abs(y - 11) <= 2
+    assert abs(x - 21) <= 2
+    assert residual.evidence(marked)[0, 0] > residual.evidence(normals[30:])[:, 0].max()
+
+
+def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
+    loaded = Detector.load(fitted.save(tmp_path / "run"), device="cpu")
+    assert isinstance(loaded, DIAPlus)
+    assert loaded.s == fitted.s
+    assert np.array_equal(loaded.score(normals), fitted.score(normals))
+    assert np.array_equal(loaded.heatmap(normals[:3]), fitted.heatmap(normals[:3]))
+    assert loaded.threshold() == fitted.threshold()
+
+
+def test_a_stage_found_in_the_workdir_scores_as_the_one_made_there(normals, tmp_path):
+    # wide enough that convolution weights are laid out channels-last in memory
+    wide = replace(TINY, amplify=replace(TINY.amplify, width=8))
+    made = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
+    found = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
+    assert np.array_equal(found.score(normals), made.score(normals))
+    assert found.fit_seconds_ > 0
+
+
+def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
+    whole = fitted.score(normals)
+    assert np.allclose(fitted.score(normals, batch=7), whole, rtol=1e-3, atol=1e-3)
+    order = np.random.default_rng(0).permutation(len(normals))
+    assert np.allclose(fitted.score(normals[order]), whole[order], rtol=1e-3, atol=1e-3)
+
+
+def test_the_score_is_the_whole_or_the_most_unusual_place_less_the_margin(fitted, normals):
+    parts = fitted.parts(normals)
+    assert list(parts) == ["shape", "statistics", "dissolved", "whole", "place"]
+    views = np.mean([parts[v] for v in TINY.views], axis=0)
+    scale = fitted.scales_["whole"]
+    assert np.allclose(parts["whole"], (views - scale.median) / scale.spread)
+    assert np.allclose(fitted.score(normals), np.maximum(parts["whole"], parts["place"] - 2))
+    alone = DIAPlus(replace(TINY, places=False), device="cpu").fit(normals)
+    assert np.allclose(alone.score(normals), parts["whole"])
+    places = DIAPlus(replace(TINY, whole=False), device="cpu").fit(normals)
+    assert np.allclose(places.score(normals), parts["place"])
+    assert places.features(normals).shape == (40, 1568)
+
+
+def test_the_view_spectrum_is_the_untrained_row(normals):
+    row = METHODS["trivial:spectrum"]().fit(normals)
+    s = replace(TINY, views=("spectrum",), neighbours=3, places=False)
+    detector = DIAPlus(s, device="cpu").fit(normals)
+    assert np.allclose(detector.distances(normals)["spectrum"], row.score(normals))
+    by_rank = row.score(normals)[np.argsort(detector.score(normals))]
+    assert (np.diff(by_rank) >= -1e-6 * by_rank.max()).all()  # the same order, but where rounding decides
+
+
+def test_a_small_mark_makes_the_place_unusual(fitted, normals):
+    marked = normals[:4].copy()
+    marked[:, 10:13, 20:23] = 255
+    before, after = fitted.parts(normals[:4]), fitted.parts(marked)
+    assert (after["place"] > before["place"] + 1).all()
+    assert (after["place"] > after["whole"]).all()
+
+
+def test_every_view_survives_saving_and_no_encoder_is_trained_without_need(normals, tmp_path):
+    everything = DIAPlus(replace(TINY, views=VIEWS, symmetries="all"), device="cpu").fit(normals)
+    loaded = Detector.load(everything.save(tmp_path / "run"), device="cpu")
+    assert np.array_equal(loaded.score(normals[:5]), everything.score(normals[:5]))
+    assert loaded.symmetries_ == everything.symmetries_ == tuple(range(8))
+    assert loaded.features(normals[:5]).shape == (5, 1568)
+    few = DIAPlus(replace(TINY, views=("contrast", "blurred")), device="cpu").fit(normals)
+    loaded = Detector.load(few.save(tmp_path / "few"), device="cpu")
+    assert np.array_equal(loaded.score(normals[:5]), few.score(normals[:5]))
+    assert not hasattr(DIAPlus(TINY, device="cpu").fit(normals), "encoder_")
+
+
+def test_the_same_image_among_the_normals_is_the_least_anomalous(normals):
+    s = replace(TINY, views=("shape", "pixels"), symmetries="none", places=False)
+    detector = DIAPlus(s, device="cpu", holdout=0.1).fit(normals)
+    d = detector.distances(normals)["pixels"]
+    assert (d < 1e-6).sum() == detector.n_train_
+    assert detector.score(normals)[d < 1e-6].max() < detector.score(normals)[d >= 1e-6].min()
+
+
+def test_symmetries_are_those_of_the_normals(make_images):
+    upright = make_images(40, 32, 32)
+    upright[:, :16] //= 2  # dark above, as none of its turned copies is
+    turned = np.stack([np.rot90(x, i % 4) for i, x in enumerate(make_images(200, 32, 32))])
+    of = {name: DIAPlus(TINY, device="cpu").fit(x) for name, x in {"up": upright, "any": turned}.items()}
+    assert not {1, 3, 5, 7} & set(of["up"].symmetries_)
+    assert len(of["any"].symmetries_) > 4
+    # what counts as normal in any orientation scores the same in every one but for dissolving
+    d = [of["any"]._untrained("shape", np.rot90(turned[:5], k, (1, 2)), tuple(range(8))) for k in range(4)]
+    for other in d[1:]:
+        assert np.allclose(np.sort(other.sum(2), 0), np.sort(d[0].sum(2), 0))
+
+
+@pytest.mark.parametrize("shape", [(30, 22, 1), (28, 28, 3), (80, 64, 1)])
+def test_odd_shapes_and_colours(make_images, shape):
+    h, w, c = shape
+    images = make_images(24, h, w, c)
+    detector = DIAPlus(replace(TINY, amplify=replace(TINY.amplify, size=32)), device="cpu").fit(images)
+    assert detector.heatmap(images).shape == (24, h, w)
+    assert np.isfinite(detector.score(images)).all()
+
+
+def test_constant_images_do_not_break_it(normals):
+    images = np.full_like(normals, 7)
+    assert np.isfinite(DIAPlus(TINY, device="cpu").fit(images).score(normals)).all()
+
+
+def test_scikit_learn_sees_an_outlier_detector(fitted, normals):
+    assert clone(fitted).get_params()["settings"] == TINY
+    scores = fitted.score(normals)
+    assert np.array_equal(fitted.score_samples(normals), -scores)
+    flagged = fitted.predict(normals) == -1
+    assert np.array_equal(flagged, fitted.decision_function(normals) < 0)
+    assert np.array_equal(flagged, scores > fitted.threshold())
+
+
+def test_bad_input_is_named(fitted, normals, tmp_path):
+    with pytest.raises(DataError, match="not fitted"):
+        DIAPlus(TINY).score(normals)
+    with pytest.raises(DataError, match=r"size=\(32, 32\)"):
+        fitted.score(normals[:, :30])
+    with pytest.raises(DataError, match="uint8"):
+        fitted.score(normals.astype(np.float32))
+    with pytest.raises(DataError, match="at least 20"):
+        DIAPlus(TINY).fit(normals[:3])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="not a model folder"):
+        Detector.load(tmp_path)
+
+
+def test_blur_finds_phantom_lesions():
+    train, test = phantoms.load("train", n=200), phantoms.load("test", n=120)
+    scores = Blur().fit(train).score(test)
+    assert roc_auc_score(test.labels, scores) > 0.7
+
+
+def test_a_line_in_the_ledger_is_not_made_again(tmp_path):
+    train, test = phantoms.load("train", size=32, n=24), phantoms.load("test", size=32, n=16)
+    ledger, made = Ledger(tmp_path / "runs.jsonl"), []
+    lines = [
+        run("phantom", train, test, "trivial:std", seed=seed, workdir=tmp_path, ledger=ledger,
+            on_fitted=lambda *_: made.append(1))
+        for seed in (0, 0, 1)
+    ]  # fmt: skip
+    assert len(made) == len(ledger.rows()) == 2
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_settings_under_every_preset(method, preset):
+    cls = METHODS[method]
+    ours = cls(settings(cls.Settings, preset))
+    assert isinstance(ours.s, cls.Settings)
+    json.dumps(ours.settings_hash())
+
+
+def test_a_detector_without_settings_is_the_cpu_preset():
+    assert DIAPlus().s == settings(DIAPlusSettings, "cpu")
+    assert DIAPlus().settings_hash() == DIAPlus(settings(DIAPlusSettings, "cpu")).settings_hash()
+
+
+def test_the_paper_preset_is_the_published_configuration():
+    s = settings(METHODS["dia"].Settings, "paper")
+    assert s.ts == tuple(range(30, 100))
+    assert s.live
+    assert s.samples == 10
+    a, d = s.amplify, s.dissolver
+    assert (a.width, a.batch, a.temperature, a.optimizer, a.shift, a.exclude_own) == (
+        64, 32, 0.5, "lars", "rotation", True,
+    )  # fmt: skip
+    assert a.augment.crop == (0.08, 1.0)
+    assert a.augment.score_crop == 0.54
+    assert a.augment.jitter == (0.4, 0.4, 0.4, 0.1)
+    assert (d.size, d.patch, d.lr, d.loss, d.ema, d.ema_weights) == (32, 1, 8e-5, "l1", 0.995, False)
+
+
+def test_lars_trains(normals):
+    pytest.importorskip("timm")
+    amplify = replace(TINY.amplify, optimizer="lars", rgb=True)
+    detector = METHODS["csi"](METHODS["csi"].Settings(amplify=amplify, samples=1), device="cpu").fit(normals)
+    assert np.isfinite(detector.score(normals)).all()
+
+
+def test_another_revision_of_a_method_is_another_run_and_its_models_are_refused(
+    normals, tmp_path, monkeypatch
+):
+    blur = Blur(device="cpu").fit(normals)
+    now, folder = blur.settings_hash(), blur.save(tmp_path / "blur")
+    monkeypatch.setattr(Blur, "revision", Blur.revision + 1)
+    assert Blur().settings_hash() != now
+    with pytest.raises(DataError, match=r"blur: of revision 2 of trivial:blur; here is 3, so fit it again"):
+        Detector.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["revision"]  # as the first models were saved
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checksums.json").unlink()  # nor were there any then
+    with pytest.raises(DataError, match="of revision 1"):
+        Detector.load(folder)

@@ -1,0 +1,239 @@
+"""MSC: its loss, views and score by hand; what is frozen stays so; fits that resume, save and repeat."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
+
+from dia.amplify.augment import AugmentSettings
+from dia.amplify.contrast import AmplifySettings
+from dia.core.settings import SettingsError, replaced
+from dia.detectors import MSC, Detector
+from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.peers import msc
+from dia.detectors.peers.backbones import MEAN, STD, backbone
+from dia.detectors.peers.msc import MeanShifted, MSCSettings, blurred, features, nearest_sum
+from dia.detectors.presets import settings
+from dia.detectors.registry import METHODS
+
+pytest.importorskip("timm")
+
+TINY = MSCSettings(backbone="resnet18", size=32, epochs=2, batch=8, lr=0.05)
+STILL = AugmentSettings(jitter=(0, 0, 0, 0), grey_p=0, crop=(1, 1), ratio=(1, 1))
+
+
+@pytest.fixture(scope="module")
+def normals(make_images):
+    return make_images(24, 32, 32, 1)
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def fitted(request, make_images):
+    detector = MSC(TINY, seed=2, device="cpu").fit(make_images(24, 28, 36, request.param))
+    return detector, make_images(9, 28, 36, request.param, seed=5)
+
+
+def module(images, seed=0, **changes):
+    network = backbone("resnet18", "none", seed=seed)
+    centre = features(network, images, 32).mean(0)
+    return MeanShifted(network, centre, images, replace(TINY, **changes), seed)
+
+
+def weights(detector):
+    return {k: v for k, v in detector._tensors().items() if k.startswith("network.")}
+
+
+# --- formulas ------------------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_sum_of_the_two_smallest_squared_distances():
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
+    # from (0.8, 0.6): .04 + .36 = .4;  .64 + .16 = .8;  .04 + .04 = .08;  3.24 + .36 = 3.6
+    score = nearest_sum(torch.tensor([[0.8, 0.6]]), bank, 2)
+    torch.testing.assert_close(score, torch.tensor([0.48], dtype=torch.float64))
+    assert nearest_sum(bank, bank, 1).abs().max() == 0
+
+
+@given(st.integers(1, 5), st.integers(0, 1000))
+def test_a_search_in_parts_finds_what_a_whole_search_does(k, seed):
+    g = torch.Generator().manual_seed(seed)
+    phi, bank = (torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1) for n in (3, 11))
+    squared = (phi[:, None].double() - bank[None].double()).square().sum(2)
+    expected = squared.sort(1).values[:, :k].sum(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(msc, "_BANK", 4)
+        torch.testing.assert_close(nearest_sum(phi, bank, k), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("angular", [False, True])
+def test_the_loss_is_nt_xent_about_the_centre(normals, angular):
+    learner = module(normals, angular=angular, temperature=0.25)
+    torch.manual_seed(0)
+    phi = torch.nn.functional.normalize(torch.randn(6, 5), dim=1)  # two views of three images
+    learner.centre = c = torch.full((5,), 0.2)
+    v = (phi - c) / (phi - c).norm(dim=1, keepdim=True)
+    expected = 0.0
+    for a in range(6):
+        others = [r for r in range(6) if r != a]
+        s = {r: float(v[a] @ v[r]) / 0.25 for r in others}
+        expected += (np.log(sum(np.exp(list(s.values())))) - s[(a + 3) % 6]) / 6
+    if angular:
+        first, second = ((phi[i : i + 3] - c).square().sum(1) for i in (0, 3))
+        expected += float((first + second).mean())
+    assert float(learner.loss(phi)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_centre_is_the_mean_unit_feature_before_training(normals):
+    detector = MSC(TINY, seed=3, device="cpu", holdout=0.2).fit(normals)
+    held = max(round(0.2 * len(normals)), 4)
+    trained_on = np.sort(np.random.default_rng([3, 1]).permutation(len(normals))[held:])
+    untrained = backbone("resnet18", "none", seed=3)
+    before = features(untrained, normals[trained_on], 32)
+    torch.testing.assert_close(before.norm(dim=1), torch.ones(len(before)))
+    torch.testing.assert_close(detector.centre_, before.mean(0))
+    after = features(detector.network_, normals[trained_on], 32)
+    torch.testing.assert_close(detector.bank_, after)
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+# --- what is frozen ------------------------------------------------------------------------------------
+
+
+def test_only_the_last_two_layers_learn_and_batch_norm_keeps_its_statistics(fitted):
+    detector, _ = fitted
+    before = backbone("resnet18", "none", seed=2).state_dict()
+    after = detector.network_.state_dict()
+    for name, value in before.items():
+        learns = name.startswith(("layer3.", "layer4.")) and "running" not in name and "num_" not in name
+        assert torch.equal(value, after[name]) != learns, name
+    assert not any(p.requires_grad for p in detector.network_.parameters())
+
+
+def test_no_gradient_reaches_the_frozen_layers_in_training_mode(normals):
+    learner = module(normals).train()
+    assert learner.training
+    assert not any(part.training for part in learner.network.modules())
+    learner.loss(
+        torch.nn.functional.normalize(learner.network(learner.views(np.arange(4))), dim=1)
+    ).backward()
+    with_gradient = {n.split(".")[0] for n, p in learner.network.named_parameters() if p.grad is not None}
+    assert with_gradient == {"layer3", "layer4"}
+    optimised = {id(p) for group in learner.configure_optimizers().param_groups for p in group["params"]}
+    layers = (learner.network.layer3, learner.network.layer4)
+    assert optimised == {id(p) for layer in layers for p in layer.parameters()}
+
+
+# --- views ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_are_the_image_or_its_mirror_where_nothing_else_is_changed(make_images, monkeypatch, channels):
+    x = make_images(12, 32, 32, channels)
+    monkeypatch.setattr(msc, "_BLUR_P", 0.0)
+    learner = module(x, augment=STILL)
+    torch.manual_seed(1)
+    views = learner.views(np.arange(12))
+    shown = views * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    plain = torch.from_numpy(x).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).repeat(2, 1, 1, 1) / 255
+    same, mirrored = (((shown - p).abs().amax((1, 2, 3)) < 1e-3) for p in (plain, plain.flip(-1)))
+    assert bool((same | mirrored).all())
+    assert 4 <= int(mirrored.sum()) <= 20
+    assert bool((mirrored[:12] != mirrored[12:]).any())  # each view for itself
+
+
+def test_about_half_of_the_views_are_blurred():
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 1), dtype=np.uint8)
+    learner = module(noise, augment=STILL)
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(msc, "_SIDE", 32)  # as strong as at full size
+        rough = learner.views(np.arange(32)).var((1, 2, 3))
+    assert 16 <= int((rough < 0.9 * rough.max()).sum()) <= 48
+
+
+def test_a_blur_by_its_own_width_keeps_constants_and_smooths_more_when_wider():
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 24, 24).repeat(3, 1, 1, 1)
+    y = blurred(x, torch.tensor([1e-4, 0.8, 2.0]), 2.0)
+    torch.testing.assert_close(y[0], x[0])
+    assert y[0].var() > y[1].var() > y[2].var()
+    flat = torch.full((1, 3, 8, 8), 0.3)
+    torch.testing.assert_close(blurred(flat, torch.tensor([2.0]), 2.0), flat)
+    assert blurred(x[:0], torch.empty(0), 2.0).shape == (0, 1, 24, 24)
+
+
+# --- as a detector -------------------------------------------------------------------------------------
+
+
+def test_scores_do_not_depend_on_batch_or_order(fitted):
+    batches_do_not_matter(*fitted)
+
+
+def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
+    loaded = loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
+    assert not any(m.training for m in loaded.network_.modules())
+
+
+def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_path):
+    def fit(seed, folder):
+        return MSC(TINY, seed=seed, device="cpu").fit(normals, workdir=tmp_path / folder)
+
+    a, b, c = fit(0, "a"), fit(0, "b"), fit(1, "a")
+    assert np.array_equal(a.score(normals), b.score(normals))
+    assert not np.allclose(a.score(normals), c.score(normals))
+    found = MSC(replace(TINY, bank_size=5), device="cpu").fit(normals, workdir=tmp_path / "a")
+    for name, value in weights(a).items():
+        assert np.array_equal(value, weights(found)[name])
+    assert found.bank_.shape[0] == 5
+
+
+def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
+    make = partial(MSC, TINY, device="cpu")
+    resumes_as_uninterrupted(make, MeanShifted, normals, tmp_path, monkeypatch)
+
+
+def test_it_starts_from_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path):
+    s = CSISettings(AmplifySettings(size=32, width=4, stem="patch", steps=2, batch=4), samples=1)
+    CSI(s, device="cpu").fit(normals).save(tmp_path / "csi")
+    detector = MSC(replace(TINY, weights=f"dia:{tmp_path / 'csi'}"), device="cpu").fit(normals)
+    start = Detector.load(tmp_path / "csi", device="cpu").encoder_
+    assert torch.equal(detector.network_.stem[0].weight, start.stem[0].weight)
+    assert not torch.equal(detector.network_.layer4[0].conv1.weight, start.stages[6].conv1.weight)
+    detector.save(tmp_path / "msc")
+    shutil.rmtree(tmp_path / "csi")
+    loaded = Detector.load(tmp_path / "msc", device="cpu")
+    assert np.array_equal(loaded.score(normals), detector.score(normals))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("backbone", "vgg16"), ("size", 8), ("epochs", 0), ("batch", 1), ("lr", 0.0), ("temperature", -1.0),
+     ("weight_decay", -1.0), ("neighbours", 0), ("bank_size", 1), ("weights", ""), ("weights", "dia:"),
+     ("precision", "16")],
+)  # fmt: skip
+def test_bad_settings_are_refused_by_name(name, value):
+    with pytest.raises(SettingsError, match=f"^{name} "):
+        replaced(TINY, {name: value})
+
+
+def test_presets():
+    paper, cpu = settings(MSCSettings, "paper"), settings(MSCSettings, "cpu")
+    assert (paper.backbone, paper.weights, paper.size, paper.epochs, paper.batch) == (
+        "resnet152", "imagenet", 224, 20, 64,
+    )  # fmt: skip
+    assert (paper.lr, paper.weight_decay, paper.temperature, paper.angular) == (1e-5, 5e-5, 0.25, False)
+    assert (paper.augment.crop, paper.augment.jitter, paper.neighbours) == ((0.2, 1), (0.4, 0.4, 0.4, 0.1), 2)
+    assert (cpu.backbone, cpu.weights, cpu.size) == ("resnet18", "none", 64)
+    assert METHODS["msc"] is MSC
+
+
+def test_the_ledger_is_told_the_weights():
+    detector = MSC(replace(TINY, weights="none"), seed=3, device="cpu")
+    assert detector.weights_source() == "none (random, seed 3)"
+    assert MSC(MSCSettings.preset("paper")).weights_source() == "imagenet (resnet152.tv_in1k via timm)"

@@ -1,0 +1,237 @@
+"""Differences and ranks: against definitions, published tables, known properties, and simulation."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from dia.benchmark.ablation import load_ablation
+from dia.benchmark.published import paper_table
+from dia.evaluate.compare import (
+    compared,
+    critical_difference,
+    friedman,
+    holm,
+    nemenyi,
+    paired_difference,
+    placements,
+    relative_gain,
+)
+
+
+def data(seed, seeds=1, p=9, n=7, ties=False):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.r_[np.ones(p, int), np.zeros(n, int)])
+    scores = rng.normal(size=(2, seeds, p + n)) + labels
+    return labels, *(np.round(scores) if ties else scores)
+
+
+@given(st.integers(0, 999), st.booleans())
+def test_placements_are_shares_of_the_other_class(seed, ties):
+    labels, scores, _ = data(seed, ties=ties)
+    up, down = placements(labels, scores[0])
+    pos, neg = scores[0][labels == 1], scores[0][labels == 0]
+    kernel = (pos[:, None] > neg) + 0.5 * (pos[:, None] == neg)
+    np.testing.assert_allclose(up, kernel.mean(1))
+    np.testing.assert_allclose(down, kernel.mean(0))
+    assert up.mean() == pytest.approx(roc_auc_score(labels, scores[0]))
+
+
+def test_the_variance_is_delongs_by_its_definition():
+    labels, a, b = data(3, p=30, n=40)
+    pos, neg = labels == 1, labels == 0
+    kernels = [(s[0][pos][:, None] > s[0][neg]).astype(float) for s in (a, b)]
+    s10 = np.cov([k.mean(1) for k in kernels])
+    s01 = np.cov([k.mean(0) for k in kernels])
+    s = s10 / 30 + s01 / 40
+    contrast = np.array([1, -1])
+    error = float(np.sqrt(contrast @ s @ contrast))
+    d = paired_difference(labels, a, b)
+    from scipy.stats import t
+
+    f = error**4 / (np.var(kernels[0].mean(1) - kernels[1].mean(1), ddof=1) ** 2 / 30**2 / 29
+                    + np.var(kernels[0].mean(0) - kernels[1].mean(0), ddof=1) ** 2 / 40**2 / 39)  # fmt: skip
+    assert d.high - d.value == pytest.approx(t.ppf(0.975, f) * error)
+    assert d.value == pytest.approx(roc_auc_score(labels, a[0]) - roc_auc_score(labels, b[0]))
+
+
+@given(st.integers(0, 999), st.integers(1, 4))
+def test_turned_round_the_sign_turns(seed, seeds):
+    labels, a, b = data(seed, seeds)
+    d, e = paired_difference(labels, a, b), paired_difference(labels, b, a)
+    np.testing.assert_allclose([d.value, d.low, d.high, d.p], [-e.value, -e.high, -e.low, e.p], atol=1e-12)
+    assert d.low <= d.value <= d.high
+    assert (d.p < 0.05) == (d.low > 0 or d.high < 0)
+    assert paired_difference(labels, a, a) == (0, 0, 0, 1)
+
+
+def test_increasing_transforms_change_nothing():
+    labels, a, b = data(1, 3)
+    assert paired_difference(labels, np.exp(a), b * 7 + 3) == pytest.approx(paired_difference(labels, a, b))
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    labels, a, _ = data(2, 1, p=60, n=60)
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=a.shape) * s for s in (0.1, 3, 6)]
+    apart = np.concatenate([a + x for x in noise])
+    alike = np.concatenate([a + noise[0]] * 3)
+    base = np.concatenate([a] * 3)
+    wide, narrow = (paired_difference(labels, x, base) for x in (apart, alike))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    # both methods alike in truth; seeds and images both add chance
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(300):
+        labels = np.r_[np.ones(60, int), np.zeros(60, int)]
+        common = rng.normal(size=120) + labels
+        scores = [
+            common + rng.normal(size=(3, 1)) * 0.3 * rng.normal(size=120) + rng.normal(size=(3, 120))
+            for _ in range(2)
+        ]
+        d = paired_difference(labels, *scores)
+        covered += d.low <= 0 <= d.high
+    assert 0.93 <= covered / 300 <= 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "first", "second"),
+    [
+        (np.r_[0, 1], np.zeros((1, 2)), np.zeros((2, 2))),
+        (np.r_[0, 1, 1], np.zeros((1, 2)), np.zeros((1, 2))),
+        (np.r_[1, 1], np.zeros((1, 2)), np.zeros((1, 2))),
+    ],
+)
+def test_what_does_not_fit_is_refused(labels, first, second):
+    with pytest.raises(ValueError, match=r"alike|both"):
+        paired_difference(labels, first, second)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
+    assert len(holm([])) == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_lies_between_nothing_and_bonferroni(p):
+    p, corrected = np.array(p), holm(p)
+    assert (corrected >= p).all()
+    assert (corrected <= np.minimum(p * len(p), 1) + 1e-12).all()
+    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+def test_pairs_are_compared_over_the_seeds_both_have_and_corrected_together():
+    labels, a, b = data(4, 3, p=20, n=20)
+    by_seed = {"a": dict(enumerate(a)), "b": dict(enumerate(b)), "c": {1: a[1] + b[1]}, "none": {7: a[0]}}
+    made = compared(labels, by_seed, combinations(by_seed, 2))
+    assert [(c.first, c.second, c.seeds) for c in made] == [
+        ("a", "b", (0, 1, 2)), ("a", "c", (1,)), ("b", "c", (1,)),
+    ]  # fmt: skip
+    assert made[0].difference == paired_difference(labels, a, b)
+    assert made[2].difference == paired_difference(labels, b[1], a[1] + b[1])
+    np.testing.assert_allclose([c.p_holm for c in made], holm([c.difference.p for c in made]))
+    assert compared(labels, by_seed, [("a", "none"), ("a", "absent")]) == []
+
+
+# Demšar, JMLR 2006, table 6: AUC of C4.5 with four choices of m and cf on fourteen data sets
+C45 = """
+.763 .768 .771 .798 .599 .591 .590 .569
+.954 .971 .968 .967 .628 .661 .654 .657
+.882 .888 .886 .898 .936 .931 .916 .931
+.661 .668 .609 .685 .583 .583 .563 .625
+.775 .838 .866 .875 1. 1. 1. 1.
+.940 .962 .965 .962 .619 .666 .614 .669
+.972 .981 .9751 .975 .957 .978 .946 .970
+"""
+
+
+def test_friedman_is_demsars_example():
+    aurocs = np.array(C45.split(), float).reshape(14, 4)
+    f = friedman(aurocs)
+    np.testing.assert_allclose(f.ranks, [3.143, 2.000, 2.893, 1.964], atol=5e-4)
+    n, k = aurocs.shape
+    plain = 12 * n / (k * (k + 1)) * (np.sum(f.ranks**2) - k * (k + 1) ** 2 / 4)
+    assert plain == pytest.approx(9.28, abs=5e-3)  # his, without the correction for ties
+    assert f.statistic == pytest.approx(plain / (1 - 78 / (n * (k**3 - k))))  # three pairs, one four
+    c = nemenyi(f.ranks, n, level=0.9)
+    assert c.critical == pytest.approx(1.12, abs=5e-3)
+    assert c.p[0, 3] < 0.1 < c.p[2, 3]  # as he finds at .1
+
+
+def test_critical_values_are_demsars():
+    for level, published in ((0.95, DEMSAR_05), (0.9, DEMSAR_10)):
+        for k, q in enumerate(published, 2):
+            assert critical_difference(k, 1, level) / np.sqrt(k * (k + 1) / 6) == pytest.approx(q, abs=1e-3)
+
+
+DEMSAR_05 = (1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164)
+DEMSAR_10 = (1.645, 2.052, 2.291, 2.459, 2.589, 2.693, 2.780, 2.855, 2.920)
+
+tables = st.integers(0, 10**6).map(
+    lambda seed: np.random.default_rng(seed).integers(0, 6, np.random.default_rng(seed).integers(3, 8, 2)) / 5
+)
+
+
+@given(tables, st.integers(0, 99))
+def test_ranks_follow_methods_and_forget_scales(aurocs, seed):
+    f = friedman(aurocs)
+    order = np.random.default_rng(seed).permutation(aurocs.shape[1])
+    turned = friedman(np.exp(3 * aurocs)[::-1, order])
+    np.testing.assert_allclose(turned.ranks, f.ranks[order])
+    assert turned[:2] == pytest.approx(f[:2])
+    assert f.ranks.sum() == pytest.approx(aurocs.shape[1] * (aurocs.shape[1] + 1) / 2)
+    assert 0 <= f.p <= 1
+
+
+@given(tables, st.sampled_from([0.05, 0.5, 0.95]))
+def test_groups_are_the_largest_sets_of_which_no_two_differ(aurocs, level):
+    ranks = friedman(aurocs).ranks
+    k, c = len(ranks), nemenyi(ranks, len(aurocs), level)
+
+    def alike(group):
+        return all(abs(ranks[i] - ranks[j]) <= c.critical for i, j in combinations(group, 2))
+
+    sets = [set(g) for r in range(2, k + 1) for g in combinations(range(k), r) if alike(g)]
+    wanted = [g for g in sets if not any(g < other for other in sets)]
+    assert sorted(map(sorted, c.groups)) == sorted(map(sorted, wanted))
+    apart = np.abs(ranks[:, None] - ranks)
+    clear = np.abs(apart - c.critical) > 1e-6
+    assert ((c.p < 1 - level) == (apart > c.critical))[clear].all()
+
+
+def test_all_tied_is_no_difference():
+    assert friedman(np.full((3, 4), 0.7))[:2] == (0, 1)
+
+
+@pytest.mark.parametrize("aurocs", [np.ones((1, 4)), np.ones((4, 2)), np.full((3, 3), np.nan), np.ones(5)])
+def test_too_little_for_ranks_is_refused(aurocs):
+    with pytest.raises(ValueError, match="aurocs"):
+        friedman(aurocs)
+
+
+def test_two_methods_and_one_data_set_have_a_critical_difference_less_has_not():
+    assert critical_difference(2, 1) > 0
+    for k, n, level in ((1, 4, 0.95), (3, 0, 0.95), (3, 4, 1.0)):
+        with pytest.raises(ValueError, match="need"):
+            critical_difference(k, n, level)
+
+
+def test_the_papers_gain_is_its_tables_only_with_its_ablations_figure_for_oct():
+    dia, csi = ({d: m for d, (m, _) in paper_table()[m].aurocs.items()} for m in ("dia", "csi"))
+    assert len(dia) == 6
+    assert 100 * relative_gain(list(dia.values()), [csi[d] for d in dia]) == pytest.approx(18.93, abs=5e-3)
+    dia["oct2017"] = load_ablation("transform-shift").published["oct2017"]["diffusion/rotation"]
+    assert 100 * relative_gain(list(dia.values()), [csi[d] for d in dia]) == pytest.approx(18.41, abs=5e-3)
+
+
+@pytest.mark.parametrize(("ours", "base"), [([1], [1, 2]), ([], []), ([1], [0])])
+def test_a_gain_needs_a_base(ours, base):
+    with pytest.raises(ValueError, match="base"):
+        relative_gain(ours, base)
