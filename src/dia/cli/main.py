@@ -399,7 +399,7 @@ def cmd_report(a: Namespace) -> None:
         from .grids import report
 
         return report(a, out)
-    from ..evaluate.stress import STRESS
+    from ..core.modelfiles import STRESS
     from ..report.gather import compare_trivial, write_run_report
 
     detector, images = _load(a)

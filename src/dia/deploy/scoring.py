@@ -19,11 +19,10 @@ import numpy as np
 
 from ..core.cluster import last_line, start_ray
 from ..core.errors import DataError
-from ..core.modelfiles import READ
+from ..core.modelfiles import READ, STRESS
 from ..data.imageset import ImageSet
 from ..data.readers import Listing
 from ..detectors.drift import acquisition
-from ..evaluate.stress import STRESS
 
 if TYPE_CHECKING:
     from ..detectors import Detector

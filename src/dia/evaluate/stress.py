@@ -282,6 +282,3 @@ def keep_stress(path: Path, result: Mapping[str, Any]) -> None:
 def in_pixels(size: float, shape: Sequence[int]) -> float:
     """A size in pixels of an image `(H, W, C)`."""
     return size * min(shape[:2])
-
-
-STRESS = "stress.json"  # by `dia stress`, in a model's folder
