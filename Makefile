@@ -5,7 +5,7 @@ STAMP := .venv/.locked
 DATA ?= ../shared/data
 SETS := '[pneumoniamnist,breastmnist,breastmnist-0,sarscov2ct,sarscov2ct-covid,kvasirseg_patches]'
 
-.PHONY: audit demo docs test test-slow test-elsewhere results  soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit demo docs pages scores test test-slow test-elsewhere results  soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -34,13 +34,22 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)  ## the documentation into site/, strictly: no warning, no broken link, nothing from elsewhere
+docs: pages  ## the documentation into site/, strictly: no warning, no broken link, nothing from elsewhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+scores:  ## the raw scores of the ledgers' runs, which leave the tree, from this repository's history
+	test -d results/scores || git archive $$(cat results/scores.commit) results/scores | tar -x
+
+pages: $(STAMP)  ## the pages of the results, from the ledgers, with intervals where the raw scores are there
+	-$(MAKE) --no-print-directory scores
+	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
+	$(BIN)/dia ablate dissolver-masking --draw --datasets '[pneumoniamnist,breastmnist,breastmnist-0]'
+	$(BIN)/dia ablate views --draw
 
 results: $(STAMP)  ## what the grids of the README's table still lack (some six hours from nothing), and its report
 	$(BIN)/dia benchmark --config results/grid-directions.yaml --data-root $(DATA)
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
-	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
+	$(MAKE) pages
 
 bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
 	for b in train_step dissolve score fit scale; do $(BIN)/python -m benchmarks.speed.$$b || exit 1; done

@@ -1,7 +1,7 @@
 """What the site shows beside docs/: results, notebooks and the help of every command; and a last check.
 
 Runs inside mkdocs. Pages made here are never typed and never stale: the results lie in results/, drawn from
-the ledger; the help is the parser's own. The check reads the finished HTML: every link within the site must
+the ledger (`make pages`); the help is the parser's own. The check reads the finished HTML: every link within the site must
 find its page and anchor, and no page may load a script, style, font or picture from elsewhere.
 """
 
@@ -37,11 +37,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fills in the README's tables; leads to results/, in the repository beside docs/, in the site below."""
+    """Fills in the README's tables."""
     markdown = re.sub(r"<!-- README:(\w+) -->", lambda m: section(m[1]), markdown)
-    markdown = re.sub(r"(\]\((?:\.\./)*?)\.\./(results/)", r"\1\2", markdown)
-    for old, new in RENAMED.items():
-        markdown = re.sub(rf"(\]\([^)\s]*){re.escape(old)}", rf"\1{new}", markdown)
     return markdown
 
 
