@@ -85,7 +85,7 @@ audit: $(STAMP) .audit-venv/.locked  ## vulnerabilities, licences and bill of ma
 	touch $@
 
 lock:  ## renew requirements.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra latents --extra peers --extra medical \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra peers --extra medical \
 	  --extra serve --extra export --extra tracking --extra docs --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q audit/requirements.in -o audit/requirements.lock

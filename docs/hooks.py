@@ -1,8 +1,8 @@
 """What the site shows beside docs/: results, notebooks and the help of every command; and a last check.
 
 Runs inside mkdocs. Pages made here are never typed and never stale: the results lie in results/, drawn from
-the ledger (`make pages`); the help is the parser's own. The check reads the finished HTML: every link within the site must
-find its page and anchor, and no page may load a script, style, font or picture from elsewhere.
+the ledger (`make pages`); the help is the parser's own. The check reads the finished HTML: every link within
+the site must find its page and anchor, and no page may load a script, style, font or picture from elsewhere.
 """
 
 from __future__ import annotations

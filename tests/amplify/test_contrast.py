@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import dia.amplify.contrast as module
 from dia.amplify.augment import Augment, AugmentSettings, Draws, crop_grid, crop_matrices, jitter
-from dia.amplify.contrast import AmplifySettings, build_encoder, encoder_input, learn
+from dia.amplify.contrast import AmplifySettings, encoder_input, learn
 from dia.amplify.encoder import Encoder
+from dia.amplify.inputs import build_encoder
 from dia.amplify.loss import contrastive_loss, targets
 from dia.amplify.shifts import SHIFTS, cutperm, rotate
 from dia.core.settings import SettingsError

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dia.amplify import resident
 from dia.amplify.augment import AugmentSettings
-from dia.amplify.contrast import AmplifySettings, ContrastiveTraining, learn, learning_rates, make_optimizer
+from dia.amplify.contrast import AmplifySettings, ContrastiveTraining, learn, make_optimizer
+from dia.amplify.optimise import learning_rates
 from dia.amplify.resident import Resident, ResidentLoop
 from dia.core.errors import TrainingError
 from dia.core.tracking import tracking

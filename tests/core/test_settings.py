@@ -162,10 +162,10 @@ def test_what_cannot_be_is_refused_by_name(cls, values, match):
 
 
 def test_a_missing_library_is_named_before_anything_trains(monkeypatch, make_images, tmp_path):
-    from dia.amplify import contrast
+    from dia.amplify import settings as amplify_settings
     from dia.detectors.dia import DIA
 
-    monkeypatch.setattr(contrast, "find_spec", lambda name: None)
+    monkeypatch.setattr(amplify_settings, "find_spec", lambda name: None)
     s = settings(DIASettings, "paper")
     with pytest.raises(DataError, match=r"lars needs timm: pip install 'dia-anomaly\[paper\]'"):
         DIA(s, device="cpu").fit(make_images(24), workdir=tmp_path)

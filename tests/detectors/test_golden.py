@@ -9,7 +9,7 @@ import torch
 
 from dia.amplify import contrast
 from dia.amplify.augment import Augment, crop_matrices
-from dia.amplify.contrast import build_encoder
+from dia.amplify.inputs import build_encoder
 from dia.core.settings import differences, replaced
 from dia.detectors.csi import PARTS
 from dia.detectors.dia import DIASettings

@@ -16,8 +16,8 @@ from dia.detectors.base import Detector
 from dia.detectors.dia import DIA, DIASettings
 from dia.detectors.diaplus import DIAPlus, DIAPlusSettings
 from dia.dissolve import DissolverSettings, StandIn, make_dissolver, matched, removed
-from dia.dissolve.base import STRENGTHS
 from dia.dissolve.matching import _nearest
+from dia.dissolve.settings import STRENGTHS
 
 CONTINUOUS = {"gaussian": (0.3, 4.0), "noise": (0.5, 60.0), "shrink": (0.5, 400.0)}  # strengths
 

@@ -579,8 +579,8 @@ def test_what_is_no_image(images, message, tiny):
         (lambda: small_unet(out_channels=6), DDPMScheduler(), "from 3 to 6 channels"),
         (lambda: small_unet(num_class_embeds=4), DDPMScheduler(), "asks for a class"),
         (lambda: small_unet(), SimpleNamespace(), "has no alphas_cumprod"),
-        (lambda: Stub(cross_attention_dim=8), DDPMScheduler(), "from_stable_diffusion"),
-        (lambda: SimpleNamespace(unet=Stub(), vae=1), None, "from_stable_diffusion"),
+        (lambda: Stub(cross_attention_dim=8), DDPMScheduler(), "RandomDissolving"),
+        (lambda: SimpleNamespace(unet=Stub(), vae=1), None, "RandomDissolving"),
         (lambda: "no-such/model", None, "not a diffusers DDPM folder or hub name"),
     ],
 )

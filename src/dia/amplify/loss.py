@@ -44,9 +44,17 @@ def contrastive_loss(z: Tensor, positive: Tensor, excluded: Tensor, temperature:
 
     Args:
         z: projections `(R, D)`, R = views·K·B, not normalised.
-        positive: `(A,)` and
-        excluded: `(A, R)`, of `targets`.
-        temperature: τ.
+        positive: the row each of A anchors is pulled to, `(A,)` int64; the anchors are the first A rows.
+        excluded: True where a row is not in an anchor's denominator, `(A, R)`; both are of `targets`.
+        temperature: τ, above 0.
+
+    Returns:
+        The loss, a scalar.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # one image, no shifts, two plain views alike
+        >>> contrastive_loss(z, *targets(batch=1, shifts=1, views=2)).item()
+        0.0
     """
     z = F.normalize(z.float(), dim=1)
     similarity = z[: len(positive)] @ z.T / temperature  # (A, R)
@@ -58,8 +66,8 @@ def simsiam_loss(p: Tensor, z: Tensor, views: int = 3) -> Tensor:
     """The SimSiam term: −cos(p_v, stop-gradient z_w) over all ordered pairs of views v ≠ w, its mean.
 
     Args:
-        p: predictions `(views·M, D)` from the projections of all views, row v·M + r of view v, and
-        z: those projections, of which no gradient is taken.
+        p: predictions `(views·M, D)` from the projections of all views, row v·M + r of view v.
+        z: the projections themselves, same shape; no gradient is taken of them.
         views: 3 with dissolved views, 2 without.
 
     Returns:

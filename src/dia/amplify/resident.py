@@ -23,15 +23,10 @@ from ..core.processes import bf16_is_fast, choose_device, processes
 from ..core.tracking import logging_curves
 from ..core.training import not_finite, seed_step
 from ..dissolve.bank import DissolvedBank
-from .contrast import (
-    AmplifySettings,
-    ContrastiveTraining,
-    Dissolved,
-    as_input,
-    learning_rates,
-    make_optimizer,
-)
+from .contrast import AmplifySettings, ContrastiveTraining, Dissolved, make_optimizer
 from .encoder import Encoder
+from .inputs import as_input
+from .optimise import learning_rates
 
 CHECKPOINT = "resident.ckpt"
 _EAGER = 3  # steps before a graph is captured: they choose kernels and make the optimiser's state

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from ..amplify import resident
 from ..amplify.augment import Augment, Draws
-from ..amplify.contrast import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
+from ..amplify.contrast import AmplifySettings, Dissolved, encoder_input, learn
 from ..amplify.encoder import Encoder
+from ..amplify.inputs import build_encoder
 from ..amplify.shifts import SHIFTS
 from ..core.processes import choose_device, is_main
 from ..core.settings import chosen, require

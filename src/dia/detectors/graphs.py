@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from ..amplify import contrast
+from ..amplify.inputs import as_input as encoder_tensor
 from ..amplify.shifts import SHIFTS
 from ..core.errors import DataError
 from ..dissolve import Dissolving, StandIn
@@ -100,7 +100,7 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Of `(N, C, H, W)` uint8."""
-        z, s = projections(self.encoder, contrast.as_input(x, self.amplify), self.amplify.shift, self.views)
+        z, s = projections(self.encoder, encoder_tensor(x, self.amplify), self.amplify.shift, self.views)
         bank, lambda_, mu = (self.get_buffer(name) for name in ("bank_", "lambda_", "mu_"))
         return (-normality(z, s, bank, lambda_, mu, self.parts).double(),)
 
@@ -115,7 +115,7 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Of `(N, C, H, W)` uint8."""
         k_shifts, shift = SHIFTS[self.amplify.shift]
-        x = contrast.as_input(x, self.amplify)
+        x = encoder_tensor(x, self.amplify)
         h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
         h = F.normalize(h.view(k_shifts, x.shape[0], -1), dim=-1, eps=1e-12)
         return h.transpose(0, 1).flatten(1)

@@ -32,8 +32,9 @@ from ..core.errors import DataError
 from ..core.modelfiles import ModelFiles
 from ..core.processes import choose_device
 from ..core.settings import from_dict, plain
-from .base import STRENGTHS, DissolverSettings, Dissolving, fit_in
+from .base import DissolverSettings, Dissolving, fit_in
 from .schedule import cosine_alphas_cumprod
+from .settings import STRENGTHS
 
 
 class StandIn(Dissolving):

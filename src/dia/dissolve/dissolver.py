@@ -14,10 +14,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,14 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..core.allocation import Room
 from ..core.errors import DataError
-from ..core.modelfiles import ModelFiles
 from ..core.processes import choose_device, share
 from ..core.settings import from_dict, plain
 from ..core.training import Timed, batch_indices, seed_step, train
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, to_tensor
 from .controls import StandIn, saved_facts
+from .pretrained import check_network, load_pipeline, working_size
 from .schedule import one_step, to_epsilon
 
 
@@ -73,7 +70,7 @@ class Dissolver(Dissolving):
             progress: show a progress bar with the time left.
         """
         if self.settings.pretrained:
-            return self._adopt(_pipeline(self.settings.pretrained))
+            return self._adopt(load_pipeline(self.settings.pretrained))
         from diffusers import DDPMScheduler
 
         start = time.perf_counter()
@@ -163,7 +160,7 @@ class Dissolver(Dissolving):
             settings = from_dict(DissolverSettings, facts["settings"])
             self = cls(settings, seed=facts["seed"], device=device)
             self.fit_seconds_ = facts["fit_seconds"]
-        self._adopt(_pipeline(str(folder)))
+        self._adopt(load_pipeline(str(folder)))
         if not facts:
             patch, _ = self._geometry(3)
             self.settings = DissolverSettings(size=working_size(self.unet_) * patch)
@@ -193,107 +190,12 @@ def load_dissolver(folder: Path | str, *, device: str = "auto") -> Dissolver | S
     return (Dissolver if kind == "diffusion" else StandIn).load(folder, device=device)
 
 
-_MOST_STEPS, _MOST_SIZE = 10_000, 8192  # of a schedule; of images
 _SCHEDULE = {
     "num_train_timesteps": T_MAX,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "epsilon",
     "clip_sample": True,
 }
-
-
-_PIPELINE = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
-_UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def _pipeline(name: str) -> SimpleNamespace:
-    """U-Net and scheduler of a diffusers DDPM: a folder, or a name on the model hub.
-
-    They are loaded one by one, as classes of diffusers' own: a pipeline's index may name code to run.
-    """
-    from diffusers.utils import logging
-    from huggingface_hub import snapshot_download
-
-    logging.disable_progress_bar()
-    try:
-        local = Path(name).is_dir()
-        files = ModelFiles(name if local else snapshot_download(name, allow_patterns=_PIPELINE))
-        index, scheduler = files.json("model_index.json"), files.json("scheduler/scheduler_config.json")
-        unet = files.json("unet/config.json")
-        if (files.folder / f"{_UNET}.index.json").exists():
-            raise DataError(f"{name}: its U-Net lies in several files; save it as one")
-        files.weights(_UNET)
-        _check_configs(name, unet, scheduler)
-        kind = _class_of(name, index, "unet", r"UNet\w*Model")
-        with Room(name, files.nbytes):
-            return SimpleNamespace(
-                unet=kind.from_pretrained(
-                    files.folder / "unet",
-                    low_cpu_mem_usage=False,
-                    use_safetensors=True,
-                    local_files_only=True,
-                ),
-                scheduler=_class_of(name, index, "scheduler", r"\w+Scheduler").from_config(scheduler),
-            )
-    except DataError:
-        raise
-    except Exception as error:  # of the hub, or of a configuration that nothing can be built from
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: not a diffusers DDPM folder or hub name ({reason})") from error
-
-
-def _class_of(name: str, index: dict[str, Any], part: str, pattern: str) -> Any:
-    import diffusers
-
-    match index.get(part):
-        case ["diffusers", str(kind)] if re.fullmatch(pattern, kind) and hasattr(diffusers, kind):
-            return getattr(diffusers, kind)
-    raise DataError(f"{name}: the {part} is {str(index.get(part))[:80]}, not one of diffusers' own")
-
-
-def _check_configs(name: str, unet: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    """Refuses what would take for ever to build, or packages that are asked for by a file."""
-    steps = scheduler.get("num_train_timesteps", T_MAX)
-    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
-        raise DataError(f"{name}: num_train_timesteps must lie in 1–{_MOST_STEPS}, not be {str(steps)[:20]}")
-    size = unet.get("sample_size") or 1
-    if not all(type(n) is int and 1 <= n <= _MOST_SIZE for n in (size if isinstance(size, list) else [size])):
-        raise DataError(f"{name}: sample_size must lie in 1–{_MOST_SIZE}, not be {str(size)[:20]}")
-    if unet.get("quantization_config") is not None:
-        raise DataError(f"{name}: a quantized U-Net is not read; save it as plain floats")
-
-
-def check_network(unet: Any, scheduler: Any, channels: int | None = None) -> None:
-    """Complains about a diffusers U-Net or scheduler that one step cannot use.
-
-    Args:
-        unet: a U-Net on images or, where `channels` is given, on latents of so many channels.
-        scheduler: any.
-    """
-    c = unet.config
-    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-        raise DataError(f"{type(scheduler).__name__} has no alphas_cumprod; take a DDPM or DDIM scheduler")
-    prediction = scheduler.config.prediction_type
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise DataError(f"prediction type must be epsilon, v_prediction or sample, not {prediction!r}")
-    if c.out_channels != c.in_channels:
-        raise DataError(
-            f"a U-Net from {c.in_channels} to {c.out_channels} channels does not estimate the noise alone"
-        )
-    if channels is None and getattr(c, "cross_attention_dim", None) is not None:
-        raise DataError(f"{type(unet).__name__} asks for a prompt; use Dissolve.from_stable_diffusion")
-    if channels not in (None, c.in_channels):
-        raise DataError(f"this U-Net takes {c.in_channels} channels, the VAE gives {channels}")
-    if c.class_embed_type is not None or c.num_class_embeds is not None:
-        raise DataError("this U-Net asks for a class; take an unconditional one")
-    if getattr(c, "addition_embed_type", None) is not None:
-        raise DataError("this U-Net asks for more than a prompt, as that of Stable Diffusion XL does")
-
-
-def working_size(unet: Any) -> int:
-    """Longer side of the images or latents that a diffusers U-Net was made for; no bound if it names none."""
-    size = unet.config.sample_size
-    return max(size) if isinstance(size, list | tuple) else size or 1 << 24
 
 
 def build_unet(channels: int, settings: DissolverSettings) -> Any:

@@ -14,8 +14,9 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.settings import replaced
-from .base import STRENGTHS, DissolverSettings, Dissolving
+from .base import DissolverSettings, Dissolving
 from .controls import StandIn
+from .settings import STRENGTHS
 
 _HALVINGS = 60
 _CLOSE, _SAID = 0.002, 0.01  # relative; where bisection stops, and from where on it says that it fell short

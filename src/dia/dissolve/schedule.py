@@ -22,8 +22,8 @@ def cosine_alphas_cumprod(steps: int = 1000, offset: float = 0.008, max_beta: fl
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
 
 
-def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float, *, clamp: bool = True) -> Tensor:
-    """The dissolving transformation x̂_{t→0} = √(1/ᾱ_t)·x − √(1/ᾱ_t − 1)·ε_θ(x, t), clamped to [−1, 1].
+def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float) -> Tensor:
+    """Dissolves images in one reverse step: x̂_{t→0} = √(1/ᾱ_t)·x − √(1/ᾱ_t − 1)·ε_θ(x, t), in [−1, 1].
 
     The clean image stands in the place of x_t and no noise is drawn: the result is a function of (x, t).
 
@@ -31,18 +31,37 @@ def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float, *, clamp: bo
         x: images `(N, C, H, W)` in [−1, 1].
         epsilon: the network's noise estimate for them, same shape.
         alpha_bar: ᾱ_t, a number or `(N,)`, in (0, 1].
-        clamp: off for latents, which have no bounds.
+
+    Returns:
+        The dissolved images, `(N, C, H, W)`, clamped to [−1, 1].
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> x = torch.full((1, 1, 1, 1), 0.5)
+        >>> round(one_step(x, torch.full_like(x, 0.1), 0.64).item(), 6)  # .5 / .8 − √(.36 / .64) · .1
+        0.55
     """
     a = torch.as_tensor(alpha_bar, dtype=x.dtype, device=x.device)
     if x.shape != epsilon.shape or a.ndim > 1 or (a.ndim == 1 and a.shape[0] != x.shape[0]):
         raise ValueError(f"x {tuple(x.shape)}, epsilon {tuple(epsilon.shape)}, ᾱ {tuple(a.shape)} do not fit")
     a = a.reshape(-1, *[1] * (x.ndim - 1))
-    y = (1 / a).sqrt() * x - (1 / a - 1).sqrt() * epsilon
-    return y.clamp(-1, 1) if clamp else y
+    return ((1 / a).sqrt() * x - (1 / a - 1).sqrt() * epsilon).clamp(-1, 1)
 
 
 def to_epsilon(output: Tensor, x: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
-    """The noise estimate in a network output of type `epsilon`, `v_prediction` or `sample`."""
+    """Returns the noise estimate ε `(N, C, H, W)` that a network's output stands for.
+
+    Args:
+        output: of the network, `(N, C, H, W)`.
+        x: the images it was given, same shape.
+        alpha_bar: ᾱ_t, `(N,)`, in (0, 1).
+        prediction: `epsilon`, `v_prediction` or `sample`, as the scheduler names it.
+
+    Raises:
+        ValueError: another prediction type.
+    """
     a = alpha_bar.to(x).reshape(-1, *[1] * (x.ndim - 1))
     if prediction == "epsilon":
         return output

@@ -25,7 +25,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten  # as torchvision's
 from ..core.errors import DataError
 from .base import DissolverSettings, Dissolving
 from .dissolver import Dissolver, load_dissolver, working_size
-from .latent import LatentDissolver
 
 _SLACK = 1e-3  # by which rounding may carry a value out of [0, 1]
 
@@ -90,35 +89,6 @@ class Dissolve(IntensityAugmentationBase2D):
             {k.strip("_"): v for k, v in vars(self.dissolving).items() if isinstance(v, nn.Module)}
         )
         self.train(self.training)
-
-    @classmethod
-    def from_stable_diffusion(
-        cls,
-        model: Any,
-        t: int | Sequence[int],
-        *,
-        prompt: str = "",
-        prompt_embeds: Tensor | None = None,
-        size: int | None = None,
-        p: float = 1.0,
-        same_on_batch: bool = False,
-        keepdim: bool = True,
-        **loading: Any,
-    ) -> Dissolve:
-        """Dissolves in the latents of a Stable Diffusion model (1, 2 or of their form; not XL).
-
-        Args:
-            model: folder, hub name or pipeline. A pipeline's networks are shared, not copied, and frozen.
-            t: as for the class, as are `size`, `p`, `same_on_batch` and `keepdim`.
-            prompt: what the model is told; needs transformers (`pip install dia-anomaly[latents]`).
-            prompt_embeds: `(L, D)` instead of `prompt`; needs no transformers.
-            loading: for `from_pretrained`, such as `revision`, `variant`, `torch_dtype`, `local_files_only`.
-
-        Raises:
-            DataError: no such model, or parts that do not fit together.
-        """
-        latent = LatentDissolver.load(model, prompt=prompt, prompt_embeds=prompt_embeds, size=size, **loading)
-        return cls(latent, t, p=p, same_on_batch=same_on_batch, keepdim=keepdim)
 
     # --- torch's --------------------------------------------------------------------------------------
 
@@ -237,9 +207,7 @@ def _range(t: int | Sequence[int], t_max: int) -> tuple[int, int]:
 
 
 def _dissolving(model: Any, scheduler: Any) -> Dissolving:
-    """What dissolves, of its own: nobody else's networks, but for Stable Diffusion's."""
-    if isinstance(model, LatentDissolver):  # too large to copy
-        return model
+    """Returns a private copy of the dissolver that `model` stands for."""
     if isinstance(model, str | Path):
         made: Dissolving = load_dissolver(_folder(model), device="cpu")
     elif isinstance(model, Dissolving):
@@ -264,7 +232,7 @@ def _folder(model: str | Path) -> str | Path:
 
 def _adopted(model: Any, scheduler: Any) -> Dissolver:
     if hasattr(model, "vae"):
-        raise DataError(f"{type(model).__name__} works on latents; use Dissolve.from_stable_diffusion")
+        raise DataError(f"{type(model).__name__} works on latents; kornia's RandomDissolving does that")
     unet, scheduler = getattr(model, "unet", model), getattr(model, "scheduler", scheduler)
     if not isinstance(unet, nn.Module) or not hasattr(unet, "config"):
         raise DataError(f"cannot dissolve with {type(model).__name__}: name a folder, or a diffusers U-Net")
