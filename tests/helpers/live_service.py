@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from PIL import Image
 
 from dia.serve.api import build_app
-from dia.serve.connections import server
+from dia.serve.server import make_server
 
 MULTIPART = b"Content-Type: multipart/form-data"
 KIND = MULTIPART + b"; boundary=x"
@@ -25,11 +25,6 @@ class Live:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def connections(self):
-        """How many there are."""
-        return len(self.running.server_state.connections)
 
     def connect(self, sent=b""):
         """A connection over which this was sent; reading gives up after a minute, which is a failure."""
@@ -70,7 +65,7 @@ def live(inferencer, limits, token=None, *, send_buffer=None, alone=True, **opti
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        running = server(app, limits)
+        running = make_server(app)
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()
         try:

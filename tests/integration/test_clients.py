@@ -1,4 +1,4 @@
-"""Clients that are slow, broken or many, at the service on a real socket, and what stops each.
+"""Clients that are broken, large or many, at the service on a real socket, and what stops each.
 
 Everybody else is answered meanwhile, and nothing is left of them: no place, connection, thread or file.
 Reading from a socket waits, and gives up after a minute; nothing here sleeps or takes time.
@@ -10,9 +10,9 @@ import socket
 import struct
 import tempfile
 import threading
-from contextlib import ExitStack, suppress
 
 import pytest
+from h11 import LocalProtocolError
 from live_service import KIND, MULTIPART, form, live, picture, post, read, request, zipped
 from PIL import Image
 
@@ -20,7 +20,6 @@ from dia.serve.limits import Limits
 
 IMAGE = post((b"files", b"a.png", picture()))
 BODY = form((b"files", b"a.png", picture()))
-HURRY = Limits(patience=2)
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +53,6 @@ def ended(connection):
     return found
 
 
-def few_at_a_time(service):
-    """A connection that takes few bytes before they are read; with more, a slow reader seems to take none."""
-    taker = socket.socket()
-    taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    taker.settimeout(60)
-    taker.connect(("127.0.0.1", service.port))
-    return taker
-
-
 def answered(service):
     """As to anybody else."""
     status, body = service.ask(IMAGE)
@@ -73,39 +63,6 @@ def answered(service):
 # --- slow -------------------------------------------------------------------------------------------------
 
 
-def test_who_does_not_finish_a_request_s_head_is_let_go(inferencer):
-    """And so is who says nothing, and who drips on after an answer, or begins another request."""
-    whole = IMAGE.replace(b"Connection: close\r\n", b"")
-    starts = (b"", b"POST /score HTT", b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
-    with live(inferencer, HURRY) as service, ExitStack() as stack:
-        held = [stack.enter_context(service.connect(start)) for start in starts]
-        kept = stack.enter_context(service.connect(whole + b"GET /health HT"))
-        answered(service)
-        for connection in held:
-            assert ended(connection) == b""
-        assert ended(kept).count(b"HTTP/1.1 200") == 1
-
-
-def test_dripping_bytes_buys_no_time(inferencer):
-    """A header that never ends, and the body of a request that was refused by its head."""
-    refused = request("POST", "/score", b"", KIND, b"Content-Length: 999999999", length=False)
-    with live(inferencer, HURRY) as service:
-        for start, drop in ((b"GET /health HTTP/1.1\r\nX: ", b"a"), (refused, b"b" * 1000)):
-            with service.connect(start) as slow, suppress(ConnectionError):
-                while True:
-                    slow.sendall(drop)  # until the service has had enough
-                    answered(service)
-
-
-def test_the_connection_that_waited_longest_makes_room(inferencer):
-    with live(inferencer, Limits(max_idle=3)) as service, ExitStack() as stack:
-        held = [stack.enter_context(service.connect()) for _ in range(3)]
-        answered(service)
-        assert ended(held[0]) == b""
-        held[2].sendall(request("GET", "/health"))  # which is still there
-        assert read(held[2])[0] == 200
-
-
 def test_a_body_that_stops_is_refused_when_its_time_is_over(inferencer):
     head = request("POST", "/score", b"", KIND, b"Content-Length: %d" % len(BODY), length=False)
     with live(inferencer, Limits(max_seconds=0.3)) as service, service.connect(head + BODY[:-9]) as slow:
@@ -113,40 +70,6 @@ def test_a_body_that_stops_is_refused_when_its_time_is_over(inferencer):
         assert status == 408
         assert "0.3 seconds" in json.loads(body)["detail"]
         answered(service)
-
-
-def test_a_slow_body_gives_its_place_to_others(inferencer):
-    """It keeps it while nobody else needs it."""
-    head = request("POST", "/score", b"", KIND, b"Content-Length: %d" % len(BODY), length=False)
-    limits = Limits(max_concurrent=1, patience=1)
-    with live(inferencer, limits) as service, service.connect(head + BODY[:-9]) as slow:
-        service.until(active_requests=1)
-        while (answer := service.ask(IMAGE))[0] == 503:
-            assert b"try again" in answer[1]
-        assert answer[0] == 200
-        status, body = read(slow)
-        assert status == 408
-        assert "others are waiting" in json.loads(body)["detail"]
-
-
-def test_a_client_that_does_not_take_its_answer_is_let_go(inferencer):
-    """Nothing is kept for it once it was still for too long; who takes it slowly gets it whole."""
-    sent = post((b"heatmaps", b"raw"), *[(b"files", b"%d.png" % i, picture()) for i in range(80)])
-    with live(inferencer, HURRY, send_buffer=4096) as service:
-        with few_at_a_time(service) as slow:
-            slow.sendall(sent)
-            whole = b""
-            while piece := slow.recv(1 << 11):
-                whole += piece
-                service.health()
-        length = int(whole.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        assert len(whole.partition(b"\r\n\r\n")[2]) == length > 300_000
-        with few_at_a_time(service) as still:
-            still.sendall(sent)
-            service.until(active_requests=1)
-            while service.connections:
-                answered(service)
-            assert len(ended(still)) < len(whole)
 
 
 # --- large ------------------------------------------------------------------------------------------------
@@ -269,7 +192,9 @@ def test_what_is_malformed_is_refused_and_no_error_of_the_service(service, what,
     assert found[:10] == b"HTTP/1.1 4", found
     assert found.count(b"HTTP/1.1 ") == 1
     assert b"Traceback" not in found
-    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+    # uvicorn logs that it could not answer twice, where bad bytes follow a request that was refused already
+    errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert not [r for r in errors if not (r.exc_info and r.exc_info[0] is LocalProtocolError)]
     answered(service)
 
 

@@ -21,10 +21,6 @@ class Limits:
         max_seconds: time for a request, from its first byte to the answer.
         max_concurrent: requests worked on at the same time.
         max_waiting: images waiting for the model, of all requests.
-        max_idle: connections without a request; beyond, the one that has waited longest is closed.
-        patience: seconds that a connection may take for the head of a request, or not take any of an answer,
-            before it is closed; a body that takes longer, at less than 50 kB a second, gives its place up
-            when all are taken.
         batch: images that the model takes at a time.
         batch_wait_ms: how long a batch that is not full waits for images of other requests.
     """
@@ -37,8 +33,6 @@ class Limits:
     max_seconds: float = 120.0
     max_concurrent: int = 8
     max_waiting: int = 2000
-    max_idle: int = 256
-    patience: float = 20.0
     batch: int = 32
     batch_wait_ms: float = 5.0
 

@@ -25,7 +25,6 @@ from .limits import Deadline, Limits, Refused
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 LOG = logging.getLogger("dia.serve")
 _OPEN = ("/health",)  # of the paths that are guarded, those that need no token
-_SLOW = 50_000  # bytes a second
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -71,7 +70,6 @@ class Guard:
         self.app, self.paths, self.limits, self.counter = app, paths, limits, counter
         self.token = None if token is None else token.encode()
         self.hosts = None if hosts is None else [h.lower() for h in hosts]
-        self.arriving: dict[_Body, None] = {}  # in the order they began to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or passes the request on."""
@@ -110,15 +108,9 @@ class Guard:
         if scope["method"] != "POST":
             return await self.app(scope, receive, reply)
         body = _Body(receive, headers, self.limits)
+        self.counter.enter(self.limits.max_concurrent)
         try:
-            self.counter.enter(self.limits.max_concurrent)
-        except Refused:  # it may come again, and then there is a place
-            if slow := next((b for b in self.arriving if b.is_slow()), None):
-                slow.give_way()
-            raise
-        self.arriving[body] = None
-        try:
-            async with asyncio.timeout(work.deadline.left()) as body.until:
+            async with asyncio.timeout(work.deadline.left()):
                 await self.app(scope, body, reply.unless(lambda: body.refused))
             if body.refused:
                 raise body.refused
@@ -126,7 +118,6 @@ class Guard:
             arriving = Refused(408, f"the request did not arrive within {work.deadline.seconds:g} seconds")
             raise (body.refused or (work.deadline.late() if body.complete else arriving)) from None
         finally:
-            del self.arriving[body]
             self.counter.leave_after(work.thread)
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
@@ -192,9 +183,8 @@ class _Body:
 
     def __init__(self, receive: Receive, headers: Headers, limits: Limits):
         self._receive, self._limits = receive, limits
-        self._count, self._start = 0, time.monotonic()
+        self._count = 0
         self.complete = False
-        self.until: asyncio.Timeout | None = None  # its end, once it is being read
         self.refused: Refused | None = None
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limits.max_bytes:
@@ -209,19 +199,6 @@ class _Body:
                 self.refused = self._too_large()
                 raise self.refused
         return message
-
-    def is_slow(self) -> bool:
-        """Whether it has tried the patience of others."""
-        if self.complete or self.refused:
-            return False
-        since = time.monotonic() - self._start
-        return since > self._limits.patience and self._count < _SLOW * since
-
-    def give_way(self) -> None:
-        """Ends it."""
-        if self.until is not None:
-            self.refused = Refused(408, "others are waiting for the place of a request that arrives slowly")
-            self.until.reschedule(0)
 
     def _too_large(self) -> Refused:
         return Refused(413, f"more than {self._limits.max_mb:g} MB; send fewer files at a time")

@@ -14,12 +14,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.errors import DataError
 from ..deploy.predictor import Inferencer
 from .limits import Limits
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+_IDLE = 20  # seconds after an answer in which a connection may ask again
+_GRACE = 5  # seconds that open connections get when the server stops
 
 
 def serve(
@@ -60,7 +68,6 @@ def serve(
     """
     try:
         from .api import build_app
-        from .connections import server
         from .middleware import LOOPBACK
     except ImportError as error:
         raise DataError(f"dia serve needs {error.name}: pip install 'dia-anomaly[serve]'") from error
@@ -88,8 +95,29 @@ def serve(
         at = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
         say(f"serving {inferencer.detector.method} at {at}{'' if page else '/docs'}; Ctrl-C stops")
         with _logged(), _stopped_quietly():
-            server(app, limits).run(sockets=[listening])
+            make_server(app).run(sockets=[listening])
     say("stopped")
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Returns the server that `dia serve` runs; it logs no requests, whose addresses may be private.
+
+    uvicorn closes a connection that asks nothing for some seconds after an answer. Clients that send the head
+    of a request slowly, or do not take their answer, are for a proxy before the service to stop.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    return uvicorn.Server(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:
