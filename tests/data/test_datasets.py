@@ -186,7 +186,7 @@ def test_data_root_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DIA_DATA", str(tmp_path))
     images = np.arange(2, dtype=np.uint8)[:, None, None] + np.zeros((2, 4, 4), np.uint8)
     np.savez(tmp_path / "breastmnist.npz", test_images=images, test_labels=np.array([[0], [1]]))
-    assert find("breastmnist-0") == tmp_path / "breastmnist.npz"
+    assert find(CATALOG["breastmnist-0"]) == tmp_path / "breastmnist.npz"
     assert load("breastmnist", "test").labels.tolist() == [1, 0]
     assert load("breastmnist-0", "test").labels.tolist() == [0, 1]
     assert load("breastmnist", "test", normal="0", size=None).labels.tolist() == [0, 1]

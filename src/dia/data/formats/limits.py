@@ -14,16 +14,21 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from PIL import Image
 
 from ...core.errors import DataError
 
-PLAIN = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"])
-TIFF = frozenset([".tif", ".tiff"])
-DICOM = frozenset([".dcm", ".dicom"])
-NIFTI = frozenset([".nii", ".nii.gz"])
-SUFFIXES = PLAIN | TIFF | DICOM | NIFTI
+Kind = Literal["plain", "png", "tiff", "dicom", "nifti"]  # plain: what Pillow alone reads
+_KINDS: dict[str, Kind] = {
+    ".png": "png",
+    **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"), "plain"),
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".dcm", ".dicom"), "dicom"),
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+}
+SUFFIXES = frozenset(_KINDS)
 # What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
 OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
@@ -44,20 +49,15 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def kind_of(path: Path) -> str:
-    """`dicom`, `nifti`, `tiff` or `plain`: by the suffix, or the first bytes where that says nothing."""
-    suffix = suffix_of(path)
-    for kind, suffixes in (("plain", PLAIN), ("tiff", TIFF), ("nifti", NIFTI), ("dicom", DICOM)):
-        if suffix in suffixes:
-            return kind
-    return "dicom" if has_preamble(path) else "plain"
+def kind_of(path: Path) -> Kind | None:
+    """The kind of an image file: by its suffix, or by its first bytes where the suffix says nothing.
 
+    It decides which reader opens the file. What the file then holds is checked by that reader.
 
-def is_image(path: Path) -> bool:
-    """Whether the file is one by its suffix, or a DICOM file of another name. A DICOMDIR is none."""
-    if path.name.upper().startswith("DICOMDIR"):
-        return False
-    return (suffix_of(path) in SUFFIXES and not is_special(path)) or has_preamble(path)
+    Returns:
+        The kind; None where neither suffix nor first bytes say that the file is an image.
+    """
+    return _KINDS.get(suffix_of(path)) or ("dicom" if has_preamble(path) else None)
 
 
 def is_special(path: Path) -> bool:

@@ -1,0 +1,312 @@
+"""Decoding: entries of image files in, one `ImageSet` on an array (or memory map) out.
+
+Knows pixels and threads, and the readers of `formats`; trusts the kind that each entry has. Knows nothing of
+where entries come from (`layouts`, `volumes`), nor of data sets or models. The rules:
+
+- Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
+  set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
+- Transparency is composited over black. Palette images become RGB.
+- 16-bit grey (also 32-bit integers within 0–65535) is divided by 257 and rounded: a fixed rule, the same
+  for every image; 16-bit colour too, where the extra `medical` is installed (Pillow keeps its high byte).
+  Float images are refused, as no fixed rule fits their unknown range, unless a window is stated.
+- DICOM and NIfTI: see `formats.dicom` and `formats.nifti`.
+- EXIF orientation is applied; of a GIF's, WebP's or PNG's frames the first is read.
+- Channels are converted first, then images are resized straight to the asked size (Lanczos).
+- A mask pixel is True where the file is not zero (black); a mask has the size of its image.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict, deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from ..core.errors import DataError, first_line, printable
+from ..core.storage import take_room
+from .formats import tiff
+from .formats.dicom import Dicom
+from .formats.limits import OPENED, Kind, has
+from .formats.nifti import Nifti
+from .formats.windowing import View, Window
+from .imageset import ImageSet
+from .layouts import Entry, labels_of
+from .options import ReadOptions
+
+_CHUNK = 16  # images that a thread takes at once
+_KEPT_BYTES, _KEPT_FILES = 2**30, 64  # of opened files
+
+
+def decode(
+    entries: Sequence[Entry], options: ReadOptions, title: str = "", workers: int | None = None
+) -> ImageSet:
+    """The images of `entries` as one set, in their order.
+
+    Args:
+        entries: N images to decode, at least one.
+        options: size, channels, window, threads, and what becomes of unreadable files.
+        title: of the bar, where `options.progress` shows one.
+        workers: decoding threads, in place of those of the options.
+
+    Returns:
+        At most N images of one size with their labels, masks and names; `skipped` says what is missing.
+
+    Raises:
+        DataError: an unreadable file (without `skip_bad`; with it, no readable one), images of different
+            sizes, or no room for the memory map.
+    """
+    load = partial(_load, options=options, files=Files(options.view))
+    bar = Progress(console=Console(stderr=True), disable=not options.progress)
+    with bar, closing(_map(load, entries, workers or options.workers)) as loaded:
+        shown = bar.track(loaded, len(entries), description=escape(f"Reading {title}"))
+        whole = _collect(entries, shown, options)
+    if not len(whole):
+        raise DataError(f"none of {len(entries)} images could be read; the first: {whole.skipped[0]}")
+    return whole
+
+
+def decode_batches(
+    entries: Sequence[Entry], options: ReadOptions, batch: int, workers: int | None = None
+) -> Generator[ImageSet, None, None]:
+    """As `decode`, `batch` entries at a time, in order; up to a batch more is decoded while one is used.
+
+    Args:
+        entries: N images to decode.
+        options: as those of `decode`.
+        batch: how many entries make a set; each set is decoded by itself.
+        workers: decoding threads, in place of those of the options.
+
+    Yields:
+        Sets of at most `batch` images; with `skip_bad`, a set of which no image can be read is empty.
+    """
+    load = partial(_load, options=options, files=Files(options.view))
+    with closing(_map(load, entries, workers or options.workers, ahead=batch)) as loaded:
+        for start in range(0, len(entries), batch):
+            part = entries[start : start + batch]
+            yield _collect(part, islice(loaded, len(part)), options)
+
+
+class Files:
+    """Files of many images, opened once for all of them: the last few are kept, up to a bound of memory.
+
+    Threads that want one file wait for the first of them to open it.
+    """
+
+    def __init__(self, view: View):
+        self.view = view
+        self._kept: OrderedDict[tuple[Path, bool], Future] = OrderedDict()
+        self._lock = Lock()
+
+    def image(self, entry: Entry) -> np.ndarray:
+        """The pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size."""
+        file, kind, page, window = entry.file, entry.kind, entry.number or 0, self.view.stated
+        if kind in ("dicom", "nifti"):
+            return self._opened(file, kind, entry.number).image(page)
+        deep = None
+        if kind == "tiff":
+            deep = tiff.read(file, page, window)
+        elif kind == "png":
+            deep = tiff.read_png(file)
+        if deep is not None:
+            return deep
+        try:
+            with Image.open(file, formats=OPENED) as opened:
+                if page:
+                    opened.seek(page)
+                tiff.check_opened(opened, file)
+                return _pixels(ImageOps.exif_transpose(opened), window)
+        except (DataError, MemoryError):
+            raise
+        except Exception:
+            if kind != "tiff":
+                raise
+            if not has("tifffile"):
+                more = "pip install 'dia-anomaly[medical]' for more kinds of TIFF"
+                raise DataError(f"Pillow cannot read it; repair it, or {more}") from None
+            if (shallow := tiff.read(file, page, window, shallow=True)) is not None:
+                return shallow
+            raise
+
+    def mask(self, file: Path, entry: Entry, shape: tuple[int, int]) -> np.ndarray:
+        """The mask of an entry as `(H, W)` bool, True where it is not black.
+
+        Args:
+            file: the mask's file.
+            entry: the image, whose number is that of the mask's slice.
+            shape: (H, W) of the image.
+
+        Raises:
+            DataError: a mask of another size than its image.
+        """
+        kind = entry.mask_kind
+        if kind in ("dicom", "nifti"):
+            found = self._opened(file, kind, entry.number, mask=True).mask(entry.number or 0)
+        else:
+            found = _mask(file, entry.number)
+        if found.shape != shape:
+            raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
+        return found
+
+    def _open(self, file: Path, kind: Kind, mask: bool) -> Dicom | Nifti:
+        return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
+
+    def _opened(self, file: Path, kind: Kind, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
+        if number is None:  # a file of one image is not kept
+            return self._open(file, kind, mask)
+        with self._lock:
+            future = self._kept.get((file, mask))
+            if ours := future is None:
+                future = self._kept[file, mask] = Future()
+            self._kept.move_to_end((file, mask))
+        if ours:
+            try:
+                future.set_result(self._open(file, kind, mask))
+            except BaseException as error:
+                future.set_exception(error)  # for all its images
+            with self._lock:
+                self._drop()
+        return future.result()
+
+    def _drop(self) -> None:
+        """Lets the oldest go, until the rest are few or small."""
+        done = [k for k, f in self._kept.items() if f.done()]
+        sizes = [0 if self._kept[k].exception() else self._kept[k].result().nbytes for k in done]
+        while len(done) > 1 and (sum(sizes) > _KEPT_BYTES or len(done) > _KEPT_FILES):
+            del self._kept[done.pop(0)], sizes[0]
+
+
+def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
+    """`(H, W, 1 or 3)` uint8 by the rules above."""
+    if image.mode[0] in "IF":  # 16 bits and more
+        return tiff.to_8_bits(np.asarray(image), window)[..., None]
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        over_black = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+        return over_black[..., :1] if grey else over_black
+    x = np.asarray(image.convert("L" if grey else "RGB"))
+    return x[..., None] if grey else x
+
+
+def _mask(file: Path, number: int | None) -> np.ndarray:
+    """`(H, W)` bool, True where not black."""
+    with Image.open(file, formats=OPENED) as opened:
+        if number is not None and getattr(opened, "n_frames", 1) <= number:
+            raise DataError(f"mask {file} has fewer slices than its volume")
+        opened.seek(number or 0)
+        tiff.check_opened(opened, file)
+        image = ImageOps.exif_transpose(opened)
+    deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
+    x = np.asarray(image if deep else image.convert("RGB"))
+    return np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
+
+
+def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
+    """One image with its mask, or the line that says why not. Runs in the decoding threads."""
+    file = entry.file
+    if entry.problem is not None:
+        return printable(f"{file}: {entry.problem}")
+    try:
+        pixels = files.image(entry)
+        masks = None if entry.mask is None else files.mask(entry.mask, entry, pixels.shape[:2])[None]
+        return options.conform(ImageSet(pixels[None], masks=masks))
+    except MemoryError as e:  # no fault of the file, so that none is left out for it
+        raise DataError(f"{file}: there is not the memory to decode it; give a smaller one") from e
+    except DataError as e:
+        return printable(f"{file}: {e}")
+    except Exception as e:  # Pillow's decoders raise nearly anything on malformed bytes
+        or_mask = "" if entry.mask is None else f", or its mask {entry.mask.name} is"
+        return printable(f"{file}: no image, or damaged{or_mask} ({first_line(e)})")
+
+
+def _map(
+    load: partial, entries: Sequence[Entry], workers: int | None, ahead: int = 0
+) -> Generator[ImageSet | str, None, None]:
+    """`load` over the entries, in order, in threads: Pillow decodes and resizes without Python's lock.
+
+    They work on a sliding window: `ahead` entries, or what keeps every thread busy if that is more.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers == 1 or len(entries) <= _CHUNK:
+        yield from map(load, entries)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        starts = range(0, len(entries), _CHUNK)
+        chunks = (pool.submit(list, map(load, entries[i : i + _CHUNK])) for i in starts)
+        window = deque(islice(chunks, max(-(-ahead // _CHUNK), 4 * workers)))
+        try:
+            while window:
+                ready = window.popleft().result()
+                window.extend(islice(chunks, 1))
+                yield from ready
+        finally:
+            for future in window:  # the caller has had enough
+                future.cancel()
+
+
+def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options: ReadOptions) -> ImageSet:
+    """Each result straight into its place in one array, with what its entry says of it."""
+    images = masks = None
+    kept: list[Entry] = []
+    skipped: list[str] = []
+    for entry, one in zip(entries, loaded, strict=True):
+        if isinstance(one, str):
+            if not options.skip_bad:
+                raise DataError(f"{one}; repair it, or leave such files out with --skip-bad")
+            skipped.append(one)
+            continue
+        h, w, c = one.shape
+        if images is None:
+            images = _allocate((len(entries), h, w, c), options.memmap_above)
+            masks = np.zeros((len(entries), h, w), bool) if any(e.mask for e in entries) else None
+        elif images.shape[1:3] != (h, w):
+            first = f"{kept[0].file} is {_size(images.shape[1:])}"
+            sizes = f"{first}, {entry.file} {_size((h, w))}"
+            raise DataError(f"height x width differ: {sizes}; give all one size with --size N")
+        elif c > images.shape[3]:  # the first colour image among grey ones
+            grey, images = images, _allocate((len(entries), h, w, c), options.memmap_above)
+            images[: len(kept)] = grey[: len(kept)]
+        images[len(kept)] = one.images[0]  # grey is repeated by broadcasting
+        if masks is not None and one.masks is not None:
+            masks[len(kept)] = one.masks[0]
+        kept.append(entry)
+    if images is None:  # empty, but of the size and channels asked for
+        images = options.conform(ImageSet(np.zeros((1, 1, 1, 3), np.uint8))).images
+    volumes = tuple(e.volume for e in kept)
+    return ImageSet(
+        images[: len(kept)],
+        labels_of(kept),
+        None if masks is None else masks[: len(kept)],
+        tuple(e.name for e in kept),
+        tuple(skipped),
+        volumes if any(volumes) else (),
+    )
+
+
+def _allocate(shape: tuple[int, int, int, int], memmap_above: int) -> np.ndarray:
+    nbytes = int(np.prod(shape))
+    if nbytes <= memmap_above:
+        return np.zeros(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:  # unlinked from the start; the map keeps it alive
+        try:
+            take_room(file, nbytes, tempfile.gettempdir())
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+        except OSError as e:
+            room = f"{tempfile.gettempdir()}: no room for {nbytes} bytes"
+            raise DataError(f"{room}; set TMPDIR or --max-size ({first_line(e)})") from e
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
