@@ -500,14 +500,12 @@ def cmd_data(a: Namespace) -> None:
 
     if a.action == "list":
         if a.json:
-            print(json.dumps({k: asdict(v) for k, v in datasets.CATALOG.items()}))
+            print(json.dumps({k: asdict(v) for k, v in datasets.known_sets(a.data_root).items()}))
             return
         table = Table("name", "title", "normal", "split", "licence", "where")
-        for name, d in datasets.CATALOG.items():
-            normal = ", ".join(d.normal) if isinstance(d.normal, tuple | list) else str(d.normal)
-            table.add_row(
-                name, d.title + (" (proxy)" if d.proxy else ""), normal, d.split, d.licence, d.obtain
-            )
+        for name, d in datasets.known_sets(a.data_root).items():
+            title, where = d.title + (" (proxy)" if d.proxy else ""), d.obtain or d.path
+            table.add_row(name, title, d.normal, d.split, d.licence, where)
         out.print(table)
         return
     if a.name is None:

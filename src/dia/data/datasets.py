@@ -299,23 +299,14 @@ def declared(file: str | os.PathLike[str]) -> DataSet:
         raise DataError(f"{file}: {file.stem} is a known data set already; rename the file")
     for key in ("normal", "anomalous", "normal_label"):
         if key in values:
-            values[key] = ",".join(_class(file, key, value) for value in _listed(values[key]))
-    if not all(isinstance(w, str) for pair in _pairs(values.get("split_folders")) for w in pair):
-        raise DataError(f"{file}: split_folders must give a folder for each split, as {{test: held-out}}")
+            given = values[key] if isinstance(values[key], list) else [values[key]]
+            values[key] = ",".join(_class(file, key, value) for value in given)
     try:
         known: DataSet = from_dict(DataSet, {**values, "name": file.stem})
         known.options(Path(known.path), ReadOptions())
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     return replace(known, path=str(Path(file.absolute().parent, known.path)))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _pairs(value: Any) -> list[tuple[Any, Any]]:
-    return list(value.items()) if isinstance(value, dict) else [] if value is None else [(None, None)]
 
 
 def _class(file: Path, key: str, value: Any) -> str:
@@ -352,6 +343,15 @@ def own_sets(data_root: str | os.PathLike[str] | None = None) -> dict[str, Path]
     root = os.environ.get("DIA_DATA") if data_root is None else data_root
     files = sorted(Path(root).glob("*.y*ml")) if root else []
     return {f.stem: f for f in files if f.suffix in DECLARATION and f.stem not in CATALOG}
+
+
+def known_sets(data_root: str | os.PathLike[str] | None = None) -> dict[str, DataSet]:
+    """All declarations by name: the catalogue's, and those in the data root that can be read."""
+    known = dict(CATALOG)
+    for name, file in own_sets(data_root).items():
+        with suppress(DataError):  # a YAML file of another purpose
+            known[name] = declared(file)
+    return known
 
 
 def name_of(spec: str) -> str:

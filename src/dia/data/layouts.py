@@ -22,7 +22,6 @@ from .formats.limits import SUFFIXES, Kind, is_special, kind_of, stem_of
 from .imageset import ANOMALOUS, NORMAL
 from .options import ReadOptions
 
-SPLITS = ("train", "val", "test")
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 _NORMAL_WORDS = {"0", "normal", "good", "ok", "healthy", "negative"}
 _ANOMALOUS_WORDS = {"1", "anomalous", "anomaly", "abnormal", "defect", "defective", "bad", "positive"}
@@ -161,8 +160,6 @@ def _splits(options: ReadOptions) -> dict[str, str]:
     """The split of each folder name (or word of a manifest), in small letters."""
     if options.split_folders is None:
         return _SPLIT_FOLDERS
-    if unknown := set(options.split_folders) - set(SPLITS):
-        raise DataError(f"split_folders: no split {listed(unknown)}; there are: {', '.join(SPLITS)}")
     return {folder.lower(): split for split, folder in options.split_folders.items()}
 
 

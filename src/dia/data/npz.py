@@ -14,8 +14,8 @@ from ..core.errors import DataError, first_line
 from .formats.limits import TIMES, VOLUME_BYTES
 from .formats.tiff import from_16_bit
 from .imageset import ANOMALOUS, NORMAL, ImageSet
-from .layouts import SPLITS, MissingSplit, listed, words
-from .options import ReadOptions
+from .layouts import MissingSplit, listed, words
+from .options import SPLITS, ReadOptions
 
 
 def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:

@@ -14,6 +14,7 @@ from ..core.errors import DataError
 from .formats.windowing import View
 from .imageset import ImageSet
 
+SPLITS = ("train", "val", "test")
 KEPT = ("window", "axis", "slices")  # the options that a fitted model keeps
 
 
@@ -46,8 +47,8 @@ class ReadOptions:
         view: `window`, `axis` and `slices`, parsed.
 
     Raises:
-        DataError: a size below 1 pixel, channels other than 1 and 3, or a window, axis or range of slices
-            that is not known.
+        DataError: a size below 1 pixel, channels other than 1 and 3, less than one thread, folders of splits
+            that do not exist, or a window, axis or range of slices that is not known.
     """
 
     normal: str | None = None
@@ -73,6 +74,11 @@ class ReadOptions:
                 raise DataError(f"a size must be at least 1 pixel, not {size}")
         if self.channels not in (None, 1, 3):
             raise DataError(f"channels must be 1 or 3, not {self.channels}")
+        if self.workers is not None and self.workers < 1:
+            raise DataError(f"workers must be at least 1, not {self.workers}")
+        folders = self.split_folders or {}
+        if not set(folders) <= set(SPLITS) or not all(isinstance(f, str) and f for f in folders.values()):
+            raise DataError(f"split_folders must name a folder for one or more of {', '.join(SPLITS)}")
         object.__setattr__(self, "view", View.of(self.window, self.axis, self.slices))
 
     @classmethod

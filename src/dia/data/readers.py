@@ -20,7 +20,6 @@ from .decode import decode, decode_batches
 from .formats.limits import SUFFIXES, is_special, kind_of, suffix_of
 from .imageset import NORMAL, ImageSet
 from .layouts import (
-    SPLITS,
     Entry,
     MissingSplit,
     folder_entries,
@@ -32,7 +31,7 @@ from .layouts import (
     words,
 )
 from .npz import read_npz
-from .options import ReadOptions
+from .options import SPLITS, ReadOptions
 from .volumes import SEVERAL, expand
 
 __all__ = ["SPLITS", "Listing", "MissingSplit", "ReadOptions", "listing", "read"]
