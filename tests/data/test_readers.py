@@ -656,6 +656,7 @@ def test_folders_of_splits_and_masks_may_have_other_names(tmp_path):
     assert test.masks.any(axis=(1, 2)).tolist() == [True, False]
     fails("no split 'val'", tmp_path, MissingSplit, split="val", **named)
     fails("none of its folders is called x", tmp_path, split_folders={"train": "x"})
+    fails("no masks in drawn/", tmp_path, masks="drawn")
     path = npz(tmp_path / "a.npz", train_images=stack(2))
     fails("an .npz names its own splits", path, masks="outlines")
 

@@ -85,6 +85,9 @@ class DataSet:
         Args:
             path: where the set lies; a folder's classes may have other names than an `.npz`'s labels.
             options: as they were given.
+
+        Returns:
+            The options to read the set with.
         """
         in_folder = path.is_dir()
         return options.or_else(
@@ -322,6 +325,9 @@ def known_set(name: str, data_root: str | os.PathLike[str] | None = None) -> Dat
         name: of `CATALOG`, of a file `NAME.yaml` in the data root, or the path of such a file.
         data_root: the folder that holds the data sets, by default `$DIA_DATA`.
 
+    Returns:
+        What is known of the set.
+
     Raises:
         DataError: there is no such set; the message lists the known names and the nearest.
     """
@@ -365,6 +371,9 @@ def find(known: DataSet, data_root: str | os.PathLike[str] | None = None) -> Pat
     Args:
         known: its declaration.
         data_root: the folder that holds the known data sets, by default `$DIA_DATA`.
+
+    Returns:
+        Its path, which exists.
 
     Raises:
         DataError: no such file; the message says where to get it and where to put it.
@@ -525,6 +534,9 @@ def open_splits(
         data_root: the folder that holds the data sets, by default `$DIA_DATA`.
         options: how to read it.
         changes: options by name, in place of those in `options`.
+
+    Returns:
+        The images by split, in the order "train", "val", "test".
 
     Raises:
         DataError: as `open_data`.

@@ -38,7 +38,7 @@ from ..core.errors import DataError, first_line, printable
 from ..core.storage import take_room
 from .formats import tiff
 from .formats.dicom import Dicom
-from .formats.limits import OPENED, Kind, has
+from .formats.limits import OPENED, Kind, check_opened, has
 from .formats.nifti import Nifti
 from .formats.windowing import View, Window
 from .imageset import ImageSet
@@ -110,7 +110,11 @@ class Files:
         self._lock = Lock()
 
     def image(self, entry: Entry) -> np.ndarray:
-        """The pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size."""
+        """The pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
+
+        Raises:
+            DataError: a file that its reader refuses; on damaged bytes Pillow raises nearly anything else.
+        """
         file, kind, page, window = entry.file, entry.kind, entry.number or 0, self.view.stated
         if kind in ("dicom", "nifti"):
             return self._opened(file, kind, entry.number).image(page)
@@ -125,7 +129,7 @@ class Files:
             with Image.open(file, formats=OPENED) as opened:
                 if page:
                     opened.seek(page)
-                tiff.check_opened(opened, file)
+                check_opened(opened, file)
                 return _pixels(ImageOps.exif_transpose(opened), window)
         except (DataError, MemoryError):
             raise
@@ -146,6 +150,9 @@ class Files:
             file: the mask's file.
             entry: the image, whose number is that of the mask's slice.
             shape: (H, W) of the image.
+
+        Returns:
+            The mask, of that shape.
 
         Raises:
             DataError: a mask of another size than its image.
@@ -206,7 +213,7 @@ def _mask(file: Path, number: int | None) -> np.ndarray:
         if number is not None and getattr(opened, "n_frames", 1) <= number:
             raise DataError(f"mask {file} has fewer slices than its volume")
         opened.seek(number or 0)
-        tiff.check_opened(opened, file)
+        check_opened(opened, file)
         image = ImageOps.exif_transpose(opened)
     deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
     x = np.asarray(image if deep else image.convert("RGB"))

@@ -72,8 +72,8 @@ def image_files(path: str | os.PathLike[str]) -> dict[Path, Kind]:
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else [f for f in folders if not f.startswith((".", "__MACOSX"))]
         for file in [] if real in seen else [Path(folder, name) for name in files]:
-            listed_nowhere = file.name.startswith(".") or file.name.upper().startswith("DICOMDIR")
-            if not listed_nowhere and (kind := kind_of(file)) and not is_special(file):
+            passed_over = file.name.startswith(".") or file.name.upper().startswith("DICOMDIR")
+            if not passed_over and (kind := kind_of(file)) and not is_special(file):
                 found[file] = kind
         seen.add(real)
     return dict(sorted(found.items(), key=lambda item: natural(item[0].relative_to(path).as_posix())))
@@ -115,6 +115,8 @@ def folder_entries(root: Path, options: ReadOptions) -> list[Entry]:
     masks = {(*found[f][1:-1], stem_of(f).removesuffix("_mask")): f for f in found if f not in files}
     if not files:
         raise DataError(f"{root}: no images in this folder ({listed(SUFFIXES)})")
+    if options.masks and not masks:
+        raise DataError(f"{root}: no masks in {masks_in}/, which should hold them")
     has_splits = any(parts[0].lower() in splits for parts in files.values())
     if options.split_folders and not has_splits:
         raise DataError(
@@ -200,6 +202,9 @@ def manifest_entries(path: Path, options: ReadOptions) -> list[Entry]:
         path: the manifest, as `readers.read` describes it.
         options: `normal` and `split_folders` matter.
 
+    Returns:
+        The entries of all splits.
+
     Raises:
         DataError: a manifest that cannot be used; the message says which line, and why.
     """
@@ -260,6 +265,9 @@ def of_split(path: Path, entries: list[Entry], split: str | None) -> list[Entry]
         path: what is read, for messages.
         entries: of all splits.
         split: "train", "val", "test", "all" or None.
+
+    Returns:
+        Those entries, in their order.
 
     Raises:
         MissingSplit: there are splits, but not this one.

@@ -105,6 +105,9 @@ def joined(source: object, sets: Sequence[ImageSet]) -> ImageSet:
         source: what they are read from, for messages.
         sets: the splits, whose images have one size; grey ones become colour where one of them is.
 
+    Returns:
+        All images in that order.
+
     Raises:
         DataError: images of different sizes.
     """

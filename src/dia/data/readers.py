@@ -129,7 +129,14 @@ class Listing:
         return tuple(e.volume for e in self.entries) if self.whole is None else (None,) * len(self)
 
     def part(self, start: int, stop: int) -> Listing:
-        """Images `start` to `stop` (not included) as a listing, for another process or machine to read."""
+        """Some of the images as a listing of its own, for another process or machine to read.
+
+        Args:
+            start, stop: numbers of the first image and of the one after the last, from 0.
+
+        Returns:
+            The listing, which holds no more than those images.
+        """
         if self.whole is not None:
             return replace(self, whole=self.whole.subset(slice(start, stop)))
         return replace(self, entries=self.entries[start:stop])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import re
 import stat
@@ -127,12 +128,15 @@ def check_size(
     """Refuses a header that promises more than an image may have, or than its file can hold or should.
 
     Args:
-        height, width: of one image.
-        images: frames or slices.
-        nbytes: of all pixels, unpacked.
+        height, width: of one image, in pixels.
+        images: number of frames or slices.
+        nbytes: bytes of all pixels, unpacked.
         available: bytes of the file.
         ratio: bytes that may come of one packed byte: 1 where nothing is packed, infinite if it can be any.
-        whole: the images are read at once.
+        whole: the images are all read at once.
+
+    Raises:
+        DataError: no pixels, or more than the limits allow.
     """
     limit = pixel_limit()
     if min(height, width, images) < 1:
@@ -149,13 +153,37 @@ def check_size(
         )
 
 
+def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
+    """Holds what Pillow read of a header against what packed pixels may be.
+
+    Args:
+        image: opened, its pixels not yet decoded.
+        path: of its file.
+        depth: bytes of a sample; by the image's mode where None.
+
+    Raises:
+        DataError: as `check_size`.
+    """
+    deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
+    nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
+    check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
+
+
 MOST_SAMPLES = 4  # of a pixel
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # among the markers from C0 to CF: tables
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 
 
 def check_streams(data: bytes, pixels: int) -> None:
-    """Refuses compressed pixels of which one stream has more than `pixels`, or than four samples each."""
+    """Refuses compressed pixels that promise more than the header of their file does.
+
+    Args:
+        data: JPEG or JPEG 2000 streams, with whatever stands between them.
+        pixels: height × width of one image, by the file's own header.
+
+    Raises:
+        DataError: one stream has more pixels, or more than four samples for each.
+    """
     for height, width, samples in (*_jpeg_2000(data), *_jpeg(data)):
         if height * width > pixels or samples > MOST_SAMPLES:
             raise DataError(f"its compressed pixels are {height}x{width}, more than its header says")

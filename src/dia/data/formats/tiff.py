@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...core.errors import DataError
-from .limits import OPENED, check_size, check_streams, has, silence
+from .limits import OPENED, check_opened, check_size, check_streams, has, silence
 from .windowing import Window, to_bytes
 
 _ORIENTATION = 274  # the tag, in EXIF as in TIFF
@@ -39,7 +39,11 @@ _UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
 
 
 def pages(path: Path) -> list[int]:
-    """Numbers of the pages that have the first one's size and type, so without thumbnails."""
+    """Numbers, from 0, of the pages that have the first one's size and type, so without thumbnails.
+
+    Raises:
+        DataError: pages that lie in each other or go round in a circle; on other damage the library's errors.
+    """
     kinds: list[Any] = []
     if has("tifffile"):
         from tifffile import TiffFile
@@ -132,15 +136,15 @@ def read_png(path: Path) -> np.ndarray | None:
     return _oriented(from_16_bit(x), turned)
 
 
-def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
-    """Holds what Pillow read of a header against what packed pixels may be; `depth` is bytes of a sample."""
-    deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
-    nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
-    check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
-
-
 def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
     """Grey or colour of any depth as uint8: a fixed rule for integers, a stated window for floats.
+
+    Args:
+        x: pixels, of any shape: bool, integers 0–65535 or floats.
+        window: for floats.
+
+    Returns:
+        uint8 of the same shape, 0–255.
 
     Raises:
         DataError: integers outside 0–65535, floats without a window.
