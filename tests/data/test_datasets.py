@@ -1,15 +1,19 @@
-"""The catalogue: names, places, and the counts of the real sets where they are present."""
+"""Data sets: the catalogue, a user's own declarations, and the counts of the real sets that are here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dia.benchmark.ledger import Ledger
+from dia.cli.main import main
 from dia.core.errors import DataError
 from dia.data import datasets
 from dia.data.datasets import CATALOG, DataSet, find, load, open_data
@@ -186,7 +190,7 @@ def test_data_root_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DIA_DATA", str(tmp_path))
     images = np.arange(2, dtype=np.uint8)[:, None, None] + np.zeros((2, 4, 4), np.uint8)
     np.savez(tmp_path / "breastmnist.npz", test_images=images, test_labels=np.array([[0], [1]]))
-    assert find("breastmnist-0") == tmp_path / "breastmnist.npz"
+    assert find(CATALOG["breastmnist-0"]) == tmp_path / "breastmnist.npz"
     assert load("breastmnist", "test").labels.tolist() == [1, 0]
     assert load("breastmnist-0", "test").labels.tolist() == [0, 1]
     assert load("breastmnist", "test", normal="0", size=None).labels.tolist() == [0, 1]
@@ -269,3 +273,95 @@ def test_phantom(monkeypatch):
     assert len(load("phantom")) == 12
     with pytest.raises(MissingSplit, match="no split 'dev'"):
         load("phantom", "dev")
+
+
+# --- a user's own -------------------------------------------------------------------------------------
+
+HOWTO = Path(__file__).parents[2] / "docs/howto/formats.md"
+PAGE = HOWTO.read_text().partition("## A data set of your own")[2]
+
+
+@pytest.fixture
+def chest(tmp_path, monkeypatch) -> Path:
+    """The example of the page: its YAML file, and images in the folders that it names."""
+    noise = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIA_DATA", raising=False)
+    Path("chest.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.S)[0])
+    kinds = {"clear": 12, "old-scar": 8, "effusion": 4, "rotated": 2}
+    for split, factor in (("develop", 2), ("hold-out", 1)):
+        for kind, n in kinds.items():
+            for i in range(n * factor):
+                path = Path("chest-xray", split, kind, f"{split}-{i}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(noise.integers(0, 256, (40 + i, 36), dtype=np.uint8)).save(path)
+                if kind == "effusion":
+                    mask = Path("chest-xray", "outlines", kind, f"{split}-{i}_mask.png")
+                    mask.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(np.full((40 + i, 36), 255, np.uint8)).save(mask)
+    return tmp_path / "chest.yaml"
+
+
+def test_a_declaration_says_classes_splits_masks_and_size(chest):
+    train, test = (open_data(chest, split) for split in ("train", "test"))
+    assert train.images.shape == (48, 32, 32, 1)
+    assert [len(test.normals()), len(test.anomalies())] == [20, 4]  # `rotated` is left out
+    assert test.masks.all(axis=(1, 2)).tolist() == test.labels.astype(bool).tolist()
+    assert load("chest", "test", chest.parent).sha256() == test.sha256()  # by its name in the data root
+    assert open_data("chest.yaml", "test", size=8).shape == (8, 8, 1)  # what is given goes before
+    assert "chest" in datasets.known_sets(chest.parent)
+
+
+def test_the_example_of_the_page_runs(chest, capsys):
+    commands = [c for c in re.findall(r"^dia (.*)$", PAGE, re.M)]
+    assert [c.split()[0] for c in commands] == ["data", "fit", "score", "benchmark"]
+    for command in commands:
+        main(shlex.split(command))
+    assert len(Path("scores.csv").read_text().splitlines()) == 1 + 24
+    lines = Ledger("results/runs.jsonl").rows()
+    assert {(line["dataset"], line["method"]) for line in lines} == {
+        ("chest", "trivial:hog"), ("chest", "trivial:pixels")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("normal: good", "needs a path"),
+        ("- path", "needs a path"),
+        ("path: x\nnormals: good", "no key 'normals'; there are: path, normal,"),
+        ("path: x\nnormal: no", "False is not the name of a class; put it in quotes"),
+        ("path: x\nsize: big", "size cannot be 'big'"),
+        ("path: x\nsize: 0", "at least 1 pixel"),
+        ("path: x\nchannels: 2", "channels must be 1 or 3"),
+        ("path: x\nsplit_folders: {dev: d}", "split_folders must name a folder"),
+        ("path: x\nsplit_folders: [a]", "split_folders cannot be"),
+        ("path: x", "no such file or folder"),
+        ("path: [", "not a YAML file"),
+    ],
+)
+def test_a_declaration_that_cannot_be_used_is_one_line(tmp_path, text, match):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(DataError, match=match) as error:
+        open_data(tmp_path / "own.yaml")
+    assert str(error.value).isprintable()
+
+
+def test_a_declaration_may_not_take_the_name_of_a_known_set(tmp_path):
+    (tmp_path / "phantom.yaml").write_text("path: .")
+    with pytest.raises(DataError, match="phantom is a known data set already"):
+        open_data(tmp_path / "phantom.yaml")
+    with pytest.raises(DataError, match="No such file"):
+        open_data(tmp_path / "absent.yaml")
+
+
+def test_a_declared_npz_has_label_values_and_a_folder_without_splits_a_share(tmp_path):
+    np.savez(tmp_path / "a.npz", test_images=np.zeros((3, 4, 4), np.uint8), test_labels=[0, 1, 2])
+    (tmp_path / "file.yaml").write_text("path: a.npz\nnormal: [1, 2]")
+    assert open_data(tmp_path / "file.yaml").labels.tolist() == [1, 0, 0]
+    for i in range(10):
+        picture(tmp_path / "flat" / "fine" / f"{i}.png", i)
+    (tmp_path / "folder.yaml").write_text("path: flat\nnormal: fine\ntrain_normals: 3")
+    assert len(open_data(tmp_path / "folder.yaml", "train")) == 3
+    (tmp_path / "folder.yaml").write_text("path: flat\nnormal: fine\ntrain_normals: 0.5")
+    assert len(open_data(tmp_path / "folder.yaml", "train")) == 5

@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dia.cli.main import main
-from dia.data import quality as duplicates
+from dia.data import quality
 from dia.data.imageset import ImageSet, resize
-from dia.data.quality import check, copied, limit_of, nearest, thumbnails
+from dia.data.quality import check, has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
 from dia.report.bias import effect_of_copies
 
 
@@ -29,15 +29,15 @@ def resaved(image: np.ndarray, folder, quality=80) -> np.ndarray:
 def test_resaved_copies_are_found_and_others_are_not(tmp_path):
     train, other = smooth_images(60, 32, seed=1), smooth_images(40, 32, seed=2)
     test = np.concatenate([other, np.stack([resaved(x, tmp_path) for x in train[:7]])])
-    assert copied(ImageSet(test), ImageSet(train)).tolist() == [False] * 40 + [True] * 7
-    near = nearest(thumbnails(test), thumbnails(train))
+    assert has_near_duplicate(ImageSet(test), ImageSet(train)).tolist() == [False] * 40 + [True] * 7
+    near = nearest_images(thumbnails(test), thumbnails(train))
     assert near.image[40:].tolist() == list(range(7))
 
 
 def test_another_size_and_colour_are_no_disguise():
     train = smooth_images(30, 32, seed=1)
     larger = np.stack([resize(x, 50, 40) for x in train])
-    assert copied(ImageSet(np.repeat(larger, 3, axis=3)), ImageSet(train)).all()
+    assert has_near_duplicate(ImageSet(np.repeat(larger, 3, axis=3)), ImageSet(train)).all()
 
 
 def test_the_check_counts_pairs_and_labels(tmp_path):
@@ -64,16 +64,16 @@ def test_slices_of_one_volume_are_no_duplicates_of_each_other():
     images = np.repeat(smooth_images(2, 16), 2, axis=0)
     names = ("a", "a", "b", "b")
     small = thumbnails(images)
-    assert (nearest(small, volumes=names).distance[[1, 3]] > 0.01).all()
-    assert (nearest(small).distance[[1, 3]] < 1e-5).all()
-    assert (nearest(small, volumes=(None, None, "b", "b")).distance[1]) < 1e-5
+    assert (nearest_images(small, volumes=names).distance[[1, 3]] > 0.01).all()
+    assert (nearest_images(small).distance[[1, 3]] < 1e-5).all()
+    assert (nearest_images(small, volumes=(None, None, "b", "b")).distance[1]) < 1e-5
 
 
 def test_flat_images_are_like_nothing():
     flat = np.full((30, 8, 8, 1), 7, np.uint8)
-    assert not copied(ImageSet(flat), ImageSet(flat)).any()
-    assert limit_of(flat) == limit_of(flat[:0]) > 0
-    assert np.isinf(nearest(thumbnails(flat[:1])).distance).all()
+    assert not has_near_duplicate(ImageSet(flat), ImageSet(flat)).any()
+    assert near_duplicate_limit(flat) == near_duplicate_limit(flat[:0]) > 0
+    assert np.isinf(nearest_images(thumbnails(flat[:1])).distance).all()
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9))
@@ -82,8 +82,8 @@ def test_blocks_change_nothing(seed, n, m, block):
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(k, 6)) for k in (n, m)))
     a = a.astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_BLOCK", block)
-        near, within = nearest(a, b.astype(np.float32)), nearest(a)
+        patch.setattr(quality, "_BLOCK", block)
+        near, within = nearest_images(a, b.astype(np.float32)), nearest_images(a)
     alike = a @ b.T
     np.testing.assert_allclose(near.distance, np.maximum(1 - alike.max(1), 0), atol=1e-6)
     np.testing.assert_allclose(alike[np.arange(n), near.image], alike.max(1), atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import tempfile
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from dia.core.errors import DataError
-from dia.data.formats import decode
-from dia.data.readers import MissingSplit, image_files, read
+from dia.data import decode, readers
+from dia.data.layouts import image_files
+from dia.data.options import ReadOptions
+from dia.data.readers import MissingSplit, read
 
 RNG = np.random.default_rng(0)
 
@@ -257,7 +260,6 @@ def test_natural_order():
             save(Path(folder, name))
         names = [f.relative_to(folder).as_posix() for f in image_files(folder)]
         assert names == ["B.JPG", "a01b.png", "a1b.png", "b/1.png", "img2.png", "img10.png"]
-        assert image_files(Path(folder, "B.JPG")) == [Path(folder, "B.JPG")]
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -603,3 +605,72 @@ def test_progress_goes_to_stderr(many, capsys):
     out = capsys.readouterr()
     assert out.out == ""
     assert "Reading many" in out.err
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def test_options_are_given_once_or_one_by_one(tmp_path):
+    save(tmp_path / "a.png", rgb(20, 10))
+    options = ReadOptions(size=5, channels=1)
+    assert read(tmp_path, options).sha256() == read(tmp_path, size=5, channels=1).sha256()
+    assert read(tmp_path, options, channels=3).shape == (5, 5, 3)
+    with pytest.raises(TypeError, match="sizes"):
+        read(tmp_path, sizes=5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"size": (0, 3)}, "at least 1 pixel"),
+        ({"channels": 4}, "channels must be 1 or 3"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"window": "lungs"}, "--window lungs is not known"),
+        ({"split_folders": {"dev": "x"}}, "split_folders must name"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_read(wrong, match):
+    with pytest.raises(DataError, match=match):
+        ReadOptions(**wrong)
+
+
+def test_options_as_a_model_was_fitted():
+    facts = {"read": {"window": "lung", "axis": None, "slices": "1:"}}
+    assert ReadOptions().as_fitted({}) == ReadOptions()
+    options = ReadOptions(skip_bad=True).as_fitted(facts, (8, 9, 1))
+    assert options == ReadOptions(skip_bad=True, window="lung", slices="1:", size=(8, 9), channels=1)
+    assert options.view == ReadOptions(window="-600,1500", slices="1:").view
+    with pytest.warns(UserWarning, match="--window bone: the model was fitted with lung"):
+        assert ReadOptions(window="bone").as_fitted(facts).window == "bone"
+
+
+def test_folders_of_splits_and_masks_may_have_other_names(tmp_path):
+    save(tmp_path / "learn" / "1.png")
+    save(tmp_path / "Judge" / "good" / "1.png")
+    save(tmp_path / "Judge" / "bad" / "2.png")
+    save(tmp_path / "outlines" / "bad" / "2.png", np.full((8, 6), 9, np.uint8))
+    named = {"split_folders": {"train": "learn", "test": "judge"}, "masks": "outlines"}
+    assert read(tmp_path, split="train", **named).labels.tolist() == [0]
+    test = read(tmp_path, split="test", **named)
+    assert test.labels.tolist() == [1, 0]
+    assert test.masks.any(axis=(1, 2)).tolist() == [True, False]
+    fails("no split 'val'", tmp_path, MissingSplit, split="val", **named)
+    fails("none of its folders is called x", tmp_path, split_folders={"train": "x"})
+    fails("no masks in drawn/", tmp_path, masks="drawn")
+    path = npz(tmp_path / "a.npz", train_images=stack(2))
+    fails("an .npz names its own splits", path, masks="outlines")
+
+
+def test_a_file_is_read_by_the_kind_of_its_name_and_checked_by_what_it_holds(tmp_path):
+    """Pillow reads what it knows under any of its suffixes; other readers refuse what they do not know."""
+    g = grey()
+    for name, form in (("a.png", "TIFF"), ("c.jpg", "PNG")):
+        save(tmp_path / name, g, format=form)
+        assert np.array_equal(pixels_of(tmp_path / name)[..., 0], g)
+    for name, match in (("d.dcm", "no DICOM file, or damaged"), ("e.nii", "no NIfTI file, or damaged")):
+        save(tmp_path / name, g, format="PNG")
+        fails(match, tmp_path / name)
+
+
+def test_the_example_of_read_runs():
+    assert doctest.testmod(readers) == (0, 7)

@@ -27,7 +27,8 @@ from pydicom import uid  # noqa: E402
 
 from dia.cli.main import main  # noqa: E402
 from dia.core.errors import DataError  # noqa: E402
-from dia.data.formats import decode, nifti  # noqa: E402
+from dia.data import decode  # noqa: E402
+from dia.data.formats import nifti  # noqa: E402
 from dia.data.imageset import ImageSet  # noqa: E402
 from dia.data.readers import listing, read  # noqa: E402
 from dia.deploy.scoring import _Scorer  # noqa: E402

@@ -24,8 +24,7 @@ from PIL import Image
 from scoring import interrupted, refused, score
 
 from dia.core.errors import DataError
-from dia.data import datasets
-from dia.data.formats import decode
+from dia.data import datasets, decode
 from dia.data.imageset import ImageSet
 from dia.data.readers import Listing, listing, read
 from dia.deploy.scorefile import ScoreFile

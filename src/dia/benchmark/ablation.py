@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from ..core.errors import DataError
 from ..core.settings import SettingsError, replaced
 from ..core.yamlfile import read_yaml
+from ..data.datasets import name_of
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..detectors.presets import settings as preset_settings
 from ..detectors.registry import detector_class
@@ -164,7 +165,8 @@ def results(
         scores: folder of the raw scores, for the paired differences.
     """
     own = [r for r in lines if r.get("ablation", {}).get("side") == grid.side]
-    return {d: list(_of_set(grid, [r for r in own if r["dataset"] == d], scores, d)) for d in datasets}
+    names = map(name_of, datasets)
+    return {d: list(_of_set(grid, [r for r in own if r["dataset"] == d], scores, d)) for d in names}
 
 
 def _of_set(

@@ -23,7 +23,7 @@ from rich.console import Console
 from ..core.errors import DataError
 from ..core.settings import SettingsError
 from ..core.training import TrainingError
-from ..data.datasets import load, load_training
+from ..data.datasets import load, load_training, name_of
 from ..data.imageset import ImageSet
 from ..detectors import DIA
 from ..detectors.registry import wanted_settings
@@ -42,7 +42,7 @@ class Task:
     """One run.
 
     Args:
-        dataset: a known set's name.
+        dataset: a known set's name, or the YAML file that declares a set.
         method: its name.
         seed: of everything.
         preset: of the settings.
@@ -68,7 +68,8 @@ class Task:
     @property
     def label(self) -> str:
         """The data set as the ledger's line names it."""
-        return self.dataset if self.judged == TEST else f"{self.dataset}/{self.judged}"
+        name = name_of(self.dataset)
+        return name if self.judged == TEST else f"{name}/{self.judged}"
 
     def __str__(self) -> str:
         weights = f" (weights: {self.changes['weights']})" if "weights" in self.changes else ""
@@ -131,7 +132,8 @@ def perform(task: Task, place: Place) -> Outcome:
     try:
         line = run(
             task.label, *images(task, place), task.method, preset=task.preset, changes=task.changes,
-            encoder=task.encoder, seed=task.seed, device=place.device, workdir=Path(place.work, task.dataset),
+            encoder=task.encoder, seed=task.seed, device=place.device,
+            workdir=Path(place.work, name_of(task.dataset)),
             ledger=Ledger(place.ledger), scores=Path(place.scores), progress=place.progress,
             about={"began": began, **task.about},
         )  # fmt: skip
@@ -370,7 +372,12 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 
 def _keep_failure(place: Place, task: Task, reason: str) -> None:
-    facts = {"dataset": task.dataset, "method": task.method, "seed": task.seed, "preset": task.preset}
+    facts = {
+        "dataset": name_of(task.dataset),
+        "method": task.method,
+        "seed": task.seed,
+        "preset": task.preset,
+    }
     wanted = wanted_settings(task.method, task.preset, task.changes)
     facts |= {"weights": getattr(wanted, "weights", "none"), "reason": reason, "time": round(time.time())}
     append_line(failures_path(Path(place.ledger)), json.dumps(facts).encode() + b"\n")

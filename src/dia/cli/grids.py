@@ -32,8 +32,8 @@ from ..benchmark.runs import current_lines, weights_kind
 from ..benchmark.workers import memory_of_machine_gb, workers_of
 from ..core.errors import DataError
 from ..core.training import TrainingError
-from ..data.datasets import load, load_training
-from ..data.quality import copied
+from ..data.datasets import load, load_training, name_of
+from ..data.quality import has_near_duplicate
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..report.benchmark_page import Beside
 from ..report.bias import direction_of, facts_of_set
@@ -61,6 +61,7 @@ def benchmark(a: Namespace, out: Console, err: Console) -> None:
 def report(a: Namespace, out: Console) -> None:
     """`dia report benchmark`."""
     _check_preset(a.preset)
+    a.datasets = a.datasets and [name_of(d) for d in a.datasets]
     lines = current_lines(
         Ledger(a.ledger).rows(), a.preset, datasets=a.datasets, methods=a.methods, changes=a.settings
     )
@@ -90,7 +91,7 @@ def sets_beside(
             err.print(f"{name}: duplicates and copies are not counted, as the runs are of other images")
             continue
         facts = facts_of_set(test, normals, direction_of(name))
-        found[name] = Beside(facts, test.labels, copied(test, normals))
+        found[name] = Beside(facts, test.labels, has_near_duplicate(test, normals))
     return found
 
 

@@ -27,8 +27,8 @@ from rich.table import Table
 
 from ..core.errors import DataError, TrainingError, system_error
 from ..core.settings import replaced
-from ..data.as_fitted import as_fitted
 from ..data.imageset import ImageSet
+from ..data.options import ReadOptions
 from .arguments import build_parser, underscored, with_signs
 from .help import refuse_nulls
 
@@ -44,16 +44,17 @@ def _read(
 ) -> ImageSet:
     from ..data.datasets import open_data
 
-    images = open_data(
-        a.data, a.split, a.data_root, normal=a.normal, size=size, max_size=max_size, channels=channels,
-        skip_bad=a.skip_bad, workers=a.workers, progress=sys.stderr.isatty(), **_view(a, facts),
+    options = ReadOptions.of(
+        _options(a), size=size, max_size=max_size, channels=channels,
+        workers=a.workers, progress=sys.stderr.isatty(),
     )  # fmt: skip
+    images = open_data(a.data, a.split, a.data_root, options.as_fitted(facts))
     _say_skipped(images.skipped)
     return images
 
 
-def _view(a: Namespace, facts: Mapping[str, Any]) -> dict[str, str | None]:
-    return as_fitted(facts, window=a.window, axis=a.axis, slices=a.slices)
+def _options(a: Namespace) -> ReadOptions:
+    return ReadOptions(normal=a.normal, skip_bad=a.skip_bad, window=a.window, axis=a.axis, slices=a.slices)
 
 
 def _say_skipped(lines: Sequence[str]) -> None:
@@ -127,7 +128,7 @@ def cmd_fit(a: Namespace) -> None:
             "normal": a.normal,
             "data_root": a.data_root,
             "contamination": a.contamination,
-            **_view(a, {}),
+            **_options(a).kept(),
         }
     }
     about = {"method": a.method, "preset": a.preset, "settings_hash": detector.settings_hash()}
@@ -164,16 +165,13 @@ def cmd_score(a: Namespace) -> None:
     detector = load_model(a.run, device=a.device if a.executor == "local" else "cpu")
     rate = _rate(a, detector)
     threshold = detector.threshold(rate)
-    h, w, c = detector.shape_
-    view = _view(a, detector.facts_)
-    listing = open_listing(
-        a.data, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, skip_bad=a.skip_bad, **view
-    )
+    options = _options(a).as_fitted(detector.facts_, detector.shape_)
+    listing = open_listing(a.data, a.split, a.data_root, options)
     about = {
         "model": hash_of(Path(a.run)), "data": a.data, "split": a.split,
         "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
         "false-alarm rate": rate, "threshold": _finite(threshold), "--heatmaps": a.heatmaps,
-        "--window": view["window"],
+        "--window": options.window,
     }  # fmt: skip
     bad: list[str] = []
     rows = ScoreFile(Path(a.out), about, listing.names, a.batch, resume=a.resume, gaps=a.skip_bad)
@@ -253,10 +251,8 @@ def cmd_export(a: Namespace) -> None:
 
     detector = Detector.load(a.run, device="cpu")
     target = Path(a.out or f"{Path(a.run).resolve().name}{SUFFIX[a.format]}")
-    h, w, c = detector.shape_
-    images = a.check and open_listing(
-        a.check, a.split, a.data_root, normal=a.normal, size=(h, w), channels=c, **as_fitted(detector.facts_)
-    )
+    options = ReadOptions(normal=a.normal).as_fitted(detector.facts_, detector.shape_)
+    images = a.check and open_listing(a.check, a.split, a.data_root, options)
     facts = export(detector, target, a.format, opset=a.opset, images=images)
     _show(facts, a.json)
 
@@ -504,21 +500,19 @@ def cmd_data(a: Namespace) -> None:
 
     if a.action == "list":
         if a.json:
-            print(json.dumps({k: asdict(v) for k, v in datasets.CATALOG.items()}))
+            print(json.dumps({k: asdict(v) for k, v in datasets.known_sets(a.data_root).items()}))
             return
         table = Table("name", "title", "normal", "split", "licence", "where")
-        for name, d in datasets.CATALOG.items():
-            normal = ", ".join(d.normal) if isinstance(d.normal, tuple | list) else str(d.normal)
-            table.add_row(
-                name, d.title + (" (proxy)" if d.proxy else ""), normal, d.split, d.licence, d.obtain
-            )
+        for name, d in datasets.known_sets(a.data_root).items():
+            title, where = d.title + (" (proxy)" if d.proxy else ""), d.obtain or d.path
+            table.add_row(name, title, d.normal, d.split, d.licence, where)
         out.print(table)
         return
     if a.name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
     from ..report.context import check_data
 
-    result = check_data(a, _view(a, {}))
+    result = check_data(a, ReadOptions.of(_options(a), size=a.size))
     if a.json:
         print(json.dumps(result))
         return

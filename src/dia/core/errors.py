@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its class where it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def system_error(error: BaseException, target: str = "") -> str:
     """What the system refused, with the remedy, in one line; empty where it was something else.
 

@@ -98,7 +98,13 @@ class ImageSet:
     def contaminated(self, anomalies: ImageSet, share: float, seed: int = 0) -> ImageSet:
         """These normals and, unmarked among them, so many of `anomalies` that they are `share` of all.
 
-        What is added is drawn by `seed` and labelled normal, as it would be by someone who does not know.
+        Args:
+            anomalies: the images to draw from.
+            share: of the anomalies among all, in [0, 1).
+            seed: decides which are drawn.
+
+        Returns:
+            These images, followed by the drawn ones, which are labelled normal.
 
         Raises:
             DataError: a share outside [0, 1), or too few anomalies for it.
@@ -124,7 +130,14 @@ class ImageSet:
         )
 
     def resized(self, height: int, width: int) -> ImageSet:
-        """Every image at `height` × `width`: Lanczos for images, nearest for masks; self if it fits."""
+        """Every image at one size: Lanczos for images, nearest for masks.
+
+        Args:
+            height, width: in pixels.
+
+        Returns:
+            The resized set; self where it has that size.
+        """
         if self.shape[:2] == (height, width):
             return self
         images = np.stack([resize(x, height, width) for x in self.images])
@@ -135,7 +148,11 @@ class ImageSet:
         return replace(self, images=images, masks=masks)
 
     def with_channels(self, channels: int) -> ImageSet:
-        """As grey (1; ITU-R 601 luma, as PIL) or RGB (3; grey repeated)."""
+        """The images as grey (1; ITU-R 601 luma, as Pillow has it) or RGB (3; grey repeated).
+
+        Raises:
+            DataError: channels other than 1 and 3.
+        """
         c = self.shape[2]
         if channels == c:
             return self
@@ -157,14 +174,30 @@ class ImageSet:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`(H, W, C)` uint8 to `(height, width, C)` by Lanczos."""
+    """One image at another size, by Lanczos.
+
+    Args:
+        image: `(H, W, 1 or 3)` uint8.
+        height, width: in pixels.
+
+    Returns:
+        `(height, width, 1 or 3)` uint8.
+    """
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     out = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.LANCZOS))
     return out[..., None] if image.shape[-1] == 1 else out
 
 
 def group_by_volume(n: int, volumes: Sequence[str | None] = ()) -> list[list[int]]:
-    """Indices of n images, those of a volume together, in the order of their first; see `held_out`."""
+    """Groups the indices of images by volume, in the order of each volume's first image.
+
+    Args:
+        n: how many images.
+        volumes: for each image the volume that it is a slice of, None for none; empty where none is.
+
+    Returns:
+        Lists of indices, one for each volume and for each image that is no slice.
+    """
     units: dict[str | int, list[int]] = {}
     for i in range(n):
         volume = volumes[i] if volumes else None
@@ -178,14 +211,25 @@ def middle_slices(volumes: Sequence[str | None], n: int) -> np.ndarray:
     Slices of one volume resemble each other and are not drawn one by one; volumes are.
 
     Args:
-        volumes: for each image the volume it is a slice of, None for none; empty where none is.
+        volumes: for each image the volume that it is a slice of, None for none; empty where none is.
         n: how many images.
+
+    Returns:
+        Ascending indices, int.
     """
     return np.array(sorted(unit[len(unit) // 2] for unit in group_by_volume(n, volumes)), int)
 
 
 def subsample(images: np.ndarray, most: int) -> np.ndarray:
-    """The images, or of more than `most` so many evenly spaced ones."""
+    """At most `most` of the images, evenly spaced.
+
+    Args:
+        images: `(N, ...)`.
+        most: how many to keep, at least 1.
+
+    Returns:
+        `images` itself where there are no more than that.
+    """
     if len(images) <= most:
         return images
     return images[np.linspace(0, len(images) - 1, most).astype(int)]

@@ -1,6 +1,7 @@
-"""Layouts: which image files a folder or CSV manifest holds, with their labels, masks and splits.
+"""Layouts: which image files a folder or CSV manifest holds, with their kinds, labels, masks and splits.
 
-Knows names and places; opens no image but to see whether it is one.
+Knows names and places. The kind of each file is decided here, once; no image is opened but to see whether it
+is one.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.errors import DataError, printable
-from .formats.decode import first_line
-from .formats.limits import SUFFIXES, is_image, stem_of
-from .imageset import ANOMALOUS, NORMAL
+import numpy as np
 
-SPLITS = ("train", "val", "test")
+from ..core.errors import DataError, first_line, printable
+from .formats.limits import SUFFIXES, Kind, is_special, kind_of, stem_of
+from .imageset import ANOMALOUS, NORMAL
+from .options import ReadOptions
+
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 _NORMAL_WORDS = {"0", "normal", "good", "ok", "healthy", "negative"}
 _ANOMALOUS_WORDS = {"1", "anomalous", "anomaly", "abnormal", "defect", "defective", "bad", "positive"}
@@ -30,48 +32,51 @@ class MissingSplit(DataError):
 
 
 class Entry(NamedTuple):
-    """One image and what its place says about it.
+    """One image: where its pixels are, and what its place says about it.
 
     Args:
-        file: that holds it.
-        name: relative path; with `#NUMBER` where the file holds several.
+        file: the file that holds it.
+        kind: which reader opens that file; decided once, when the file is listed.
+        name: relative path; with `#NUMBER` where the file holds several images.
         label: 0 = normal, 1 = anomalous; None where unknown.
-        mask: file of its mask.
-        split: None where it belongs to every split.
+        mask: the file of its mask; None where it has none.
+        mask_kind: which reader opens that file.
+        split: "train", "val" or "test"; None where it belongs to every split.
         number: of the frame, slice or page, from 0; None where the file is one image.
-        volume: whose slice it is; None where it is none.
+        volume: the volume that it is a slice of; None where it is none.
         problem: why the file cannot be read, where that is known already.
     """
 
     file: Path
+    kind: Kind
     name: str
     label: int | None = None
     mask: Path | None = None
+    mask_kind: Kind = "plain"
     split: str | None = None
     number: int | None = None
     volume: str | None = None
     problem: str | None = None
 
 
-def image_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The image files below a folder (or the file itself), in natural order of their relative path.
+def image_files(path: str | os.PathLike[str]) -> dict[Path, Kind]:
+    """The image files below a folder, in natural order of their relative path, each with its kind.
 
-    Hidden files and folders are left out; linked folders are followed once, wherever they lead but up: a link
-    to a folder in which this one lies is left out, as it would bring in all that stands beside.
+    Hidden files and folders are left out, and pipes, devices and DICOMDIRs. Linked folders are followed once,
+    wherever they lead but up: a link to a folder in which this one lies is left out, as it would bring in all
+    that stands beside it.
     """
-    root = Path(path)
-    if not root.is_dir():
-        return [root]
-    found: list[Path] = []
-    above = Path(os.path.realpath(root)).parents
-    seen = set(map(str, above))
-    for folder, folders, files in os.walk(root, followlinks=True):
+    found: dict[Path, Kind] = {}
+    seen = {str(folder) for folder in Path(os.path.realpath(path)).parents}
+    for folder, folders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        if real not in seen:
-            found += [Path(folder, f) for f in files if f[0] != "." and is_image(Path(folder, f))]
+        for file in [] if real in seen else [Path(folder, name) for name in files]:
+            passed_over = file.name.startswith(".") or file.name.upper().startswith("DICOMDIR")
+            if not passed_over and (kind := kind_of(file)) and not is_special(file):
+                found[file] = kind
         seen.add(real)
-    return sorted(found, key=lambda f: natural(f.relative_to(root).as_posix()))
+    return dict(sorted(found.items(), key=lambda item: natural(item[0].relative_to(path).as_posix())))
 
 
 def natural(text: str) -> tuple[list[str | int], str]:
@@ -80,23 +85,43 @@ def natural(text: str) -> tuple[list[str | int], str]:
 
 
 def words(text: str | None) -> list[str]:
-    """Of a comma-separated list."""
+    """The words of a comma-separated list; none where `text` is None."""
     return [w.strip() for w in (text or "").split(",") if w.strip()]
 
 
 def listed(items: Iterable[object]) -> str:
-    """In order, with commas."""
+    """The items as text, sorted, with commas between them."""
     return ", ".join(sorted(map(str, items)))
 
 
-def folder_entries(root: Path, normal: list[str], anomalous: list[str]) -> list[Entry]:
-    """An entry for each image file of a folder, in the layouts of `readers.read`."""
-    found = {file: file.relative_to(root).parts for file in image_files(root)}
-    files = {file: parts for file, parts in found.items() if parts[0] != "ground_truth"}
+def folder_entries(root: Path, options: ReadOptions) -> list[Entry]:
+    """An entry for each image file of a folder, in the layouts that `readers.read` describes.
+
+    Args:
+        root: the folder.
+        options: `normal`, `anomalous`, `split_folders` and `masks` matter.
+
+    Returns:
+        The entries in natural order of their names, all splits together.
+
+    Raises:
+        DataError: no images, a layout that says two things, or classes and masks that are not there.
+    """
+    normal, anomalous = words(options.normal), words(options.anomalous)
+    splits, masks_in = _splits(options), options.masks or "ground_truth"
+    kinds = image_files(root)
+    found = {file: file.relative_to(root).parts for file in kinds}
+    files = {file: parts for file, parts in found.items() if parts[0] != masks_in}
     masks = {(*found[f][1:-1], stem_of(f).removesuffix("_mask")): f for f in found if f not in files}
     if not files:
         raise DataError(f"{root}: no images in this folder ({listed(SUFFIXES)})")
-    has_splits = any(parts[0].lower() in _SPLIT_FOLDERS for parts in files.values())
+    if options.masks and not masks:
+        raise DataError(f"{root}: no masks in {masks_in}/, which should hold them")
+    has_splits = any(parts[0].lower() in splits for parts in files.values())
+    if options.split_folders and not has_splits:
+        raise DataError(
+            f"{root}: none of its folders is called {' or '.join(options.split_folders.values())}"
+        )
     below = {parts[:2] for parts in files.values() if len(parts) > 2}
     if not has_splits and (
         nested := sorted(p[0] for p in below if {(p[0], "train"), (p[0], "test")} <= below)
@@ -112,9 +137,12 @@ def folder_entries(root: Path, normal: list[str], anomalous: list[str]) -> list[
         _warn_of_classes(root, sorted({folder[0] for folder in folders.values() if len(folder) == 1}))
     entries = []
     for file, folder in folders.items():
-        split = _SPLIT_FOLDERS.get(files[file][0].lower())
+        split = splits.get(files[file][0].lower())
         if has_splits and split is None:
-            raise DataError(f"{file}: outside train/ and test/; move it into one of them")
+            named = options.split_folders.values() if options.split_folders else ("train", "test")
+            raise DataError(
+                f"{file}: outside {' and '.join(f'{f}/' for f in named)}; move it into one of them"
+            )
         label = None
         if normal:
             if not folder and split != "train":
@@ -123,10 +151,18 @@ def folder_entries(root: Path, normal: list[str], anomalous: list[str]) -> list[
                 continue
             label = NORMAL if not folder or folder[0] in normal else ANOMALOUS
         mask = masks.get((*folder, stem_of(file)))
-        entries.append(Entry(file, "/".join(files[file]), label, mask, split))
+        mask_kind: Kind = kinds[mask] if mask else "plain"
+        entries.append(Entry(file, kinds[file], "/".join(files[file]), label, mask, mask_kind, split))
     if masks and not any(e.mask for e in entries):
-        raise DataError(f"{root}: no mask fits an image; expected ground_truth/<class>/NAME_mask.png")
+        raise DataError(f"{root}: no mask fits an image; expected {masks_in}/<class>/NAME_mask.png")
     return entries
+
+
+def _splits(options: ReadOptions) -> dict[str, str]:
+    """The split of each folder name (or word of a manifest), in small letters."""
+    if options.split_folders is None:
+        return _SPLIT_FOLDERS
+    return {folder.lower(): split for split, folder in options.split_folders.items()}
 
 
 def _warn_of_classes(root: Path, classes: list[str]) -> None:
@@ -138,8 +174,17 @@ def _warn_of_classes(root: Path, classes: list[str]) -> None:
         warnings.warn(printable(said), stacklevel=5)  # the caller of `read`
 
 
-def with_fixed_split(entries: list[Entry], train_normals: float) -> list[Entry]:
-    """The split made for class folders; the slices of a volume stay together."""
+def with_fixed_split(entries: list[Entry], train_normals: int | float | None) -> list[Entry]:
+    """The entries with the split that is made for class folders; the slices of a volume stay together.
+
+    Args:
+        entries: labelled, without a split.
+        train_normals: share (float) or number (int) of the normals that are `train`; 0.8 where None.
+
+    Returns:
+        The same entries, each in `train` or `test`.
+    """
+    train_normals = 0.8 if train_normals is None else train_normals
     order = list(dict.fromkeys(e.volume or e.name for e in entries if e.label == NORMAL))
     order.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
     number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
@@ -150,8 +195,20 @@ def with_fixed_split(entries: list[Entry], train_normals: float) -> list[Entry]:
     ]
 
 
-def manifest_entries(path: Path, normal: list[str]) -> list[Entry]:
-    """An entry for each row of a CSV manifest."""
+def manifest_entries(path: Path, options: ReadOptions) -> list[Entry]:
+    """An entry for each row of a CSV manifest, in the order of the rows.
+
+    Args:
+        path: the manifest, as `readers.read` describes it.
+        options: `normal` and `split_folders` matter.
+
+    Returns:
+        The entries of all splits.
+
+    Raises:
+        DataError: a manifest that cannot be used; the message says which line, and why.
+    """
+    normal, splits = words(options.normal), _splits(options)
     entries: dict[str, Entry] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -162,7 +219,7 @@ def manifest_entries(path: Path, normal: list[str]) -> list[Entry]:
             reader.fieldnames = header
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
-                entry = _manifest_row(row, path.parent, normal, where)
+                entry = _manifest_row(row, path.parent, normal, splits, where)
                 if entry.name in entries:
                     raise DataError(f"{where}: {entry.name} is listed twice")
                 first = next(iter(entries.values()), entry)
@@ -179,7 +236,7 @@ def manifest_entries(path: Path, normal: list[str]) -> list[Entry]:
     return list(entries.values())
 
 
-def _manifest_row(row: dict, folder: Path, normal: list[str], where: str) -> Entry:
+def _manifest_row(row: dict, folder: Path, normal: list[str], splits: dict[str, str], where: str) -> Entry:
     if None in row or None in row.values():  # csv's way to say: too many fields, too few
         raise DataError(f"{where}: the number of fields differs from the header's")
     row = {key: value.strip() for key, value in row.items()}
@@ -195,16 +252,25 @@ def _manifest_row(row: dict, folder: Path, normal: list[str], where: str) -> Ent
     elif text:
         raise DataError(f"{where}: unknown label {text!r}; use 0/1, normal/anomalous, or give --normal LABEL")
     split = row.get("split") or None
-    if split is not None and (split := _SPLIT_FOLDERS.get(split.lower())) is None:
-        raise DataError(f"{where}: unknown split {row['split']!r}; use {', '.join(SPLITS)}")
-    return Entry(file, Path(row["path"]).as_posix(), label, mask, split)
+    if split is not None and (split := splits.get(split.lower())) is None:
+        raise DataError(f"{where}: unknown split {row['split']!r}; use {', '.join(splits)}")
+    mask_kind: Kind = (mask and kind_of(mask)) or "plain"
+    return Entry(file, kind_of(file) or "plain", Path(row["path"]).as_posix(), label, mask, mask_kind, split)
 
 
 def of_split(path: Path, entries: list[Entry], split: str | None) -> list[Entry]:
-    """The entries of one split.
+    """The entries of one split; all of them where `split` is None or "all", or where there are no splits.
+
+    Args:
+        path: what is read, for messages.
+        entries: of all splits.
+        split: "train", "val", "test", "all" or None.
+
+    Returns:
+        Those entries, in their order.
 
     Raises:
-        MissingSplit: there are splits, but not this.
+        MissingSplit: there are splits, but not this one.
     """
     available = {e.split for e in entries}
     if split in (None, "all") or None in available:
@@ -212,3 +278,9 @@ def of_split(path: Path, entries: list[Entry], split: str | None) -> list[Entry]
     if split not in available:
         raise MissingSplit(f"{path}: no split {split!r}; there are: {listed(available)}")
     return [e for e in entries if e.split == split]
+
+
+def labels_of(entries: Sequence[Entry]) -> np.ndarray | None:
+    """`(N,)` int8 labels of N entries; None where they are not known."""
+    known = bool(entries) and entries[0].label is not None  # all have one or none has
+    return np.array([e.label for e in entries], np.int8) if known else None

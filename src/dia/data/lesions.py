@@ -44,13 +44,31 @@ def soft_edge(squared: np.ndarray) -> np.ndarray:
 
 
 def random_field(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
-    """Gaussian random field of mean 0 and variance 1, correlated over `scale` pixels, at least 0.3."""
+    """A Gaussian random field of mean 0 and variance 1.
+
+    Args:
+        rng: of the draw.
+        shape: (H, W) in pixels.
+        scale: over how many pixels it is correlated; 0.3 at least.
+
+    Returns:
+        `(H, W)` float64.
+    """
     field = ndimage.gaussian_filter(rng.standard_normal(shape), max(scale, 0.3), mode="wrap")
     return (field - field.mean()) / field.std()
 
 
 def faded(image: np.ndarray, veil: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """`image` under a veil of this opacity."""
+    """The image under a veil.
+
+    Args:
+        image: grey values, of any shape.
+        veil: grey values of the veil, of the same shape.
+        opacity: of the veil at each pixel, 0–1.
+
+    Returns:
+        Grey values of the same shape.
+    """
     return image * (1 - opacity) + opacity * veil
 
 
@@ -169,6 +187,9 @@ def place(ground: Ground, radius: float, rng: np.random.Generator, *, structured
         radius: of the lesion, in pixels; half a pixel at least.
         rng: of the draw.
         structured: only in the half of the places with more local contrast.
+
+    Returns:
+        The place and the shape of the lesion there.
     """
     radius = max(radius, 0.5)
     fits = ground.depth >= min(radius, 0.6 * ground.depth.max())

@@ -10,16 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import DataError
-from .formats.decode import first_line
+from ..core.errors import DataError, first_line
 from .formats.limits import TIMES, VOLUME_BYTES
 from .formats.tiff import from_16_bit
 from .imageset import ANOMALOUS, NORMAL, ImageSet
-from .layouts import SPLITS, MissingSplit, listed
+from .layouts import MissingSplit, listed, words
+from .options import SPLITS, ReadOptions
 
 
-def read_npz(path: Path, split: str | None, normal: list[str]) -> ImageSet:
-    """One split, or all, of an `.npz` as `readers.read` describes it."""
+def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
+    """One split, or all, of an `.npz` as `readers.read` describes it.
+
+    Args:
+        path: the file.
+        options: `normal`, the label values that are normal ("0" where it was not given), matters.
+        split: "train", "val" or "test"; None or "all" for everything.
+
+    Returns:
+        The images at the size that they are stored in.
+
+    Raises:
+        MissingSplit: the file has no such split.
+        DataError: arrays that are missing, do not fit together or unfold to too much.
+    """
+    if options.split_folders or options.masks:
+        raise DataError(f"{path}: an .npz names its own splits and masks; leave out split_folders and masks")
+    normal = words(options.normal) or ["0"]
     try:
         with np.load(path, allow_pickle=False) as arrays:
             total, room = sum(i.file_size for i in arrays.zip.infolist()), path.stat().st_size  # as unpacked
@@ -83,8 +99,14 @@ def _npz_split(
 
 
 def joined(source: object, sets: Sequence[ImageSet]) -> ImageSet:
-    """Several splits of `source` as one set: labels only where all have them, masks only where every
-    anomalous image has one.
+    """Several splits as one set: labels only where all have them, masks where every anomalous image has one.
+
+    Args:
+        source: what they are read from, for messages.
+        sets: the splits, whose images have one size; grey ones become colour where one of them is.
+
+    Returns:
+        All images in that order.
 
     Raises:
         DataError: images of different sizes.

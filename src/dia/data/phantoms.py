@@ -76,7 +76,16 @@ def load(
 
 
 def phantom(rng: np.random.Generator, size: int, lesion: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """One phantom: `(size, size)` float image in 0–255 and its bool lesion mask."""
+    """Draws one phantom.
+
+    Args:
+        rng: of every draw.
+        size: side in pixels, at least 24.
+        lesion: one of `LESIONS`; None for a healthy one.
+
+    Returns:
+        The image, `(size, size)` float in 0–255, and its lesion's mask, `(size, size)` bool.
+    """
     y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
     tilt = np.deg2rad(rng.normal(0, 3))
     x, y = x - rng.normal(0, 0.01), y - rng.normal(0, 0.01)

@@ -1,7 +1,18 @@
 """Checks of a data set before it is trusted: counts, duplicates, leaks across splits, label conflicts.
 
-Knows only `ImageSet`. Two images are the same when their pixels are (grey repeated to RGB counts as grey),
-and nearly the same as `duplicates.py` has it. Other slices of one patient are not found.
+Knows only `ImageSet`. Two images are the same when their pixels are (grey repeated to RGB counts as grey).
+
+Near-duplicates are images as alike as an image and its re-saved copy, or far more alike than is usual in the
+set. Grey thumbnails are compared, standardised, so that brightness and contrast do not count; their distance
+is 1 − correlation, in [0, 2]. The limit is measured on the set itself: the greater of
+
+- the distance that 95 % of copies of its own images stay below: copies saved as JPEG, shrunk and enlarged
+  again, or a tenth brighter;
+- a tenth of the median distance from an image to the nearest other, for copies that were trimmed a little; at
+  most .01.
+
+No label enters. In a set whose images are all nearly alike, as generated ones are, the first is the finer
+limit. Mirrored, turned or much cropped copies are not found, nor other slices or views of one patient.
 """
 
 from __future__ import annotations
@@ -19,6 +30,25 @@ from PIL import Image
 from .imageset import ANOMALOUS, NORMAL, ImageSet, resize
 
 SHOWN = 20  # examples named per finding
+SIDE = 16  # of a thumbnail, in pixels
+COPIES = 100  # images of which copies are made, to measure the limit
+QUANTILE = 0.95  # of the distances to those copies
+SHARE = 0.1  # of the usual distance to the nearest image
+MOST = 0.01  # the widest limit
+_LEAST = 1e-5  # the narrowest: thumbnails are single precision
+_BLOCK = 2048  # images on either side compared at once: 16 MiB
+
+
+class Nearest(NamedTuple):
+    """The nearest among other images, for each of N images.
+
+    Args:
+        image: `(N,)` int, number of the nearest one.
+        distance: `(N,)` float, the distance to it, 1 − correlation; infinite where there is none to compare.
+    """
+
+    image: np.ndarray
+    distance: np.ndarray
 
 
 def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
@@ -30,15 +60,15 @@ def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
     Returns:
         `splits`: per split `images`, `normal`, `anomalous`, `unlabelled`, `height`, `width`, `channels`,
         `with_mask` (images with any anomalous pixel; None without masks), `skipped`, `sha256`, and
-        `duplicates` (`images`: how many repeat an earlier one; `groups`: names of the first 20).
-        `leaks`: per pair of splits with images in common `between`, `images` (how many different ones)
-        and `pairs` (names and labels on both sides, the first 20).
+        `duplicates` (`images`: how many repeat an earlier one; `groups`: names of the first 20 groups).
+        `leaks`: per pair of splits with images in common `between`, `images` (how many different ones they
+        share) and `pairs` (names and labels on both sides, the first 20).
         `label_conflicts`: `images` (pixel-identical with different labels) and the first 20 `groups`.
-        `near_duplicates`: `limit` (of 1 − correlation, by the first split's normals); `within`, by split, and
-        `between`, per pair of splits: `images` (how many of the split, or of the second one, have another at
-        most so far; identical ones among them), `of` (how many there are), `different_labels` (of the found,
-        where the nearest has the other label) and the first 20 `pairs`, nearest first. To be looked at: not
-        all are mistakes.
+        `near_duplicates`: `limit` (measured on the first split's normals); `within`, by split, and `between`,
+        per pair of splits: `images` (how many of the split, or of the second one, have another within the
+        limit, identical ones included), `of` (how many images there are), `different_labels` (how many of the
+        found have a nearest image of the other label) and the first 20 `pairs`, nearest first. They are to be
+        looked at: not all are mistakes.
         `ok`: no (identical) duplicates, leaks or conflicts.
     """
     where = {split: _by_pixels(s) for split, s in sets.items()}
@@ -92,24 +122,24 @@ def _summary(s: ImageSet, where: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def _near_duplicates(sets: dict[str, ImageSet]) -> dict[str, Any]:
-    limit = limit_of(next(iter(sets.values())).normals().images)
+    limit = near_duplicate_limit(next(iter(sets.values())).normals().images)
     small = {split: thumbnails(s.images) for split, s in sets.items()}
     within = {
-        split: _pairs(s, s, nearest(small[split], volumes=s.volumes), limit, ("earlier", "image"))
+        split: _pairs(s, s, nearest_images(small[split], volumes=s.volumes), limit, ("earlier", "image"))
         for split, s in sets.items()
     }
     between = [
         {
             "between": [a, b],
-            **_pairs(sets[a], sets[b], nearest(small[b], small[a]), limit, (a, b)),
+            **_pairs(sets[a], sets[b], nearest_images(small[b], small[a]), limit, (a, b)),
         }
         for a, b in combinations(sets, 2)
     ]
     return {"limit": limit, "within": within, "between": [pair for pair in between if pair["images"]]}
 
 
-def _pairs(a: ImageSet, b: ImageSet, near: Near, limit: float, sides: tuple[str, str]) -> dict[str, Any]:
-    """What of `b` has a near-duplicate in `a`, as `near` says."""
+def _pairs(a: ImageSet, b: ImageSet, near: Nearest, limit: float, sides: tuple[str, str]) -> dict[str, Any]:
+    """The images of `b` that have a near-duplicate in `a`, counted and with examples."""
     found = np.flatnonzero(near.distance <= limit)
     found = found[np.argsort(near.distance[found], kind="stable")]
     of_a, of_b = (np.full(len(s), -1) if s.labels is None else s.labels for s in (a, b))
@@ -142,27 +172,15 @@ def _conflicts(sets: dict[str, ImageSet], where: dict[str, dict[str, list[int]]]
     return [g for g in groups.values() if {NORMAL, ANOMALOUS} <= {image["label"] for image in g}]
 
 
-SIDE = 16  # of thumbnails
-COPIES = 100  # images of which copies are made
-QUANTILE = 0.95  # of their distances
-SHARE = 0.1  # of the usual distance to the nearest
-MOST = 0.01  # no limit is wider
-_LEAST = 1e-5  # nor narrower: single precision
-_BLOCK = 2048  # rows and columns compared at once: 16 MiB
-
-
-class Near(NamedTuple):
-    """Of N images, the nearest among others, and the distance to it, 1 − correlation; both `(N,)`.
-
-    The distance is infinite where there is none to compare with.
-    """
-
-    image: np.ndarray
-    distance: np.ndarray
-
-
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """`(N, H, W, 1 or 3)` uint8 to `(N, 256)` float32, each of mean 0 and length 1; 0 of flat images."""
+    """Grey thumbnails of 16 × 16 pixels, standardised, as near-duplicates are looked for.
+
+    Args:
+        images: `(N, H, W, 1 or 3)` uint8.
+
+    Returns:
+        `(N, 256)` float32, each of mean 0 and length 1; all 0 for a flat image.
+    """
     out = np.empty((len(images), SIDE * SIDE), np.float32)
     for i, image in enumerate(images):
         grey = _pil(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -173,24 +191,36 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def limit_of(images: np.ndarray) -> float:
-    """How far apart two images of this kind are, at most, to count as near-duplicates; see above."""
+def near_duplicate_limit(images: np.ndarray) -> float:
+    """The greatest distance at which two images of this kind count as near-duplicates.
+
+    Args:
+        images: `(N, H, W, 1 or 3)` uint8, on which the limit is measured as described at the top of the file.
+
+    Returns:
+        A distance, 1 − correlation, between 1e-5 and 0.01.
+    """
     few = np.unique(np.linspace(0, len(images) - 1, min(COPIES, len(images))).round().astype(int))
     apart = [1 - small[1:] @ small[0] for i in few if (small := _with_copies(images[i]))[0].any()]
-    usual = nearest(thumbnails(images)).distance
+    usual = nearest_images(thumbnails(images)).distance
     usual = usual[np.isfinite(usual)]
     wide = SHARE * float(np.median(usual)) if len(usual) else 0.0
     resaved = float(np.quantile(np.concatenate(apart), QUANTILE)) if apart else 0.0
     return min(max(resaved, wide, _LEAST), MOST)
 
 
-def nearest(images: np.ndarray, among: np.ndarray | None = None, volumes: Sequence[str | None] = ()) -> Near:
-    """The nearest to each of `images` among others, block by block: memory is that of the thumbnails.
+def nearest_images(
+    images: np.ndarray, among: np.ndarray | None = None, volumes: Sequence[str | None] = ()
+) -> Nearest:
+    """The nearest image to each of `images` among others, block by block: memory is that of the thumbnails.
 
     Args:
         images: `(N, 256)`, of `thumbnails`.
-        among: `(M, 256)`, those of others; None for those that stand before it in `images`.
+        among: `(M, 256)`, those of other images; None for the ones that stand before each in `images`.
         volumes: where `among` is None, the volume that each is a slice of: slices of one are not compared.
+
+    Returns:
+        The nearest one's number and distance, for each of the N images.
     """
     within = among is None
     others = images if among is None else among
@@ -215,14 +245,21 @@ def nearest(images: np.ndarray, among: np.ndarray | None = None, volumes: Sequen
             best[rows] = np.where(better, value, best[rows])
             index[rows] = np.where(better, at + first, index[rows])
     flat = ~images.any(1)  # nothing to compare
-    return Near(index, np.where(flat, np.inf, np.maximum(1 - best, 0)))
+    return Nearest(index, np.where(flat, np.inf, np.maximum(1 - best, 0)))
 
 
-def copied(test: ImageSet, normals: ImageSet) -> np.ndarray:
-    """`(N,)` bool: which test images have a near-duplicate (or the same image) among training normals."""
-    return np.asarray(
-        nearest(thumbnails(test.images), thumbnails(normals.images)).distance <= limit_of(normals.images)
-    )
+def has_near_duplicate(test: ImageSet, normals: ImageSet) -> np.ndarray:
+    """Whether each test image has a near-duplicate, or is itself, among the training normals.
+
+    Args:
+        test: N images.
+        normals: the images that a model is fitted on; the limit is measured on them.
+
+    Returns:
+        `(N,)` bool.
+    """
+    found = nearest_images(thumbnails(test.images), thumbnails(normals.images))
+    return np.asarray(found.distance <= near_duplicate_limit(normals.images))
 
 
 def _with_copies(image: np.ndarray) -> np.ndarray:
@@ -230,7 +267,7 @@ def _with_copies(image: np.ndarray) -> np.ndarray:
 
 
 def _copies(image: np.ndarray) -> list[np.ndarray]:
-    """As they come about by saving anew: a JPEG, three quarters of the size and back, a tenth brighter."""
+    """Copies of an image as saving anew makes them: JPEG, three quarters of the size and back, brighter."""
     h, w, c = image.shape
     stream = io.BytesIO()
     _pil(image).save(stream, "JPEG", quality=75)

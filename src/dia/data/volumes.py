@@ -19,9 +19,12 @@ from pathlib import Path, PurePosixPath
 
 from ..core.errors import DataError, printable
 from .formats import dicom, nifti, tiff
-from .formats.limits import MissingLibrary, kind_of
+from .formats.limits import Kind, MissingLibrary
 from .formats.windowing import View
 from .layouts import Entry
+from .options import ReadOptions
+
+SEVERAL: tuple[Kind, ...] = ("dicom", "nifti", "tiff")  # kinds of files that may hold several images
 
 
 class _Volume:
@@ -32,31 +35,35 @@ class _Volume:
         self.headers: list[dicom.Header] = []
 
 
-def expand(entries: Sequence[Entry], view: View, root: Path, *, skip_bad: bool = False) -> list[Entry]:
-    """Entries of files to entries of slices; those of a volume stand together, where its first one stood.
+def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[Entry]:
+    """Expands file entries to slice entries; the slices of a volume stand where its first file stood.
 
     DICOM files without an image are left out of folders, with a warning.
 
     Args:
-        entries: one for each file.
-        view: which axis of NIfTI volumes, and which slices.
-        root: the folder that names are relative to; a series right in it has its name.
-        skip_bad: a file whose header cannot be read stays as an entry that says so.
+        entries: one for each file, with its kind.
+        options: `axis` of NIfTI volumes and `slices` of all volumes; with `skip_bad`, a file whose header
+            cannot be read stays, as an entry that says why. `window` decides which warnings are due.
+        root: the folder that names are relative to; a series that lies right in it has the folder's name.
+
+    Returns:
+        One entry for each image, numbered and with its volume where a file or series holds several.
 
     Raises:
-        DataError: a header that cannot be read, a library that is missing, nothing left.
+        DataError: a header that cannot be read, a library that is missing, nothing left, or two images of
+            one name.
     """
+    view = options.view
     volumes: list[_Volume] = []
     series: dict[tuple[Path, str], _Volume] = {}
     without: list[Entry] = []
     for entry in entries:
         try:
-            kind = kind_of(entry.file)
-            if kind == "dicom":
+            if entry.kind == "dicom":
                 _add_dicom(entry, volumes, series)
-            elif kind == "nifti":
+            elif entry.kind == "nifti":
                 volumes.append(_sliced(entry, range(nifti.slices(entry.file, view))))
-            elif kind == "tiff" and len(pages := _pages(entry.file)) > 1:
+            elif entry.kind == "tiff" and len(pages := _pages(entry.file)) > 1:
                 volumes.append(_sliced(entry, pages))
             else:
                 volumes.append(_Volume(None, [entry]))
@@ -67,7 +74,7 @@ def expand(entries: Sequence[Entry], view: View, root: Path, *, skip_bad: bool =
         except MissingLibrary as error:
             raise DataError(f"{entry.file}: {error}") from None
         except DataError as error:
-            if not skip_bad:
+            if not options.skip_bad:
                 raise DataError(
                     f"{entry.file}: {error}; repair it, or leave such files out with --skip-bad"
                 ) from None

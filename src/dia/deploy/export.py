@@ -27,9 +27,8 @@ import torch
 from scipy import ndimage
 
 from ..core.errors import DataError
-from ..data.as_fitted import OPTIONS
-from ..data.formats.decode import conform
 from ..data.imageset import ImageSet
+from ..data.options import ReadOptions
 from ..data.readers import Listing
 from ..detectors import Detector
 from ..detectors.graph import Whole
@@ -102,7 +101,7 @@ def export(
 def facts_of(detector: Detector) -> dict[str, Any]:
     """What the file says of itself; nothing of where it was made, or from what images."""
     threshold = detector.threshold()
-    read = getattr(detector, "facts_", {}).get("read") or {}
+    read = ReadOptions().as_fitted(getattr(detector, "facts_", {})).kept()
     return {
         "format": FORMAT,
         "version": metadata.version("dia-anomaly"),
@@ -113,7 +112,7 @@ def facts_of(detector: Detector) -> dict[str, Any]:
         "threshold": threshold if np.isfinite(threshold) else None,
         "held_out_normals": detector.n_calibration_,
         "held_out_normal_scores": detector.calibration_.scores.tolist(),
-        "read": {option: read[option] for option in OPTIONS if read.get(option)},
+        "read": {name: value for name, value in read.items() if value},
         "notice": NOTICE,
     }
 
@@ -195,7 +194,7 @@ class Comparison:
         """Compares `(N, H, W, 1 or 3)` uint8, at most 256 of them."""
         got = self.run(batch)
         h, w, c = self.detector.shape_
-        x = conform(ImageSet(batch), (h, w), None, c).images
+        x = ReadOptions(size=(h, w), channels=c).conform(ImageSet(batch)).images
         want: dict[str, Any] = {"score": self.detector.score(x)}
         if "heatmap" in got:
             want["heatmap"] = self.detector.heatmap(x)

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..core.environment import environment
 from ..core.errors import DataError
-from ..data.as_fitted import as_fitted
 from ..data.datasets import open_listing
 from ..data.imageset import ImageSet
+from ..data.options import ReadOptions
 from ..data.readers import Listing, listing
 from ..detectors import Detector
 from ..report.pictures import scale_of
@@ -234,15 +234,14 @@ class Inferencer:
         return Reading(pictures, errors, left_out)
 
     def _listed(self, file: Path) -> Listing:
-        h, w, c = self.shape
         if not file.is_file() or file.suffix.lower() in _SETS:
             raise DataError(f"{file}: not an image file; hand in images, one file or more")
-        return listing(file, size=(h, w), channels=c, skip_bad=True, **self._reading)
+        return listing(file, self._reading)
 
     @cached_property
-    def _reading(self) -> dict[str, Any]:
-        """How the model's own images were made from files: intensity window, axis and range of slices."""
-        return as_fitted(self.detector.facts_)
+    def _reading(self) -> ReadOptions:
+        """How the model's own images were made from files: size, intensity window, axis, range of slices."""
+        return ReadOptions(skip_bad=True).as_fitted(self.detector.facts_, self.shape)
 
     def score(self, images: np.ndarray, heatmaps: bool = True) -> Verdict:
         """Scores of `(N, H, W, C)` uint8 images, an image's own whatever it is scored with.
@@ -345,7 +344,7 @@ class Inferencer:
     @cached_property
     def _listing(self) -> Listing | None:
         normals, data_root = self._where
-        facts, h, w, c = self.detector.facts_, *self.shape
+        facts = self.detector.facts_
         read = facts.get("read") or {}
         where = facts.get("dataset") if normals is None else normals
         if where is None or (normals is None and not read):
@@ -357,9 +356,7 @@ class Inferencer:
             ways.append(("train", None))
         for split, normal in ways:
             try:
-                return open_listing(
-                    where, split, root, normal=normal, size=(h, w), channels=c, skip_bad=True, **self._reading
-                )
+                return open_listing(where, split, root, self._reading, normal=normal)
             except DataError as error:
                 last = error
         if normals is not None:

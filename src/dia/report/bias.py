@@ -7,15 +7,17 @@ classes, and which class is taken as anomalous. Knows image sets, numbers and th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from statistics import mean
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from ..data.datasets import CATALOG
+from ..core.errors import DataError
+from ..data.datasets import known_set
 from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
-from ..data.quality import copied, limit_of, nearest, thumbnails
+from ..data.quality import has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
 from .table import TRIVIAL, BenchmarkTable
 from .text import signed as _signed
 
@@ -30,8 +32,8 @@ def facts_of_set(test: ImageSet, normals: ImageSet | None, direction: str) -> di
         how many of these are labelled anomalous; None where the training normals are not known.
     """
     labels = np.zeros(len(test), np.int8) if test.labels is None else test.labels
-    limit = limit_of((test if normals is None else normals).images)
-    within = nearest(thumbnails(test.images), volumes=test.volumes).distance <= limit
+    limit = near_duplicate_limit((test if normals is None else normals).images)
+    within = nearest_images(thumbnails(test.images), volumes=test.volumes).distance <= limit
     found: dict[str, Any] = {
         "normal": int((labels == NORMAL).sum()),
         "anomalous": int((labels == ANOMALOUS).sum()),
@@ -41,7 +43,7 @@ def facts_of_set(test: ImageSet, normals: ImageSet | None, direction: str) -> di
         "copies_anomalous": None,
     }
     if normals is not None:
-        same = copied(test, normals)
+        same = has_near_duplicate(test, normals)
         found |= {
             "copies_of_training": int(same.sum()),
             "copies_anomalous": int(same[labels == ANOMALOUS].sum()),
@@ -56,15 +58,17 @@ def direction_of(dataset: str, normal: str | None = None) -> str:
         dataset: as it was given to the command.
         normal: the option `--normal`, None where it was not given.
     """
-    known = CATALOG.get(dataset)
     if normal:
         return f"normal is {normal}; all else is anomalous"
-    if known is None:
+    known = None
+    with suppress(DataError):  # a path
+        known = known_set(dataset)
+    if known is None or not known.normal:
         return "normal is what the data call so (good, normal, or label 0); all else is anomalous"
-    classes = known.normal_label if known.file.endswith(".npz") else known.normal
+    classes = known.normal_label if known.normal_label and known.path.endswith(".npz") else known.normal
     named = "" if classes == known.normal else f", {known.normal}"
     label = "label " if classes.isdigit() else ""
-    return f"normal is {label}{classes}{named}; all else is anomalous ({known.title})"
+    return f"normal is {label}{classes}{named}; all else is anomalous ({known.title or known.name})"
 
 
 def best_in_ledger(rows: Sequence[Mapping[str, Any]], data_sha256: str) -> dict[str, Any] | None:

@@ -17,9 +17,9 @@ from jsonargparse import Namespace
 from ..benchmark.ledger import Ledger
 from ..core.errors import DataError
 from ..data import datasets
-from ..data.as_fitted import OPTIONS, as_fitted
 from ..data.imageset import ImageSet
-from ..data.quality import copied
+from ..data.options import ReadOptions
+from ..data.quality import has_near_duplicate
 from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from .bias import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
@@ -42,19 +42,16 @@ def training_normals(
     Raises:
         DataError: they cannot be read.
     """
-    h, w, c = detector.shape_
     read = detector.facts_.get("read")
     if given is None and read is None:
         return None
-    view = {k: (read or {}).get(k) for k in OPTIONS}
+    options = ReadOptions().as_fitted(detector.facts_, detector.shape_)
     if given is not None or read is None:
-        return datasets.open_data(
-            str(given), "train", data_root, normal=normal, size=(h, w), channels=c, **view
-        ).normals()
+        return datasets.open_data(str(given), "train", data_root, options, normal=normal).normals()
+    root = read["data_root"] or data_root
     train = datasets.open_data(
-        detector.facts_["dataset"], read["split"], read["data_root"] or data_root,
-        normal=read["normal"], size=(h, w), channels=c, **view,
-    )  # fmt: skip
+        detector.facts_["dataset"], read["split"], root, options, normal=read["normal"]
+    )
     share = read.get("contamination", 0.0)  # absent in older models
     return train.normals().contaminated(train.anomalies(), share, detector.seed)
 
@@ -98,15 +95,14 @@ def beside(
     return {"best_untrained": best, **facts, "sentences": sentences(facts, metrics, best, detector.method)}
 
 
-def check_data(a: Namespace, view: Mapping[str, Any]) -> dict[str, Any]:
+def check_data(a: Namespace, options: ReadOptions) -> dict[str, Any]:
     """`dia data check`, with the effect of copies on the AUROC of a run, scores or an untrained row."""
-    how = {"normal": a.normal, "skip_bad": a.skip_bad, "size": a.size, **view}
     if sum(x is not None for x in (a.run, a.scores, a.row)) > 1:
         raise DataError("--run, --scores and --row are three ways to one thing; give one of them")
-    result = datasets.check(a.name, a.data_root, **how)
+    result = datasets.check(a.name, a.data_root, options)
     if a.run is None and a.scores is None and a.row is None:
         return result
-    sets = datasets.open_splits(a.name, a.data_root, **how)
+    sets = datasets.open_splits(a.name, a.data_root, options)
     if not {"train", "test"} <= set(sets):
         raise DataError(f"{a.name}: needs a train and a test split to see what copies change")
     normals, test, labels = sets["train"].normals(), sets["test"], sets["test"].labels
@@ -114,17 +110,15 @@ def check_data(a: Namespace, view: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(f"{a.name}: the test split needs labels of both classes; see --normal")
     if normals.shape[2] != test.shape[2]:
         normals, test = normals.with_channels(1), test.with_channels(1)
-    which, scores = _scores(a, normals, test, view)
+    which, scores = _scores(a, normals, test, options)
     result["effect_of_copies"] = {
         "scores": which,
-        **effect_of_copies(labels, scores, copied(test, normals)),
+        **effect_of_copies(labels, scores, has_near_duplicate(test, normals)),
     }
     return result
 
 
-def _scores(
-    a: Namespace, normals: ImageSet, test: ImageSet, view: Mapping[str, Any]
-) -> tuple[str, np.ndarray]:
+def _scores(a: Namespace, normals: ImageSet, test: ImageSet, options: ReadOptions) -> tuple[str, np.ndarray]:
     if a.scores is not None:
         return a.scores, scores_by_name(Path(a.scores), test.names)
     if a.row is not None:
@@ -133,11 +127,7 @@ def _scores(
         h, w, _ = normals.shape
         return a.row, TRIVIAL[a.row](device="cpu").fit(normals).score(test.resized(h, w))
     detector = Detector.load(a.run, device="cpu")
-    h, w, c = detector.shape_
-    own = datasets.open_data(
-        a.name, "test", a.data_root, normal=a.normal, skip_bad=a.skip_bad, size=(h, w), channels=c,
-        **as_fitted(detector.facts_, **view),
-    )  # fmt: skip
+    own = datasets.open_data(a.name, "test", a.data_root, options.as_fitted(detector.facts_, detector.shape_))
     return a.run, detector.score(own)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import re
 import stat
@@ -14,16 +15,21 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from PIL import Image
 
 from ...core.errors import DataError
 
-PLAIN = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"])
-TIFF = frozenset([".tif", ".tiff"])
-DICOM = frozenset([".dcm", ".dicom"])
-NIFTI = frozenset([".nii", ".nii.gz"])
-SUFFIXES = PLAIN | TIFF | DICOM | NIFTI
+Kind = Literal["plain", "png", "tiff", "dicom", "nifti"]  # plain: what Pillow alone reads
+_KINDS: dict[str, Kind] = {
+    ".png": "png",
+    **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"), "plain"),
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".dcm", ".dicom"), "dicom"),
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+}
+SUFFIXES = frozenset(_KINDS)
 # What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
 OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
@@ -44,20 +50,15 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def kind_of(path: Path) -> str:
-    """`dicom`, `nifti`, `tiff` or `plain`: by the suffix, or the first bytes where that says nothing."""
-    suffix = suffix_of(path)
-    for kind, suffixes in (("plain", PLAIN), ("tiff", TIFF), ("nifti", NIFTI), ("dicom", DICOM)):
-        if suffix in suffixes:
-            return kind
-    return "dicom" if has_preamble(path) else "plain"
+def kind_of(path: Path) -> Kind | None:
+    """The kind of an image file: by its suffix, or by its first bytes where the suffix says nothing.
 
+    It decides which reader opens the file. What the file then holds is checked by that reader.
 
-def is_image(path: Path) -> bool:
-    """Whether the file is one by its suffix, or a DICOM file of another name. A DICOMDIR is none."""
-    if path.name.upper().startswith("DICOMDIR"):
-        return False
-    return (suffix_of(path) in SUFFIXES and not is_special(path)) or has_preamble(path)
+    Returns:
+        The kind; None where neither suffix nor first bytes say that the file is an image.
+    """
+    return _KINDS.get(suffix_of(path)) or ("dicom" if has_preamble(path) else None)
 
 
 def is_special(path: Path) -> bool:
@@ -127,12 +128,15 @@ def check_size(
     """Refuses a header that promises more than an image may have, or than its file can hold or should.
 
     Args:
-        height, width: of one image.
-        images: frames or slices.
-        nbytes: of all pixels, unpacked.
+        height, width: of one image, in pixels.
+        images: number of frames or slices.
+        nbytes: bytes of all pixels, unpacked.
         available: bytes of the file.
         ratio: bytes that may come of one packed byte: 1 where nothing is packed, infinite if it can be any.
-        whole: the images are read at once.
+        whole: the images are all read at once.
+
+    Raises:
+        DataError: no pixels, or more than the limits allow.
     """
     limit = pixel_limit()
     if min(height, width, images) < 1:
@@ -149,13 +153,37 @@ def check_size(
         )
 
 
+def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
+    """Holds what Pillow read of a header against what packed pixels may be.
+
+    Args:
+        image: opened, its pixels not yet decoded.
+        path: of its file.
+        depth: bytes of a sample; by the image's mode where None.
+
+    Raises:
+        DataError: as `check_size`.
+    """
+    deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
+    nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
+    check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
+
+
 MOST_SAMPLES = 4  # of a pixel
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # among the markers from C0 to CF: tables
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 
 
 def check_streams(data: bytes, pixels: int) -> None:
-    """Refuses compressed pixels of which one stream has more than `pixels`, or than four samples each."""
+    """Refuses compressed pixels that promise more than the header of their file does.
+
+    Args:
+        data: JPEG or JPEG 2000 streams, with whatever stands between them.
+        pixels: height × width of one image, by the file's own header.
+
+    Raises:
+        DataError: one stream has more pixels, or more than four samples for each.
+    """
     for height, width, samples in (*_jpeg_2000(data), *_jpeg(data)):
         if height * width > pixels or samples > MOST_SAMPLES:
             raise DataError(f"its compressed pixels are {height}x{width}, more than its header says")

@@ -30,6 +30,13 @@ _PERCENTILES = (0.5, 99.5)
 def slices(path: Path, view: View) -> int:
     """How many slices the volume has along the axis asked for; reads the header alone.
 
+    Args:
+        path: a NIfTI file.
+        view: its `axis` matters.
+
+    Returns:
+        The number of slices, at least 1.
+
     Raises:
         DataError: no NIfTI file, damaged, not one volume of numbers, or too large to be true.
     """
@@ -63,7 +70,11 @@ class Nifti:
         return self.volume[index, ..., None]
 
     def mask(self, index: int) -> np.ndarray:
-        """`(H, W)` bool, True where the stored value is not 0."""
+        """`(H, W)` bool, True where the stored value is not 0.
+
+        Raises:
+            DataError: there is no slice `index`.
+        """
         if index >= len(self.volume):
             raise DataError(f"it has {len(self.volume)} slices; make it as long as its volume")
         return self.volume[index]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...core.errors import DataError
-from .limits import OPENED, check_size, check_streams, has, kind_of, silence
+from .limits import OPENED, check_opened, check_size, check_streams, has, silence
 from .windowing import Window, to_bytes
 
 _ORIENTATION = 274  # the tag, in EXIF as in TIFF
@@ -39,7 +39,11 @@ _UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
 
 
 def pages(path: Path) -> list[int]:
-    """Numbers of the pages that have the first one's size and type, so without thumbnails."""
+    """Numbers, from 0, of the pages that have the first one's size and type, so without thumbnails.
+
+    Raises:
+        DataError: pages that lie in each other or go round in a circle; on other damage the library's errors.
+    """
     kinds: list[Any] = []
     if has("tifffile"):
         from tifffile import TiffFile
@@ -63,33 +67,84 @@ def pages(path: Path) -> list[int]:
 
 
 def read(path: Path, page: int, window: Window | None, *, shallow: bool = False) -> np.ndarray | None:
-    """`(H, W, 1 or 3)` uint8 of what Pillow cannot read rightly; None for all else, or without the libraries.
+    """The pixels of a TIFF file's page of more than 8 bits, which Pillow does not read rightly.
 
     Args:
-        path: a TIFF or PNG file.
-        page: of a TIFF.
+        path: a TIFF file.
+        page: number of the page, from 0.
         window: for floats, which are refused without one.
-        shallow: 8-bit TIFF too, as Pillow could not read it.
+        shallow: read a page of 8 bits too, as Pillow could not.
+
+    Returns:
+        `(H, W, 1 or 3)` uint8; None where Pillow is to read the page, or without the library.
 
     Raises:
-        DataError: pixels for which there is no rule.
+        DataError: pixels for which there is no rule, or more of them than the file can hold.
     """
-    if kind_of(path) == "tiff" and has("tifffile"):
-        return _tiff(path, page, window, shallow)
-    if path.suffix.lower() == ".png" and has("imagecodecs"):
-        return _png(path)
-    return None
+    if not has("tifffile"):
+        return None
+    from tifffile import TiffFile
+
+    silence("tifffile")
+    with TiffFile(path) as tiff:
+        ifd: Any = tiff.pages[page]
+        if ifd.dtype is None or (ifd.dtype.itemsize == 1 and not shallow):
+            return None
+        photometric = ifd.photometric.name
+        if photometric not in ("MINISBLACK", "MINISWHITE", "RGB") or not set(ifd.axes) <= set("YXS"):
+            raise DataError(f"{ifd.dtype} pixels of type {photometric}; convert it to grey or RGB")
+        if ifd.dtype.kind not in "buif":
+            raise DataError(f"pixels of type {ifd.dtype}; convert it to 8 or 16 bits")
+        _check(ifd, path)
+        x = ifd.asarray()
+        alpha = [int(kind) == _UNASSOCIATED for kind in ifd.extrasamples]
+        turned = ifd.tags.get(_ORIENTATION)
+    if ifd.axes.startswith("S"):
+        x = np.moveaxis(x, 0, -1)
+    x = x if x.ndim == 3 else x[..., None]
+    if photometric == "MINISWHITE" and x.dtype.kind in "bu":
+        x = ~x
+    colours = x.shape[-1] - len(alpha)
+    if alpha and alpha[0]:
+        x = np.concatenate([_over_black(x[..., :colours], x[..., colours : colours + 1])], -1)
+    return _oriented(to_8_bits(x[..., :colours], window), turned.value if turned else 1)
 
 
-def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
-    """Holds what Pillow read of a header against what packed pixels may be; `depth` is bytes of a sample."""
-    deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
-    nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
-    check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
+def read_png(path: Path) -> np.ndarray | None:
+    """The pixels of a PNG file of 16-bit colour, of which Pillow keeps the high byte alone.
+
+    Returns:
+        `(H, W, 1 or 3)` uint8; None where Pillow is to read the file, or without the library.
+
+    Raises:
+        DataError: more pixels than the file can hold.
+    """
+    if not has("imagecodecs"):
+        return None
+    with path.open("rb") as file:
+        if file.read(26)[24:] not in _DEEP_COLOUR:
+            return None
+    import imagecodecs
+
+    with Image.open(path, formats=OPENED) as image:  # refuses a header too large to be true
+        check_opened(image, path, depth=2)
+        turned = image.getexif().get(_ORIENTATION, 1)
+    x = imagecodecs.png_decode(path.read_bytes())
+    colours = 1 if x.shape[-1] == 2 else 3
+    if x.shape[-1] > colours:
+        x = _over_black(x[..., :colours], x[..., colours:])
+    return _oriented(from_16_bit(x), turned)
 
 
 def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
     """Grey or colour of any depth as uint8: a fixed rule for integers, a stated window for floats.
+
+    Args:
+        x: pixels, of any shape: bool, integers 0–65535 or floats.
+        window: for floats.
+
+    Returns:
+        uint8 of the same shape, 0–255.
 
     Raises:
         DataError: integers outside 0–65535, floats without a window.
@@ -112,34 +167,6 @@ def from_16_bit(x: np.ndarray) -> np.ndarray:
     return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _tiff(path: Path, number: int, window: Window | None, shallow: bool) -> np.ndarray | None:
-    from tifffile import TiffFile
-
-    silence("tifffile")
-    with TiffFile(path) as tiff:
-        page: Any = tiff.pages[number]
-        if page.dtype is None or (page.dtype.itemsize == 1 and not shallow):
-            return None
-        photometric = page.photometric.name
-        if photometric not in ("MINISBLACK", "MINISWHITE", "RGB") or not set(page.axes) <= set("YXS"):
-            raise DataError(f"{page.dtype} pixels of type {photometric}; convert it to grey or RGB")
-        if page.dtype.kind not in "buif":
-            raise DataError(f"pixels of type {page.dtype}; convert it to 8 or 16 bits")
-        _check(page, path)
-        x = page.asarray()
-        alpha = [int(kind) == _UNASSOCIATED for kind in page.extrasamples]
-        turned = page.tags.get(_ORIENTATION)
-    if page.axes.startswith("S"):
-        x = np.moveaxis(x, 0, -1)
-    x = x if x.ndim == 3 else x[..., None]
-    if photometric == "MINISWHITE" and x.dtype.kind in "bu":
-        x = ~x
-    colours = x.shape[-1] - len(alpha)
-    if alpha and alpha[0]:
-        x = np.concatenate([_over_black(x[..., :colours], x[..., colours : colours + 1])], -1)
-    return _oriented(to_8_bits(x[..., :colours], window), turned.value if turned else 1)
-
-
 def _check(page: Any, path: Path) -> None:
     """Holds what the tags promise, of the page and of one tile, against what an image may have."""
     compression = page.compression.name
@@ -154,22 +181,6 @@ def _check(page: Any, path: Path) -> None:
         check_size(height, width, 1, nbytes, available, math.inf)
     if streams:
         check_streams(path.read_bytes(), max(height * width for height, width in sizes))
-
-
-def _png(path: Path) -> np.ndarray | None:
-    with path.open("rb") as file:
-        if file.read(26)[24:] not in _DEEP_COLOUR:
-            return None
-    import imagecodecs
-
-    with Image.open(path, formats=OPENED) as image:  # refuses a header too large to be true
-        check_opened(image, path, depth=2)
-        turned = image.getexif().get(_ORIENTATION, 1)
-    x = imagecodecs.png_decode(path.read_bytes())
-    colours = 1 if x.shape[-1] == 2 else 3
-    if x.shape[-1] > colours:
-        x = _over_black(x[..., :colours], x[..., colours:])
-    return _oriented(from_16_bit(x), turned)
 
 
 def _over_black(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -55,7 +55,14 @@ class Window:
 
     @classmethod
     def between(cls, low: float, high: float) -> Self:
-        """From `low`, black, to `high`, white."""
+        """The window from `low`, which is black, to `high`, which is white.
+
+        Args:
+            low, high: in the units of the values.
+
+        Returns:
+            The window, of function `LINEAR_EXACT`.
+        """
         return cls((low + high) / 2, high - low)
 
 
@@ -80,10 +87,18 @@ class View:
 
     @classmethod
     def of(cls, window: str | None = None, axis: str | None = None, slices: str | None = None) -> Self:
-        """From what was typed; None is the default.
+        """The view that was typed.
+
+        Args:
+            window: a preset, "CENTER,WIDTH", "voi" or "full"; "voi" where None.
+            axis: one of `AXES`; "axial" where None.
+            slices: "FIRST:LAST", either of them empty or counted from the end; all where None.
+
+        Returns:
+            The view, its window as numbers where it has them.
 
         Raises:
-            DataError: naming the flag.
+            DataError: one of them is not known; the message names the flag.
         """
         if axis is not None and axis not in AXES:
             raise DataError(f"--axis must be {', '.join(AXES[:-1])} or {AXES[-1]}, not {axis!r}")

@@ -1,7 +1,7 @@
-"""Decoding: image files in, one uint8 array (or memory map) out.
+"""Decoding: entries of image files in, one `ImageSet` on an array (or memory map) out.
 
-Knows files and pixels; knows nothing of layouts, splits, labels or names (`readers`), data sets or models.
-The rules:
+Knows pixels and threads, and the readers of `formats`; trusts the kind that each entry has. Knows nothing of
+where entries come from (`layouts`, `volumes`), nor of data sets or models. The rules:
 
 - Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
   set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
@@ -9,7 +9,7 @@ The rules:
 - 16-bit grey (also 32-bit integers within 0–65535) is divided by 257 and rounded: a fixed rule, the same
   for every image; 16-bit colour too, where the extra `medical` is installed (Pillow keeps its high byte).
   Float images are refused, as no fixed rule fits their unknown range, unless a window is stated.
-- DICOM and NIfTI: see `dicom` and `nifti`.
+- DICOM and NIfTI: see `formats.dicom` and `formats.nifti`.
 - EXIF orientation is applied; of a GIF's, WebP's or PNG's frames the first is read.
 - Channels are converted first, then images are resized straight to the asked size (Lanczos).
 - A mask pixel is True where the file is not zero (black); a mask has the size of its image.
@@ -27,7 +27,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,132 +34,68 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from ...core.errors import DataError, printable
-from ...core.storage import take_room
-from ..imageset import ImageSet
-from .dicom import Dicom
-from .limits import OPENED, has, kind_of
-from .nifti import Nifti
-from .tiff import check_opened, to_8_bits
-from .tiff import read as read_deep
-from .windowing import DEFAULT_VIEW, View, Window
+from ..core.errors import DataError, first_line, printable
+from ..core.storage import take_room
+from .formats import tiff
+from .formats.dicom import Dicom
+from .formats.limits import OPENED, Kind, check_opened, has
+from .formats.nifti import Nifti
+from .formats.windowing import View, Window
+from .imageset import ImageSet
+from .layouts import Entry, labels_of
+from .options import ReadOptions
 
 _CHUNK = 16  # images that a thread takes at once
 _KEPT_BYTES, _KEPT_FILES = 2**30, 64  # of opened files
 
 
-class Source(NamedTuple):
-    """One image.
-
-    Args:
-        file: that holds it.
-        mask: the file of its mask, where there is one.
-        number: of the frame, slice or page, from 0; None where the file is one image.
-        problem: why it cannot be read, where that is known.
-    """
-
-    file: Path
-    mask: Path | None = None
-    number: int | None = None
-    problem: str | None = None
-
-
-class Decoded(NamedTuple):
-    """What `decode` made of its sources.
-
-    Args:
-        images: `(N, H, W, 1 or 3)` uint8.
-        masks: `(N, H, W)` bool; None where no source has a mask.
-        kept: N indices into the sources.
-        skipped: one line per source that could not be read.
-    """
-
-    images: np.ndarray
-    masks: np.ndarray | None
-    kept: list[int]
-    skipped: list[str]
-
-
 def decode(
-    sources: Sequence[Source],
-    fit: partial[ImageSet],
-    view: View = DEFAULT_VIEW,
-    *,
-    skip_bad: bool = False,
-    workers: int | None = None,
-    memmap_above: int = 2**30,
-    progress: str | None = None,
-) -> Decoded:
-    """The pixels of `sources`, in order.
+    entries: Sequence[Entry], options: ReadOptions, title: str = "", workers: int | None = None
+) -> ImageSet:
+    """The images of `entries` as one set, in their order.
 
     Args:
-        sources: what to decode, at least one.
-        fit: `conform` with the asked size and channels; applied to every image as a set of one.
-        view: how DICOM, NIfTI and floats become 8 bits.
-        skip_bad: leave out what cannot be read, instead of raising.
-        workers: decoding threads, by default one per core; 1 decodes in the caller's.
-        memmap_above: images of more bytes than this go to a memory map on an unlinked temporary file.
-        progress: title of a bar on stderr; None for no bar.
+        entries: N images to decode, at least one.
+        options: size, channels, window, threads, and what becomes of unreadable files.
+        title: of the bar, where `options.progress` shows one.
+        workers: decoding threads, in place of those of the options.
+
+    Returns:
+        At most N images of one size with their labels, masks and names; `skipped` says what is missing.
 
     Raises:
-        DataError: an unreadable file, images of different sizes, or no room for the memory map.
+        DataError: an unreadable file (without `skip_bad`; with it, no readable one), images of different
+            sizes, or no room for the memory map.
     """
-    bar = Progress(console=Console(stderr=True), disable=progress is None)
-    with bar, closing(_map(partial(_load, fit=fit, files=Files(view)), sources, workers)) as loaded:
-        shown = bar.track(loaded, len(sources), description=escape(progress or ""))
-        whole = _collect(sources, shown, fit, skip_bad, memmap_above)
-    if not whole.kept:
-        raise DataError(f"none of {len(sources)} images could be read; the first: {whole.skipped[0]}")
+    load = partial(_load, options=options, files=Files(options.view))
+    bar = Progress(console=Console(stderr=True), disable=not options.progress)
+    with bar, closing(_map(load, entries, workers or options.workers)) as loaded:
+        shown = bar.track(loaded, len(entries), description=escape(f"Reading {title}"))
+        whole = _collect(entries, shown, options)
+    if not len(whole):
+        raise DataError(f"none of {len(entries)} images could be read; the first: {whole.skipped[0]}")
     return whole
 
 
 def decode_batches(
-    sources: Sequence[Source],
-    fit: partial[ImageSet],
-    batch: int,
-    view: View = DEFAULT_VIEW,
-    *,
-    skip_bad: bool = False,
-    workers: int | None = None,
-    memmap_above: int = 2**30,
-) -> Generator[Decoded, None, None]:
-    """As `decode`, `batch` sources at a time, in order; up to a batch more is decoded while one is used.
+    entries: Sequence[Entry], options: ReadOptions, batch: int, workers: int | None = None
+) -> Generator[ImageSet, None, None]:
+    """As `decode`, `batch` entries at a time, in order; up to a batch more is decoded while one is used.
 
-    Each batch is decoded as a set of its own. One of which no image can be read is empty, with `skip_bad`.
+    Args:
+        entries: N images to decode.
+        options: as those of `decode`.
+        batch: how many entries make a set; each set is decoded by itself.
+        workers: decoding threads, in place of those of the options.
+
+    Yields:
+        Sets of at most `batch` images; with `skip_bad`, a set of which no image can be read is empty.
     """
-    load = partial(_load, fit=fit, files=Files(view))
-    with closing(_map(load, sources, workers, ahead=batch)) as loaded:
-        for start in range(0, len(sources), batch):
-            part = sources[start : start + batch]
-            yield _collect(part, islice(loaded, len(part)), fit, skip_bad, memmap_above)
-
-
-def conform(
-    images: ImageSet,
-    size: int | tuple[int, int] | None = None,
-    max_size: int | None = None,
-    channels: int | None = None,
-) -> ImageSet:
-    """`images` with the channels and size that `read` was asked for.
-
-    Raises:
-        DataError: a size below 1, or channels other than 1 and 3.
-    """
-    if channels is not None:
-        images = images.with_channels(channels)
-    height, width, _ = images.shape
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-    elif max_size is not None and max_size < (longer := max(height, width)):
-        height, width = (max(1, round(n * max_size / longer)) for n in (height, width))
-    if min(height, width) < 1 or (max_size is not None and max_size < 1):
-        raise DataError(f"a size must be at least 1 pixel, not {max_size if size is None else size}")
-    return images.resized(height, width)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    load = partial(_load, options=options, files=Files(options.view))
+    with closing(_map(load, entries, workers or options.workers, ahead=batch)) as loaded:
+        for start in range(0, len(entries), batch):
+            part = entries[start : start + batch]
+            yield _collect(part, islice(loaded, len(part)), options)
 
 
 class Files:
@@ -174,13 +109,21 @@ class Files:
         self._kept: OrderedDict[tuple[Path, bool], Future] = OrderedDict()
         self._lock = Lock()
 
-    def image(self, file: Path, number: int | None) -> np.ndarray:
-        """`(H, W, 1 or 3)` uint8."""
-        kind = kind_of(file)
+    def image(self, entry: Entry) -> np.ndarray:
+        """The pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
+
+        Raises:
+            DataError: a file that its reader refuses; on damaged bytes Pillow raises nearly anything else.
+        """
+        file, kind, page, window = entry.file, entry.kind, entry.number or 0, self.view.stated
         if kind in ("dicom", "nifti"):
-            return self._opened(file, kind, number).image(number or 0)
-        page, window = number or 0, self.view.stated
-        if (deep := read_deep(file, page, window)) is not None:
+            return self._opened(file, kind, entry.number).image(page)
+        deep = None
+        if kind == "tiff":
+            deep = tiff.read(file, page, window)
+        elif kind == "png":
+            deep = tiff.read_png(file)
+        if deep is not None:
             return deep
         try:
             with Image.open(file, formats=OPENED) as opened:
@@ -191,28 +134,42 @@ class Files:
         except (DataError, MemoryError):
             raise
         except Exception:
-            if (shallow := read_deep(file, page, window, shallow=True)) is not None:
-                return shallow
-            if kind == "tiff" and not has("tifffile"):
+            if kind != "tiff":
+                raise
+            if not has("tifffile"):
                 more = "pip install 'dia-anomaly[medical]' for more kinds of TIFF"
                 raise DataError(f"Pillow cannot read it; repair it, or {more}") from None
+            if (shallow := tiff.read(file, page, window, shallow=True)) is not None:
+                return shallow
             raise
 
-    def mask(self, file: Path, number: int | None, shape: tuple[int, int]) -> np.ndarray:
-        """`(H, W)` bool, True where not black."""
-        kind = kind_of(file)
+    def mask(self, file: Path, entry: Entry, shape: tuple[int, int]) -> np.ndarray:
+        """The mask of an entry as `(H, W)` bool, True where it is not black.
+
+        Args:
+            file: the mask's file.
+            entry: the image, whose number is that of the mask's slice.
+            shape: (H, W) of the image.
+
+        Returns:
+            The mask, of that shape.
+
+        Raises:
+            DataError: a mask of another size than its image.
+        """
+        kind = entry.mask_kind
         if kind in ("dicom", "nifti"):
-            found = self._opened(file, kind, number, mask=True).mask(number or 0)
+            found = self._opened(file, kind, entry.number, mask=True).mask(entry.number or 0)
         else:
-            found = _mask(file, number)
+            found = _mask(file, entry.number)
         if found.shape != shape:
             raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
         return found
 
-    def _open(self, file: Path, kind: str, mask: bool) -> Dicom | Nifti:
+    def _open(self, file: Path, kind: Kind, mask: bool) -> Dicom | Nifti:
         return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
 
-    def _opened(self, file: Path, kind: str, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
+    def _opened(self, file: Path, kind: Kind, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
         if number is None:  # a file of one image is not kept
             return self._open(file, kind, mask)
         with self._lock:
@@ -240,7 +197,7 @@ class Files:
 def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
     """`(H, W, 1 or 3)` uint8 by the rules above."""
     if image.mode[0] in "IF":  # 16 bits and more
-        return to_8_bits(np.asarray(image), window)[..., None]
+        return tiff.to_8_bits(np.asarray(image), window)[..., None]
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
@@ -263,38 +220,38 @@ def _mask(file: Path, number: int | None) -> np.ndarray:
     return np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
 
 
-def _load(source: Source, fit: partial[ImageSet], files: Files) -> ImageSet | str:
+def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
     """One image with its mask, or the line that says why not. Runs in the decoding threads."""
-    file, mask, number, problem = source
-    if problem is not None:
-        return printable(f"{file}: {problem}")
+    file = entry.file
+    if entry.problem is not None:
+        return printable(f"{file}: {entry.problem}")
     try:
-        pixels = files.image(file, number)
-        masks = None if mask is None else files.mask(mask, number, pixels.shape[:2])[None]
-        return fit(ImageSet(pixels[None], masks=masks))
+        pixels = files.image(entry)
+        masks = None if entry.mask is None else files.mask(entry.mask, entry, pixels.shape[:2])[None]
+        return options.conform(ImageSet(pixels[None], masks=masks))
     except MemoryError as e:  # no fault of the file, so that none is left out for it
         raise DataError(f"{file}: there is not the memory to decode it; give a smaller one") from e
     except DataError as e:
         return printable(f"{file}: {e}")
     except Exception as e:  # Pillow's decoders raise nearly anything on malformed bytes
-        or_mask = "" if mask is None else f", or its mask {mask.name} is"
+        or_mask = "" if entry.mask is None else f", or its mask {entry.mask.name} is"
         return printable(f"{file}: no image, or damaged{or_mask} ({first_line(e)})")
 
 
 def _map(
-    load: partial, sources: Sequence[Source], workers: int | None, ahead: int = 0
+    load: partial, entries: Sequence[Entry], workers: int | None, ahead: int = 0
 ) -> Generator[ImageSet | str, None, None]:
-    """`load` over the sources, in order, in threads: Pillow decodes and resizes without Python's lock.
+    """`load` over the entries, in order, in threads: Pillow decodes and resizes without Python's lock.
 
-    They work on a sliding window: `ahead` sources, or what keeps every thread busy if that is more.
+    They work on a sliding window: `ahead` entries, or what keeps every thread busy if that is more.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    if workers == 1 or len(sources) <= _CHUNK:
-        yield from map(load, sources)
+    if workers == 1 or len(entries) <= _CHUNK:
+        yield from map(load, entries)
         return
     with ThreadPoolExecutor(workers) as pool:
-        starts = range(0, len(sources), _CHUNK)
-        chunks = (pool.submit(_load_all, load, sources[i : i + _CHUNK]) for i in starts)
+        starts = range(0, len(entries), _CHUNK)
+        chunks = (pool.submit(list, map(load, entries[i : i + _CHUNK])) for i in starts)
         window = deque(islice(chunks, max(-(-ahead // _CHUNK), 4 * workers)))
         try:
             while window:
@@ -306,46 +263,43 @@ def _map(
                 future.cancel()
 
 
-def _load_all(load: partial, sources: Sequence[Source]) -> list[ImageSet | str]:
-    return [load(source) for source in sources]
-
-
-def _collect(
-    sources: Sequence[Source],
-    loaded: Iterable[ImageSet | str],
-    fit: partial[ImageSet],
-    skip_bad: bool,
-    memmap_above: int,
-) -> Decoded:
-    """Each result straight into its place in one array."""
+def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options: ReadOptions) -> ImageSet:
+    """Each result straight into its place in one array, with what its entry says of it."""
     images = masks = None
-    kept: list[int] = []
+    kept: list[Entry] = []
     skipped: list[str] = []
-    for i, one in enumerate(loaded):
+    for entry, one in zip(entries, loaded, strict=True):
         if isinstance(one, str):
-            if not skip_bad:
+            if not options.skip_bad:
                 raise DataError(f"{one}; repair it, or leave such files out with --skip-bad")
             skipped.append(one)
             continue
         h, w, c = one.shape
         if images is None:
-            images = _allocate((len(sources), h, w, c), memmap_above)
-            masks = np.zeros((len(sources), h, w), bool) if any(s.mask for s in sources) else None
+            images = _allocate((len(entries), h, w, c), options.memmap_above)
+            masks = np.zeros((len(entries), h, w), bool) if any(e.mask for e in entries) else None
         elif images.shape[1:3] != (h, w):
-            first = f"{sources[kept[0]].file} is {_size(images.shape[1:])}"
-            sizes = f"{first}, {sources[i].file} {_size((h, w))}"
+            first = f"{kept[0].file} is {_size(images.shape[1:])}"
+            sizes = f"{first}, {entry.file} {_size((h, w))}"
             raise DataError(f"height x width differ: {sizes}; give all one size with --size N")
         elif c > images.shape[3]:  # the first colour image among grey ones
-            grey, images = images, _allocate((len(sources), h, w, c), memmap_above)
+            grey, images = images, _allocate((len(entries), h, w, c), options.memmap_above)
             images[: len(kept)] = grey[: len(kept)]
         images[len(kept)] = one.images[0]  # grey is repeated by broadcasting
         if masks is not None and one.masks is not None:
             masks[len(kept)] = one.masks[0]
-        kept.append(i)
+        kept.append(entry)
     if images is None:  # empty, but of the size and channels asked for
-        images = fit(ImageSet(np.zeros((1, 1, 1, 3), np.uint8))).images
-    n = len(kept)
-    return Decoded(images[:n], None if masks is None else masks[:n], kept, skipped)
+        images = options.conform(ImageSet(np.zeros((1, 1, 1, 3), np.uint8))).images
+    volumes = tuple(e.volume for e in kept)
+    return ImageSet(
+        images[: len(kept)],
+        labels_of(kept),
+        None if masks is None else masks[: len(kept)],
+        tuple(e.name for e in kept),
+        tuple(skipped),
+        volumes if any(volumes) else (),
+    )
 
 
 def _allocate(shape: tuple[int, int, int, int], memmap_above: int) -> np.ndarray:
