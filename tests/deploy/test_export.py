@@ -1,5 +1,6 @@
 """Exported models: equal to `dia score` for any size, batch and channels; without torch; safe to hand out."""
 
+import copy
 import csv
 import io
 import json
@@ -27,16 +28,16 @@ from dia.core.errors import DataError
 from dia.data.imageset import ImageSet
 from dia.deploy import onnx_model
 from dia.deploy.export import TOLERANCE, Comparison, export, facts_of, runner, write_onnx, write_torchscript
+from dia.deploy.graph import Whole, exportable, graph_of, resized
 from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import CSI, DIA, DIAPlus
 from dia.detectors.calibration import Calibration
 from dia.detectors.csi import CSISettings
 from dia.detectors.diaplus import VIEWS, DIAPlusSettings
-from dia.detectors.graph import Evidence, GaussianBlur, Whole, nearest_mean, resized, with_channels
-from dia.detectors.graphs import exportable, graph_of
+from dia.detectors.features import with_channels
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
-from dia.detectors.residual import nearest
+from dia.detectors.residual import GaussianBlur
 from dia.dissolve import DissolverSettings
 
 SIDE = 24
@@ -128,20 +129,6 @@ def test_the_blur_is_scipys_to_the_bit(h, w, sigmas, seed):
     ours = GaussianBlur(tuple(sigmas))(torch.from_numpy(images).permute(0, 3, 1, 2))
     want = [ndimage.gaussian_filter(images, (0, s, s, 0), mode="reflect") for s in sigmas]
     np.testing.assert_array_equal(ours.permute(0, 1, 3, 4, 2).numpy(), want)
-
-
-@given(st.integers(1, 40), st.integers(0, 999))
-@run_settings(max_examples=60)
-def test_evidence_and_neighbours_are_numpys(n, seed):
-    random = np.random.default_rng(seed)
-    table = np.sort(random.normal(size=(n, 3)).round(1), 0)  # rounded: some are equal
-    scores = np.concatenate([random.normal(size=(9, 3)).round(1), table[:3], table[-1:] + 5, table[:1] - 5])
-    want = np.column_stack([Calibration(t).evidence(s) for t, s in zip(table.T, scores.T, strict=True)])
-    got = Evidence(table)(torch.from_numpy(scores)).numpy()
-    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
-    x, bank = random.normal(size=(5, 7)).astype(np.float32), random.normal(size=(n, 7)).astype(np.float32)
-    got = nearest_mean(torch.from_numpy(x), torch.from_numpy(bank), 3).numpy()
-    np.testing.assert_allclose(got, nearest(x, bank, 3), atol=1e-5)
 
 
 # --- every method's graph, against its detector -------------------------------------------------------------
@@ -303,8 +290,8 @@ def test_what_draws_for_itself_is_refused(s, match, tmp_path):
 
 def test_a_file_that_differs_is_not_left(csi, tmp_path, monkeypatch):
     (tmp_path / "m.pt").write_bytes(b"before")
-    whole = graph_of(csi)
-    whole.body.mu_ = whole.body.mu_ * 1.01
+    whole = copy.deepcopy(graph_of(csi))
+    whole.body.mu *= 1.01
     monkeypatch.setattr("dia.deploy.export.graph_of", lambda _: whole)
     with pytest.raises(DataError, match=r"not written; it differs from the model in score by"):
         export(csi, tmp_path / "m.pt", "torchscript")
