@@ -27,12 +27,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before anything reads it
 
 import numpy as np
 import torch
-from dia.deploy.graph import graph_of
 
 from dia.benchmark.ledger import update_section
 from dia.data.datasets import open_data
 from dia.data.imageset import ImageSet
 from dia.deploy.export import SUFFIX, Comparison, export, runner
+from dia.deploy.graph import graph_of
 from dia.detectors import Detector
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS

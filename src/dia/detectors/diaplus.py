@@ -150,6 +150,11 @@ class Scale(nn.Module):
         return (values - double(self.median)) / double(self.spread)
 
 
+def log_distance(distances: Tensor, median: float) -> Tensor:
+    """Of distances `(N,)`, as multiples of a median of normals; bounded below, as distances are."""
+    return (distances / double(max(median, TINY)) + double(NEAR)).log()
+
+
 class Contrast(nn.Module):
     """The view `contrast`: features of the shifted images, each of norm 1, side by side.
 
@@ -239,11 +244,8 @@ class Joined(nn.Module):
         return {name: self.banks[name](features(x, seen)).amin(0) for name, features in self.features.items()}
 
     def logs(self, distances: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Logarithms of distances, as multiples of a median of normals; bounded below, as distances are."""
-        return {
-            name: (d / double(max(self.medians[name], TINY)) + double(NEAR)).log()
-            for name, d in distances.items()
-        }
+        """The logarithms of distances, as multiples of the median of normals."""
+        return {name: log_distance(d, self.medians[name]) for name, d in distances.items()}
 
     def parts(self, x: Tensor, seen: Measured) -> dict[str, Tensor]:
         """What makes the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`."""
