@@ -32,7 +32,7 @@ from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import CSI, DIA, DIAPlus
 from dia.detectors.calibration import Calibration
 from dia.detectors.csi import CSISettings
-from dia.detectors.diaplus import VIEWS, DIAPlusSettings
+from dia.detectors.diaplus import VIEWS, ContrastSettings, DIAPlusSettings
 from dia.detectors.features import with_channels
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
@@ -43,7 +43,7 @@ OBLONG = 28, 36  # in 20 px the widest window sees nearly all, and how its view 
 AMPLIFY = AmplifySettings(size=16, width=4, stem="cifar", steps=3, batch=4)
 DISSOLVER = DissolverSettings(size=16, patch=2, widths=(8, 16), steps=4, batch=4)
 PLUS = DIAPlusSettings(
-    DISSOLVER, AMPLIFY, ts=(30, 60), samples=2, residual_ts=(50, 200), blur_sigmas=(1.0, 3.0)
+    DISSOLVER, ContrastSettings(AMPLIFY, ts=(30, 60)), residual_ts=(50, 200), blur_sigmas=(1.0, 3.0)
 )
 
 
@@ -140,7 +140,9 @@ def test_every_exportable_method_agrees_as_torchscript(method, tmp_path):
 
 
 PLUS_CASES = {
-    "every view": replace(PLUS, views=VIEWS, amplify=replace(AMPLIFY, rgb=True, shift="cutperm")),
+    "every view": replace(
+        PLUS, views=VIEWS, contrast=ContrastSettings(replace(AMPLIFY, rgb=True, shift="cutperm"), ts=(30, 60))
+    ),
     "all copies": replace(
         PLUS, symmetries="all", neighbours=3, dissolver=replace(DISSOLVER, kind="gaussian")
     ),

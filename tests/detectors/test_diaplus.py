@@ -17,7 +17,7 @@ from dia.core.errors import DataError
 from dia.data import phantoms
 from dia.detectors import Blur, Detector, DIAPlus
 from dia.detectors.calibration import joined
-from dia.detectors.diaplus import VIEWS, DIAPlusSettings
+from dia.detectors.diaplus import VIEWS, ContrastSettings, DIAPlusSettings
 from dia.detectors.features import Shape, as_tensor, copies
 from dia.detectors.presets import PRESETS, settings
 from dia.detectors.registry import METHODS
@@ -26,9 +26,7 @@ from dia.dissolve import DissolverSettings
 
 TINY = DIAPlusSettings(
     dissolver=DissolverSettings(size=32, widths=(8, 16), steps=4, batch=8),
-    amplify=AmplifySettings(width=4, stem="patch", steps=3, batch=4),
-    ts=(40, 80),
-    samples=1,
+    contrast=ContrastSettings(AmplifySettings(width=4, stem="patch", steps=3, batch=4), ts=(40, 80)),
     residual_ts=(50, 200),
     blur_sigmas=(1.0, 3.0),
 )
@@ -94,6 +92,18 @@ def test_a_fit_dissolves_each_normal_once_at_each_t(normals, rows, tmp_path):
     assert sum(rows) == len(normals) * len(TINY.residual_ts)
 
 
+def test_folders_of_0_1_had_the_settings_of_contrast_among_their_own(fitted, normals, tmp_path):
+    folder = fitted.save(tmp_path / "run")
+    (folder / "checksums.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= config["settings"].pop("contrast")
+    config["settings"] |= {"samples": 4, "score_parts": ["cosine"], "score_draws": "shared"}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = Detector.load(folder, device="cpu")
+    assert loaded.s == fitted.s
+    assert np.array_equal(loaded.score(normals), fitted.score(normals))
+
+
 def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
     loaded = Detector.load(fitted.save(tmp_path / "run"), device="cpu")
     assert isinstance(loaded, DIAPlus)
@@ -105,7 +115,8 @@ def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
 
 def test_a_stage_found_in_the_workdir_scores_as_the_one_made_there(normals, tmp_path):
     # wide enough that convolution weights are laid out channels-last in memory
-    wide = replace(TINY, amplify=replace(TINY.amplify, width=8))
+    contrast = replace(TINY.contrast, amplify=replace(TINY.contrast.amplify, width=8))
+    wide = replace(TINY, contrast=contrast, views=("shape", "contrast"))
     made = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
     found = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
     assert np.array_equal(found.score(normals), made.score(normals))
@@ -190,7 +201,7 @@ def test_symmetries_are_those_of_the_normals(make_images):
 def test_odd_shapes_and_colours(make_images, shape):
     h, w, c = shape
     images = make_images(24, h, w, c)
-    detector = DIAPlus(replace(TINY, amplify=replace(TINY.amplify, size=32)), device="cpu").fit(images)
+    detector = DIAPlus(TINY, device="cpu").fit(images)
     assert detector.heatmap(images).shape == (24, h, w)
     assert np.isfinite(detector.score(images)).all()
 
@@ -272,7 +283,7 @@ def test_the_paper_preset_is_the_published_configuration():
 
 def test_lars_trains(normals):
     pytest.importorskip("timm")
-    amplify = replace(TINY.amplify, optimizer="lars", rgb=True)
+    amplify = replace(TINY.contrast.amplify, optimizer="lars", rgb=True)
     detector = METHODS["csi"](METHODS["csi"].Settings(amplify=amplify, samples=1), device="cpu").fit(normals)
     assert np.isfinite(detector.score(normals)).all()
 

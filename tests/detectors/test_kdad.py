@@ -182,11 +182,10 @@ def test_a_small_step_up_the_gradient_raises_the_score_by_the_heatmaps_sum(squar
     given = x.clone().requires_grad_(True)
     square._prepared().of_input(given).sum().backward()
     up = small * given.grad.sign()
+    of_input = square._prepared().of_input
     with torch.no_grad():
-        rise = (square._prepared().of_input(x + up) - square._prepared().of_input(x - up)) / (2 * small)
-    torch.testing.assert_close(
-        steepness(square._prepared().of_input, x)[1].sum((1, 2)), rise, rtol=0.05, atol=0
-    )
+        rise = (of_input(x + up) - of_input(x - up)) / (2 * small)
+    torch.testing.assert_close(steepness(of_input, x)[1].sum((1, 2)), rise, rtol=0.05, atol=0)
     plain = KDAD(replace(TINY, sigma=0.0), device="cpu")
     vars(plain).update({k: v for k, v in vars(square).items() if k != "settings"})
     np.testing.assert_allclose(plain.heatmap(normals[:4]).sum((1, 2)), rise, rtol=0.05)

@@ -457,7 +457,8 @@ class Detector(OutlierMixin, BaseEstimator):
                     f"{folder}: of revision {there} of {cls.method}; here is {cls.revision}, so fit it again"
                 )
             try:
-                settings = from_dict(cls.Settings, config["settings"])
+                older = getattr(cls.Settings, "from_0_1", dict)
+                settings = from_dict(cls.Settings, older(config["settings"]))
             except SettingsError as error:
                 raise DataError(
                     f"{folder}: {error}; fitted by another version of dia: fit it again"
@@ -511,7 +512,8 @@ class Detector(OutlierMixin, BaseEstimator):
         if hasattr(s, "weights"):
             s = replace(s, weights=identity_of(s.weights))
         later = [self.revision] * (self.revision > 1)
-        return fingerprint(self.method, s, self.holdout, *later)
+        known = s.in_ledger() if hasattr(s, "in_ledger") else s
+        return fingerprint(self.method, known, self.holdout, *later)
 
     def _card(self) -> str:
         h, w, c = self.shape_

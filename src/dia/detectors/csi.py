@@ -123,6 +123,11 @@ class CSI(Detector):
     Settings: ClassVar[type] = CSISettings
     encoder_: Encoder
 
+    @property
+    def _contrast(self) -> Any:
+        """The settings of contrastive training."""
+        return self.s
+
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         self._fit_encoder(images, stages, None, "none")
         self._fit_bank(images)
@@ -130,7 +135,7 @@ class CSI(Detector):
     def _fit_encoder(
         self, images: np.ndarray, stages: Stages, dissolved: Dissolved | None, dissolver_hash: str
     ) -> None:
-        a = self.s.amplify
+        a = self._contrast.amplify
         a.check_installed()
         a.stem_of(self.shape_)
         self.where_ = choose_device(self.device)
@@ -163,7 +168,7 @@ class CSI(Detector):
     def _ready(self) -> None:
         self.where_ = choose_device(self.device)
         self.encoder_ = self.encoder_.to(self.where_).eval()
-        self.augment_ = Augment(self.s.amplify.augment, self.shape_[2], scoring=True)
+        self.augment_ = Augment(self._contrast.amplify.augment, self.shape_[2], scoring=True)
 
     @torch.inference_mode()
     def _projections(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -178,7 +183,7 @@ class CSI(Detector):
 
     def _at_once(self) -> int:
         """As many as fill a pass of the encoder with all their shifts and samples."""
-        return max(_ROWS // (SHIFTS[self.s.amplify.shift][0] * self.s.samples), 1)
+        return max(_ROWS // (SHIFTS[self._contrast.amplify.shift][0] * self.s.samples), 1)
 
     def _views(self) -> list[Callable[[Tensor], Tensor]]:
         """What each sample makes of `(N, C, S, S)` images, the same of each."""
@@ -195,7 +200,7 @@ class CSI(Detector):
 
     def _own_views(self, x: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """What each sample makes of the shifted `(N, C, H, W)` uint8 images: draws of each, by its pixels."""
-        k, n, drawn, flips = SHIFTS[self.s.amplify.shift][0], self.s.samples, [], []
+        k, n, drawn, flips = SHIFTS[self._contrast.amplify.shift][0], self.s.samples, [], []
         images = x.permute(0, 2, 3, 1).cpu().contiguous().numpy()
         with self._forked():
             for image in images:
@@ -224,10 +229,10 @@ class CSI(Detector):
     @torch.inference_mode()
     def _features(self, images: np.ndarray) -> np.ndarray:
         """Penultimate features of each shifted image, `(K, N, D)` float32."""
-        k_shifts, shift = SHIFTS[self.s.amplify.shift]
+        k_shifts, shift = SHIFTS[self._contrast.amplify.shift]
         parts = []
         for part in self._tensors_of(images, max(_ROWS // k_shifts, 1)):
-            x = as_input(part, self.s.amplify)
+            x = as_input(part, self._contrast.amplify)
             h = self.encoder_(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
             parts.append(h.view(k_shifts, len(x), -1).float().cpu().numpy())
         return np.concatenate(parts, 1)
@@ -260,7 +265,7 @@ class CSI(Detector):
         return module_tensors(self.encoder_, "encoder.") | {k: v.cpu().numpy() for k, v in bank.items()}
 
     def _restore_encoder(self, tensors: dict[str, np.ndarray]) -> None:
-        self.encoder_ = build_encoder(self.shape_, self.s.amplify)
+        self.encoder_ = build_encoder(self.shape_, self._contrast.amplify)
         load_module(self.encoder_, tensors, "encoder.")
         self._ready()
 

@@ -21,7 +21,8 @@ Why these views, and what was tried: docs/decisions/0020.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,12 +35,13 @@ from ..amplify.contrast import AmplifySettings, as_input
 from ..amplify.encoder import Encoder
 from ..amplify.shifts import SHIFTS
 from ..core.processes import choose_device
-from ..core.settings import added, chosen, require
+from ..core.settings import added, chosen, identity, require
 from ..data.imageset import ImageSet, subsample
-from ..dissolve import StandIn
+from ..dissolve import DissolverSettings, StandIn
 from ..dissolve.base import T_MAX
 from .cache import Stages
-from .dia import DIA, DIASettings
+from .csi import PARTS
+from .dia import DIA, check_dissolved
 from .features import (
     CONSTANT,
     Pixels,
@@ -76,22 +78,49 @@ _PIXELS = 2**22  # of the images of one pass
 
 
 @dataclass(frozen=True)
-class DIAPlusSettings(DIASettings):
-    """What is not named here is as for `dia`; `amplify`, `ts`, `live`, `bank_gb` matter to `contrast` alone.
+class ContrastSettings:
+    """The view `contrast`, which is off by default: an encoder trained as `dia` trains it.
 
     Args:
+        amplify: encoder and contrastive training.
+        ts: diffusion steps from which t is drawn, ascending; `amplify.t_per` and `t_sampler` say how.
+        live: dissolve during training instead of once before it; the same views, slower.
+        bank_gb: space on disk for the dissolved copies, as for `dia`.
+    """
+
+    amplify: AmplifySettings = field(default_factory=AmplifySettings)
+    ts: tuple[int, ...] = (30, 53, 76, 99)
+    live: bool = False
+    bank_gb: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_dissolved(self)
+
+
+@dataclass(frozen=True)
+class DIAPlusSettings:
+    """Nearest normals in several views.
+
+    Args:
+        dissolver: the diffusion model, or what stands in for it.
+        contrast: of the view `contrast`; it does nothing without it.
+        bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
         views: of the whole image: some of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`
             and `contrast`.
         places: whether the most unusual place counts.
         margin: by how many deviations it has to be more unusual than the whole.
-        whole: whether the whole image counts; without, `places` alone score, for lesions known to be small.
         neighbours: nearest normals averaged over, in every view.
         symmetries: which turned and mirrored copies count as normal: `auto` learns it from the normals,
             `none`, or `all`.
         residual_ts: diffusion steps at which is dissolved.
-        blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
+        blur_sigmas: of the view `blurred`: widths of the blurs, in pixels of an image whose shorter side is
+            64; they do nothing without it.
+        whole: whether the whole image counts; without, `places` alone score, for lesions known to be small.
     """
 
+    dissolver: DissolverSettings = field(default_factory=DissolverSettings)
+    contrast: ContrastSettings = field(default_factory=ContrastSettings)
+    bank_size: int = 16384
     views: tuple[View, ...] = ("shape", "statistics", "dissolved")
     places: bool = True
     margin: float = 2.0
@@ -102,8 +131,8 @@ class DIAPlusSettings(DIASettings):
     whole: bool = added(True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         chosen(self, "symmetries")
+        require(self.bank_size >= 1, "bank_size", f"must be at least 1, not {self.bank_size}")
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
         require(self.whole or self.places, "whole", "or places must be true; nothing is left to score by")
@@ -122,6 +151,32 @@ class DIAPlusSettings(DIASettings):
                 name,
                 f"must lie in 0–{most}, not {values}",
             )
+
+    def idle(self) -> tuple[str, ...]:
+        """The settings that do nothing, as the others stand."""
+        views = {"contrast": "contrast", "blur_sigmas": "blurred"}
+        return tuple(name for name, view in views.items() if not (self.whole and view in self.views))
+
+    def in_ledger(self) -> dict[str, Any]:
+        """The values that the hash of a run is made of: those of 0.1, whose runs the ledger holds."""
+        own, contrast = identity(self), identity(self.contrast)
+        cpu = self.contrast.ts == ContrastSettings.ts and not self.contrast.live  # as that preset had them
+        idle = {
+            "samples": 4 if cpu else 10,
+            "score_parts": PARTS,
+            "score_draws": "own" if self.contrast.live else "shared",
+        }
+        del own["contrast"]
+        return own | contrast | idle
+
+    @staticmethod
+    def from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings in a model's folder as they are now; those of 0.1 had `contrast`'s among their own."""
+        if "amplify" not in values:
+            return values
+        moved = {"amplify", "ts", "live", "bank_gb"}
+        kept = {k: v for k, v in values.items() if k not in (*moved, "samples", "score_parts", "score_draws")}
+        return kept | {"contrast": {k: values[k] for k in moved if k in values}}
 
 
 class Scale(nn.Module):
@@ -279,6 +334,11 @@ class DIAPlus(DIA):
     paper = ""
     Settings: ClassVar[type] = DIAPlusSettings
 
+    @property
+    def _contrast(self) -> ContrastSettings:
+        contrast: ContrastSettings = self.s.contrast
+        return contrast
+
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         self.where_ = choose_device(self.device)
         dissolver = self._fit_dissolver(images, spare, self.s.residual_ts, stages)
@@ -367,7 +427,7 @@ class DIAPlus(DIA):
         if name in REMOVALS:
             return self._residual(name)
         if name == "contrast":
-            return Contrast(self.encoder_, self.s.amplify)
+            return Contrast(self.encoder_, self.s.contrast.amplify)
         return UNTRAINED[name](*self.shape_[:2])
 
     def _measured(self, module: nn.Module, images: np.ndarray) -> np.ndarray:
