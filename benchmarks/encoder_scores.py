@@ -14,7 +14,7 @@ from sklearn.covariance import LedoitWolf
 from dia.data.imageset import subsample
 from dia.detectors import CSI
 from dia.detectors.csi import PARTS, normality
-from dia.detectors.residual import nearest
+from dia.serve.review.view import nearest
 
 FEATURE_NEIGHBOURS = 3
 PUBLISHED, UNROTATED = "csi", "mahalanobis, unrotated"

@@ -314,6 +314,7 @@ def cmd_select(a: Namespace) -> None:
 
 def cmd_push(a: Namespace) -> None:
     """`dia push`."""
+    from ..deploy.hub import push_to_hub, save_pretrained
     from ..detectors import Detector
 
     results = None
@@ -325,13 +326,13 @@ def cmd_push(a: Namespace) -> None:
         if not isinstance(results, dict):
             raise DataError(f"{a.results}: not a JSON object; `dia evaluate --json` prints one")
     detector = Detector.load(a.run, device="cpu")
-    card = {"license": a.license, "results": results, "data": a.about_data}
+    card: dict[str, Any] = {"license": a.license, "results": results, "data": a.about_data}
     if a.out:
-        detector.save_pretrained(a.out, model_card_kwargs=card)
+        save_pretrained(detector, a.out, **card)
         out.print(f"{a.out}: what would be pushed to {a.name}", soft_wrap=True, highlight=False)
         return
     try:
-        url = detector.push_to_hub(a.name, private=not a.public, model_card_kwargs=card)
+        url = push_to_hub(detector, a.name, private=not a.public, **card)
     except (OSError, ValueError) as error:  # huggingface_hub's own are among these
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{a.name}: could not be pushed ({reason}); log in with `hf auth login`") from error

@@ -155,9 +155,9 @@ class _Scorer:
 
 
 def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) -> Scored:
-    maps = detector.heatmap(images) if heatmaps else None
+    found = detector.detect(images, heatmaps=heatmaps)
     whole = acquisition(images.images) if getattr(detector, "drift_", None) else None
-    return Scored(images.names, detector.score(images), maps, images.skipped, whole)
+    return Scored(images.names, found.score, found.heatmap, images.skipped, whole)
 
 
 def hash_of(run: Path) -> str:
