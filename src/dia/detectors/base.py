@@ -33,6 +33,7 @@ from .calibration import Calibration, held_out
 from .drift import acquisition, statistics_of
 from .hub import Hub
 from .presets import settings as preset_settings
+from .registry import detector_class
 from .saving import identity_of
 
 FORMAT = 1
@@ -351,8 +352,6 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         Raises:
             DataError: no model folder, damaged, changed, or asking for more than it can need.
         """
-        from .registry import detector_class
-
         folder = Path(folder)
         try:
             files = ModelFiles(folder)

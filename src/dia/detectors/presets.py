@@ -86,5 +86,7 @@ def settings(settings_class: type, preset: str = "cpu") -> Any:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     if hasattr(settings_class, "preset"):
         return settings_class.preset(preset)
+    if not {"dissolver", "amplify"} & {f.name for f in fields(settings_class)}:
+        return settings_class()  # a method from outside: its `samples` or `ts` would be others than these
     values = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}
     return settings_class(**{f.name: values[f.name] for f in fields(settings_class) if f.name in values})
