@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 
 from dia.data import datasets
 from dia.detectors import baselines
-from dia.detectors.base import Detector
 from dia.detectors.baselines import TrivialSettings
 from dia.detectors.registry import TRIVIAL as ALL
 
@@ -198,20 +197,6 @@ def test_the_seed_only_splits(method):
     a._fit(images, images[:0], None)
     b._fit(images, images[:0], None)
     np.testing.assert_array_equal(a._score(test), b._score(test))
-
-
-@ROWS
-def test_save_load_score(method, tmp_path):
-    dia = pytest.importorskip("dia.detectors")
-    if method not in getattr(dia, "METHODS", {}):
-        pytest.skip("not among the methods yet")
-    detector = fitted(method, smooth_images(40), neighbours=2)
-    back = Detector.load(detector.save(tmp_path / "model"))
-    assert type(back) is TRIVIAL[method]
-    assert back.s == TrivialSettings(neighbours=2)
-    test = smooth_images(8, seed=1)
-    np.testing.assert_array_equal(back.score(test), detector.score(test))
-    np.testing.assert_array_equal(back.calibration_.scores, detector.calibration_.scores)
 
 
 @ROWS

@@ -154,7 +154,7 @@ def test_an_entry_point_is_listed_before_it_is_imported(installed):
 def test_an_entry_point_cannot_replace_a_method_and_one_that_fails_is_named(installed):
     installed("1 / 0", "dia = outside_package:Spread", "broken = outside_package:Spread")
     assert METHODS["dia"].__module__ == "dia.detectors.dia"
-    with pytest.raises(DataError, match="^method broken: outside_package:Spread: ZeroDivisionError"):
+    with pytest.raises(DataError, match=r"^method broken: outside_package:Spread: ZeroDivisionError"):
         detector_class("broken")
 
 

@@ -1,4 +1,4 @@
-"""The page about a method of one's own, as a reader follows it: its file, its commands, in fresh processes."""
+"""The page about a method of one's own, as a reader follows it: its file and commands, in fresh processes."""
 
 import json
 import os

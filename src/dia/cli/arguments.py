@@ -59,7 +59,7 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
     )
     parser.add_argument(
         "--plugin", type=str | None,
-        help="Python file with a detector of your own (docs/howto/own-method.md); before or after the command",
+        help="Python file with a detector of your own (docs/howto/own-method.md), before or after a command",
     )  # fmt: skip
     commands = parser.add_subcommands(
         dest="command", title="commands", description="`dia COMMAND --help` explains each, with examples."

@@ -104,7 +104,7 @@ def register(name: str) -> Callable[[D], D]:
         A decorator of a subclass of `Detector`, which returns the class.
 
     Raises:
-        DataError: the name cannot be one or is taken, or the class lacks settings that are a frozen dataclass.
+        DataError: the name cannot be one or is taken, or the settings are no frozen dataclass.
     """
     if not _NAME.fullmatch(name):
         raise DataError(f"method {name!r}: a name consists of lower-case letters, digits and _ . + -")
@@ -174,8 +174,8 @@ def detector_class(method: str) -> type[Detector]:
     near = get_close_matches(method, METHODS, n=3)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise DataError(
-        f"method {method} is not known{hint}; there are: {', '.join(METHODS)}, and {PREFIX}NAME for any other "
-        "image model of anomalib; a method of your own file needs --plugin FILE"
+        f"method {method} is not known{hint}; there are: {', '.join(METHODS)}, and {PREFIX}NAME for any "
+        "other image model of anomalib; a method of your own file needs --plugin FILE"
     )
 
 
@@ -209,7 +209,7 @@ def _names() -> list[str]:
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    """The entry points of installed packages by name; those named as a method of this package do not count."""
+    """The entry points of installed packages by name, without those named as a method of this package."""
     found = {point.name: point for point in entry_points(group=GROUP)}
     return {name: found[name] for name in sorted(found) if name not in _BUILT_IN}
 
