@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
@@ -72,10 +71,10 @@ class Methods(Mapping[str, "type[Detector]"]):
     """Classes by the name of the method; only looking one up imports its module.
 
     Args:
-        names: the names that it holds, in their order.
+        names: gives the names that it holds, in their order.
     """
 
-    def __init__(self, names: Callable[[], Iterable[str]]):
+    def __init__(self, names: Callable[[], Collection[str]]):
         self._names = names
 
     def __getitem__(self, name: str) -> type[Detector]:
@@ -87,7 +86,7 @@ class Methods(Mapping[str, "type[Detector]"]):
         return iter(self._names())
 
     def __len__(self) -> int:
-        return len(list(self._names()))
+        return len(self._names())
 
     def __contains__(self, name: object) -> bool:
         return name in self._names()
@@ -112,8 +111,8 @@ def register(name: str) -> Callable[[D], D]:
         raise DataError(f"method {name} is one of this package's own; choose another name")
 
     def decorate(cls: D) -> D:
-        settings = getattr(cls, "Settings", None)
-        if not is_dataclass(settings) or not settings.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        made_by = getattr(getattr(cls, "Settings", None), "__dataclass_params__", None)
+        if not getattr(made_by, "frozen", False):
             raise DataError(f"method {name}: {cls.__name__}.Settings must be a frozen dataclass")
         if (there := _registered.get(name)) and _origin(there) != _origin(cls):
             raise DataError(f"method {name} is registered already, by {'.'.join(_origin(there))}")
@@ -168,7 +167,7 @@ def detector_class(method: str) -> type[Detector]:
         DataError: there is no such method, or a package that it needs is missing.
     """
     if method.startswith(PREFIX):
-        return import_module(".peers.anomalib", __package__).anomalib_class(method)  # type: ignore[no-any-return]
+        return import_module(".peers.anomalib", __package__).anomalib_class(method)
     if method in METHODS:
         return METHODS[method]
     near = get_close_matches(method, METHODS, n=3)
@@ -217,7 +216,7 @@ def _installed() -> dict[str, EntryPoint]:
 def _imported(name: str) -> type[Detector]:
     if name in _BUILT_IN:
         module, _, cls = _BUILT_IN[name].partition(":")
-        return getattr(import_module(f".{module}", __package__), cls)  # type: ignore[no-any-return]
+        return getattr(import_module(f".{module}", __package__), cls)
     if name not in _registered:
         point = _installed()[name]
         try:
