@@ -5,34 +5,47 @@ STAMP := .venv/.locked
 DATA ?= ../shared/data
 SETS := '[pneumoniamnist,breastmnist,breastmnist-0,sarscov2ct,sarscov2ct-covid,kvasirseg_patches]'
 
-.PHONY: audit demo docs pages scores test test-slow test-elsewhere results  soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit coverage demo docs pages scores test unit integration test-slow test-elsewhere results soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
 
 # worksteal: other schedulers that keep a file together go by names, and schemathesis' tests share theirs
-test: $(STAMP)  ## the tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+
+test: unit integration  ## all tests but the slow ones, under 15 minutes on two cores
+
+unit: $(STAMP)  ## what runs in one process
+	$(PYTEST) --ignore tests/integration
+
+integration: $(STAMP)  ## whole programs: servers, a browser, Ray, torchrun, kills, notebooks, the documentation's examples
+	$(PYTEST) tests/integration
 
 test-slow: $(STAMP)  ## the checks that take minutes each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=15
+
+coverage: $(STAMP)  ## the tests of `unit`, and which branches of src they take (some 40 % slower)
+	$(PYTEST) --ignore tests/integration --cov --cov-report=term:skip-covered
 
 # files whose tests train or compare numbers
-NUMERIC := $(patsubst %,tests/test_%.py,ablation amplify anomalib_module bank calibrate cli csi_score curves diaplus dissolve_latent \
-  dissolve_module dissolver drift duplicates export extremes fourteen golden hub hypotheses illustrations inferencer kdad \
-  lesions loss metrics msc peers phantom pipelines privacy schedule selection sklearn stand_ins stress switches tracking \
-  transformaly trivial uniad views volumes weights)
+NUMERIC := $(addprefix tests/,contract.py amplify detectors dissolve evaluate benchmark/test_ablation.py cli/test_cli.py \
+  core/test_tracking.py $(patsubst %,data/test_%.py,duplicates extremes lesions phantoms volumes) \
+  $(patsubst %,deploy/test_%.py,anomalib_model export hub predictor privacy) report/test_method_figures.py \
+  integration/test_kills.py integration/test_pipelines.py)
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41,ATEN_CPU_CAPABILITY=default,MKL_CBWR=COMPATIBLE,OPENBLAS_CORETYPE=Nehalem
 NO_AVX512 := ONEDNN_MAX_CPU_ISA=AVX2,ATEN_CPU_CAPABILITY=avx2,OPENBLAS_CORETYPE=Haswell
 
 test-elsewhere: $(STAMP)  ## what trains or compares numbers, as on older processors, two threads, other seeds (some hour)
 	for other in $(OLDER) $(NO_AVX512) OMP_NUM_THREADS=2 DIA_TEST_SEED=1 DIA_TEST_SEED=2; do echo $$other; \
-	  env $$(echo $$other | tr , ' ') $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC) || exit 1; done
+	  env $$(echo $$other | tr , ' ') $(PYTEST) $(NUMERIC) || exit 1; done
 
-lint: $(STAMP)  ## style and types
+lint: $(STAMP)  ## style, types, which folder may import which, and how many files a folder has
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	find src/dia tests benchmarks -name '*.py' | sed 's|/[^/]*$$||' | sort | uniq -c | \
+	  awk '$$1 > 13 { print $$2 ": " $$1 " Python files; a folder has at most 13"; many = 1 } END { exit many }'
 
 docs: pages  ## the documentation into site/, strictly: no warning, no broken link, nothing from elsewhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -97,5 +110,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## everything the other targets made
-	rm -rf .venv .audit-venv audit/out .work demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf .venv .audit-venv audit/out .work demo dist site .pytest_cache .coverage .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,7 +19,6 @@ from scipy import ndimage
 SEED = int(os.environ.get("DIA_TEST_SEED", 0))  # others draw other images, and first weights in test_fourteen
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
-pytest.register_assert_rewrite("trained_checks")
 settings.register_profile("dia", deadline=None, derandomize=True)
 settings.load_profile("dia")
 

@@ -1,26 +1,23 @@
 """Grids: resumed after kills, the same lines wherever they are run, within their memory, whatever fails."""
 
-import contextlib
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from grids import TINY, benchmark, lines_of, two_sets
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import Namespace
 
 from dia.benchmark import runner as grid
-from dia.benchmark.ledger import FAILED, IDENTITY, Ledger, failures_path
+from dia.benchmark.ledger import FAILED, Ledger, failures_path
 from dia.benchmark.runner import Costs, Outcome, Place, Task, benchmark_tasks, run_grid
-from dia.benchmark.runs import current_lines, scores_path, weights_kind
+from dia.benchmark.runs import current_lines, weights_kind
 from dia.benchmark.workers import Here, Process, memory_of_machine_gb, workers_of
 from dia.cli.grids import open_failures
 from dia.cli.main import main
@@ -28,64 +25,10 @@ from dia.core.errors import DataError
 from dia.core.settings import SettingsError
 from dia.core.training import TrainingError
 
-ENCODER = {"amplify.size": 16, "amplify.width": 4, "amplify.steps": 3, "amplify.batch": 4}
-TINY = {
-    "csi": ENCODER | {"samples": 1},
-    "dia": ENCODER | {"dissolver.size": 16, "dissolver.widths": [8, 8], "dissolver.steps": 2, "samples": 1},
-    "msc": {"size": 16, "epochs": 1},
-}
-OF_THE_RUN = {
-    "began", "fit_seconds", "run_seconds", "cpu_seconds", "score_images_per_second", "peak_memory_mb",
-    "commit", "weights",
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def root(make_images, tmp_path_factory):
-    """Two known sets of small images."""
-    folder = tmp_path_factory.mktemp("data")
-    for seed, name in enumerate(("breastmnist", "pneumoniamnist")):
-        arrays = {}
-        normal = 1 if name == "breastmnist" else 0
-        for split, (n, m) in {"train": (30, 4), "val": (4, 4), "test": (12, 12)}.items():
-            images = make_images(n + m, 16, 16, 1, seed=seed)[..., 0]
-            images[n:] = 255 - images[n:] // 2
-            arrays |= {f"{split}_images": images}
-            labels = np.r_[np.full(n, normal), np.full(m, 1 - normal)]
-            arrays |= {f"{split}_labels": labels[:, None].astype(np.uint8)}
-        np.savez(folder / f"{name}.npz", **arrays)
-    return folder
-
-
-def options(root, out, **more):
-    values = {
-        "datasets": ["breastmnist", "pneumoniamnist"], "methods": ["csi", "trivial:hog", "trivial:std"],
-        "seeds": [0, 1], "settings": TINY, "data_root": str(root), "ledger": str(out / "l.jsonl"),
-        "scores": str(out / "s"), "work": str(out / "w"), "device": "cpu",
-    }  # fmt: skip
-    return values | more
-
-
-def benchmark(root, out, **more):
-    out.mkdir(exist_ok=True)
-    path = out / "grid.yaml"
-    path.write_text(yaml.safe_dump(options(root, out, **more)))
-    return ["benchmark", "--config", str(path)]
-
-
-def lines_of(out):
-    return Ledger(out / "l.jsonl").rows()
-
-
-def compared(out):
-    """What must not depend on where and when a line was made."""
-    return sorted(
-        (
-            json.dumps({k: v for k, v in line.items() if k not in OF_THE_RUN}, sort_keys=True),
-            np.load(scores_path(out / "s", line))["scores"].tobytes(),
-        )
-        for line in lines_of(out)
-    )
+def root(tmp_path_factory):
+    return two_sets(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -94,53 +37,6 @@ def alone(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     main(benchmark(root, out, workers=2))
     return out
-
-
-# --- nothing lost, nothing twice -----------------------------------------------------------------------
-
-
-def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(root, alone, tmp_path, capsys):
-    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, workers=2)]
-    seen = []
-    for _ in range(3):
-        with (tmp_path / "err").open("a") as err:
-            run = subprocess.Popen(command, stderr=err, stdout=err)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                run.wait(random.uniform(4, 14))
-            run.send_signal(signal.SIGKILL)  # its workers are not told
-            run.wait()
-        lines = lines_of(tmp_path)
-        assert lines[: len(seen)] == seen
-        seen = lines
-    subprocess.run(command, check=True, capture_output=True)
-    lines = lines_of(tmp_path)
-    assert lines[: len(seen)] == seen
-    assert len({tuple(line[k] for k in IDENTITY) for line in lines}) == len(lines) == 12
-    assert compared(tmp_path) == compared(alone)
-    before = (tmp_path / "l.jsonl").read_bytes()
-    main(benchmark(root, tmp_path))
-    assert (tmp_path / "l.jsonl").read_bytes() == before
-    assert capsys.readouterr().err.count("in the ledger") == 12
-
-
-def test_two_grids_at_once_share_the_work(root, tmp_path):
-    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, datasets=["breastmnist"])]
-    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [run.wait() for run in both] == [0, 0]
-    assert len(lines_of(tmp_path)) == 6
-
-
-def test_ray_makes_the_lines_of_the_local_executor(root, alone, tmp_path):
-    ray = pytest.importorskip("ray")
-    ray.init(
-        address="local", num_cpus=len(os.sched_getaffinity(0)), log_to_driver=False, logging_level="ERROR",
-        include_dashboard=False,
-    )  # fmt: skip
-    try:
-        main(benchmark(root, tmp_path, workers=2, executor="ray"))
-    finally:
-        ray.shutdown()
-    assert compared(tmp_path) == compared(alone)
 
 
 # --- failures --------------------------------------------------------------------------------------------

@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -167,58 +163,6 @@ def test_a_fit_killed_while_training_resumes_to_the_same_weights(folders, model,
     monkeypatch.setattr(contrast.ContrastiveTraining, "training_step", step)
     main(["fit", str(folders), "--out", str(out), "--resume", *WITH_ENCODER])
     assert (out / "weights.safetensors").read_bytes() == (model / "weights.safetensors").read_bytes()
-
-
-KILLED = """
-import os, signal, sys
-from dia.amplify import contrast
-from dia.cli.main import main
-from dia.dissolve import dissolver
-from dia.core.training import train
-
-train.__kwdefaults__["checkpoint_every"] = 2
-stages = {"dissolver": (dissolver._Training, 5), "encoder": (contrast.ContrastiveTraining, 3)}
-module, at = stages[sys.argv[1]]
-step = module.training_step
-
-def dies(self, batch, index):
-    if self.global_step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, index)
-
-if "--resume" not in sys.argv:
-    module.training_step = dies
-main(sys.argv[2:])
-"""
-
-
-@pytest.mark.parametrize("stage", ["dissolver", "encoder"])
-def test_a_process_killed_at_once_resumes_to_the_same_weights(folders, tmp_path, stage):
-    steps = ["--settings.dissolver.steps", "8", "--settings.contrast.amplify.steps", "5"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def fit(out, *more):
-        command = [
-            sys.executable,
-            "-c",
-            KILLED,
-            stage,
-            "fit",
-            str(folders),
-            "--out",
-            str(out),
-            *WITH_ENCODER,
-            *steps,
-        ]
-        return subprocess.run([*command, *more], env=environment, capture_output=True).returncode
-
-    assert fit(tmp_path / "killed") == -signal.SIGKILL
-    assert not (tmp_path / "killed").exists()
-    assert list(tmp_path.rglob("last.ckpt"))
-    assert fit(tmp_path / "killed", "--resume") == 0
-    assert fit(tmp_path / "whole", "--resume") == 0
-    resumed, whole = (tmp_path / name / "weights.safetensors" for name in ("killed", "whole"))
-    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_a_finished_model_is_not_overwritten_by_accident(folders, model, capsys):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import pickle
-import signal
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import Future
@@ -319,36 +316,6 @@ def test_without_resume_a_score_begins_anew(models, scans, tmp_path, monkeypatch
     assert out.read_bytes() == (tmp_path / "new.csv").read_bytes()
 
 
-KILLED = """
-import os, signal, sys
-from dia.cli.main import main
-from dia.detectors import Detector
-
-score, calls = Detector.score, []
-
-def dies(self, images, **kwargs):
-    calls.append(1)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return score(self, images, **kwargs)
-
-Detector.score = dies
-main(sys.argv[1:])
-"""
-
-
-def test_a_score_killed_at_once_goes_on_to_the_same_file(models, scans, tmp_path):
-    argv = ["score", models / "gradient", scans, "--out", tmp_path / "s.csv", "--batch", 8, "--workers", 1]
-    command = [sys.executable, "-c", KILLED, *map(str, argv)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    assert not (tmp_path / "s.csv").exists()
-    assert len((tmp_path / ".s.csv.part").read_text().splitlines()) == 1 + 2 * 8
-    score(models / "gradient", scans, tmp_path / "s.csv", "--resume")
-    score(models / "gradient", scans, tmp_path / "whole.csv")
-    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-
-
 def test_another_run_is_not_gone_on_with(models, scans, tmp_path, monkeypatch, capsys):
     out, model = tmp_path / "s.csv", models / "gradient"
     interrupted(monkeypatch, model, scans, out)
@@ -431,42 +398,3 @@ def test_without_ray_the_remedy_is_named(models, scans, tmp_path, monkeypatch, c
     monkeypatch.setitem(sys.modules, "ray", None)
     line = refused(capsys, models / "gradient", scans, tmp_path / "s.csv", "--executor", "ray")
     assert "pip install 'dia-anomaly[cluster]'" in line
-
-
-def rows(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
-
-
-def test_ray_scores_as_this_process_does(models, damaged, tmp_path, capsys, monkeypatch):
-    """Relative paths, heatmaps, unreadable files, more batches than are in flight at once."""
-    ray = pytest.importorskip("ray")
-    monkeypatch.chdir(damaged.parent)
-    for executor in ("local", "ray"):
-        score(
-            models / "blur", Path(damaged.name), tmp_path / f"{executor}.csv", "--executor", executor,
-            "--heatmaps", tmp_path / executor, "--skip-bad", "--batch", 10, "--json",
-        )  # fmt: skip
-    assert not ray.is_initialized()
-    said = capsys.readouterr()
-    first, second = (json.loads(line) for line in said.out.splitlines())
-    assert first | {"out": ""} == second | {"out": ""}
-    lines = said.err.splitlines()
-    assert all(line.startswith("skipped: ") for line in lines)
-    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
-    local, on_ray = rows(tmp_path / "local.csv"), rows(tmp_path / "ray.csv")
-    assert [r[0] for r in local] == [r[0] for r in on_ray]
-    for a, b in zip(local[1:], on_ray[1:], strict=True):
-        assert float(a[1]) == pytest.approx(float(b[1]), rel=1e-6, abs=1e-6)
-    assert sorted(os.listdir(tmp_path / "local")) == sorted(os.listdir(tmp_path / "ray"))
-
-
-def test_ray_names_a_bad_file_and_leaves_a_running_ray_alone(models, damaged, tmp_path, capsys):
-    ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    try:
-        argv = (models / "gradient", damaged, tmp_path / "s.csv", "--batch", 2)
-        assert refused(capsys, *argv, "--executor", "ray") == refused(capsys, *argv)
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()

@@ -57,6 +57,10 @@ def build_parser(argv: Sequence[str]) -> ArgumentParser:
             remarks go to stderr. Exit status: 0; 1 if training or runs failed; 2 for bad usage or data,
             with one line that says what to do; 130 after Ctrl-C.""",
     )
+    parser.add_argument(
+        "--plugin", type=str | None,
+        help="Python file with a detector of your own (docs/howto/own-method.md), before or after a command",
+    )  # fmt: skip
     commands = parser.add_subcommands(
         dest="command", title="commands", description="`dia COMMAND --help` explains each, with examples."
     )
@@ -122,6 +126,24 @@ def peek(argv: Sequence[str], name: str, default: str) -> str:
         elif flag == f"--{name}":
             return value
     return found
+
+
+def with_plugins(argv: Sequence[str]) -> list[str]:
+    """Loads the files of `--plugin FILE`, wherever it stands, and leaves it out: parsers need its methods.
+
+    Raises:
+        DataError: a file is missing or fails.
+    """
+    from ..detectors.registry import load_plugin
+
+    left, words = [], iter(argv)
+    for word in words:
+        flag, eq, value = word.partition("=")
+        if flag == "--plugin":
+            load_plugin(value if eq else next(words, ""))
+        else:
+            left.append(word)
+    return left
 
 
 def with_signs(argv: Sequence[str]) -> list[str]:

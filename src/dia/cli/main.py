@@ -29,7 +29,7 @@ from ..core.errors import DataError, TrainingError, system_error
 from ..core.settings import replaced
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
-from .arguments import build_parser, underscored, with_signs
+from .arguments import build_parser, underscored, with_plugins, with_signs
 from .help import refuse_nulls
 
 if TYPE_CHECKING:
@@ -578,6 +578,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     target = ""
     try:
+        argv = with_plugins(argv)
         parser = build_parser(argv)
         given = parser.parse_args(argv)
         if given.command is None:

@@ -9,12 +9,11 @@ if TYPE_CHECKING:
     from .csi import CSI
     from .dia import DIA
     from .diaplus import DIAPlus
-    from .peers.anomalib_models import PEERS
     from .peers.kdad import KDAD
     from .peers.msc import MSC
     from .peers.transformaly import Transformaly
     from .peers.uniad import UniAD
-    from .registry import DEFAULT, METHODS, TRIVIAL, detector_class, wanted_settings
+    from .registry import DEFAULT, METHODS, PEERS, TRIVIAL, detector_class, register, wanted_settings
 
 __all__ = [
     "CSI",
@@ -31,6 +30,7 @@ __all__ = [
     "Transformaly",
     "UniAD",
     "detector_class",
+    "register",
     "wanted_settings",
 ]
 
@@ -39,7 +39,6 @@ _ELSEWHERE = {
     "CSI": "csi",
     "DIA": "dia",
     "DIAPlus": "diaplus",
-    "PEERS": "peers.anomalib_models",
     "KDAD": "peers.kdad",
     "MSC": "peers.msc",
     "Transformaly": "peers.transformaly",

@@ -35,6 +35,7 @@ from .calibration import Calibration, Prediction, held_out
 from .drift import acquisition, statistics_of
 from .features import as_tensor
 from .presets import settings as preset_settings
+from .registry import detector_class
 from .saving import identity_of
 
 FORMAT = 1
@@ -444,8 +445,6 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises:
             DataError: no model folder, damaged, changed, or asking for more than it can need.
         """
-        from .registry import detector_class
-
         folder = Path(folder)
         try:
             files = ModelFiles(folder)

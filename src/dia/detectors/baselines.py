@@ -455,10 +455,6 @@ class Pca(Detector):
         self.mean_, self.components_ = tensors["mean"], tensors["components"]
 
 
-_ROWS = (Brightness, Std, Gradient, Statistics, Spectrum, Hog, Lbp, Pixels, NormalisedPixels, Pca)
-TRIVIAL: dict[str, type[Detector]] = {row.method: row for row in _ROWS}
-
-
 @dataclass(frozen=True)
 class BlurSettings:
     """Residuals of Gaussian blurs.

@@ -88,6 +88,9 @@ def settings(settings_class: type, preset: str = "cpu") -> Any:
         return settings_class.preset(preset)
     known = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}
     hints, values = get_type_hints(settings_class), {}
+    own = {"dissolver", "amplify", "contrast"} & {f.name for f in fields(settings_class)}
+    if not own:
+        return settings_class()  # a method from outside: its `samples` or `ts` would be others than these
     for f in fields(settings_class):
         if f.name in known:
             values[f.name] = known[f.name]

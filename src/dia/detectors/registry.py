@@ -1,59 +1,237 @@
-"""Which methods there are, by name, and a preset's settings of each."""
+"""The methods by name: those of this package, of installed packages, and of a user's own file.
+
+A method is known by its name before its class is imported: methods of this package and entry points of the
+group `dia.detectors` stand here as "module:Class", and importing this file imports neither torch nor a
+detector. A name never becomes a path or a module of its own: what a model folder calls itself can only select
+a method that this package, the user's environment or the user's own code has registered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import DataError
 from ..core.settings import replaced
-from .base import Detector
-from .baselines import TRIVIAL, Blur
-from .csi import CSI
-from .dia import DIA
-from .diaplus import DIAPlus
-from .peers.anomalib import PREFIX, anomalib_class
-from .peers.anomalib_models import PEERS
-from .peers.kdad import KDAD
-from .peers.msc import MSC
-from .peers.transformaly import Transformaly
-from .peers.uniad import UniAD
-from .presets import settings
 
-TRIVIAL = TRIVIAL | {Blur.method: Blur}
+if TYPE_CHECKING:
+    from .base import Detector
+
+D = TypeVar("D", bound="type[Detector]")
+
+DEFAULT = "dia+"
+PREFIX = "anomalib:"  # before the name of any image model of anomalib
+GROUP = "dia.detectors"  # of entry points
+PLUGINS = "DIA_PLUGINS"  # environment variable: files to load, separated as in PATH; processes inherit it
+
+_OWN = {
+    "dia+": "diaplus:DIAPlus",
+    "dia": "dia:DIA",
+    "csi": "csi:CSI",
+    "msc": "peers.msc:MSC",
+    "transformaly": "peers.transformaly:Transformaly",
+    "kdad": "peers.kdad:KDAD",
+    "uniad": "peers.uniad:UniAD",
+}
+_PEERS = {
+    name: f"peers.anomalib_models:{name.capitalize()}"
+    for name in ("ganomaly", "cflow", "uflow", "fastflow", "rd4ad", "efficientad", "cfa", "patchcore")
+}
+_TRIVIAL = {
+    "trivial:brightness": "baselines:Brightness",
+    "trivial:std": "baselines:Std",
+    "trivial:gradient": "baselines:Gradient",
+    "trivial:statistics": "baselines:Statistics",
+    "trivial:spectrum": "baselines:Spectrum",
+    "trivial:hog": "baselines:Hog",
+    "trivial:lbp": "baselines:Lbp",
+    "trivial:pixels": "baselines:Pixels",
+    "trivial:pixels-normalised": "baselines:NormalisedPixels",
+    "trivial:pca": "baselines:Pca",
+    "trivial:blur": "baselines:Blur",
+}
+_BUILT_IN = _OWN | _PEERS | _TRIVIAL
+
+_registered: dict[str, type[Detector]] = {}  # by the decorator, in this process
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*(:[a-z0-9][a-z0-9_.+-]*)?")
 
 
-_OWN: tuple[type[Detector], ...] = (DIAPlus, DIA, CSI, MSC, Transformaly, KDAD, UniAD)
+class Methods(Mapping[str, "type[Detector]"]):
+    """Classes by the name of the method; only looking one up imports its module.
+
+    Args:
+        names: gives the names that it holds, in their order.
+    """
+
+    def __init__(self, names: Callable[[], Collection[str]]):
+        self._names = names
+
+    def __getitem__(self, name: str) -> type[Detector]:
+        if name not in self._names():
+            raise KeyError(name)
+        return _imported(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
 
 
-METHODS: dict[str, type[Detector]] = {c.method: c for c in _OWN} | PEERS | TRIVIAL
+def register(name: str) -> Callable[[D], D]:
+    """Makes a detector known by a name, to the commands and to `Detector.load`.
+
+    Args:
+        name: lower-case letters, digits and `_ . + -`, with at most one colon inside; it becomes the class's
+            `method`, is written into the model folder and the ledger, and must not be taken.
+
+    Returns:
+        A decorator of a subclass of `Detector`, which returns the class.
+
+    Raises:
+        DataError: the name cannot be one or is taken, or the settings are no frozen dataclass.
+    """
+    if not _NAME.fullmatch(name):
+        raise DataError(f"method {name!r}: a name consists of lower-case letters, digits and _ . + -")
+    if name in _BUILT_IN or name.startswith(PREFIX):
+        raise DataError(f"method {name} is one of this package's own; choose another name")
+
+    def decorate(cls: D) -> D:
+        made_by = getattr(getattr(cls, "Settings", None), "__dataclass_params__", None)
+        if not getattr(made_by, "frozen", False):
+            raise DataError(f"method {name}: {cls.__name__}.Settings must be a frozen dataclass")
+        if (there := _registered.get(name)) and _origin(there) != _origin(cls):
+            raise DataError(f"method {name} is registered already, by {'.'.join(_origin(there))}")
+        cls.method = name
+        _registered[name] = cls
+        return cls
+
+    return decorate
 
 
-DEFAULT = DIAPlus.method
+def load_plugin(file: str | Path) -> None:
+    """Runs a user's Python file, whose `@register` makes its detectors known, here and in child processes.
+
+    Args:
+        file: a path that the user gave; never one out of a model folder.
+
+    Raises:
+        DataError: there is no such file, it fails, or it registers no method.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise DataError(f"plugin {file}: there is no such file")
+    module_name = f"dia_plugin_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return
+    loader = SourceFileLoader(module_name, str(path))
+    module = module_from_spec(spec_from_loader(module_name, loader))  # type: ignore[arg-type]
+    sys.modules[module_name] = module  # dataclasses and type hints look for it there
+    try:
+        loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"plugin {file}: {type(error).__name__}: {error}") from error
+    if not any(cls.__module__ == module_name for cls in _registered.values()):
+        raise DataError(f"plugin {file}: it registers no method; decorate its detector with @register(NAME)")
+    known = [file for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file]
+    os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*known, str(path)]))
 
 
 def detector_class(method: str) -> type[Detector]:
-    """The class of a method by its name: one of `METHODS`, or `anomalib:NAME` for any of anomalib's models.
+    """The class of a method.
+
+    Args:
+        method: one of `METHODS`, or `anomalib:NAME` for any of anomalib's image models.
+
+    Returns:
+        The class, whose module is imported now if it was not before.
 
     Raises:
-        DataError: no such method, or anomalib is missing.
+        DataError: there is no such method, or a package that it needs is missing.
     """
     if method.startswith(PREFIX):
-        return anomalib_class(method)
-    if method not in METHODS:
-        raise DataError(
-            f"method {method} is not known; there are: {', '.join(METHODS)}, and {PREFIX}NAME for any other "
-            "image model of anomalib"
-        )
-    return METHODS[method]
+        return import_module(".peers.anomalib", __package__).anomalib_class(method)
+    if method in METHODS:
+        return METHODS[method]
+    near = get_close_matches(method, METHODS, n=3)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise DataError(
+        f"method {method} is not known{hint}; there are: {', '.join(METHODS)}, and {PREFIX}NAME for any "
+        "other image model of anomalib; a method of your own file needs --plugin FILE"
+    )
 
 
 def wanted_settings(method: str, preset: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """A preset's settings of a method, with changes by dotted name.
+    """A preset's settings of a method, with changes.
+
+    Args:
+        method: as for `detector_class`.
+        preset: `cpu`, `gpu` or `paper`.
+        changes: values by dotted name, such as `{"dissolver.steps": 100}`.
+
+    Returns:
+        An instance of the method's `Settings`.
 
     Raises:
-        DataError: no such method.
-        SettingsError: no such setting, or a value it cannot have.
+        DataError: there is no such method.
+        SettingsError: there is no such setting, or it cannot have that value.
     """
+    from .presets import settings
+
     wanted = settings(detector_class(method).Settings, preset)
     return replaced(wanted, changes) if changes else wanted
+
+
+def _names() -> list[str]:
+    """Those of this package, then those from outside; files of the environment variable are loaded first."""
+    for file in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        load_plugin(file)
+    return list(dict.fromkeys([*_BUILT_IN, *_installed(), *_registered]))
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    """The entry points of installed packages by name, without those named as a method of this package."""
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    return {name: found[name] for name in sorted(found) if name not in _BUILT_IN}
+
+
+def _imported(name: str) -> type[Detector]:
+    if name in _BUILT_IN:
+        module, _, cls = _BUILT_IN[name].partition(":")
+        return getattr(import_module(f".{module}", __package__), cls)
+    if name not in _registered:
+        point = _installed()[name]
+        try:
+            cls = point.load()
+        except Exception as error:
+            raise DataError(f"method {name}: {point.value}: {type(error).__name__}: {error}") from error
+        if _registered.get(name) is not cls:
+            raise DataError(f"method {name}: {point.value} is not decorated with @register({name!r})")
+    return _registered[name]
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
+
+
+METHODS: Mapping[str, type[Detector]] = Methods(_names)
+TRIVIAL: Mapping[str, type[Detector]] = Methods(lambda: _TRIVIAL)
+PEERS: Mapping[str, type[Detector]] = Methods(lambda: _PEERS)

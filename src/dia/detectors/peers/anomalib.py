@@ -45,10 +45,10 @@ from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
 from ..base import Detector
 from ..cache import Stages, fingerprint
 from ..calibration import Prediction
+from ..registry import PREFIX
 from ..saving import module_tensors
 from .backbones import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
 
-PREFIX = "anomalib:"
 Presets = dict[str, dict[str, Any]]
 _PIXELS = 2**18  # of one forward pass when scoring
 _EPOCH = 500  # steps between checkpoints, where a length is in steps

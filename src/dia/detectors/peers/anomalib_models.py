@@ -503,8 +503,3 @@ def _subsample(model: Any, sampling_ratio: float) -> None:
     model.memory_bank = torch.vstack(model.embedding_store)
     model.embedding_store.clear()
     model.memory_bank = Frugal(embedding=model.memory_bank, sampling_ratio=sampling_ratio).sample_coreset()
-
-
-PEERS: dict[str, type[Detector]] = {
-    c.method: c for c in (Ganomaly, Cflow, Uflow, Fastflow, Rd4ad, Efficientad, Cfa, Patchcore)
-}

@@ -2,13 +2,11 @@
 
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.amplify.contrast import AmplifySettings
 from dia.core.settings import SettingsError, replaced
@@ -29,7 +27,6 @@ from dia.detectors.peers.uniad import (
     rebuilder_of,
 )
 from dia.detectors.presets import settings
-from dia.detectors.registry import METHODS
 
 pytest.importorskip("timm")
 
@@ -275,14 +272,6 @@ def test_scores_and_heatmaps_are_of_the_features_without_jitter(fitted, monkeypa
 # --- as a detector -------------------------------------------------------------------------------------
 
 
-def test_scores_do_not_depend_on_batch_or_order(fitted):
-    batches_do_not_matter(*fitted)
-
-
-def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
-    loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
-
-
 def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_path, monkeypatch):
     def fit(seed, folder):
         return UniAD(TINY, seed=seed, device="cpu").fit(normals, workdir=tmp_path / folder)
@@ -292,11 +281,6 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_p
     assert not np.allclose(a.score(normals), c.score(normals))
     monkeypatch.setattr(Rebuilding, "training_step", lambda *_: pytest.fail("trained again"))
     assert np.array_equal(fit(0, "a").score(normals), a.score(normals))
-
-
-def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
-    make = partial(UniAD, TINY, device="cpu")
-    resumes_as_uninterrupted(make, Rebuilding, normals, tmp_path, monkeypatch)
 
 
 def test_it_takes_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path):
@@ -350,4 +334,3 @@ def test_presets():
     assert (len(model.encoder), len(model.decoder), model.mask.shape) == (4, 4, (196, 196))
     assert UniAD(paper).weights_source() == "imagenet (tf_efficientnet_b4.aa_in1k via timm)"
     assert (cpu.weights, cpu.size) == ("none", 64)
-    assert METHODS["uniad"] is UniAD

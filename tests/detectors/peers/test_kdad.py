@@ -9,7 +9,6 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
-from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.core.settings import SettingsError, replaced
 from dia.detectors import KDAD, Detector
@@ -24,7 +23,6 @@ from dia.detectors.peers.kdad import (
     steepness,
 )
 from dia.detectors.presets import settings
-from dia.detectors.registry import METHODS
 
 pytest.importorskip("timm")
 
@@ -199,27 +197,7 @@ def test_the_heatmap_is_smoothed_by_a_width_of_4_at_a_side_of_128(square, normal
     assert not np.allclose(heat, gaussian_filter(steep, (0, 1.2, 1.2)), rtol=1e-2)
 
 
-def test_a_heatmap_has_the_images_size_and_is_its_own(fitted):
-    detector, x = fitted
-    heat = detector.heatmap(x)
-    assert heat.shape == (9, 28, 36)
-    assert (heat >= 0).all()
-    assert np.isfinite(heat).all()
-    assert (heat.std((1, 2)) > 0).all()
-    np.testing.assert_allclose(
-        detector.heatmap(x[::-1], batch=1)[::-1], heat, rtol=1e-2, atol=1e-3 * heat.max()
-    )
-
-
 # --- as a detector -------------------------------------------------------------------------------------
-
-
-def test_scores_do_not_depend_on_batch_or_order(fitted):
-    batches_do_not_matter(*fitted, atol=1e-5)
-
-
-def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
-    loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
 
 
 def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, square, tmp_path, monkeypatch):
@@ -240,11 +218,6 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, squar
     found = fit(1, replace(TINY, sigma=1.0))
     assert np.array_equal(found.score(normals), a.score(normals))
     assert not np.allclose(found.heatmap(normals), a.heatmap(normals))
-
-
-def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
-    make = partial(KDAD, TINY, device="cpu")
-    resumes_as_uninterrupted(make, Distillation, normals, tmp_path, monkeypatch)
 
 
 def test_a_teacher_from_a_file_is_that_file_and_loads_when_it_is_gone(normals, tmp_path):
@@ -285,4 +258,3 @@ def test_presets():
     assert (cpu.weights, cpu.size) == ("none", 64)
     assert KDAD(paper).weights_source() == "imagenet (vgg16.tv_in1k via timm)"
     assert (kdad.TRAINED, kdad.SCORED) == (4, 3)
-    assert METHODS["kdad"] is KDAD

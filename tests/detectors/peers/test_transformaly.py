@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
-from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.core.settings import SettingsError, replaced
 from dia.detectors import Detector, Transformaly
@@ -25,7 +24,6 @@ from dia.detectors.peers.transformaly import (
     tokens,
 )
 from dia.detectors.presets import settings
-from dia.detectors.registry import METHODS
 
 timm = pytest.importorskip("timm")
 
@@ -197,14 +195,6 @@ def test_equal_images_do_not_break_it(normals):
 # --- as a detector -------------------------------------------------------------------------------------
 
 
-def test_scores_do_not_depend_on_batch_or_order(fitted):
-    batches_do_not_matter(*fitted, spread=1e-3, rtol=1e-2, atol=1e-2)
-
-
-def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
-    loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
-
-
 def test_a_teacher_from_a_file_is_that_file_and_loads_when_it_is_gone(normals, tmp_path):
     path = tmp_path / "vit.pth"
     torch.manual_seed(8)
@@ -231,11 +221,6 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_p
     assert found.whiten_.shape[1] < a.whiten_.shape[1]
 
 
-def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
-    make = partial(Transformaly, TINY, device="cpu")
-    resumes_as_uninterrupted(make, Imitation, normals, tmp_path, monkeypatch)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("backbone", "resnet18"), ("size", 40), ("size", 16), ("epochs", 0), ("batch", 0), ("lr", 0.0),
@@ -251,4 +236,3 @@ def test_presets():
     assert (paper.backbone, paper.weights, paper.size) == ("vit_base_patch16_384", "imagenet", 384)
     assert (paper.lr, paper.epochs, paper.variance) == (1e-4, 30, 0.9)
     assert (cpu.backbone, cpu.weights, cpu.size) == ("vit_tiny_patch16_224", "none", 64)
-    assert METHODS["transformaly"] is Transformaly

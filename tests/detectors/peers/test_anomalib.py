@@ -1,6 +1,5 @@
 """anomalib's models as detectors: raw scores, our splits, no network; what cannot be is said or recorded."""
 
-import json
 import os
 import socket
 import subprocess
@@ -11,30 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contract import TINY, fresh
 
 from dia.amplify.contrast import AmplifySettings
 from dia.core.errors import DataError
-from dia.core.settings import SettingsError, from_dict, plain, replaced
+from dia.core.settings import SettingsError, replaced
 from dia.data import phantoms
 from dia.detectors import PEERS, Detector
 from dia.detectors.csi import CSI, CSISettings
-from dia.detectors.peers import anomalib
 from dia.detectors.peers.anomalib import AnomalibSettings, Peer
 from dia.detectors.presets import PRESETS, settings
 from dia.detectors.registry import METHODS, detector_class
 
-SMALL = {"size": 32, "batch": 8}
-TINY = {
-    "ganomaly": SMALL | {"epochs": 2, "n_features": 4, "latent_vec_size": 8},
-    "cflow": SMALL | {"backbone": "resnet18", "epochs": 1, "coupling_blocks": 2, "lr": 1e-3,
-                      "layers": ("layer1", "layer2")},
-    "uflow": SMALL | {"backbone": "resnet18", "epochs": 1, "flow_steps": 1},
-    "fastflow": SMALL | {"epochs": 1, "flow_steps": 2},
-    "rd4ad": SMALL | {"backbone": "resnet18", "epochs": 1},
-    "efficientad": {"steps": 2, "statistics": 2, "teacher_out_channels": 4, "lr": 1e-3},
-    "cfa": SMALL | {"backbone": "resnet18", "epochs": 1},
-    "patchcore": SMALL | {"backbone": "resnet18", "coreset_sampling_ratio": 0.05},
-}  # fmt: skip
+TINY = {name: TINY[name] for name in PEERS}
 SLOW = "efficientad"  # 256 px: a second for each image
 CHEAP = [name for name in TINY if name != SLOW]
 BLIND = ("ganomaly",)
@@ -65,7 +53,7 @@ def normals():
 
 
 def tiny(method, **changes):
-    return PEERS[method].Settings(**TINY[method] | changes)
+    return fresh(method, **changes).settings
 
 
 def fit(method, images, *, seed=0, changes=None, **kwargs):
@@ -131,11 +119,9 @@ def test_methods_are_listed_without_anomalib_and_say_what_they_need():
 
 @pytest.mark.parametrize("method", TINY)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_settings_survive_json_and_weights_are_asked_of_a_hub_by_the_paper_alone(method, preset):
+def test_weights_are_asked_of_a_hub_by_the_paper_alone(method, preset):
     cls = METHODS[method]
     s = settings(cls.Settings, preset)
-    assert from_dict(cls.Settings, json.loads(json.dumps(plain(s)))) == s
-    assert cls(s).settings_hash() == cls(from_dict(cls.Settings, plain(s))).settings_hash()
     if method != "ganomaly":
         assert s.weights == ("imagenet" if preset == "paper" else "none")
         assert cls(s).weights_source().startswith(s.weights)
@@ -187,50 +173,6 @@ def test_transformers_have_the_side_they_were_made_for():
 # --- each of the eight ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", TINY)
-def test_scores_are_raw_finite_and_an_images_own(method, fitted, few):
-    detector, x = fitted(method), few(method)
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    whole = detector.score(x)
-    assert torch.equal(torch.get_rng_state(), state[0])
-    assert np.array_equal(np.random.get_state()[1], state[1])  # noqa: NPY002
-    assert whole.dtype == np.float64
-    assert np.isfinite(whole).all()
-    assert len(set(whole.tolist())) == len(x)
-    some = [1] if method == SLOW else range(len(x))
-    alone = np.concatenate([detector.score(x[i : i + 1]) for i in some])
-    np.testing.assert_allclose(alone, whole[some], rtol=1e-3, atol=1e-3 * np.ptp(whole))
-
-
-@pytest.mark.parametrize("method", TINY)
-def test_heatmaps_have_the_images_shape_or_are_none(method, fitted, few):
-    x = few(method)[: 1 if method == SLOW else 2]
-    maps = fitted(method).heatmap(x)
-    assert (maps is not None) == PEERS[method].has_heatmaps()
-    if maps is not None:
-        assert (maps.shape, maps.dtype) == ((len(x), 32, 32), np.float32)
-        assert np.isfinite(maps).all()
-        assert np.ptp(maps) > 0
-
-
-@pytest.mark.parametrize("method", TINY)
-def test_saved_and_loaded_scores_alike(method, fitted, few, tmp_path):
-    detector, x = fitted(method), few(method)[:2]
-    x = x[:1] if method == SLOW else x
-    loaded = Detector.load(detector.save(tmp_path / "model"), device="cpu")
-    assert np.array_equal(loaded.score(x), detector.score(x))
-    assert loaded.settings_hash() == detector.settings_hash()
-    assert not any(m.training for m in loaded.model_.modules() if isinstance(m, torch.nn.BatchNorm2d))
-
-
-@pytest.mark.parametrize("method", CHEAP)
-def test_the_seed_decides_alone(method, fitted, normals, few):
-    x = few(method)
-    torch.manual_seed(99)
-    again = fit(method, normals)
-    assert np.array_equal(again.score(x), fitted(method).score(x))
-
-
 def test_another_seed_gives_other_scores(fitted, normals, few):
     x = few("patchcore")
     assert not np.allclose(fit("patchcore", normals, seed=1).score(x), fitted("patchcore").score(x))
@@ -277,7 +219,7 @@ def test_patchcore_keeps_its_budget(fitted, normals):
 def test_cflow_has_as_many_fibres_as_a_batch_and_drops_the_last(needs_anomalib, normals, few):
     assert len(normals) % 7
     detector = fit("cflow", normals, changes={"batch": 7, "layers": ("layer2", "layer4")})
-    assert detector.adapted_ == {"fiber_batch_size": [64, 7]}  # one place of layer4 in each image
+    assert detector.adapted_ == {"fiber_batch_size": [128, 7]}  # one place of layer4 in each image
     assert np.isfinite(detector.score(few("cflow"))).all()
     assert torch.isfinite(detector.model_.anomaly_map_generator.peaks).all()
 
@@ -363,34 +305,6 @@ def test_an_encoder_that_does_not_fit_rd4ad_is_refused(needs_anomalib, own_run, 
 
 
 # --- stages --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["fastflow", "cfa", "ganomaly"])
-def test_killed_and_resumed_equals_uninterrupted(method, needs_anomalib, normals, few, tmp_path, monkeypatch):
-    changes = {"epochs": 3}
-    whole = fit(method, normals, changes=changes)
-    real, seen, armed = anomalib._Steps.on_train_batch_start, [], [True]
-
-    def start(self, trainer, module, batch, batch_idx):
-        if trainer.current_epoch == 1 and armed:
-            armed.clear()
-            raise RuntimeError("killed")
-        seen.append((trainer.current_epoch, batch_idx))
-        real(self, trainer, module, batch, batch_idx)
-
-    monkeypatch.setattr(anomalib._Steps, "on_train_batch_start", start)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(method, normals, changes=changes, workdir=tmp_path)
-    seen.clear()
-    resumed = fit(method, normals, changes=changes, workdir=tmp_path, resume=True)
-    assert seen[0] == (1, 0)
-    x = few(method)
-    assert np.array_equal(resumed.score(x), whole.score(x))
-    seen.clear()
-    found = fit(method, normals, changes=changes, workdir=tmp_path, resume=True)
-    assert not seen
-    assert np.array_equal(found.score(x), whole.score(x))
-    assert found.fit_seconds_ > 0
 
 
 # --- any other -----------------------------------------------------------------------------------------

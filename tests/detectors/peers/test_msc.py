@@ -2,12 +2,10 @@
 
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_as_uninterrupted
 
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.contrast import AmplifySettings
@@ -18,7 +16,6 @@ from dia.detectors.peers import msc
 from dia.detectors.peers.backbones import MEAN, STD, backbone
 from dia.detectors.peers.msc import MeanShifted, MSCSettings, blurred, features
 from dia.detectors.presets import settings
-from dia.detectors.registry import METHODS
 
 pytest.importorskip("timm")
 
@@ -158,15 +155,6 @@ def test_a_blur_by_its_own_width_keeps_constants_and_smooths_more_when_wider():
 # --- as a detector -------------------------------------------------------------------------------------
 
 
-def test_scores_do_not_depend_on_batch_or_order(fitted):
-    batches_do_not_matter(*fitted)
-
-
-def test_saved_and_loaded_scores_alike_and_nothing_is_asked_of_a_hub(fitted, tmp_path, monkeypatch):
-    loaded = loads_without_a_hub(*fitted, tmp_path / "model", monkeypatch)
-    assert not any(m.training for m in loaded.network_.modules())
-
-
 def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_path):
     def fit(seed, folder):
         return MSC(TINY, seed=seed, device="cpu").fit(normals, workdir=tmp_path / folder)
@@ -178,11 +166,6 @@ def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_p
     for name, value in weights(a).items():
         assert np.array_equal(value, weights(found)[name])
     assert found.bank_.shape[0] == 5
-
-
-def test_killed_and_resumed_equals_uninterrupted(normals, tmp_path, monkeypatch):
-    make = partial(MSC, TINY, device="cpu")
-    resumes_as_uninterrupted(make, MeanShifted, normals, tmp_path, monkeypatch)
 
 
 def test_it_starts_from_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path):
@@ -217,7 +200,6 @@ def test_presets():
     assert (paper.lr, paper.weight_decay, paper.temperature, paper.angular) == (1e-5, 5e-5, 0.25, False)
     assert (paper.augment.crop, paper.augment.jitter, paper.neighbours) == ((0.2, 1), (0.4, 0.4, 0.4, 0.1), 2)
     assert (cpu.backbone, cpu.weights, cpu.size) == ("resnet18", "none", 64)
-    assert METHODS["msc"] is MSC
 
 
 def test_the_ledger_is_told_the_weights():

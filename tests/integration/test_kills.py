@@ -1,0 +1,151 @@
+"""Processes that are killed: a grid, a fit and a score go on to what an undisturbed one would have made."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import smooth_images
+from grids import benchmark, compared, lines_of, two_sets
+from PIL import Image
+from scoring import score
+
+from dia.cli.main import main
+from dia.detectors import METHODS
+
+WITH_ENCODER = [
+    "--method", "dia", "--settings.dissolver.steps", "8", "--settings.dissolver.widths", "[8,16]",
+    "--settings.amplify.steps", "5", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
+    "--settings.samples", "1",
+]  # fmt: skip
+KILLED_FIT = """
+import os, signal, sys
+from dia.amplify import contrast
+from dia.cli.main import main
+from dia.dissolve import dissolver
+from dia.core.training import train
+
+train.__kwdefaults__["checkpoint_every"] = 2
+stages = {"dissolver": (dissolver._Training, 5), "encoder": (contrast.ContrastiveTraining, 3)}
+module, at = stages[sys.argv[1]]
+step = module.training_step
+
+def dies(self, batch, index):
+    if self.global_step == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, index)
+
+if "--resume" not in sys.argv:
+    module.training_step = dies
+main(sys.argv[2:])
+"""
+KILLED_SCORE = """
+import os, signal, sys
+from dia.cli.main import main
+from dia.detectors import Detector
+
+score, calls = Detector.score, []
+
+def dies(self, images, **kwargs):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(self, images, **kwargs)
+
+Detector.score = dies
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return two_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory):
+    """The lines of two processes that nothing disturbs."""
+    out = tmp_path_factory.mktemp("two")
+    main(benchmark(root, out, workers=2))
+    return out
+
+
+def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(root, alone, tmp_path, capsys):
+    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, workers=2)]
+    seen = []
+    for _ in range(3):
+        with (tmp_path / "err").open("a") as err:
+            run = subprocess.Popen(command, stderr=err, stdout=err)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(random.uniform(4, 14))
+            run.send_signal(signal.SIGKILL)  # its workers are not told
+            run.wait()
+        lines = lines_of(tmp_path)
+        assert lines[: len(seen)] == seen
+        seen = lines
+    subprocess.run(command, check=True, capture_output=True)
+    lines = lines_of(tmp_path)
+    assert lines[: len(seen)] == seen
+    assert len({(line["dataset"], line["method"], line["seed"]) for line in lines}) == len(lines) == 12
+    assert compared(tmp_path) == compared(alone)
+    before = (tmp_path / "l.jsonl").read_bytes()
+    main(benchmark(root, tmp_path))
+    assert (tmp_path / "l.jsonl").read_bytes() == before
+    assert capsys.readouterr().err.count("in the ledger") == 12
+
+
+def test_two_grids_at_once_share_the_work(root, tmp_path):
+    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, datasets=["breastmnist"])]
+    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait() for run in both] == [0, 0]
+    assert len(lines_of(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("stage", ["dissolver", "encoder"])
+def test_a_process_killed_at_once_resumes_to_the_same_weights(served_run, tmp_path, stage):
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def fit(out, *more):
+        command = [
+            sys.executable,
+            "-c",
+            KILLED_FIT,
+            stage,
+            "fit",
+            str(served_run.data),
+            "--out",
+            str(out),
+            *WITH_ENCODER,
+        ]
+        return subprocess.run([*command, *more], env=environment, capture_output=True).returncode
+
+    assert fit(tmp_path / "killed") == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    assert list(tmp_path.rglob("last.ckpt"))
+    assert fit(tmp_path / "killed", "--resume") == 0
+    assert fit(tmp_path / "whole", "--resume") == 0
+    resumed, whole = (tmp_path / name / "weights.safetensors" for name in ("killed", "whole"))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_a_score_killed_at_once_goes_on_to_the_same_file(tmp_path):
+    model, scans = (
+        METHODS["trivial:gradient"]().fit(smooth_images(40)).save(tmp_path / "model"),
+        tmp_path / "scans",
+    )
+    scans.mkdir()
+    for i, image in enumerate(smooth_images(30, seed=2)):
+        Image.fromarray(image[..., 0]).save(scans / f"{i:02}.png")
+    argv = ["score", model, scans, "--out", tmp_path / "s.csv", "--batch", 8, "--workers", 1]
+    command = [sys.executable, "-c", KILLED_SCORE, *map(str, argv)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "s.csv").exists()
+    assert len((tmp_path / ".s.csv.part").read_text().splitlines()) == 1 + 2 * 8
+    score(model, scans, tmp_path / "s.csv", "--resume")
+    score(model, scans, tmp_path / "whole.csv")
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
