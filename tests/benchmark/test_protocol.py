@@ -108,11 +108,17 @@ def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path):
         load_recipe(tmp_path / "bad.yaml")
 
 
-def test_an_identity_is_of_settings_and_size_and_not_of_words(tmp_path):
-    same = load_recipe(write(tmp_path, "a")).identity()
-    assert load_recipe(write(tmp_path, "b", reasoning="other", seeds=[5])).identity() == same
-    assert load_recipe(write(tmp_path, "c", max_size=32)).identity() != same
-    assert load_recipe(write(tmp_path, "d", settings={"sigmas": [1.0]})).identity() != same
+def test_a_line_is_of_a_recipe_by_settings_revision_and_size_and_not_by_words(tmp_path):
+    line = {"method": "trivial:blur", "revision": 2, "preset": "cpu", "settings": {}, "recipe": {"side": 16}}
+    assert load_recipe(write(tmp_path, "a")).is_of(line)
+    assert load_recipe(write(tmp_path, "b", reasoning="other", seeds=[5])).is_of(line)
+    assert load_recipe(write(tmp_path, "b", preset="gpu")).is_of(line)  # whose settings are the same
+    assert not load_recipe(write(tmp_path, "c", max_size=32)).is_of(line)
+    other = load_recipe(write(tmp_path, "d", settings={"sigmas": [1.0]}))
+    assert not other.is_of(line)
+    assert other.is_of(line | {"settings": {"sigmas": [1.0]}})
+    for earlier in ({"revision": 1}, {"settings": None}, {"settings": {"gone": 1}}):
+        assert not load_recipe(write(tmp_path, "a")).is_of(line | earlier)
 
 
 # --- development data -------------------------------------------------------------------------------------
@@ -197,6 +203,7 @@ def test_settings_that_met_the_test_set_before_confirm_nothing(repository, capsy
     main([str(w) for w in (*words, *places, "--max_size", 16, "--device", "cpu")])
     refused(capsys, path, "confirm nothing")
     assert len(lines(repository)) == 1
+    refused(capsys, commit(write(repository, "gpu", preset="gpu")), "confirm nothing")
 
 
 def test_what_is_confirmed_stands_beside_the_best_untrained_row(repository, capsys):

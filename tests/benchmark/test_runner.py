@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jsonargparse import Namespace
 
 from dia.benchmark import runner as grid
-from dia.benchmark.ledger import FAILED, IDENTITY, Ledger, failures_path
+from dia.benchmark.ledger import FAILED, Ledger, failures_path, identity
 from dia.benchmark.runner import Costs, Outcome, Place, Task, benchmark_tasks, run_grid
 from dia.benchmark.runs import current_lines, scores_path, weights_kind
 from dia.benchmark.workers import Here, Process, memory_of_machine_gb, workers_of
@@ -115,7 +115,7 @@ def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(ro
     subprocess.run(command, check=True, capture_output=True)
     lines = lines_of(tmp_path)
     assert lines[: len(seen)] == seen
-    assert len({tuple(line[k] for k in IDENTITY) for line in lines}) == len(lines) == 12
+    assert len({identity(line) for line in lines}) == len(lines) == 12
     assert compared(tmp_path) == compared(alone)
     before = (tmp_path / "l.jsonl").read_bytes()
     main(benchmark(root, tmp_path))
@@ -366,6 +366,11 @@ def test_weights_dia_are_those_of_dia_on_the_same_normals(root, tmp_path, capsys
     assert "sha256" in own["weights"]
     assert none["weights"] == "none (random, seed 0)"
     assert len({line["settings_hash"] for line in (dia, own, none)}) == 3
+    assert [line["weights_kind"] for line in (dia, own, none)] == ["none", "dia", "none"]
+    assert own["encoder"]["settings"] == dia["settings"] != {}
+    assert (own["encoder"]["seed"], own["encoder"]["train_sha256"]) == (0, own["data_sha256"][:32])
+    assert none["settings"] == {"size": 16, "epochs": 1}
+    assert own["settings"] == none["settings"] | {"weights": "dia"}
     (folder,) = (tmp_path / "w" / "breastmnist").glob("own-*")
     config = json.loads((folder / "config.json").read_text())
     assert config["settings_hash"] == dia["settings_hash"]
@@ -409,7 +414,9 @@ def test_later_lines_replace_earlier_ones_and_other_data_ablations_and_lost_meth
     again = rows[0] | {"auroc": 0.123}
     ablated = rows[1] | {"ablation": {}}
     lost = rows[2] | {"method": "magic"}
-    chosen = current_lines([*rows, again, ablated, lost], "cpu", changes=TINY)
+    history = [rows[3] | {"settings": None}, rows[3] | {"revision": 99}, rows[3] | {"holdout": 0.4}]
+    unsaid = {k: v for k, v in rows[3].items() if k != "settings"}
+    chosen = current_lines([*rows, again, ablated, lost, *history, unsaid], "cpu", changes=TINY)
     assert len(chosen) == len(rows)
     assert again in chosen
     assert rows[0] not in chosen
@@ -425,13 +432,12 @@ def test_weights_of_a_run_are_told_by_how_it_was_made(root, tmp_path, capsys):
         )
     )
     rows = lines_of(tmp_path)
-    assert [weights_kind(r["weights"]) for r in rows] == ["dia", "none"]
+    assert [r["weights_kind"] for r in rows] == ["dia", "none"]
     assert current_lines(rows, "cpu", changes=TINY) == rows
     other = {**TINY, "dia": TINY["dia"] | {"samples": 2}}
     assert current_lines(rows, "cpu", changes=other) == rows[1:]  # another dia's encoder
-    assert weights_kind("none (trained from scratch on the normals)") == "none"
-    assert weights_kind("imagenet (x via timm)") == "imagenet"
-    assert weights_kind("w/x.pth (sha256 0123)") == "file"
+    kinds = {"none": "none", "imagenet": "imagenet", "dia": "dia", "dia:runs/x": "dia", "dia-x.pth": "file"}
+    assert {w: weights_kind(w) for w in kinds} == kinds
 
 
 def test_workers_are_as_asked():

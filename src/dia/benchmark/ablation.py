@@ -25,7 +25,7 @@ from ..detectors.presets import MAX_SIZE, PRESETS
 from ..detectors.presets import settings as preset_settings
 from ..detectors.registry import detector_class
 from ..evaluate.compare import Difference, paired_difference
-from .runs import scores_path
+from .runs import described, scores_path
 
 SHIPPED = Path(__file__).parent / "ablations"
 CONTAMINATION = "contamination"  # of the training set; all other names in a level are settings
@@ -185,12 +185,12 @@ def _of_set(
 
 def _runs(grid: Ablation, cell: Cell, lines: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     cls = detector_class(grid.method)
-    wanted = cls(grid.settings(cell)).settings_hash()
+    wanted = described("", cls(grid.settings(cell)), grid.preset, "")
     share = grid.changes(cell).get(CONTAMINATION, 0)
     found = {
         r["seed"]: r
         for r in lines
-        if r["settings_hash"] == wanted and r["method"] == grid.method
+        if all(r.get(name) == wanted[name] for name in ("method", "revision", "preset", "settings"))
         and r["ablation"].get(CONTAMINATION, 0) == share
     }  # fmt: skip
     return {seed: found[seed] for seed in sorted(found) if seed in grid.seeds}

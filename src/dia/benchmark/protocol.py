@@ -24,10 +24,10 @@ from ..core.yamlfile import read_yaml
 from ..data import lesions
 from ..data.datasets import load, load_training
 from ..data.imageset import ImageSet, group_by_volume
-from ..detectors.cache import fingerprint
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..detectors.registry import detector_class, wanted_settings
 from ..evaluate.selection import pasted
+from .runs import described, full_settings
 
 EXPLORE, CONFIRM = "explore", "confirm"
 VAL, LESIONS = "val", "lesions"
@@ -77,10 +77,15 @@ class Recipe:
         """Images are read at this longer side at most."""
         return self.max_size or MAX_SIZE[self.preset]
 
-    def identity(self) -> str:
-        """Of what its scores depend on beside data and seed: method, revision, settings, size."""
+    def made(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line is of the same method, revision and settings, whatever name or preset it came by."""
         wanted = wanted_settings(self.method, self.preset, self.settings)
-        return fingerprint(detector_class(self.method)(wanted).settings_hash(), self.side)
+        own = described("", detector_class(self.method)(wanted), self.preset, "")
+        return line["method"] == self.method and full_settings(line) == full_settings(own)
+
+    def is_of(self, line: Mapping[str, Any]) -> bool:
+        """Whether a recipe's line is of this one, whatever its name: as `made`, on images of this size."""
+        return line["recipe"].get("side") == self.side and self.made(line)
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -151,7 +156,7 @@ def about(recipe: Recipe, protocol: str) -> dict[str, Any]:
     said: dict[str, Any] = {
         "name": recipe.name,
         "date": recipe.date.isoformat(),
-        "identity": recipe.identity(),
+        "side": recipe.side,
     }
     if protocol == EXPLORE:
         said["lesions"] = lesions.VERSION
@@ -169,6 +174,25 @@ def confirmations(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [r for r in rows if r.get("protocol") == CONFIRM]
 
 
+def met_unconfirmed(
+    recipe: Recipe, runs: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> bool:
+    """Whether the ledger holds a run of a recipe on the same images with the same seed that confirms nothing.
+
+    Args:
+        recipe: with its settings.
+        runs: what its lines will say, by `runs.described`.
+        rows: of the ledger.
+    """
+    asked = {(r["dataset"], r["seed"], r["data_sha256"]) for r in runs}
+    said: dict[tuple[Any, ...], set[Any]] = {}
+    for r in rows:
+        run = r["dataset"], r["seed"], r["data_sha256"]
+        if run in asked and recipe.made(r):
+            said.setdefault(run, set()).add(r.get("protocol"))
+    return any(CONFIRM not in protocols for protocols in said.values())
+
+
 def check_frozen(path: Path, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
     """Refuses a recipe that is not committed, or is no longer what met a test set under its name.
 
@@ -179,10 +203,18 @@ def check_frozen(path: Path, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) 
         raise DataError(f"{path}: commit it first; a recipe is frozen before it meets a test set")
     for row in confirmations(rows):
         said = row["recipe"]
-        if said["name"] == recipe.name and said["identity"] != recipe.identity():
+        if said["name"] == recipe.name and not recipe.is_of(row):
             raise DataError(
-                f"{path}: {recipe.name} met {row['dataset']} as another recipe ({said['identity']}, now "
-                f"{recipe.identity()}); what is changed needs a new name"
+                f"{path}: {recipe.name} met {row['dataset']} as another recipe ({_told(row)}); "
+                "what is changed needs a new name"
             )
-        if said["name"] != recipe.name and said["identity"] == recipe.identity():
+        if said["name"] != recipe.name and recipe.is_of(row):
             raise DataError(f"{path}: the same as {said['name']}, which met {row['dataset']} already")
+
+
+def _told(line: Mapping[str, Any]) -> str:
+    """What a line says of its settings, for people."""
+    if full_settings(line) is None:
+        return "settings of an earlier version"
+    changed = ", ".join(f"{k} {v}" for k, v in line["settings"].items()) or "no changes"
+    return f"{line['method']}, preset {line['preset']}, {changed}, images of {line['recipe'].get('side')} px"

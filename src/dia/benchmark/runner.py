@@ -26,10 +26,10 @@ from ..core.training import TrainingError
 from ..data.datasets import load, load_training
 from ..data.imageset import ImageSet
 from ..detectors import DIA
-from ..detectors.registry import wanted_settings
-from .ledger import IDENTITY, Ledger, append_line, failures_path
+from ..detectors.registry import detector_class, wanted_settings
+from .ledger import Ledger, append_line, failures_path, identity
 from .protocol import development
-from .runs import OWN_WEIGHTS, identity_of_run, run
+from .runs import OWN_WEIGHTS, described, run
 
 _UNKNOWN_MB = 2048.0  # of a method that no line is known of
 TEST = "test"
@@ -293,9 +293,8 @@ class Costs:
 
 def found(tasks: Sequence[Task], place: Place) -> list[Mapping[str, Any] | None]:
     """The ledger's line of each task; None where there is none."""
-    lines = {tuple(r[k] for k in IDENTITY): r for r in Ledger(place.ledger).rows()}
-    identities = [_identity(t, place) for t in tasks]
-    return [lines.get(tuple(i[k] for k in IDENTITY)) for i in identities]
+    lines = {identity(r): r for r in Ledger(place.ledger).rows()}
+    return [lines.get(identity(asked(t, place))) for t in tasks]
 
 
 def missing(tasks: Sequence[Task], place: Place) -> list[Task]:
@@ -303,11 +302,13 @@ def missing(tasks: Sequence[Task], place: Place) -> list[Task]:
     return [t for t, line in zip(tasks, found(tasks, place), strict=True) if line is None]
 
 
-def _identity(task: Task, place: Place) -> dict[str, Any]:
+def asked(task: Task, place: Place) -> dict[str, Any]:
+    """What the line of a task will say of its run, by `runs.described`."""
     normals, test = images(task, place)
     wanted = wanted_settings(task.method, task.preset, task.changes)
     own = DIA(wanted_settings(DIA.method, task.preset, task.encoder), seed=task.seed)
-    return identity_of_run(task.label, normals, test, task.method, wanted, own)
+    detector = detector_class(task.method)(wanted, seed=task.seed)
+    return described(task.label, detector, task.preset, f"{normals.sha256()[:32]}{test.sha256()[:32]}", own)
 
 
 def benchmark_tasks(

@@ -99,10 +99,10 @@ def open_failures(
 ) -> dict[FailureKey, str]:
     """The last reason of each failed run that was asked for and has no line since."""
 
-    def key(r: Mapping[str, Any]) -> FailureKey:
-        return r["dataset"], r["method"], weights_kind(r["weights"]), r["seed"]
+    def key(f: Mapping[str, Any]) -> FailureKey:
+        return f["dataset"], f["method"], weights_kind(f["weights"]), f["seed"]
 
-    done = {key(line) for line in lines}
+    done = {(r["dataset"], r["method"], r["weights_kind"], r["seed"]) for r in lines}
     return {
         (f["dataset"], f["method"], f["weights"], f["seed"]): f["reason"]
         for f in failed

@@ -28,8 +28,9 @@ from ..benchmark.protocol import (
     kinds_of,
     load_recipe,
     met_before,
+    met_unconfirmed,
 )
-from ..benchmark.runner import Task, found
+from ..benchmark.runner import Task, asked
 from ..benchmark.runs import scores_path
 from ..core.errors import DataError
 from ..evaluate.compare import Difference, paired_difference
@@ -51,7 +52,7 @@ def explore(a: Namespace, out: Console) -> None:
     columns = list(dict.fromkeys(t.label for t in tasks))
     table = Table("recipe", *columns)
     for recipe in recipes:
-        own = [r for r in rows if r["recipe"]["identity"] == recipe.identity() and r["seed"] in a.seeds]
+        own = [r for r in rows if recipe.is_of(r) and r["seed"] in a.seeds]
         table.add_row(recipe.name, *(spread([r for r in own if r["dataset"] == c]) for c in columns))
     out.print(table)
     say_failed(failed)
@@ -66,8 +67,7 @@ def confirm(a: Namespace, out: Console) -> None:
         task_of(recipe, name, seed, CONFIRM, before=met_before(recipe, name, rows))
         for name, seed in product(recipe.datasets, recipe.seeds)
     ]
-    there = [line for line in found(tasks, place_of(a)) if line is not None]
-    if len(confirmations(there)) < len(there):
+    if met_unconfirmed(recipe, [asked(t, place_of(a)) for t in tasks], rows):
         raise DataError(
             f"{a.recipe}: its settings met test sets before, as lines of {a.ledger} that confirm nothing; a "
             "confirmation needs settings that have not"
@@ -78,7 +78,7 @@ def confirm(a: Namespace, out: Console) -> None:
     for name in recipe.datasets:
         own = [
             r for r in confirmations(rows)
-            if r["dataset"] == name and r["recipe"]["identity"] == recipe.identity()
+            if r["dataset"] == name and recipe.is_of(r)
         ]  # fmt: skip
         if own:
             before = own[0]["recipe"]["before"]

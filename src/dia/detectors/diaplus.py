@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.settings import added, chosen, require
+from ..core.settings import chosen, require
 from ..data.imageset import ImageSet, subsample
 from ..dissolve.base import T_MAX
 from .baselines import Spectrum, blurred, luma
@@ -82,7 +82,7 @@ class DIAPlusSettings(DIASettings):
     symmetries: Literal["auto", "none", "all"] = "auto"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
-    whole: bool = added(True)
+    whole: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -183,9 +183,7 @@ def benchmark_table(
     if not lines and not failures:
         raise ValueError("a benchmark needs at least one line of the ledger: run some first")
     datasets = _in_order(dict.fromkeys([r["dataset"] for r in lines] + [k[0] for k in failures]))
-    keys = [(r["method"], weights_kind(r["weights"])) for r in lines] + [
-        (k[1], weights_kind(k[2])) for k in failures
-    ]
+    keys = [(r["method"], r["weights_kind"]) for r in lines] + [(k[1], weights_kind(k[2])) for k in failures]
     rows = [_row(m, kind, lines, failures) for m, kind in dict.fromkeys(keys)]
     families = _families(rows)
     papers = list(paper_table())
@@ -256,7 +254,7 @@ def headline_gain() -> tuple[float, float]:
 def _row(
     method: str, kind: str, lines: Sequence[Mapping[str, Any]], failures: Mapping[FailureKey, str]
 ) -> Row:
-    own = [r for r in lines if (r["method"], weights_kind(r["weights"])) == (method, kind)]
+    own = [r for r in lines if (r["method"], r["weights_kind"]) == (method, kind)]
     published = paper_table().get(method)
     try:
         cls = detector_class(method)
@@ -296,7 +294,7 @@ def _row(
         method=method,
         kind=kind,
         family=UNTRAINED if trivial else family,
-        weights="nothing trained" if trivial else "; ".join(dict.fromkeys(map(_said, texts))),
+        weights="nothing trained" if trivial else "; ".join(dict.fromkeys(_said(kind, t) for t in texts)),
         starts_from="none" if trivial else starts_from,
         published=published,
         sizes={r["dataset"]: _seen(r) for r in own},
@@ -305,10 +303,9 @@ def _row(
     )
 
 
-def _said(weights: str) -> str:
+def _said(kind: str, weights: str) -> str:
     """What a line says of its weights, without seed and folders, which differ from run to run."""
     text = re.sub(r", seed \d+", "", weights)
-    kind = weights_kind(text)
     if kind == "dia":
         return "dia (our own encoder)"
     if kind == "file":
