@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,14 @@ def full_settings(line: Mapping[str, Any]) -> Any:
     try:
         if line["revision"] != detector_class(line["method"]).revision:
             return None
-        return wanted_settings(line["method"], line["preset"], line["settings"])
+        return _full_settings(line["method"], line["preset"], json.dumps(line["settings"], sort_keys=True))
     except DataError:  # a method or a setting that is gone
         return None
+
+
+@lru_cache(maxsize=1024)  # many lines are of few settings
+def _full_settings(method: str, preset: str, changes: str) -> Any:
+    return wanted_settings(method, preset, json.loads(changes))
 
 
 def weights_kind(weights: str) -> str:
