@@ -25,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 
-from dia.benchmark.ablation import load_ablation
+from dia.benchmark.grid import load_grid
 from dia.benchmark.ledger import Ledger, table
 from dia.benchmark.runs import current_lines
 from dia.cli import main as cli
@@ -261,8 +261,8 @@ def ablation(ground: Ground, data: bytes) -> list[str]:
     """A grid of `dia ablate`."""
     path = ground.case / "grid.yaml"
     path.write_bytes(data)
-    grid = load_ablation(str(path))
-    return [str(grid.title), *map(str, grid.cells())]
+    grid = load_grid(str(path))
+    return [str(grid.title), *map(str, grid.cells)]
 
 
 def small_model(ground: Ground, data: bytes) -> list[str]:

@@ -42,7 +42,7 @@ from PIL import Image
 
 from dia.amplify import contrast
 from dia.amplify.contrast import AmplifySettings
-from dia.benchmark.ledger import IDENTITY, Ledger, update_section
+from dia.benchmark.ledger import Ledger, identity, update_section
 from dia.cli import main as cli
 from dia.core.settings import plain
 from dia.data import phantoms
@@ -152,7 +152,7 @@ def grid(folder: Path) -> None:
 def ledger(folder: Path) -> dict[str, Any]:
     """What the lines say but for time, memory and machine, and the raw scores."""
     rows = Ledger(folder / "runs.jsonl").rows()
-    named = {str([r[k] for k in IDENTITY]): [r[k] for k in ("auroc", "auroc_ci", "ap")] for r in rows}
+    named = {identity(r): [r[k] for k in ("auroc", "auroc_ci", "ap")] for r in rows}
     scores = sorted((folder / "scores").glob("*.npz"))
     hashes = {p.name: hashlib.sha256(np.load(p)["scores"].tobytes()).hexdigest() for p in scores}
     return {"lines": len(rows), "runs": named, "scores": hashes}

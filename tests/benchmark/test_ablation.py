@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dia.benchmark.ablation import load_ablation, markdown, plot, results, shipped
+from dia.benchmark.grid import load_grid, measured, shipped
 from dia.benchmark.ledger import Ledger
 from dia.cli.main import main
 from dia.core.errors import DataError
@@ -17,6 +17,8 @@ from dia.core.settings import differences
 from dia.data.datasets import CATALOG, load_training
 from dia.detectors.dia import DIASettings
 from dia.detectors.presets import settings
+from dia.report.benchmark_page import ablation_page
+from dia.report.figures import ablation_plot
 
 TINY = {
     "amplify.size": 16, "amplify.width": 4, "amplify.steps": 2, "amplify.batch": 4,
@@ -29,17 +31,17 @@ TINY = {
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_grid_is_sound(name):
-    grid = load_ablation(name)
+    grid = load_grid(name)
     assert grid.name == name
     assert grid.title
     assert grid.question
     assert set(grid.datasets) | set(grid.published) <= set(CATALOG)
-    cells = {"/".join(c) for c in grid.cells()}
+    cells = {"/".join(c.names) for c in grid.cells}
     for values in grid.published.values():
         assert set(values) <= cells
         assert all(0.4 < v < 1 for v in values.values())
     assert bool(grid.published) == bool(grid.source)
-    made = Counter(grid.settings(c) for c in grid.cells())
+    made = Counter(grid.settings(c) for c in grid.cells)
     if name != "contamination":
         assert max(made.values()) == 1  # no cell is run twice under two names
 
@@ -48,23 +50,20 @@ def test_the_paper_and_its_reviewers_have_their_grids():
     assert {"transform-shift", "resolution", "t-range", "dissolver-masking", "contamination"} <= set(
         shipped()
     )
-    poster = load_ablation("transform-shift").published
+    poster = load_grid("transform-shift").published
     assert poster["kvasir"]["diffusion/rotation"] == 0.860
     assert poster["sarscov2ct"]["median/cutperm"] == 0.826
-    assert load_ablation("resolution").published["aptos2019"]["64"] == 0.937
-    assert {
-        c["contamination"]
-        for c in map(load_ablation("contamination").changes, load_ablation("contamination").cells())
-    } == {0, 0.01, 0.02, 0.05, 0.1}
+    assert load_grid("resolution").published["aptos2019"]["64"] == 0.937
+    assert {c.contamination for c in load_grid("contamination").cells} == {0, 0.01, 0.02, 0.05, 0.1}
 
 
 def test_every_switch_has_a_row_and_each_row_changes_what_it_names():
-    grid = load_ablation("switches")
+    grid = load_grid("switches")
     preset = settings(DIASettings, "cpu")
     changed = set()
-    for cell in grid.cells():
+    for cell in grid.cells:
         differ = differences(grid.settings(cell), preset)
-        assert (not differ) == (cell == grid.reference), cell
+        assert (not differ) == (cell.names == grid.reference), cell
         changed |= set(differ)
     assert changed >= {
         "amplify.t_per", "amplify.t_sampler", "amplify.t_beta", "dissolver.input_range", "samples",
@@ -93,9 +92,9 @@ def written(folder, **values):
 
 
 def test_cells_are_the_product_without_what_is_left_out(tmp_path):
-    grid = load_ablation(str(written(tmp_path)))
-    assert grid.cells() == [("gaussian", "in"), ("gaussian", "out"), ("none", "out")]
-    s = grid.settings(("none", "out"))
+    grid = load_grid(str(written(tmp_path)))
+    assert [c.names for c in grid.cells] == [("gaussian", "in"), ("gaussian", "out"), ("none", "out")]
+    s = grid.settings(grid.cells[-1])
     assert (s.dissolver.kind, s.amplify.exclude_own, s.amplify.width) == ("none", True, 4)
 
 
@@ -118,21 +117,21 @@ def test_cells_are_the_product_without_what_is_left_out(tmp_path):
 )
 def test_a_grid_that_cannot_be_is_refused_before_any_run(tmp_path, values, match):
     with pytest.raises(DataError, match=match):
-        load_ablation(str(written(tmp_path, **values)))
+        load_grid(str(written(tmp_path, **values)))
 
 
 def test_what_is_no_grid_names_those_there_are(tmp_path):
     with pytest.raises(DataError, match="neither a YAML file nor one of contamination, dissolver-masking"):
-        load_ablation("no-such")
+        load_grid("no-such")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(DataError, match="neither a YAML file"):
-        load_ablation(str(tmp_path / "bad.yaml"))
+        load_grid(str(tmp_path / "bad.yaml"))
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(DataError, match="not a grid"):
-        load_ablation(str(tmp_path / "list.yaml"))
+        load_grid(str(tmp_path / "list.yaml"))
     (tmp_path / "short.yaml").write_text("title: x")
     with pytest.raises(DataError, match="missing"):
-        load_ablation(str(tmp_path / "short.yaml"))
+        load_grid(str(tmp_path / "short.yaml"))
 
 
 # --- a real one ----------------------------------------------------------------------------------------
@@ -171,10 +170,10 @@ def finished(root, tmp_path_factory):
 
 
 def test_every_cell_and_seed_has_its_line_with_scores_that_give_its_auroc(finished):
-    grid, out = load_ablation(str(finished[0])), finished[1]
+    grid, out = load_grid(str(finished[0])), finished[1]
     lines = Ledger(out / "l.jsonl").rows()
     assert Counter((tuple(r["ablation"]["cell"]), r["seed"]) for r in lines) == Counter(
-        {(c, s): 1 for c in grid.cells() for s in (0, 1)}
+        {(c.names, s): 1 for c in grid.cells for s in (0, 1)}
     )
     from dia.benchmark.runs import scores_path
 
@@ -201,11 +200,11 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished, root, c
 
 
 def test_the_page_says_what_the_ledger_holds(finished):
-    grid, out = load_ablation(str(finished[0])), finished[1]
-    made = results(grid, Ledger(out / "l.jsonl").rows(), out / "s", ["breastmnist"])
+    grid, out = load_grid(str(finished[0])), finished[1]
+    made = measured(grid, Ledger(out / "l.jsonl").rows(), out / "s")
     page = (out / "mine.md").read_text()
-    assert page == markdown(grid, made, "mine.png")
-    by_cell = {r.cell: r for r in made["breastmnist"]}
+    assert page == ablation_page(grid, made, "mine.png")
+    by_cell = {m.cell.names: m for m in made["breastmnist"]}
     assert by_cell["gaussian", "out"].difference is None
     none = by_cell["none", "out"]
     assert none.published == 0.6
@@ -226,22 +225,22 @@ def test_the_page_says_what_the_ledger_holds(finished):
 
 
 def test_a_grid_without_any_run_is_drawn_with_dashes(finished, tmp_path):
-    grid = load_ablation(str(finished[0]))
-    made = results(grid, [], tmp_path, ["breastmnist"])
-    assert "| none | out | – | 0.600 | – | – |" in markdown(grid, made)
-    assert plot(tmp_path / "a" / "x.png", grid, made).exists()
+    grid = load_grid(str(finished[0]))
+    made = measured(grid, [], tmp_path)
+    assert "| none | out | – | 0.600 | – | – |" in ablation_page(grid, made)
+    assert ablation_plot(tmp_path / "a" / "x.png", grid, made).exists()
 
 
 def test_a_cell_that_lacks_a_seed_says_so_and_is_paired_by_the_others(finished):
-    grid, out = load_ablation(str(finished[0])), finished[1]
+    grid, out = load_grid(str(finished[0])), finished[1]
     lines = Ledger(out / "l.jsonl").rows()
     lines.remove(next(r for r in lines if r["ablation"]["cell"] == ["none", "out"] and r["seed"] == 1))
-    made = results(grid, lines, out / "s", ["breastmnist"])
+    made = measured(grid, lines, out / "s")
     none, base = (
-        next(r for r in made["breastmnist"] if r.cell == c) for c in (("none", "out"), grid.reference)
+        next(r for r in made["breastmnist"] if r.cell.names == c) for c in (("none", "out"), grid.reference)
     )
     assert none.difference.value == pytest.approx(none.aurocs[0] - base.aurocs[0])
-    page = markdown(grid, made)
+    page = ablation_page(grid, made)
     assert f"| none | out | {none.aurocs[0]:.3f} (1 of 2 seeds) |" in page
     assert page.count("seeds) |") == 1
 
@@ -250,9 +249,9 @@ def test_another_reference_turns_the_difference_round(finished, root, tmp_path):
     grid, out = finished
     ablate(grid, root, out, "--draw", "--out", str(tmp_path), "--reference", "[none,out]")
     page = (tmp_path / "mine.md").read_text()
-    own = load_ablation(str(grid))
-    made = results(own, Ledger(out / "l.jsonl").rows(), out / "s", ["breastmnist"])["breastmnist"]
-    d = next(r for r in made if r.cell == ("none", "out")).difference
+    own = load_grid(str(grid))
+    made = measured(own, Ledger(out / "l.jsonl").rows(), out / "s")["breastmnist"]
+    d = next(r for r in made if r.cell.names == ("none", "out")).difference
     (row,) = (line for line in page.splitlines() if line.startswith("| gaussian | out |"))
     assert f"{-d.value:+.3f} [{-d.high:+.3f}, {-d.low:+.3f}]" in row
 

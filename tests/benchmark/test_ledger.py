@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from dia.benchmark.ledger import REQUIRED, Ledger, table, update_section
+from dia.benchmark.ledger import REQUIRED, Ledger, identity, table, update_section
 
 
 def record(**changes):
@@ -26,6 +26,10 @@ def record(**changes):
         "weights": "none",
         "data_sha256": "d",
         "settings_hash": "s",
+        "revision": 1,
+        "settings": {"amplify.crop": [0.3, 1.0]},
+        "weights_kind": "none",
+        "holdout": 0.2,
         "commit": None,
         "versions": {"python": "3.11"},
         **changes,
@@ -105,14 +109,32 @@ def test_processes_append_whole_lines(tmp_path):
         assert mine == sorted(mine)
 
 
-def test_has_asks_for_the_very_run(tmp_path):
+def test_a_run_is_found_by_its_values_and_not_by_its_hash(tmp_path):
     book = Ledger(tmp_path / "runs.jsonl")
-    run = {"dataset": "breast", "method": "dia", "settings_hash": "s", "seed": 0, "data_sha256": "d"}
-    assert book.find(**run) is None
+    assert book.find(record()) is None
     book.append(record())
-    assert book.find(**run) is not None
-    for key in run:
-        assert book.find(**{**run, key: "other"}) is None
+    assert book.find(record(settings_hash="of an earlier version", auroc=0.1)) is not None
+    others = [
+        {"dataset": "other"}, {"method": "csi"}, {"revision": 2}, {"preset": "gpu"}, {"seed": 1},
+        {"settings": {}}, {"settings": {"amplify.crop": [0.3, 0.9]}}, {"data_sha256": "e"}, {"holdout": 0.3},
+        {"encoder": {"method": "dia", "settings": {}}},
+    ]  # fmt: skip
+    for other in others:
+        assert book.find(record(**other)) is None
+
+
+def test_lines_that_do_not_say_their_settings_are_read_and_are_no_run_that_is_sought(tmp_path):
+    book = Ledger(tmp_path / "runs.jsonl")
+    later = ("revision", "settings", "weights_kind", "holdout")
+    old = {k: v for k, v in record().items() if k not in later}
+    history = record(settings=None, revision=None, holdout=None)
+    book.path.write_text("".join(json.dumps(r) + "\n" for r in (old, history)))
+    assert book.rows() == [old, history]
+    assert book.find(record()) is None
+    book.path.write_text(json.dumps(record(settings="a5")) + "\n" + json.dumps(record()))
+    with pytest.raises(ValueError, match=r"runs\.jsonl:1: settings must be an object or null"):
+        book.rows()
+    assert identity(record(settings={"a": 1, "b": 2})) == identity(record(settings={"b": 2, "a": 1}))
 
 
 def test_table_by_hand():
@@ -134,9 +156,7 @@ def test_table_by_hand():
     assert trivial["auroc_std"] is None
 
 
-@pytest.mark.parametrize(
-    "change", [{"preset": "paper"}, {"data_sha256": "e"}, {"settings_hash": "t", "seed": 0}]
-)
+@pytest.mark.parametrize("change", [{"preset": "paper"}, {"data_sha256": "e"}, {"settings": {}, "seed": 0}])
 def test_table_refuses_to_average_unlike_runs(change):
     with pytest.raises(ValueError, match="filter the rows"):
         table([record(), record(**{"seed": 1, **change})])

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dia.benchmark.grid import LESIONS, VAL, load_recipe
 from dia.benchmark.ledger import Ledger
-from dia.benchmark.protocol import LESIONS, VAL, development, kinds_of, load_recipe
+from dia.benchmark.protocol import development, kinds_of
 from dia.cli.main import main
 from dia.core.environment import changed_since_commit
 from dia.core.errors import DataError
@@ -108,11 +109,20 @@ def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path):
         load_recipe(tmp_path / "bad.yaml")
 
 
-def test_an_identity_is_of_settings_and_size_and_not_of_words(tmp_path):
-    same = load_recipe(write(tmp_path, "a")).identity()
-    assert load_recipe(write(tmp_path, "b", reasoning="other", seeds=[5])).identity() == same
-    assert load_recipe(write(tmp_path, "c", max_size=32)).identity() != same
-    assert load_recipe(write(tmp_path, "d", settings={"sigmas": [1.0]})).identity() != same
+def test_a_line_is_of_a_recipe_by_settings_revision_and_size_and_not_by_words(tmp_path):
+    def of(name, line, **changes):
+        recipe = load_recipe(write(tmp_path, name, **changes))
+        return recipe.is_of(recipe.cells[0])(line)
+
+    line = {"method": "trivial:blur", "revision": 2, "preset": "cpu", "settings": {}, "recipe": {"side": 16}}
+    assert of("a", line)
+    assert of("b", line, reasoning="other", seeds=[5])
+    assert of("b", line, preset="gpu")  # whose settings are the same
+    assert not of("c", line, max_size=32)
+    assert not of("d", line, settings={"sigmas": [1.0]})
+    assert of("d", line | {"settings": {"sigmas": [1.0]}}, settings={"sigmas": [1.0]})
+    for earlier in ({"revision": 1}, {"settings": None}, {"settings": {"gone": 1}}):
+        assert not of("a", line | earlier)
 
 
 # --- development data -------------------------------------------------------------------------------------
@@ -197,6 +207,7 @@ def test_settings_that_met_the_test_set_before_confirm_nothing(repository, capsy
     main([str(w) for w in (*words, *places, "--max_size", 16, "--device", "cpu")])
     refused(capsys, path, "confirm nothing")
     assert len(lines(repository)) == 1
+    refused(capsys, commit(write(repository, "gpu", preset="gpu")), "confirm nothing")
 
 
 def test_what_is_confirmed_stands_beside_the_best_untrained_row(repository, capsys):

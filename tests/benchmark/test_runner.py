@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from jsonargparse import Namespace
 
 from dia.benchmark import runner as grid
+from dia.benchmark.grid import Job, benchmark_grid
 from dia.benchmark.ledger import FAILED, Ledger, failures_path
-from dia.benchmark.runner import Costs, Outcome, Place, Task, benchmark_tasks, run_grid
+from dia.benchmark.runner import Costs, Paths, Result, run_grid
 from dia.benchmark.runs import current_lines, weights_kind
-from dia.benchmark.workers import Here, Process, memory_of_machine_gb, workers_of
+from dia.benchmark.workers import LocalWorker, Process, memory_of_machine_gb, workers_of
 from dia.cli.grids import open_failures
 from dia.cli.main import main
 from dia.core.errors import DataError
@@ -86,25 +87,25 @@ def test_whatever_a_method_throws_is_a_reason(root, tmp_path, monkeypatch, error
         raise error
 
     monkeypatch.setattr(grid, "run", fails)
-    outcome = grid.perform(Task("breastmnist", "csi", 0, "cpu"), Place("l", "s", str(tmp_path), str(root)))
-    assert outcome.line is None
-    assert "\n" not in outcome.reason
+    result = grid.perform(Job("breastmnist", "csi", 0, "cpu"), Paths("l", "s", str(tmp_path), str(root)))
+    assert result.line is None
+    assert "\n" not in result.reason
     if not isinstance(error, TrainingError):
         (report,) = (tmp_path / "failures").iterdir()
-        assert str(report) in outcome.reason
+        assert str(report) in result.reason
         assert "Traceback" in report.read_text()
 
 
 def test_a_worker_that_dies_is_a_reason_and_the_next_task_has_a_new_one(root, tmp_path):
     worker = Process(1)
-    place = Place(str(tmp_path / "l"), str(tmp_path / "s"), str(tmp_path / "w"), str(root), "cpu")
-    task = Task("breastmnist", "trivial:std", 0, "cpu")
+    paths = Paths(str(tmp_path / "l"), str(tmp_path / "s"), str(tmp_path / "w"), str(root), "cpu")
+    job = Job("breastmnist", "trivial:std", 0, "cpu")
     try:
-        broken = worker.submit(Task("breastmnist", "dia+", 0, "cpu"), place)
+        broken = worker.submit(Job("breastmnist", "dia+", 0, "cpu"), paths)
         assert worker.memory_mb() > 50
         os.kill(worker.pid, signal.SIGKILL)
-        assert "died" in grid._outcome(broken).reason
-        assert worker.submit(task, place).result().line["method"] == "trivial:std"
+        assert "died" in grid._result(broken).reason
+        assert worker.submit(job, paths).result().line["method"] == "trivial:std"
     finally:
         worker.kill()
 
@@ -138,13 +139,13 @@ class Machine:
 
 class Slot:
     def __init__(self, machine):
-        self.machine, self.future, self.task = machine, None, None
+        self.machine, self.future, self.job = machine, None, None
 
-    def submit(self, task, place):
+    def submit(self, job, paths):
         m = self.machine
-        self.future, self.task = Future(), task
-        m.running[self] = m.needs[task.method]
-        m.order.append((task.method, len(m.running)))
+        self.future, self.job = Future(), job
+        m.running[self] = m.needs[job.method]
+        m.order.append((job.method, len(m.running)))
         return self.future
 
     def memory_mb(self):
@@ -153,12 +154,12 @@ class Slot:
         if held and self is next(iter(m.running)):  # looked at: its time is over
             m.most = max(m.most, sum(m.running.values()))
             m.running.pop(self)
-            self.future.set_result(Outcome(line_of(self.task.method, held), fresh=True))
+            self.future.set_result(Result(line_of(self.job.method, held), fresh=True))
         return held
 
     def kill(self):
         if self.machine.running.pop(self, None) and not self.future.done():
-            self.future.set_result(Outcome(None, reason="killed"))
+            self.future.set_result(Result(None, reason="killed"))
 
 
 def line_of(method, mb, **more):
@@ -168,8 +169,8 @@ def line_of(method, mb, **more):
     } | more  # fmt: skip
 
 
-def tasks_of(*methods):
-    return [Task("d", m, 0, "cpu") for m in methods]
+def jobs_of(*methods):
+    return [Job("d", m, 0, "cpu") for m in methods]
 
 
 def test_runs_of_known_need_start_where_there_is_room(tmp_path, monkeypatch):
@@ -177,9 +178,9 @@ def test_runs_of_known_need_start_where_there_is_room(tmp_path, monkeypatch):
     needs = {"small": 400.0, "large": 900.0}
     monkeypatch.setattr(Ledger, "rows", lambda self: [line_of(m, mb) for m, mb in needs.items()])
     machine = Machine(needs)
-    place = Place(str(tmp_path / "l"), "s", "w")
+    paths = Paths(str(tmp_path / "l"), "s", "w")
     failed = run_grid(
-        tasks_of("large", "small", "small", "large"), place, [machine.worker() for _ in range(3)],
+        jobs_of("large", "small", "small", "large"), paths, [machine.worker() for _ in range(3)],
         memory_gb=1000 / 1024, say=lambda *_: None,
     )  # fmt: skip
     assert not failed
@@ -203,7 +204,7 @@ def test_what_outgrows_the_budget_is_put_off_until_it_is_alone_and_fails_only_th
     machine = Machine(held)
     said = []
     failed = run_grid(
-        tasks_of("csi", "dia", "msc"), Place(str(tmp_path / "l.jsonl"), "s", "w"),
+        jobs_of("csi", "dia", "msc"), Paths(str(tmp_path / "l.jsonl"), "s", "w"),
         [Growing(machine), Growing(machine)], memory_gb=1000 / 1024, say=lambda text, bad: said.append(text),
     )  # fmt: skip
     assert len(failed) == 1
@@ -217,27 +218,28 @@ def test_what_outgrows_the_budget_is_put_off_until_it_is_alone_and_fails_only_th
 def test_time_left_is_the_mean_of_what_runs_took_shared_by_the_workers(runs, workers):
     costs = Costs([line_of(m, 1.0, run_seconds=s) for m, s in runs])
     of_a = [s for m, s in runs if m == "a"]
-    left = costs.minutes(tasks_of("a", "a", "unheard"), workers)
+    left = costs.minutes(jobs_of("a", "a", "unheard"), workers)
     assert left == (pytest.approx(3 * np.mean(of_a) / 60 / workers) if of_a else None)
     assert costs.minutes([], workers) == 0
 
 
 def test_need_is_the_most_that_was_held_on_that_data_set_or_else_on_any():
     costs = Costs([line_of("a", 10.0), line_of("a", 30.0), line_of("a", 99.0, dataset="e")])
-    assert costs.memory_mb(Task("d", "a", 5, "cpu")) == 30
-    assert costs.memory_mb(Task("new", "a", 5, "cpu")) == 99
-    assert costs.memory_mb(Task("d", "b", 5, "cpu")) == 2048
-    assert costs.memory_mb(Task("d", "a", 5, "gpu")) == 2048
+    assert costs.memory_mb(Job("d", "a", 5, "cpu")) == 30
+    assert costs.memory_mb(Job("new", "a", 5, "cpu")) == 99
+    assert costs.memory_mb(Job("d", "b", 5, "cpu")) == 2048
+    assert costs.memory_mb(Job("d", "a", 5, "gpu")) == 2048
 
 
 # --- what is asked for -----------------------------------------------------------------------------------
 
 
 def test_weights_multiply_only_the_methods_that_start_from_a_network():
-    tasks, remarks = benchmark_tasks(
-        ["d", "e"], ["csi", "msc", "transformaly", "trivial:std"], [0, 1], "cpu", 64, weights=["none", "dia"],
+    made, remarks = benchmark_grid(
+        ["d", "e"], ["csi", "msc", "transformaly", "trivial:std"], [0, 1], "cpu", weights=["none", "dia"],
         settings={"dia": {"samples": 2}},
     )  # fmt: skip
+    tasks = made.jobs()
     made = [(t.method, t.changes.get("weights")) for t in tasks if t.dataset == "d" and t.seed == 0]
     assert made == [
         ("csi", None), ("msc", "none"), ("msc", "dia"), ("transformaly", "none"), ("trivial:std", None),
@@ -247,9 +249,9 @@ def test_weights_multiply_only_the_methods_that_start_from_a_network():
     (remark,) = remarks
     assert remark.startswith("transformaly is left out with weights dia: ")
     with pytest.raises(SettingsError):
-        benchmark_tasks(["d"], ["csi"], [0], "cpu", 64, settings={"csi": {"magic": 1}})
+        benchmark_grid(["d"], ["csi"], [0], "cpu", settings={"csi": {"magic": 1}})
     with pytest.raises(DataError, match="magic"):
-        benchmark_tasks(["d"], ["magic"], [0], "cpu", 64)
+        benchmark_grid(["d"], ["magic"], [0], "cpu")
 
 
 def test_weights_dia_are_those_of_dia_on_the_same_normals(root, tmp_path, capsys):
@@ -262,6 +264,11 @@ def test_weights_dia_are_those_of_dia_on_the_same_normals(root, tmp_path, capsys
     assert "sha256" in own["weights"]
     assert none["weights"] == "none (random, seed 0)"
     assert len({line["settings_hash"] for line in (dia, own, none)}) == 3
+    assert [line["weights_kind"] for line in (dia, own, none)] == ["none", "dia", "none"]
+    assert own["encoder"]["settings"] == dia["settings"] != {}
+    assert (own["encoder"]["seed"], own["encoder"]["train_sha256"]) == (0, own["data_sha256"][:32])
+    assert none["settings"] == {"size": 16, "epochs": 1}
+    assert own["settings"] == none["settings"] | {"weights": "dia"}
     (folder,) = (tmp_path / "w" / "breastmnist").glob("own-*")
     config = json.loads((folder / "config.json").read_text())
     assert config["settings_hash"] == dia["settings_hash"]
@@ -305,7 +312,9 @@ def test_later_lines_replace_earlier_ones_and_other_data_ablations_and_lost_meth
     again = rows[0] | {"auroc": 0.123}
     ablated = rows[1] | {"ablation": {}}
     lost = rows[2] | {"method": "magic"}
-    chosen = current_lines([*rows, again, ablated, lost], "cpu", changes=TINY)
+    history = [rows[3] | {"settings": None}, rows[3] | {"revision": 99}, rows[3] | {"holdout": 0.4}]
+    unsaid = {k: v for k, v in rows[3].items() if k != "settings"}
+    chosen = current_lines([*rows, again, ablated, lost, *history, unsaid], "cpu", changes=TINY)
     assert len(chosen) == len(rows)
     assert again in chosen
     assert rows[0] not in chosen
@@ -321,18 +330,17 @@ def test_weights_of_a_run_are_told_by_how_it_was_made(root, tmp_path, capsys):
         )
     )
     rows = lines_of(tmp_path)
-    assert [weights_kind(r["weights"]) for r in rows] == ["dia", "none"]
+    assert [r["weights_kind"] for r in rows] == ["dia", "none"]
     assert current_lines(rows, "cpu", changes=TINY) == rows
     other = {**TINY, "dia": TINY["dia"] | {"samples": 2}}
     assert current_lines(rows, "cpu", changes=other) == rows[1:]  # another dia's encoder
-    assert weights_kind("none (trained from scratch on the normals)") == "none"
-    assert weights_kind("imagenet (x via timm)") == "imagenet"
-    assert weights_kind("w/x.pth (sha256 0123)") == "file"
+    kinds = {"none": "none", "imagenet": "imagenet", "dia": "dia", "dia:runs/x": "dia", "dia-x.pth": "file"}
+    assert {w: weights_kind(w) for w in kinds} == kinds
 
 
 def test_workers_are_as_asked():
     with workers_of("local", None) as workers:
-        assert isinstance(workers[0], Here)
+        assert isinstance(workers[0], LocalWorker)
     with workers_of("local", 1, apart=True) as workers:
         assert isinstance(workers[0], Process)
     with workers_of("local", 2) as workers:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from dia.benchmark.ablation import load_ablation
+from dia.benchmark.grid import load_grid
 from dia.benchmark.published import paper_table
 from dia.evaluate.compare import (
     compared,
@@ -227,7 +227,7 @@ def test_the_papers_gain_is_its_tables_only_with_its_ablations_figure_for_oct():
     dia, csi = ({d: m for d, (m, _) in paper_table()[m].aurocs.items()} for m in ("dia", "csi"))
     assert len(dia) == 6
     assert 100 * relative_gain(list(dia.values()), [csi[d] for d in dia]) == pytest.approx(18.93, abs=5e-3)
-    dia["oct2017"] = load_ablation("transform-shift").published["oct2017"]["diffusion/rotation"]
+    dia["oct2017"] = load_grid("transform-shift").published["oct2017"]["diffusion/rotation"]
     assert 100 * relative_gain(list(dia.values()), [csi[d] for d in dia]) == pytest.approx(18.41, abs=5e-3)
 
 

@@ -29,7 +29,7 @@ from benchmarks.robustness import fuzz_cases as cases
 from benchmarks.robustness import fuzz_files as files
 from benchmarks.robustness import fuzz_targets as targets
 from benchmarks.robustness.fuzz_targets import SECRET, Finding, Ground, judge
-from dia.benchmark.ablation import load_ablation
+from dia.benchmark.grid import load_grid
 from dia.benchmark.ledger import FAILED, Ledger
 from dia.cli import main as cli
 from dia.core import yamlfile as configfile
@@ -415,7 +415,7 @@ def test_yaml_that_is_no_configuration(tmp_path, capsys, text, match):
     with pytest.raises(DataError, match=match):
         read_yaml(path)
     with pytest.raises(DataError):
-        load_ablation(str(path))
+        load_grid(str(path))
     with pytest.raises(SystemExit) as end:
         cli.main(["fit", "nowhere", "--config", str(path)])
     assert end.value.code == 2

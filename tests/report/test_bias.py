@@ -9,6 +9,7 @@ import pytest
 from conftest import smooth_images
 from test_benchmark_page import line as of_benchmark
 
+from dia.benchmark.results import benchmark_results
 from dia.cli.main import main
 from dia.data.imageset import ImageSet
 from dia.report.bias import (
@@ -20,7 +21,6 @@ from dia.report.bias import (
     facts_of_set,
     sentences,
 )
-from dia.report.table import benchmark_table
 
 METRICS = {"auroc": 0.7, "auroc_ci": [0.6, 0.8]}
 
@@ -208,7 +208,7 @@ def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypa
 def test_rows_below_chance_are_named_with_what_is_clear():
     ends = {"clear": (0.3, [0.2, 0.4]), "weak": (0.45, [0.35, 0.55]), "good": (0.8, [0.7, 0.9])}
     lines = [of_benchmark(f"anomalib:{m}", "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
-    assert below_chance(benchmark_table(lines)) == [
+    assert below_chance(benchmark_results(lines)) == [
         "d, below .5: with the whole interval anomalib:clear (0.300); "
         "by the mean alone anomalib:weak (0.450)."
     ]

@@ -1,7 +1,9 @@
 """The ledger of runs, and the tables drawn from it: one JSON line per (data set, method, settings, seed).
 
-Numbers are appended once and read back, never typed. Knows nothing of images, models or how a run is made.
-Appending needs a POSIX system (file locks).
+A line says what was run: `revision` of the method, `preset`, and in `settings` what differs from that preset,
+by dotted name. Lines of which this is no longer known have `settings` null: they are history that no table
+shows. Numbers are appended once and read back, never typed. This file knows nothing of images, models or how
+a run is made. Appending needs a POSIX system (file locks).
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from ..core.errors import DataError
 REQUIRED = (
     *("dataset", "method", "preset", "seed", "auroc", "auroc_ci", "ap", "fit_seconds"),
     *("score_images_per_second", "peak_memory_mb", "device", "weights", "data_sha256", "settings_hash"),
-    *("commit", "versions"),
+    *("commit", "versions", *("revision", "settings", "weights_kind", "holdout")),
 )
+_LATER = ("revision", "settings", "weights_kind", "holdout")  # older lines are without, and are history
 FAILED = ("dataset", "method", "preset", "seed", "weights", "reason")  # of the lines beside it
-IDENTITY = ("dataset", "method", "settings_hash", "seed", "data_sha256")  # what makes two runs the same run
+# The fields by whose values two lines are the same run; `encoder` only where weights are of a run.
+IDENTITY = (
+    *("dataset", "method", "revision", "preset", "settings", "encoder", "holdout", "seed", "data_sha256"),
+)
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: type(v) is int and abs(v) < 2**63, "a whole number"),
     "auroc": (lambda v: _share(v), "a number from 0 to 1"),
@@ -36,6 +42,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peak_memory_mb": (lambda v: v is None or _number(v), "a number or null"),
     "commit": (lambda v: v is None or isinstance(v, str), "text or null"),
     "versions": (lambda v: isinstance(v, dict), "an object"),
+    "revision": (lambda v: v is None or type(v) is int, "a whole number or null"),
+    "settings": (lambda v: v is None or isinstance(v, dict), "an object or null"),
+    "encoder": (lambda v: isinstance(v, dict), "an object"),
+    "holdout": (lambda v: v is None or _share(v), "a number from 0 to 1, or null"),
 }
 _TEXT: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, str), "text")  # all others
 
@@ -79,16 +89,22 @@ class Ledger:
         return found
 
     def _check(self, record: Mapping[str, Any], number: int) -> None:
-        for name in (*self.required, *(n for n in _KINDS if n in record and n not in self.required)):
+        required = [n for n in self.required if n not in _LATER]
+        known = [*_KINDS, *_LATER]
+        for name in (*required, *(n for n in known if n in record and n not in required)):
             holds, what = _KINDS.get(name, _TEXT)
             if name not in record or not holds(record[name]):
                 raise DataError(f"{self.path}:{number}: {name} must be {what}; repair or delete this line")
 
-    def find(self, **identity: Any) -> dict[str, Any] | None:
-        """The line of this run, named by all fields of `IDENTITY`; None where it was not made."""
-        if set(identity) != set(IDENTITY):
-            raise ValueError(f"a run is named by {', '.join(IDENTITY)}")
-        return next((r for r in self.rows() if all(r[k] == v for k, v in identity.items())), None)
+    def find(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The first line of the same run, by the fields of `IDENTITY`; None where it was not made."""
+        wanted = identity(run)
+        return next((r for r in self.rows() if identity(r) == wanted), None)
+
+
+def identity(line: Mapping[str, Any]) -> str:
+    """The values of `IDENTITY` as text: equal for two lines exactly where they are of the same run."""
+    return json.dumps([line.get(name) for name in IDENTITY], sort_keys=True)
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -167,7 +183,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         ValueError: a group mixes presets, settings of one seed, or data: no honest mean exists.
     """
-    unique = {tuple(r[k] for k in IDENTITY): r for r in rows}  # a run made twice counts once, the later one
+    unique = {identity(r): r for r in rows}  # a run made twice counts once, the later one
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for r in unique.values():
         groups.setdefault((r["dataset"], r["method"]), []).append(r)

@@ -1,17 +1,15 @@
 """Recipes that are frozen before they meet a test set, and what may be looked at while one is sought.
 
-A recipe is a YAML file: a method with all its settings, one for all data sets, dated, with its reasoning. It
-is explored on development data: `val` where that has labels, and lesions pasted into training normals that
-were left out. A test set it meets once, with all its seeds, and only as its file was committed. Every line
-says which of the two it is (`protocol`), and a confirmation which recipes met that test set before. Knows
-data, files and the ledger's lines; trains nothing.
+A recipe is a grid of one cell: a method with all its settings, one for all data sets, dated, with its
+reasoning. It is explored on development data: `val` where that has labels, and lesions pasted into training
+normals that were left out. It meets a test set once, with all its seeds, and only as its file was
+committed. Every line says which of the two it is (`protocol`), and a confirmation names the recipes that
+met that test set before. This file knows data, files and the ledger's lines; it trains nothing.
 """
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,86 +17,13 @@ import numpy as np
 
 from ..core.environment import changed_since_commit
 from ..core.errors import DataError
-from ..core.settings import SettingsError
-from ..core.yamlfile import read_yaml
-from ..data import lesions
 from ..data.datasets import load, load_training
 from ..data.imageset import ImageSet, group_by_volume
-from ..detectors.cache import fingerprint
-from ..detectors.presets import MAX_SIZE, PRESETS
-from ..detectors.registry import detector_class, wanted_settings
 from ..evaluate.selection import pasted
+from .grid import CONFIRM, LESIONS, VAL, Grid
+from .runs import full_settings
 
-EXPLORE, CONFIRM = "explore", "confirm"
-VAL, LESIONS = "val", "lesions"
 LEFT_OUT = 5  # one in so many training normals is left out to be judged, with lesions and without
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way to detect, for all data sets alike.
-
-    Args:
-        name: that of its file.
-        date: on which it was frozen.
-        reasoning: why it should be good, and on what it was explored.
-        method: its name.
-        preset: of the settings.
-        settings: changes of those by dotted name.
-        datasets: which it is confirmed on.
-        seeds: with which.
-        max_size: images are read at this longer side at most; the preset's where None.
-    """
-
-    name: str
-    date: datetime.date
-    reasoning: str
-    method: str
-    preset: str = "cpu"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    datasets: tuple[str, ...] = ("pneumoniamnist", "breastmnist", "sarscov2ct", "kvasirseg_patches")
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    max_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise DataError(f"{self.name}: no preset {self.preset!r}; there are: {', '.join(PRESETS)}")
-        if not isinstance(self.date, datetime.date) or not self.reasoning.strip():
-            raise DataError(f"{self.name}: a recipe has a date (YYYY-MM-DD) and its reasoning")
-        try:
-            wanted_settings(self.method, self.preset, self.settings)
-        except SettingsError as error:
-            raise DataError(f"{self.name}: {error}") from error
-        if not self.seeds or not self.datasets:
-            raise DataError(f"{self.name}: a recipe is confirmed on datasets, with seeds")
-
-    @property
-    def side(self) -> int:
-        """Images are read at this longer side at most."""
-        return self.max_size or MAX_SIZE[self.preset]
-
-    def identity(self) -> str:
-        """Of what its scores depend on beside data and seed: method, revision, settings, size."""
-        wanted = wanted_settings(self.method, self.preset, self.settings)
-        return fingerprint(detector_class(self.method)(wanted).settings_hash(), self.side)
-
-
-def load_recipe(path: Path | str) -> Recipe:
-    """The recipe of a YAML file, whose name is the recipe's.
-
-    Raises:
-        DataError: not there, not YAML, or not a recipe.
-    """
-    path = Path(path)
-    given = read_yaml(path)
-    known = {f.name for f in fields(Recipe)} - {"name"}
-    if not isinstance(given, dict) or not {"date", "reasoning", "method"} <= set(given) <= known:
-        raise DataError(f"{path}: a recipe has date, reasoning, method, and may have of {sorted(known)}")
-    lists = {k: tuple(given[k]) for k in ("datasets", "seeds") if isinstance(given.get(k), list)}
-    try:
-        return Recipe(path.stem, **given | lists)
-    except (TypeError, AttributeError) as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())[:200]}") from error
 
 
 # --- what may be looked at --------------------------------------------------------------------------------
@@ -146,20 +71,14 @@ def kinds_of(name: str, data_root: str | None, side: int) -> list[str]:
 # --- meeting a test set once ------------------------------------------------------------------------------
 
 
-def about(recipe: Recipe, protocol: str) -> dict[str, Any]:
-    """What a line of this recipe says beside its numbers."""
-    said: dict[str, Any] = {
-        "name": recipe.name,
-        "date": recipe.date.isoformat(),
-        "identity": recipe.identity(),
-    }
-    if protocol == EXPLORE:
-        said["lesions"] = lesions.VERSION
-    return {"protocol": protocol, "recipe": said}
+def met_before(recipe: Grid, dataset: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of other recipes that met this test set, in the order in which they did.
 
-
-def met_before(recipe: Recipe, dataset: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of other recipes that met this test set, in the order in which they did."""
+    Args:
+        recipe: whose own name does not count.
+        dataset: whose test set.
+        rows: of the ledger, oldest first.
+    """
     names = [r["recipe"]["name"] for r in confirmations(rows) if r["dataset"] == dataset]
     return [n for n in dict.fromkeys(names) if n != recipe.name]
 
@@ -169,20 +88,54 @@ def confirmations(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [r for r in rows if r.get("protocol") == CONFIRM]
 
 
-def check_frozen(path: Path, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
+def met_unconfirmed(
+    recipe: Grid, runs: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> bool:
+    """Whether the ledger holds a run of a recipe on the same images with the same seed that confirms nothing.
+
+    Args:
+        recipe: with its settings.
+        runs: what its lines will say, by `runs.described`.
+        rows: of the ledger.
+    """
+    asked = {(r["dataset"], r["seed"], r["data_sha256"]) for r in runs}
+    same = recipe.same_settings(recipe.cells[0])
+    said: dict[tuple[Any, ...], set[Any]] = {}
+    for r in rows:
+        run = r["dataset"], r["seed"], r["data_sha256"]
+        if run in asked and same(r):
+            said.setdefault(run, set()).add(r.get("protocol"))
+    return any(CONFIRM not in protocols for protocols in said.values())
+
+
+def check_frozen(path: Path, recipe: Grid, rows: Sequence[Mapping[str, Any]]) -> None:
     """Refuses a recipe that is not committed, or is no longer what met a test set under its name.
+
+    Args:
+        path: of the recipe's file.
+        recipe: as it is there.
+        rows: of the ledger.
 
     Raises:
         DataError: one line that says which.
     """
     if changed_since_commit(path):
         raise DataError(f"{path}: commit it first; a recipe is frozen before it meets a test set")
+    is_of = recipe.is_of(recipe.cells[0])
     for row in confirmations(rows):
-        said = row["recipe"]
-        if said["name"] == recipe.name and said["identity"] != recipe.identity():
+        name = row["recipe"]["name"]
+        if name == recipe.name and not is_of(row):
             raise DataError(
-                f"{path}: {recipe.name} met {row['dataset']} as another recipe ({said['identity']}, now "
-                f"{recipe.identity()}); what is changed needs a new name"
+                f"{path}: {recipe.name} met {row['dataset']} as another recipe ({_told(row)}); "
+                "what is changed needs a new name"
             )
-        if said["name"] != recipe.name and said["identity"] == recipe.identity():
-            raise DataError(f"{path}: the same as {said['name']}, which met {row['dataset']} already")
+        if name != recipe.name and is_of(row):
+            raise DataError(f"{path}: the same as {name}, which met {row['dataset']} already")
+
+
+def _told(line: Mapping[str, Any]) -> str:
+    """What a line says of its settings, for people."""
+    if full_settings(line) is None:
+        return "settings of an earlier version"
+    changed = ", ".join(f"{k} {v}" for k, v in line["settings"].items()) or "no changes"
+    return f"{line['method']}, preset {line['preset']}, {changed}, images of {line['recipe'].get('side')} px"

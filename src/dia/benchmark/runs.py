@@ -5,10 +5,11 @@ Knows detectors and metrics; test labels are used for the numbers in the line an
 
 from __future__ import annotations
 
-import re
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import torch
 
 from ..core.environment import environment, peak_memory_mb, reset_peak_memory
 from ..core.errors import DataError
+from ..core.settings import changes_from, from_dict
 from ..core.storage import locked
 from ..data.imageset import ImageSet
 from ..detectors import DIA, Detector
 from ..detectors.cache import fingerprint
 from ..detectors.registry import detector_class, wanted_settings
-from ..detectors.saving import own_identity
+from ..detectors.saving import OWN, identity_of, sha256_of
 from ..evaluate.metrics import image_metrics, pixel_metrics
-from .ledger import Ledger
+from .ledger import Ledger, identity
 
 OWN_WEIGHTS = "dia"
 
@@ -88,11 +90,9 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
         raise DataError(f"{dataset}: the test set needs labels of both classes for a ledger line")
     now = environment()
     facts = detector.facts_
+    data = f"{facts['train_sha256'][:32]}{test.sha256()[:32]}"
     return {
-        "dataset": dataset,
-        "method": detector.method,
-        "preset": facts["preset"],
-        "seed": detector.seed,
+        **described(dataset, detector, facts["preset"], data),
         **scored.metrics,
         "n_train": detector.n_train_,
         "n_calibration": detector.n_calibration_,
@@ -106,12 +106,96 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
         "device": now["device"],
         "cpu_count": now["cpu_count"],
         "weights": facts["weights"],
-        "data_sha256": f"{facts['train_sha256'][:32]}{test.sha256()[:32]}",
         "settings_hash": detector.settings_hash(),
         "commit": now["commit"],
         "versions": now["versions"],
         **{name: facts[name] for name in ("adapted", "matched") if facts.get(name)},
     }
+
+
+def described(
+    dataset: str, detector: Detector, preset: str, data_sha256: str, own: Detector | None = None
+) -> dict[str, Any]:
+    """What a line says of a run before its numbers: the fields of `ledger.IDENTITY`, and `weights_kind`.
+
+    Args:
+        dataset: its name.
+        detector: fitted or not; its settings are what is run.
+        preset: which the settings are compared with.
+        data_sha256: of training normals and test images, 32 hex digits each.
+        own: the detector whose encoder is meant by the weights `dia`; not needed once these are `dia:RUN`.
+
+    Returns:
+        `settings` holds what differs from the preset. Weights of a file are `sha256:…` there. Those of a run
+        are `dia`, and `encoder` says how that run was made.
+    """
+    s, base = detector.s, wanted_settings(detector.method, preset)
+    given = getattr(s, "weights", "none")
+    kind = weights_kind(given)
+    made: dict[str, Any] = {
+        "dataset": dataset, "method": detector.method, "revision": detector.revision, "preset": preset,
+    }  # fmt: skip
+    if kind in ("dia", "file"):
+        s = replace(s, weights=OWN_WEIGHTS if kind == "dia" else identity_of(given))
+    made |= {"settings": changes_from(s, base), "weights_kind": kind}
+    if kind == "dia":
+        if given.startswith(OWN):
+            made["encoder"] = _encoder_of(Path(given.removeprefix(OWN)), preset)
+        elif own is not None:
+            made["encoder"] = _encoder(own, preset, data_sha256)
+    return made | {"holdout": detector.holdout, "seed": detector.seed, "data_sha256": data_sha256}
+
+
+def full_settings(line: Mapping[str, Any]) -> Any:
+    """The whole settings of a line's run, as they are written today; None where they are not known.
+
+    Two lines may name the same settings in two ways, such as by presets that do not differ for a method.
+    """
+    if line.get("settings") is None:
+        return None
+    try:
+        if line["revision"] != detector_class(line["method"]).revision:
+            return None
+        return _full_settings(line["method"], line["preset"], json.dumps(line["settings"], sort_keys=True))
+    except DataError:  # a method or a setting that is gone
+        return None
+
+
+@lru_cache(maxsize=1024)  # many lines are of few settings
+def _full_settings(method: str, preset: str, changes: str) -> Any:
+    return wanted_settings(method, preset, json.loads(changes))
+
+
+def weights_kind(weights: str) -> str:
+    """`none`, `imagenet`, `dia` or `file`, of a setting `weights`."""
+    if weights in ("none", "imagenet"):
+        return weights
+    return "dia" if weights == OWN_WEIGHTS or weights.startswith(OWN) else "file"
+
+
+def _encoder(own: Detector, preset: str, train_sha256: str) -> dict[str, Any]:
+    """How the encoder that others start from was made."""
+    return {
+        "method": own.method,
+        "revision": own.revision,
+        "settings": changes_from(own.s, wanted_settings(own.method, preset)),
+        "seed": own.seed,
+        "train_sha256": train_sha256[:32],
+    }
+
+
+def _encoder_of(run: Path, preset: str) -> dict[str, Any]:
+    """The same of a saved run; where its folder does not say, the sha256 of its weights."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+        own = detector_class(config["method"])(seed=config["seed"])
+        own.settings = from_dict(own.Settings, config["settings"])
+        return _encoder(own, preset, config["facts"]["train_sha256"]) | {
+            "revision": config.get("revision", 1)
+        }
+    except (OSError, ValueError, KeyError):  # the folder is gone, or was fitted without these facts
+        file = run / "weights.safetensors"
+        return {"weights": f"sha256:{sha256_of(file)}" if file.is_file() else str(run)}
 
 
 def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
@@ -159,10 +243,11 @@ def run(
     """
     wanted = wanted_settings(method, preset, changes)
     own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
-    identity = identity_of_run(dataset, normals, test, method, wanted, own)
+    data = f"{normals.sha256()[:32]}{test.sha256()[:32]}"
+    asked = described(dataset, detector_class(method)(wanted, seed=seed), preset, data, own)
     # of several processes that want this run at once, the others find its line
-    with locked(workdir / "locks" / fingerprint(*identity.values())):
-        made = None if ledger is None else ledger.find(**identity)
+    with locked(workdir / "locks" / fingerprint(identity(asked))):
+        made = None if ledger is None else ledger.find(asked)
         if made and (scores is None or scores_path(scores, made).exists()):
             return made
         start, cpu = time.perf_counter(), time.process_time()
@@ -185,33 +270,6 @@ def run(
         if on_fitted is not None:
             on_fitted(detector, scored)
         return line
-
-
-def identity_of_run(
-    dataset: str, normals: ImageSet, test: ImageSet, method: str, wanted: Any, own: Detector
-) -> dict[str, Any]:
-    """The fields of `ledger.IDENTITY` of the line that such a run makes; see `wanted_hash`. Seed: `own`'s."""
-    return {
-        "dataset": dataset,
-        "method": method,
-        "settings_hash": wanted_hash(method, wanted, own, normals.sha256()),
-        "seed": own.seed,
-        "data_sha256": f"{normals.sha256()[:32]}{test.sha256()[:32]}",
-    }
-
-
-def wanted_hash(method: str, wanted: Any, own: Detector, train_sha256: str) -> str:
-    """The `settings_hash` of the line that a run with these settings makes, before anything is fitted.
-
-    Args:
-        method: its name.
-        wanted: its settings.
-        own: the `dia` whose encoder it takes, if its weights are `dia`.
-        train_sha256: of the training normals.
-    """
-    if getattr(wanted, "weights", None) == OWN_WEIGHTS:
-        wanted = replace(wanted, weights=own_identity(own.settings_hash(), own.seed, train_sha256))
-    return detector_class(method)(wanted).settings_hash()
 
 
 def current_lines(
@@ -239,30 +297,25 @@ def current_lines(
         asked = r["dataset"] in (datasets or [r["dataset"]]) and r["method"] in (methods or [r["method"]])
         if not asked or r["preset"] != preset or "ablation" in r:
             continue
-        if r["settings_hash"] == _hash_today(r, preset, changes or {}):
-            wanted[r["dataset"], r["method"], weights_kind(r["weights"]), r["seed"]] = r
+        if r.get("settings") is not None and identity(r) == _identity_today(r, changes or {}):
+            wanted[r["dataset"], r["method"], r["weights_kind"], r["seed"]] = r
     newest = {r["dataset"]: r["data_sha256"] for r in rows if any(r is w for w in wanted.values())}
     return [r for r in wanted.values() if r["data_sha256"] == newest[r["dataset"]]]
 
 
-def weights_kind(weights: str) -> str:
-    """`none`, `imagenet`, `dia` or `file`, of what a line's field `weights` says."""
-    known = re.match(r"(none|imagenet|dia)(?![\w./-])", weights)
-    return "file" if known is None else known[1]
-
-
-def _hash_today(line: Mapping[str, Any], preset: str, changes: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What the hash of such a line would be now; None where there is no such method."""
+def _identity_today(line: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The identity that such a line with the same weights would have now; None if the method is gone."""
+    method, preset, data = line["method"], line["preset"], line["data_sha256"]
     try:
-        wanted = wanted_settings(line["method"], preset, changes.get(line["method"]))
+        wanted = wanted_settings(method, preset, changes.get(method))
     except DataError:
         return None
     if hasattr(wanted, "weights"):
-        kind = weights_kind(line["weights"])
-        sha256 = line["weights"].rpartition("sha256 ")[2].rstrip(")")
-        wanted = replace(wanted, weights=f"sha256:{sha256}" if kind == "file" else kind)
+        weights = line["settings"].get("weights", wanted_settings(method, preset).weights)
+        wanted = replace(wanted, weights=weights)
     own = DIA(wanted_settings(DIA.method, preset, changes.get(DIA.method)), seed=line["seed"])
-    return wanted_hash(line["method"], wanted, own, line["data_sha256"][:32])
+    detector = detector_class(method)(wanted, seed=line["seed"])
+    return identity(described(line["dataset"], detector, preset, data, own))
 
 
 def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:

@@ -1,7 +1,7 @@
 """Where runs of a grid are made: in this process, in others on this machine, or in Ray's actors.
 
-Knows how to start and stop them; what a run is stands in `grid.py`. Ray is imported only here and in
-`executors.py`.
+Knows how to start and stop them; what a run is stands in `runner.py`. Ray is imported only
+here and by `core/cluster.py`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 
 from ..core.cluster import last_line, start_ray
 from ..core.errors import DataError
-from .runner import Outcome, Place, Task, Worker, perform
+from .runner import Job, Paths, Result, Worker, perform
 
 
-class Here:
-    """This process: a submitted task is done at once."""
+class LocalWorker:
+    """This process: a submitted job is done at once."""
 
-    def submit(self, task: Task, place: Place) -> Future[Outcome]:
+    def submit(self, job: Job, paths: Paths) -> Future[Result]:
         """Done when it returns."""
-        future: Future[Outcome] = Future()
-        future.set_result(perform(task, place))
+        future: Future[Result] = Future()
+        future.set_result(perform(job, paths))
         return future
 
     def memory_mb(self) -> float:
@@ -51,16 +51,16 @@ class Process:
         self.pool: ProcessPoolExecutor | None = None
         self.pid: int | None = None
 
-    def submit(self, task: Task, place: Place) -> Future[Outcome]:
+    def submit(self, job: Job, paths: Paths) -> Future[Result]:
         """Starts the process first, where there is none."""
         if self.pool is None:
             self.pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self.threads, os.getpid()))
             self.pid = self.pool.submit(os.getpid).result()
         try:
-            return self.pool.submit(perform, task, place)
-        except RuntimeError:  # it died between two tasks
+            return self.pool.submit(perform, job, paths)
+        except RuntimeError:  # it died between two jobs
             self.kill()
-            return self.submit(task, place)
+            return self.submit(job, paths)
 
     def memory_mb(self) -> float:
         """Resident memory, where the system tells (Linux)."""
@@ -91,11 +91,11 @@ class Actor:
         self.ray, self.options, self.threads = ray, options, threads
         self.actor: Any = None
 
-    def submit(self, task: Task, place: Place) -> Future[Outcome]:
+    def submit(self, job: Job, paths: Paths) -> Future[Result]:
         """Starts the actor first, where there is none."""
         if self.actor is None:
             self.actor = self.ray.remote(**self.options)(_Performer).remote(os.getcwd(), self.threads)
-        made: Future[Outcome] = self.actor.perform.remote(task, place).future()
+        made: Future[Result] = self.actor.perform.remote(job, paths).future()
         made.add_done_callback(self._forget)
         return made
 
@@ -109,7 +109,7 @@ class Actor:
             self.ray.kill(self.actor)
         self.actor = None
 
-    def _forget(self, future: Future[Outcome]) -> None:
+    def _forget(self, future: Future[Result]) -> None:
         if not future.cancelled() and future.exception() is not None:
             self.actor = None  # it died
 
@@ -140,7 +140,7 @@ def workers_of(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if executor == "local":
         many = number or 1
-        yield [Process(max(cores // many, 1)) for _ in range(many)] if many > 1 or apart else [Here()]
+        yield [Process(max(cores // many, 1)) for _ in range(many)] if many > 1 or apart else [LocalWorker()]
         return
     ray, ours = start_ray(address)
     try:
@@ -172,8 +172,8 @@ class _Performer:
         with contextlib.suppress(OSError):
             os.chdir(folder)  # relative paths mean what they mean to the caller
 
-    def perform(self, task: Task, place: Place) -> Outcome:
-        return perform(task, place)
+    def perform(self, job: Job, paths: Paths) -> Result:
+        return perform(job, paths)
 
 
 def _begin(threads: int, parent: int) -> None:

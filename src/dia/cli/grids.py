@@ -1,6 +1,6 @@
 """The commands about grids of runs: `dia benchmark`, `dia ablate`, `dia report benchmark`.
 
-Turn arguments into tasks, have them run, and draw what the ledger then holds.
+Turn arguments into a grid, have it run, and draw what the ledger then holds.
 """
 
 from __future__ import annotations
@@ -8,26 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.table import Table
 
-from ..benchmark.ablation import (
-    CONTAMINATION,
-    Ablation,
-    label,
-    load_ablation,
-    markdown,
-    plot,
-    results,
-    shipped,
-)
+from ..benchmark.grid import CONTAMINATION, Job, benchmark_grid, load_grid, measured, shipped
 from ..benchmark.ledger import FAILED, Ledger, failures_path
-from ..benchmark.runner import Costs, Place, Task, benchmark_tasks, missing, run_grid
+from ..benchmark.results import FailureKey
+from ..benchmark.runner import Costs, Paths, missing, run_grid
 from ..benchmark.runs import current_lines, weights_kind
 from ..benchmark.workers import memory_of_machine_gb, workers_of
 from ..core.errors import DataError
@@ -35,24 +25,25 @@ from ..core.training import TrainingError
 from ..data.datasets import load, load_training, name_of
 from ..data.quality import has_near_duplicate
 from ..detectors.presets import MAX_SIZE, PRESETS
-from ..report.benchmark_page import Beside
+from ..report import render
+from ..report.benchmark_page import Beside, ablation_page, readme_table, write_benchmark_report
 from ..report.bias import direction_of, facts_of_set
-from ..report.gather import readme_table, write_benchmark_report
-from ..report.table import FailureKey
+from ..report.figures import ablation_plot
+from ..report.table import table
 
 
 def benchmark(a: Namespace, out: Console, err: Console) -> None:
     """`dia benchmark`."""
     _check_preset(a.preset)
-    tasks, remarks = benchmark_tasks(
-        a.datasets, a.methods, a.seeds, a.preset, a.max_size or MAX_SIZE[a.preset],
-        weights=a.weights, settings=a.settings,
-    )  # fmt: skip
+    grid, remarks = benchmark_grid(
+        a.datasets, a.methods, a.seeds, a.preset, max_size=a.max_size, weights=a.weights, settings=a.settings
+    )
     for remark in remarks:
         err.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    jobs = grid.jobs()
     if a.dry_run:
-        return _show_cost(missing(tasks, place_of(a)), len(tasks), Costs(Ledger(a.ledger).rows()), out)
-    failed = run_tasks(a, tasks)
+        return _show_cost(missing(jobs, paths_of(a)), len(jobs), Costs(Ledger(a.ledger).rows()), out)
+    failed = run_jobs(a, jobs)
     if a.readme:
         readme_table(Path(a.readme), Ledger(a.ledger).rows())
     say_failed(failed)
@@ -100,10 +91,10 @@ def open_failures(
 ) -> dict[FailureKey, str]:
     """The last reason of each failed run that was asked for and has no line since."""
 
-    def key(r: Mapping[str, Any]) -> FailureKey:
-        return r["dataset"], r["method"], weights_kind(r["weights"]), r["seed"]
+    def key(f: Mapping[str, Any]) -> FailureKey:
+        return f["dataset"], f["method"], weights_kind(f["weights"]), f["seed"]
 
-    done = {key(line) for line in lines}
+    done = {(r["dataset"], r["method"], r["weights_kind"], r["seed"]) for r in lines}
     return {
         (f["dataset"], f["method"], f["weights"], f["seed"]): f["reason"]
         for f in failed
@@ -115,48 +106,34 @@ def open_failures(
 def ablate(a: Namespace, out: Console) -> None:
     """`dia ablate`."""
     if a.list or a.grid is None:
-        table = Table("grid", "title", "cells", "data sets")
-        for name in shipped():
-            g = load_ablation(name)
-            table.add_row(name, g.title, str(len(g.cells())), ", ".join(g.datasets))
-        out.print(table)
+        grids = [load_grid(name) for name in shipped()]
+        rows = [[g.name, g.title, str(len(g.cells)), ", ".join(g.datasets)] for g in grids]
+        out.print(render.console(table(("grid", "title", "cells", "data sets"), rows)))
         if not a.list:
             raise DataError("dia ablate: name a grid of these, or a YAML file")
         return
-    grid = load_ablation(a.grid)
+    grid = load_grid(a.grid)
     grid = replace(
         grid,
         datasets=tuple(a.datasets or grid.datasets),
         seeds=tuple(a.seeds or grid.seeds),
         preset=a.preset or grid.preset,
-        reference=tuple(a.reference or grid.reference),
+        reference=tuple(a.reference or grid.reference or ()),
     )
     if a.dry_run:
-        for cell in grid.cells():
-            out.print(f"{label(cell)}: {grid.changes(cell)}", markup=False, highlight=False)
-        runs = len(grid.cells()) * len(grid.datasets) * len(grid.seeds)
+        for cell in grid.cells:
+            share = {CONTAMINATION: cell.contamination} if cell.contamination else {}
+            out.print(f"{cell.label}: {dict(cell.changes) | share}", markup=False, highlight=False)
+        runs = len(grid.cells) * len(grid.datasets) * len(grid.seeds)
         out.print(f"{runs} runs on {', '.join(grid.datasets)} with seeds {', '.join(map(str, grid.seeds))}")
         return
-    failed = [] if a.draw else run_tasks(a, ablation_tasks(grid))
-    made = results(grid, Ledger(a.ledger).rows(), Path(a.scores), grid.datasets)
+    failed = [] if a.draw else run_jobs(a, grid.jobs())
+    made = measured(grid, Ledger(a.ledger).rows(), Path(a.scores))
     page = Path(a.out, f"{grid.name}.md")
-    picture = plot(page.with_suffix(".png"), grid, made)
-    page.write_text(markdown(grid, made, picture.name), encoding="utf-8")
+    picture = ablation_plot(page.with_suffix(".png"), grid, made)
+    page.write_text(ablation_page(grid, made, picture.name), encoding="utf-8")
     out.print(str(page), soft_wrap=True)
     say_failed(failed)
-
-
-def ablation_tasks(grid: Ablation) -> list[Task]:
-    """Every cell on every data set with every seed."""
-    tasks = []
-    for dataset, seed, cell in product(grid.datasets, grid.seeds, grid.cells()):
-        changes = grid.changes(cell)
-        share = float(changes.pop(CONTAMINATION, 0))
-        about = {"grid": grid.name, "cell": list(cell), "side": grid.side}
-        about |= {CONTAMINATION: share} if share else {}
-        more = {"ablation": about}
-        tasks.append(Task(dataset, grid.method, seed, grid.preset, changes, grid.side, share, more))
-    return tasks
 
 
 def _check_preset(preset: str) -> None:
@@ -164,21 +141,21 @@ def _check_preset(preset: str) -> None:
         raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
 
 
-def place_of(a: Namespace) -> Place:
+def paths_of(a: Namespace) -> Paths:
     """Where a command's arguments say that things lie."""
     alone = a.executor == "local" and a.workers in (None, 1)
-    return Place(a.ledger, a.scores, a.work, a.data_root, a.device, sys.stderr.isatty() and alone)
+    return Paths(a.ledger, a.scores, a.work, a.data_root, a.device, sys.stderr.isatty() and alone)
 
 
-def run_tasks(a: Namespace, tasks: Sequence[Task]) -> list[str]:
-    """By the workers that a command's arguments ask for; a line for each failure."""
+def run_jobs(a: Namespace, jobs: Sequence[Job]) -> list[str]:
+    """Runs jobs by the workers that a command's arguments ask for; returns a line for each failure."""
     memory = a.memory_gb
     if memory is None and (a.workers or 1) > 1 and a.executor == "local":
         memory = 0.8 * memory_of_machine_gb()
     with workers_of(
         a.executor, a.workers, device=a.device, apart=a.memory_gb is not None, address=a.ray_address
     ) as workers:
-        return run_grid(tasks, place_of(a), workers, memory_gb=memory)
+        return run_grid(jobs, paths_of(a), workers, memory_gb=memory)
 
 
 def say_failed(failed: Sequence[str]) -> None:
@@ -188,16 +165,16 @@ def say_failed(failed: Sequence[str]) -> None:
         raise TrainingError(f"{number}; the first: {failed[0]}; the same command tries them anew")
 
 
-def _show_cost(left: Sequence[Task], total: int, costs: Costs, out: Console) -> None:
-    """What is not in the ledger, and what the ledger's lines say of its time."""
-    table = Table("method", "data set", "runs to make", "minutes, by earlier runs")
-    whole, unknown = 0.0, 0
-    for method, dataset in dict.fromkeys((t.method, t.dataset) for t in left):
-        own = [t for t in left if (t.method, t.dataset) == (method, dataset)]
+def _show_cost(left: Sequence[Job], total: int, costs: Costs, out: Console) -> None:
+    """Prints what is not in the ledger, and what the ledger's lines say of its time."""
+    rows, whole, unknown = [], 0.0, 0
+    for method, dataset in dict.fromkeys((j.method, j.dataset) for j in left):
+        own = [j for j in left if (j.method, j.dataset) == (method, dataset)]
         minutes = costs.minutes(own, 1)
         whole, unknown = whole + (minutes or 0), unknown + len(own) * (minutes is None)
-        table.add_row(method, dataset, str(len(own)), "unknown" if minutes is None else f"{minutes:.1f}")
-    out.print(table)
+        rows.append([method, dataset, str(len(own)), "unknown" if minutes is None else f"{minutes:.1f}"])
+    head = ("method", "data set", "runs to make", "minutes, by earlier runs")
+    out.print(render.console(table(head, rows)))
     more = f", and {unknown} of unknown cost" if unknown else ""
     out.print(
         f"{len(left)} of {total} runs are to be made: about {whole:.0f} minutes with one worker{more}",

@@ -1,13 +1,14 @@
-"""What every settings dataclass shares: checks, identity, differences, and its form as plain values.
+"""What every settings dataclass shares: checks, differences, and its form as plain values.
 
 Settings are frozen dataclasses, nested. One definition is the constructor's argument, the command line's
-flags, the saved JSON and the hash in the ledger. Knows no particular settings.
+flags, the saved JSON, and what the ledger says of a run. This file knows no particular settings.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import MISSING, field, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,6 @@ from .errors import DataError
 
 class SettingsError(DataError):
     """Settings that cannot be, or not together. Names the setting and says what to do."""
-
-
-def added(default: Any) -> Any:
-    """A field that came later: at its default, which does what was done before it, it changes no hash."""
-    return field(default=default, metadata={"added": True})
 
 
 def require(holds: bool, setting: str, must: str) -> None:
@@ -41,16 +37,6 @@ def plain(settings: Any) -> dict[str, Any]:
     return {f.name: plain(v) if is_dataclass(v := getattr(settings, f.name)) else v for f in fields(settings)}
 
 
-def identity(settings: Any) -> dict[str, Any]:
-    """The values that tell settings apart: `plain` without later additions that are at their default."""
-    made = {}
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if not f.metadata.get("added") or f.default is MISSING or value != f.default:
-            made[f.name] = identity(value) if is_dataclass(value) else value
-    return made
-
-
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Values by dotted name: {"amplify.width": 24, ...}."""
     made: dict[str, Any] = {}
@@ -64,6 +50,23 @@ def differences(settings: Any, other: Any) -> dict[str, tuple[Any, Any]]:
     """(value, value in `other`) of each dotted name in which two settings of one class differ."""
     a, b = flat(settings), flat(other)
     return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+
+
+def changes_from(settings: Any, base: Any) -> dict[str, Any]:
+    """The settings that differ from `base`, by dotted name, in the form that JSON gives back.
+
+    A setting that is added later, at a default that does what was done before, differs in neither: what was
+    written before it was added stays equal to what is written after.
+
+    Args:
+        settings: a settings dataclass.
+        base: another one of the same class, such as a preset's.
+
+    Returns:
+        Values for `replaced(base, ...)`, with tuples as lists; empty where nothing differs.
+    """
+    made = {name: value for name, (value, _) in differences(settings, base).items()}
+    return dict(json.loads(json.dumps(made)))
 
 
 def replaced(settings: Any, values: Mapping[str, Any]) -> Any:

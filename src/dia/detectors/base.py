@@ -511,8 +511,7 @@ class Detector(OutlierMixin, BaseEstimator):
         if hasattr(s, "weights"):
             s = replace(s, weights=identity_of(s.weights))
         later = [self.revision] * (self.revision > 1)
-        known = s.in_ledger() if hasattr(s, "in_ledger") else s
-        return fingerprint(self.method, known, self.holdout, *later)
+        return fingerprint(self.method, s, self.holdout, *later)
 
     def _card(self) -> str:
         h, w, c = self.shape_

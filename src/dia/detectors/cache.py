@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ..core.processes import barrier, is_main, of_all
-from ..core.settings import identity
+from ..core.settings import plain
 from ..core.storage import locked
 from ..core.training import Timed, train
 from .saving import load_module, module_tensors
@@ -102,6 +102,6 @@ def fingerprint(*parts: object) -> str:
             for start in range(0, len(part), 1024):  # a memory map stays one
                 h.update(np.ascontiguousarray(part[start : start + 1024]).data)
         else:
-            values = identity(part) if is_dataclass(part) and not isinstance(part, type) else part
+            values = plain(part) if is_dataclass(part) and not isinstance(part, type) else part
             h.update(json.dumps(values, sort_keys=True).encode())
     return h.hexdigest()[:16]

@@ -36,12 +36,11 @@ from ..amplify.inputs import as_input
 from ..amplify.settings import AmplifySettings
 from ..amplify.shifts import SHIFTS
 from ..core.processes import choose_device
-from ..core.settings import added, chosen, identity, require
+from ..core.settings import chosen, require
 from ..data.imageset import ImageSet, subsample
 from ..dissolve import DissolverSettings, StandIn
 from ..dissolve.base import T_MAX
 from .cache import Stages
-from .csi import PARTS
 from .dia import DIA, check_dissolved
 from .features import (
     CONSTANT,
@@ -129,7 +128,7 @@ class DIAPlusSettings:
     symmetries: Literal["auto", "none", "all"] = "auto"
     residual_ts: tuple[int, ...] = (20, 50, 100, 300)
     blur_sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
-    whole: bool = added(True)
+    whole: bool = True
 
     def __post_init__(self) -> None:
         chosen(self, "symmetries")
@@ -157,18 +156,6 @@ class DIAPlusSettings:
         """The settings that do nothing, as the others stand."""
         views = {"contrast": "contrast", "blur_sigmas": "blurred"}
         return tuple(name for name, view in views.items() if not (self.whole and view in self.views))
-
-    def in_ledger(self) -> dict[str, Any]:
-        """The values that the hash of a run is made of: those of 0.1, whose runs the ledger holds."""
-        own, contrast = identity(self), identity(self.contrast)
-        cpu = self.contrast.ts == ContrastSettings.ts and not self.contrast.live  # as that preset had them
-        idle = {
-            "samples": 4 if cpu else 10,
-            "score_parts": PARTS,
-            "score_draws": "own" if self.contrast.live else "shared",
-        }
-        del own["contrast"]
-        return own | contrast | idle
 
     @staticmethod
     def from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:

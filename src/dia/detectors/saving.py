@@ -127,15 +127,10 @@ def identity_of(weights: str) -> str:
         return f"sha256:{sha256_of(path)}" if path.is_file() else weights
     try:
         config = json.loads((path / "config.json").read_text())
-        return own_identity(config["settings_hash"], config["seed"], config["facts"]["train_sha256"])
+        return f"{OWN}{config['settings_hash']}-{config['seed']}-{config['facts']['train_sha256'][:32]}"
     except (OSError, ValueError, KeyError):  # not there, or fitted without such facts
         file = path / "weights.safetensors"
         return f"{OWN}{sha256_of(file)}" if file.is_file() else weights
-
-
-def own_identity(settings_hash: str, seed: int, train_sha256: str) -> str:
-    """`identity_of` a `dia:RUN` with these settings, this seed and these training images."""
-    return f"{OWN}{settings_hash}-{seed}-{train_sha256[:32]}"
 
 
 def sha256_of(file: Path) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..core.settings import added, chosen, require
+from ..core.settings import chosen, require
 from ..core.training import Precision
 
 T_MAX = 1000
@@ -79,14 +79,14 @@ class DissolverSettings:
     hflip: bool = True
     precision: Precision = "auto"
     pretrained: str | None = None
-    kind: Kind = added("diffusion")
-    kernel: int = added(7)
-    input_range: Literal["right", "released"] = added("right")
-    sigma: float | None = added(None)
-    noise: float | None = added(None)
-    threshold: float = added(10.0)
-    bottleneck: int = added(32)
-    matched: bool = added(False)
+    kind: Kind = "diffusion"
+    kernel: int = 7
+    input_range: Literal["right", "released"] = "right"
+    sigma: float | None = None
+    noise: float | None = None
+    threshold: float = 10.0
+    bottleneck: int = 32
+    matched: bool = False
 
     def __post_init__(self) -> None:
         for name in ("loss", "precision", "kind", "input_range"):

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from ..benchmark.results import TRIVIAL, BenchmarkResults
 from ..core.errors import DataError
 from ..data.datasets import known_set
 from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
 from ..data.quality import has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
-from .table import TRIVIAL, BenchmarkTable
+from .table import Table, table
 from .text import signed as _signed
 
 
@@ -160,11 +161,6 @@ def backwards(metrics: Mapping[str, Any]) -> list[str]:
 
 # --- the benchmark's page ---------------------------------------------------------------------------------
 
-SET_HEAD = (
-    *("data set", "test images: normal + anomalous", "direction", "best untrained row"),
-    *("near-duplicates in the test", "copies of training images"),
-)
-COPIES_HEAD = ("method", "AUROC", "without copies", "difference [95 %]", "seeds")
 BESIDE = (
     "Near-duplicates are images as alike as an image and its re-saved copy, or ten times as alike as is "
     "usual in the set; identical ones are among them. Copies of training images are test images with a "
@@ -174,21 +170,21 @@ BESIDE = (
 ENOUGH = 0.01  # of the test images: fewer copies change nothing that can be seen
 
 
-def set_rows(
-    table: BenchmarkTable,
+def set_table(
+    results: BenchmarkResults,
     labels: Mapping[str, np.ndarray],
     facts: Mapping[str, Mapping[str, Any]],
-) -> list[list[str]]:
+) -> Table:
     """What stands beside the results of each data set.
 
     Args:
-        table: the benchmark's.
+        results: the benchmark's.
         labels: of the test images, by data set, where raw scores were kept.
         facts: of `facts_of_set`, by data set, where its images are at hand.
     """
     out = []
-    for d in table.datasets:
-        of, best, y = facts.get(d), table.best_trivial.get(d), labels.get(d)
+    for d in results.datasets:
+        of, best, y = facts.get(d), results.best_trivial.get(d), labels.get(d)
         balance = "not known: no raw scores"
         if y is not None:
             balance = (
@@ -202,14 +198,15 @@ def set_rows(
             near = str(of["near_duplicates"])
         untrained = "–" if best is None else f"{best.name} ({best.cells[d].mean:.3f})"
         out.append([d, balance, direction_of(d), untrained, near, copies])
-    return out
+    head = ("data set", "test images: normal + anomalous", "direction", "best untrained row")
+    return table((*head, "near-duplicates in the test", "copies of training images"), out)
 
 
-def below_chance(table: BenchmarkTable) -> list[str]:
+def below_chance(results: BenchmarkResults) -> list[str]:
     """A line on each data set where rows rank anomalous images as more normal."""
     out = []
-    for d in table.datasets:
-        below = [(r.name, c) for r in table.rows if (c := r.cells.get(d)) is not None and c.mean < 0.5]
+    for d in results.datasets:
+        below = [(r.name, c) for r in results.rows if (c := r.cells.get(d)) is not None and c.mean < 0.5]
         clear = [f"{name} ({c.mean:.3f})" for name, c in below if c.ci[1] < 0.5]
         others = [f"{name} ({c.mean:.3f})" for name, c in below if c.ci[1] >= 0.5]
         if below:
@@ -219,21 +216,21 @@ def below_chance(table: BenchmarkTable) -> list[str]:
     return out
 
 
-def copies_rows(
-    table: BenchmarkTable,
+def copies_table(
+    results: BenchmarkResults,
     scores: Mapping[str, Mapping[int, np.ndarray]],
     labels: np.ndarray,
     same: np.ndarray,
-) -> list[list[str]]:
+) -> Table:
     """Of each row of the benchmark on one data set: AUROC with and without copies of training images.
 
     Args:
-        table: the benchmark's.
+        results: the benchmark's.
         scores: by row and seed, `(N,)`.
         labels, same: `(N,)`, of the test images; see `effect_of_copies`.
     """
     out = []
-    for r in table.rows:
+    for r in results.rows:
         if r.name not in scores:
             continue
         found = effect_of_copies(labels, np.stack(list(scores[r.name].values())), same)
@@ -243,7 +240,7 @@ def copies_rows(
             ends = f"[{_signed(low)}, {_signed(high)}]"
             shown = [f"{found['auroc_without']:.3f}", f"{_signed(found['difference'])} {ends}"]
         out.append([r.name, f"{found['auroc']:.3f}", *shown, str(len(scores[r.name]))])
-    return out
+    return table(("method", "AUROC", "without copies", "difference [95 %]", "seeds"), out)
 
 
 def effect_of_copies(

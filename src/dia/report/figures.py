@@ -1,4 +1,4 @@
-"""Pictures of a benchmark: the critical-difference diagram and ROC curves laid over each other.
+"""Pictures of a benchmark and of ablations: mean ranks, ROC curves laid over each other, differences.
 
 Knows numbers and names only. Each function takes its ink, so that a page draws in its own colours and a file
 in black on white.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib as mpl
@@ -17,9 +18,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from ..benchmark.grid import Grid, Measured
+from ..benchmark.results import Ranking
 from ..evaluate.stress import FOUND, in_pixels, smallest
 from .style import ANOMALOUS, CSS_COLOURS, GRID, INK, svg
-from .table import Ranking
 
 FPR = np.linspace(0, 1, 201)
 # told apart on white and on black; dashes tell them apart without colour
@@ -274,3 +276,58 @@ def _blind(result: Mapping[str, Any]) -> Sequence[str]:
     ceiling = result["false_alarms"]["ci"][1]
     kinds = dict.fromkeys(c["kind"] for c in result["cells"])
     return [k for k in kinds if all(c["ci"][0] <= ceiling for c in result["cells"] if c["kind"] == k)]
+
+
+def ablation_plot(path: Path, grid: Grid, made: Mapping[str, Sequence[Measured]]) -> Path:
+    """Two panels for each data set: AUROC of each cell, and its difference from the reference.
+
+    Args:
+        path: of the PNG, whose folder is made if absent.
+        grid: of `dia ablate`.
+        made: by data set, of each of the grid's cells.
+
+    Returns:
+        The path.
+    """
+    cells = grid.cells
+    height = 0.9 + (0.34 * len(cells) + 0.75) * len(made)
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    axes = figure.subplots(len(made), 2, squeeze=False, sharey="row", width_ratios=(1.15, 1))
+    y = np.arange(len(cells))
+    names = [f"{c.label}{'  (reference)' if c.names == grid.reference else ''}" for c in cells]
+    for (left, right), (dataset, found) in zip(axes, made.items(), strict=True):
+        for place, r in zip(y, found, strict=True):
+            values = list(r.aurocs.values())
+            if r.ci is not None:
+                left.plot(r.ci, [place, place], color="#9db7d0", linewidth=5, solid_capstyle="butt", zorder=1)
+                left.plot(values, [place] * len(values), "|", color="#1b4f82", markersize=9, zorder=2)
+                left.plot(mean(values), place, "o", color="#1b4f82", markersize=6, zorder=3)
+            if r.published is not None:
+                left.plot(r.published, place, "D", color="#c45a11", fillstyle="none", markersize=6, zorder=3)
+            if r.difference is not None:
+                d = r.difference
+                right.plot([d.low, d.high], [place, place], color="#1b4f82", linewidth=1.6)
+                right.plot(d.value, place, "o", color="#1b4f82", markersize=5)
+        right.axvline(0, color="#555555", linewidth=1, linestyle="--")
+        left.set(yticks=y, yticklabels=names, xlabel="AUROC")
+        left.set_title(dataset, loc="left", fontweight="bold", fontsize=10)
+        right.set(xlabel="difference from the reference")
+        for ax in (left, right):
+            ax.locator_params(axis="x", nbins=5)  # more run into each other
+            ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+            ax.set_axisbelow(True)
+            ax.spines[["top", "right"]].set_visible(False)
+        left.invert_yaxis()
+    keys = [
+        *figure.axes[0].plot([], [], "o", color="#1b4f82", label="mean over seeds"),
+        *figure.axes[0].plot([], [], "|", color="#1b4f82", markersize=9, label="one seed"),
+        *figure.axes[0].plot(
+            [], [], color="#9db7d0", linewidth=5, label="95 % by images (left), paired (right)"
+        ),
+    ]
+    if any(r.published is not None for found in made.values() for r in found):
+        keys += figure.axes[0].plot([], [], "D", color="#c45a11", fillstyle="none", label="published")
+    figure.legend(handles=keys, loc="outside upper center", ncols=len(keys), frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path

@@ -1,32 +1,26 @@
-"""From a fitted detector and images to the report page; from the ledger to the benchmark's and the README's.
+"""From a fitted detector and images to its report page.
 
-Gathers what `evaluate/report.py` and `benchmark_report.py` draw. Fits the trivial rows; trains nothing else.
+Gathers what `run_page.py` draws. Fits the trivial rows; trains nothing else.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from ..benchmark.ledger import update_section
-from ..benchmark.runs import Scored, current_lines, score_set
+from ..benchmark.runs import Scored, score_set
 from ..data.imageset import ImageSet
 from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from ..evaluate.stress import is_of, load_stress
-from .benchmark_page import Beside, write_benchmark
 from .bias import best_of, direction_of, facts_of_set
 from .bias import sentences as bias_sentences
 from .pictures import DISSOLVE_TS
 from .run_page import ReportContent, write_report
-from .table import FailureKey, benchmark_table
-from .text import direction_notes, escaped, markdown_table, sentences
 
 CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # beside the method reported
 
@@ -186,61 +180,3 @@ def verdict(method: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{method} (AUROC {own['auroc']:.3f}) stands above the best untrained row, {best['method']} "
         f"({best['auroc']:.3f}), by {clear} than its 95 % interval."
     ]
-
-
-def write_benchmark_report(
-    out: Path,
-    lines: Sequence[Mapping[str, Any]],
-    scores: Path,
-    failures: Mapping[FailureKey, str] | None = None,
-    title: str = "Benchmark",
-    sets: Mapping[str, Beside] | None = None,
-) -> list[Path]:
-    """Writes `benchmark.md`, `.html`, `.csv` and `.tex` and their pictures into `out`.
-
-    Args:
-        out: a folder, made if it is absent.
-        lines: of the ledger, already selected: for each method, kind of weights and data set one per seed.
-        scores: the folder of raw scores (`evaluate.benchmark.scores_path`); some may be missing.
-        failures: reasons of runs that came to nothing, by (data set, method, weights, seed).
-        title: of the page.
-        sets: what is known of the images themselves, by data set.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ValueError: no lines, or several settings, presets or data behind one cell.
-    """
-    return write_benchmark(out, benchmark_table(lines, failures), scores, title, sets)
-
-
-def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the ledger's `cpu` rows into the README, beside the paper's, and says who beats whom.
-
-    Only lines of the preset as it is now: those of earlier settings stay in the ledger as history.
-    """
-    today = current_lines(rows, "cpu")
-    shown = [r for r in today if r["dataset"] != "phantom"]  # generated: no result, but its heatmaps are
-    text = ["No run yet."]
-    if shown:
-        made = benchmark_table(shown)
-        count, lines = sentences(made)
-        notes, lost = ([f"- {escaped(line)}" for line in of] for of in (direction_notes(made), lines))
-        text = [markdown_table(made, compact=True), "", *notes, "", count, "", *lost]
-    update_section(path, "RESULTS", "\n".join(text))
-    mapped = [r for r in today if "pixel_auroc" in r]
-    table = ["No run with masks yet."]
-    if mapped:
-        table = [
-            "| data set | method | seeds | image AUROC | pixel AUROC | PRO |",
-            "|---|---|---|---|---|---|",
-        ]
-        made = benchmark_table(mapped)
-        for dataset, row in product(made.datasets, made.rows):
-            if dataset in row.cells:
-                runs = row.cells[dataset].runs
-                means = [fmean(r[k] for r in runs) for k in ("auroc", "pixel_auroc", "pro")]
-                numbers = " | ".join(f"{m:.3f}" for m in means)
-                table.append(f"| {dataset} | {row.name} | {len(runs)} | {numbers} |")
-    update_section(path, "HEATMAPS", "\n".join(table))
