@@ -22,6 +22,7 @@ REQUIRED = (
     *("score_images_per_second", "peak_memory_mb", "device", "weights", "data_sha256", "settings_hash"),
     *("commit", "versions"),
 )
+LEDGER = "results/runs.jsonl"  # where `dia benchmark` writes
 FAILED = ("dataset", "method", "preset", "seed", "weights", "reason")  # of the lines beside it
 IDENTITY = ("dataset", "method", "settings_hash", "seed", "data_sha256")  # what makes two runs the same run
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {

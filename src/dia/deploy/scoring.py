@@ -19,16 +19,16 @@ import numpy as np
 
 from ..core.cluster import last_line, start_ray
 from ..core.errors import DataError
-from ..core.modelfiles import READ
+from ..core.modelfiles import READ, STRESS
 from ..data.imageset import ImageSet
 from ..data.readers import Listing
 from ..detectors.drift import acquisition
-from ..evaluate.stress import STRESS
 
 if TYPE_CHECKING:
     from ..detectors import Detector
     from .onnx_model import OnnxModel
 
+BATCH = 512  # images scored at a time
 _IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
 
 
@@ -52,7 +52,7 @@ class Job:
     detector: Detector | OnnxModel
     listing: Listing
     start: int = 0
-    batch: int = 512
+    batch: int = BATCH
     heatmaps: bool = False
     device: str = "auto"
     workers: int | None = None

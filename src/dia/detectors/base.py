@@ -29,7 +29,7 @@ from ..core.storage import replace_folder, reserve
 from ..data.imageset import ImageSet, middle_slices
 from . import drift, saving
 from .cache import Stages, fingerprint
-from .calibration import Calibration, held_out
+from .calibration import FALSE_ALARM_RATE, HOLDOUT, Calibration, held_out
 from .drift import acquisition, statistics_of
 from .hub import Hub
 from .presets import settings as preset_settings
@@ -80,8 +80,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         *,
         seed: int = 0,
         device: str = "auto",
-        holdout: float = 0.2,
-        false_alarm_rate: float = 0.05,
+        holdout: float = HOLDOUT,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
     ):
         self.settings = settings
         self.seed = seed
