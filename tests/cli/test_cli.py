@@ -471,7 +471,7 @@ def test_words_that_are_not_known_or_not_whole_are_refused(capsys, argv, says):
     assert says in refused(capsys, *argv)
 
 
-@pytest.mark.parametrize("option", ["seed", "out", "skip_bad", "holdout"])
+@pytest.mark.parametrize("option", ["seed", "out", "holdout"])
 def test_a_null_stands_only_where_there_may_be_none(capsys, tmp_path, option):
     (tmp_path / "c.yaml").write_text(f"{option}: null\n")
     assert f"{option} cannot be null" in refused(capsys, "fit", "x", "--config", tmp_path / "c.yaml")

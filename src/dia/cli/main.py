@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -158,6 +158,20 @@ def values_of(argv: Sequence[str]) -> tuple[Callable[..., None], dict[str, Any]]
     return function, dict(values.items(branches=True))
 
 
+def call(function: Callable[..., None], values: Mapping[str, Any]) -> None:
+    """Runs a command.
+
+    Args:
+        function: the command.
+        values: of its arguments, by name, those of shared options among them.
+
+    Raises:
+        DataError: values that cannot be.
+        TrainingError: training cannot go on, or runs failed.
+    """
+    function(**arguments_of(function, values))
+
+
 def configured(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Options as text, before there is a parser.
 
@@ -223,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise DataError("a command must be named; see dia --help")
         function, values = values_of(argv)
         target = values.get("out") or values.get("work") or ""  # where it writes
-        function(**arguments_of(function, values))
+        call(function, values)
     except (DataError, TrainingError) as error:
         say(f"dia: {error}", "red")
         sys.exit(2 if isinstance(error, DataError) else 1)
