@@ -29,7 +29,7 @@ class Grid(Cluster, Device, DataRoot):
         work: keeps finished stages; safe to delete
         workers: runs at a time, each in a process of its own with its share of the cores; default: one, in
             this process; with ray one for each GPU, or else CPU core
-        memory_gb: of all workers together; default: with several, four fifths of the machine's
+        memory_gb: memory of all workers together; default: with several, four fifths of the machine's
     """
 
     ledger: str = LEDGER
@@ -85,9 +85,10 @@ def benchmark(
         methods: names of `dia methods`, or anomalib:NAME for any model of anomalib (default: all but those
             that are published with pretrained weights, or need an extra package)
         seeds: a run for each
-        preset: of all runs: cpu, gpu or paper
-        weights: of methods that start from a pretrained network, a row of runs for each: none, imagenet, a
-            file, dia:RUN, or dia: the encoder of dia fitted on the same normals; default: the preset's
+        preset: settings of all runs: cpu, gpu or paper
+        weights: first weights of methods that have pretrained ones, with a row of runs for each: none,
+            imagenet, a file, dia:RUN, or dia: the encoder of dia fitted on the same normals; default: the
+            preset's
         settings: changes of a method's settings, as '{patchcore: {size: 96}}'
         max_size: read images at this side at most; default: the preset's
         readme: write the table between this file's RESULTS marks
@@ -132,11 +133,11 @@ def report_benchmark(
     Args:
         ledger: what `dia benchmark` wrote
         scores: the raw scores it kept
-        preset: of the runs: cpu, gpu or paper
+        preset: settings of the runs: cpu, gpu or paper
         datasets: the columns (default: all in the ledger)
         methods: the rows (default: all in the ledger)
         settings: as they were given to `dia benchmark`
-        out: folder
+        out: folder of the report
         what: the word `benchmark`, which older configurations hold
         root: where data sets lie, to count duplicates.
 
@@ -174,9 +175,9 @@ def ablate(
 
     Args:
         grid: a shipped grid's name, or a YAML file
-        list: what grids are shipped
-        datasets: as [a,b] (default: the grid's own)
-        seeds: as [0,1,2] (default: the grid's own)
+        list: show what grids are shipped
+        datasets: data sets, as [a,b] (default: the grid's own)
+        seeds: seeds of the runs, as [0,1,2] (default: the grid's own)
         preset: cpu, gpu or paper (default: the grid's own)
         reference: levels of the cell to compare with, as [none,excluded]
         out: folder of the page and the plot
@@ -214,8 +215,8 @@ def explore(
 
     Args:
         recipes: YAML files
-        datasets: as [a,b] (default: the recipe's own)
-        seeds: as [0,1,2]
+        datasets: data sets, as [a,b] (default: the recipe's own)
+        seeds: seeds of the runs, as [0,1,2]
         grid: where and how the runs are made.
 
     Examples:

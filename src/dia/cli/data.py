@@ -35,8 +35,8 @@ def data(
         name: for check: a known set's name, or a path
         size: read images as squares of this side, where sizes differ
         run: a folder written by `dia fit`: what copies change in its AUROC
-        scores: the same of scores of the test split, by `dia score`
-        row: the same of an untrained row, e.g. trivial:pixels
+        scores: a file of `dia score` for the test split: what copies change in the AUROC of its scores
+        row: an untrained row, e.g. trivial:pixels: what copies change in its AUROC
         reading: how images are read.
         output: how to print the result.
 
@@ -82,7 +82,7 @@ def methods(*, preset: str = "cpu", output: Output) -> None:
     `dia-anomaly[backbones]`; `trivial:` rows train nothing.
 
     Args:
-        preset: of the settings: cpu, gpu or paper
+        preset: which settings to show: cpu, gpu or paper
         output: how to print the result.
 
     Examples:

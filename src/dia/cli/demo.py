@@ -35,7 +35,7 @@ def demo(*, out: str = "demo", seed: int = 0, device: Device) -> None:
 
     Args:
         out: folder of model, report and pictures
-        seed: of every random draw
+        seed: decides every random draw
         device: where to train.
 
     Examples:

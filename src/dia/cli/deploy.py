@@ -33,12 +33,12 @@ def export(
     Args:
         run: a folder written by `dia fit`
         format: for onnxruntime in any language, or for libtorch
-        out: default: the run's name with .onnx or .pt
-        opset: of ONNX, from 18
+        out: the file to write; default: the run's name with .onnx or .pt
+        opset: version of the ONNX operators, from 18
         check: images on which the file must agree with the model too, beside generated ones: a folder, .npz,
             .csv or image, or a known set's name
-        split: of --check: train, val, test or all
-        normal: of --check, as for `dia score`
+        split: which images of --check: train, val, test or all
+        normal: which classes of --check are normal, as for `dia score`
         root: where the images of --check are.
         output: how to print the result.
 
@@ -79,11 +79,11 @@ def push(
     Args:
         run: a folder written by `dia fit`
         name: user/name on the hub; made if it is not there
-        public: for all to see; a new one is private otherwise
-        license: of the model, as the hub names it, e.g. cc-by-4.0
+        public: let all see the model; a new one is private otherwise
+        license: licence of the model, as the hub names it, e.g. cc-by-4.0
         results: what `dia evaluate --json` printed, for the card
         about_data: what it was trained on, for the card
-        out: push nothing: write into this folder what would be
+        out: push nothing; write what would be pushed into this folder
 
     Examples:
         dia push runs/mine user/name --license cc-by-4.0
@@ -138,11 +138,11 @@ def serve(
         model: what to serve.
         host: address to listen at; default: this machine alone
         port: 0 for any that is free
-        token: asked for by page and service; better set DIA_TOKEN, as arguments are seen by all users of the
+        token: what page and service ask for; better set DIA_TOKEN, as arguments are seen by all users of the
             machine; default: $DIA_TOKEN, or else none
         allow_open: listen beyond this machine without a token
         allowed_hosts: names by which browsers and clients may call the service, as of a proxy before it
-        page: false: the HTTP service alone
+        page: whether to open the page; false leaves the HTTP service alone
         store: file of the page's reviews
         normals: the training images, for neighbours and the scale of colours, as a path or known set;
             default: where the model was fitted

@@ -83,11 +83,11 @@ def illustrate(
     Args:
         model: what to draw.
         images: what to draw it on.
-        out: folder
+        out: folder of the pictures
         t: diffusion steps, as [50,100]
         count: images of each kind in the strips
-        seed: of the choice of images
-        format: of the figures
+        seed: decides which images are chosen
+        format: file format of the figures
 
     Examples:
         dia illustrate runs/mine scans

@@ -31,7 +31,7 @@ def evaluate(
         ledger: append a line to this file, e.g. results/runs.jsonl
         normals: the training normals, as a path or known set, to fit the untrained rows on and to look for
             copies; default: the ledger's rows of the same images, or else where the model was fitted
-        compare: false: leave out what stands beside: best untrained row, copies, balance, direction
+        compare: whether to show what stands beside: best untrained row, copies, balance, direction
         output: how to print the result.
 
     Examples:

@@ -86,15 +86,15 @@ def fit(
         out: folder of the fitted model
         method: a name of `dia methods`, or anomalib:NAME for any other image model of anomalib
         preset: named settings: cpu (minutes on two cores), gpu (for one accelerator), paper (as published)
-        seed: of the hold-out, the first weights and every random draw
+        seed: decides the hold-out, the first weights and every random draw
         size: read images as squares of this side (default: as they are, shrunk to the preset's side)
         channels: 1 or 3 (default: as the images are)
         holdout: share of the normals kept for calibration
         false_alarm_rate: share of normal images that the model's threshold flags at most, on average
         contamination: share of anomalies mixed, unmarked, among the normals: to see what they cost
-        weights: of a method that starts from a pretrained network: imagenet (fetched by timm from the Hugging
-            Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights
-        logger: of losses and learning rates during training; the last two need the extra `tracking`
+        weights: where a method that has pretrained weights starts from: imagenet (fetched by timm from the
+            Hugging Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights
+        logger: records losses and learning rates during training; the last two need the extra `tracking`
         log_dir: where the logger writes; default: OUT.logs
         resume: go on with an interrupted fit of the same --out
         overwrite: replace a model that is already there

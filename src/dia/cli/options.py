@@ -244,8 +244,8 @@ class Cluster:
     """This machine or a cluster.
 
     Args:
-        executor: ray: over the CPU cores or GPUs of a machine or cluster, whose machines must see all files
-            that are named here under the same paths
+        executor: local, or ray: over the CPU cores or GPUs of a machine or cluster, whose machines must see
+            all files that are named here under the same paths
         ray_address: HOST:PORT of a Ray cluster that runs; default: start Ray on this machine
     """
 

@@ -59,15 +59,16 @@ def stress(
     Args:
         model: what to measure.
         data: the normal images.
-        kinds: of lesions, as [a,b] (default: {KINDS})
+        kinds: kinds of lesions, as [a,b] (default: {KINDS})
         sizes: diameters, as shares of the image's shorter side
-        contrasts: of what is added, as a share of the image's grey range; of what is replaced, how much of it
-        localise: also whether heatmaps point at the lesions; twice the time
+        contrasts: strength of what is added, as a share of the image's grey range; of what is replaced, how
+            much of it
+        localise: measure too whether heatmaps point at the lesions; twice the time
         images: normals to paste into at most; 0 for all
-        seed: of the lesions' places and forms
+        seed: decides the lesions' places and forms
         out: the file of results; pictures go beside it (default: stress.json in RUN, where `dia report` finds
             it)
-        format: of the figure
+        format: file format of the figure
         overwrite: replace a different test in --out
         rate: where the threshold is.
         output: how to print the result.
@@ -211,11 +212,11 @@ def select(
     Args:
         data: the normal images.
         methods: names of `dia methods`, as [a,b]
-        presets: of each method: cpu, gpu, paper
+        presets: presets to try of each method: cpu, gpu, paper
         vary: values of a method's settings to try, all combinations, as '{csi: {amplify.steps: [60, 180]}}'
         fuse: also try fusions of up to so many candidates, by their conformal p-values; costs no fit
         splits: 1 to 5; each fits every candidate once
-        seed: of splits, detectors and lesions
+        seed: decides splits, detectors and lesions
         size: read images as squares of this side, as `dia fit`
         channels: 1 or 3 (default: as the images are)
         work: keeps what is finished; safe to delete
