@@ -69,22 +69,19 @@ def notebook(path: Path) -> str:
 
 def cli() -> str:
     """The help of `dia` and of every command."""
-    from dia.cli.arguments import build_parser
-    from dia.cli.help import commands, summary
-
     os.environ["COLUMNS"] = "80"
     os.environ.pop("DIA_DATA", None)
-    parser = build_parser([])
-    pages = {"dia": parser}
-    for name, command in commands(parser).items():
-        pages[f"dia {name}"] = command
-    pages["dia report benchmark"] = commands(build_parser(["report", "benchmark"]))["report"]
+    from dia.cli.main import COMMANDS, command_parser, top_parser
+
+    top = top_parser().format_help().rstrip()
     parts = [
         "# Command line\n\nWhat `dia --help` and `dia COMMAND --help` print. The settings of `dia fit` "
         "depend on `--method` and `--preset`; below they are those of `dia+` in `cpu`."
     ]
-    for name, command in pages.items():
-        parts.append(f"## {name}\n\n{summary(command)}.\n\n```text\n{command.format_help().rstrip()}\n```")
+    parts.append(f"## dia\n\n```text\n{top}\n```")
+    for name, command in COMMANDS.items():
+        text = command_parser(name).format_help().rstrip()
+        parts.append(f"## dia {name}\n\n{command.summary}.\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 
 

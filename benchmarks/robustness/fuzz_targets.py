@@ -235,9 +235,8 @@ def command(*words: str) -> Run:
         path = ground.case / "c.yaml"
         path.write_bytes(data)
         said, wrote = io.StringIO(), io.StringIO()
-        name = words[0]
         with (
-            mock.patch.object(cli, f"cmd_{name}"),
+            mock.patch.object(cli, "call"),
             mock.patch.dict(os.environ, {"COLUMNS": "10000"}),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(wrote),

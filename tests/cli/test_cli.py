@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dia.cli.main import _heatmap_file, main
+from dia.cli.main import COMMANDS, function_of, main
 from dia.data import phantoms
+from dia.deploy.scorefile import heatmap_path
 
 CSI = [
     "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
@@ -378,11 +381,11 @@ def test_weights_are_a_flag_of_methods_that_start_from_some(make_images, tmp_pat
 
 
 def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
-    from dia.cli.arguments import build_parser
+    from dia.cli.benchmark import default_methods
     from dia.detectors import PEERS
     from dia.detectors.registry import METHODS
 
-    asked = build_parser(["benchmark"]).parse_args(["benchmark"]).benchmark.methods
+    asked = default_methods()
     assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
     assert set(METHODS) - set(asked) == {"msc", "transformaly", "kdad", "uniad", *PEERS}
 
@@ -401,7 +404,7 @@ def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
     ],
 )
 def test_a_heatmap_lies_where_its_image_does_and_below_the_folder(name, file):
-    assert _heatmap_file(Path("maps"), name) == Path("maps") / file
+    assert heatmap_path(Path("maps"), name) == Path("maps") / file
 
 
 def test_the_version_is_the_packages(capsys):
@@ -409,3 +412,71 @@ def test_the_version_is_the_packages(capsys):
         main(["--version"])
     assert not end.value.code
     assert capsys.readouterr().out.split() == ["dia", version("dia-anomaly")]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["fit", "x", "--meth", "csi"], "did you mean --method?"),
+        (["score", "r", "x", "--skip"], "did you mean --skip_bad?"),
+        (["fit", "x", "--false-alarm-rat", "0.1"], "did you mean --false_alarm_rate?"),
+        (["scor", "r", "x"], "did you mean score?"),
+        (["fit", "x", "--settings.nothing", "1"], "--settings.nothing"),
+        (["fit", "--out", "r"], "see dia fit --help"),
+        ([], "a command must be named"),
+    ],
+)
+def test_words_that_are_not_known_or_not_whole_are_refused(capsys, argv, says):
+    assert says in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize("option", ["seed", "out", "holdout"])
+def test_a_null_stands_only_where_there_may_be_none(capsys, tmp_path, option):
+    (tmp_path / "c.yaml").write_text(f"{option}: null\n")
+    assert f"{option} cannot be null" in refused(capsys, "fit", "x", "--config", tmp_path / "c.yaml")
+
+
+def test_a_value_may_begin_with_a_minus(capsys):
+    for flag, value in (("--window", "-600,1500"), ("--slices", "-10:")):
+        assert "no/model" in refused(capsys, "score", "no/model", "x", flag, value)
+
+
+def test_method_and_preset_of_a_configuration_choose_the_settings(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("method: csi\npreset: paper\nsettings: {amplify: {steps: 7}}\n")
+    text = config_printed(capsys, "--config", str(tmp_path / "c.yaml"))
+    assert text.startswith("# csi: 1 settings differ")
+    assert "optimizer: lars" in text
+    (tmp_path / "c.yaml").write_text("method: csi\n")
+    assert config_printed(capsys, "--config", str(tmp_path / "c.yaml"), "--method=msc").startswith("# msc: ")
+
+
+def test_the_command_alone_gives_the_default_method_and_preset():
+    from dia.cli.fit import METHOD, PRESET
+    from dia.detectors.presets import PRESETS
+    from dia.detectors.registry import DEFAULT
+
+    assert METHOD == DEFAULT
+    assert PRESETS[0] == PRESET
+
+
+FIRST = """
+import sys
+for name in ("torch", "lightning", "scipy", "sklearn", "matplotlib"):
+    sys.modules[name] = None
+from dia.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["fit", "--help"], ["score", "--help"], ["benchmark", "--help"]]
+)
+def test_help_takes_no_torch(words):
+    done = subprocess.run([sys.executable, "-c", FIRST, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: dia")
+
+
+def test_the_list_of_commands_is_their_docstrings():
+    for name, command in COMMANDS.items():
+        assert function_of(name).__doc__.splitlines()[0] == f"{command.summary}.", name

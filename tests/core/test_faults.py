@@ -53,7 +53,7 @@ def test_the_command_says_one_line(tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(cli, "cmd_fit", full)
+    monkeypatch.setattr("dia.cli.options.Images.read", full)
     with pytest.raises(SystemExit) as end:
         cli.main(["fit", "phantom", "--out", "runs/a"])
     assert end.value.code == 2

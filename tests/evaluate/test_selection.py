@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from dia.cli.lesion_tests import candidates, fit_command, warning
 from dia.cli.main import main
+from dia.cli.stress import candidates, fit_command, warning
 from dia.core.errors import DataError
 from dia.data import lesions
 from dia.data.phantoms import load

@@ -228,9 +228,10 @@ def test_a_file_that_is_no_test_is_not_overwritten(run, capsys):
 
 
 def test_the_command_asks_for_the_usual_plan_and_names_all_its_kinds():
-    from dia.cli.arguments import build_parser
-    from dia.cli.lesion_arguments import KINDS
+    from dia.cli.main import command_parser
 
-    a = build_parser(["stress"]).parse_args(["stress", "run", "data"]).stress
+    parser = command_parser("stress")
+    a = parser.parse_args(["run", "data"])
     assert (tuple(a.sizes), tuple(a.contrasts), a.seed) == (Plan().sizes, Plan().contrasts, Plan().seed)
-    assert tuple(KINDS.split(", ")) == Plan().kinds == tuple(lesions.KINDS)
+    assert ", ".join(lesions.KINDS) in " ".join(parser.format_help().split())
+    assert Plan().kinds == tuple(lesions.KINDS)

@@ -8,7 +8,7 @@ from pages import Page
 
 from dia.benchmark.runs import score_set
 from dia.cli import demo as module
-from dia.cli.demo import DEFAULT, PLACES, demo
+from dia.cli.demo import DEFAULT, PLACES, run_demo
 from dia.data import phantoms
 from dia.detectors import Detector
 from dia.detectors.registry import TRIVIAL
@@ -32,7 +32,7 @@ def briefly(monkeypatch):
 
 
 def test_the_page_is_about_the_model_that_is_kept(briefly, tmp_path, capsys):
-    found = demo(tmp_path)
+    found = run_demo(tmp_path)
     assert found == json.loads((tmp_path / "metrics.json").read_text())
     own, default = (f"{found[name]['auroc']:.3f}" for name in (PLACES, DEFAULT))
     assert own != default

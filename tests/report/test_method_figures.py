@@ -16,15 +16,15 @@ from PIL import Image
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.contrast import AmplifySettings, untrained_encoder
 from dia.amplify.loss import targets
-from dia.cli import illustrate as app
-from dia.cli.illustrate import illustrate
 from dia.core.errors import DataError
 from dia.data.imageset import ImageSet
 from dia.detectors.baselines import Brightness
 from dia.detectors.csi import CSI, CSISettings
 from dia.detectors.dia import DIA, DIASettings
 from dia.dissolve import DissolverSettings
+from dia.report import illustrate as app
 from dia.report import method_figures as illustrations
+from dia.report.illustrate import illustrate
 from dia.report.method_figures import (
     COLOURS,
     EXCLUDED,

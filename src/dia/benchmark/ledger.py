@@ -25,6 +25,7 @@ REQUIRED = (
     *("commit", "versions", *("revision", "settings", "weights_kind", "holdout")),
 )
 _LATER = ("revision", "settings", "weights_kind", "holdout")  # older lines are without, and are history
+LEDGER = "results/runs.jsonl"  # where `dia benchmark` writes
 FAILED = ("dataset", "method", "preset", "seed", "weights", "reason")  # of the lines beside it
 # The fields by whose values two lines are the same run; `encoder` only where weights are of a run.
 IDENTITY = (

@@ -1,604 +1,278 @@
-"""The command line `dia`: its commands.
+"""The entry point of the command `dia`: which commands there are, errors, exit statuses.
 
-Calls the package and prints; what can be asked of it is in `arguments.py`.
-Bad usage or data: one line on stderr, exit status 2. Results go to stdout (`--json`: one JSON object),
-progress and remarks to stderr.
+Knows where the function of each command is; only the module of the command in use is imported, and only its
+parser is made. Bad usage or data is one line on stderr and exit status 2. Results go to stdout, progress and
+remarks to stderr.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import shutil
+import re
 import sys
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from typing import Any, NamedTuple
 
 from ..core.errors import DataError, TrainingError, system_error
-from ..core.settings import replaced
-from ..data.imageset import ImageSet
-from ..data.options import ReadOptions
-from .arguments import build_parser, underscored, with_plugins, with_signs
-from .help import refuse_nulls
-
-if TYPE_CHECKING:
-    from ..deploy.scorefile import ScoreFile
-
-err = Console(stderr=True)
-out = Console(width=None if sys.stdout.isatty() else 140)
+from .help import ArgumentParser, arguments_of, did_you_mean, extras_of, parser_of, refuse_nulls
 
 
-def _read(
-    a: Namespace, facts: Mapping[str, Any], *, size: Any = None, max_size: Any = None, channels: Any = None
-) -> ImageSet:
-    from ..data.datasets import open_data
+class Command(NamedTuple):
+    """Where a command is.
 
-    options = ReadOptions.of(
-        _options(a), size=size, max_size=max_size, channels=channels,
-        workers=a.workers, progress=sys.stderr.isatty(),
+    Args:
+        module: of this package; its function has the command's name, with an underscore for a space.
+        summary: what it does; the first sentence of the function's docstring.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "fit": Command("fit", "Train a detector on normal images and calibrate it"),
+    "score": Command("score", "Score images: one row each of path, score, p_value, flagged"),
+    "export": Command("deploy", "Export the whole of scoring as one file that needs none of this package"),
+    "evaluate": Command(
+        "evaluate", "Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR"
+    ),
+    "stress": Command(
+        "stress", "Measure how fine a model sees: paste lesions into normal images, count those flagged"
+    ),
+    "select": Command(
+        "stress", "Choose method, preset, settings and fusion without labels, by pasted lesions"
+    ),
+    "push": Command(
+        "deploy", "Publish a model on the Hugging Face hub, with a model card and without local paths"
+    ),
+    "dissolve": Command("dissolve", "Draw images dissolved at several t, side by side"),
+    "illustrate": Command("dissolve", "Draw pictures of the method on your images"),
+    "report": Command(
+        "evaluate", "Write one self-contained HTML page about a model and the images it scored"
+    ),
+    "report benchmark": Command(
+        "benchmark", "Draw the table of a benchmark from the ledger: HTML, Markdown, CSV, LaTeX, figures"
+    ),
+    "benchmark": Command("benchmark", "Run data sets × methods × seeds into the ledger"),
+    "explore": Command("benchmark", "Judge recipes on development data: no test set is read"),
+    "confirm": Command("benchmark", "Let a frozen recipe meet its test sets: once, with all its seeds"),
+    "methods": Command(
+        "data", "List the methods: family, paper, published weights, sizes, heatmaps, settings"
+    ),
+    "ablate": Command(
+        "benchmark", "Run a grid of settings × data sets × seeds, and draw what each choice is worth"
+    ),
+    "data": Command("data", "List the known data sets, or check what is in one of them or in a path"),
+    "serve": Command("deploy", "Open the review page and the HTTP service of a fitted model, until Ctrl-C"),
+    "demo": Command("demo", "Do the whole job on generated images: fit, compare, draw, report"),
+}
+
+ABOUT = """Finds subtle anomalies in medical images after training on normal images only.
+
+Train on normals, score new images, look at the report:
+
+  dia fit scans/normal --out runs/mine
+  dia score runs/mine scans/new --out scores.csv --heatmaps maps
+  dia report runs/mine scans/labelled
+
+Nothing at hand yet? `dia demo` does it all on generated images. For research; not a medical device.
+
+Flags may be written --false_alarm_rate or --false-alarm-rate; lists are written [a,b]. Results go to stdout,
+as one JSON object with --json where a command has it; progress and remarks go to stderr. Before or after a
+command, --plugin FILE.py adds a detector of your own (docs/howto/own-method.md). Exit status: 0; 1 if
+training or runs failed; 2 for bad usage or data, with one line that says what to do; 130 after Ctrl-C."""
+
+
+def top_parser() -> ArgumentParser:
+    """The parser of `dia` alone: its help, which lists the commands, and its version."""
+    lines = ["commands:", "  `dia COMMAND --help` explains each, with examples.", ""]
+    for name, command in COMMANDS.items():
+        first, *others = textwrap.wrap(command.summary, 55)
+        lines += [f"  {name:<18}{first}", *(f"{'':20}{line}" for line in others)]
+    return ArgumentParser(
+        prog="dia", usage="dia COMMAND", version=version("dia-anomaly"), description=ABOUT,
+        epilog="\n".join(lines),
     )  # fmt: skip
-    images = open_data(a.data, a.split, a.data_root, options.as_fitted(facts))
-    _say_skipped(images.skipped)
-    return images
 
 
-def _options(a: Namespace) -> ReadOptions:
-    return ReadOptions(normal=a.normal, skip_bad=a.skip_bad, window=a.window, axis=a.axis, slices=a.slices)
+def command_parser(name: str, argv: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of one command.
+
+    Args:
+        name: a key of `COMMANDS`.
+        argv: the words after the name, on which the settings of `dia fit` depend.
+
+    Returns:
+        The parser of these words.
+    """
+    return parser_of(function_of(name), f"dia {name}", argv)
 
 
-def _say_skipped(lines: Sequence[str]) -> None:
-    for line in lines:
-        err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+def function_of(name: str) -> Callable[..., None]:
+    """The function of a command, whose module is imported."""
+    module = import_module(f".{COMMANDS[name].module}", __package__)
+    function: Callable[..., None] = getattr(module, name.replace(" ", "_"))
+    return function
 
 
-def _load(a: Namespace) -> tuple[Any, ImageSet]:
-    from ..detectors import Detector
+def command_of(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of the command and the words after it.
 
-    detector = Detector.load(a.run, device=a.device)
-    h, w, c = detector.shape_
-    return detector, _read(a, detector.facts_, size=(h, w), channels=c)
+    Args:
+        argv: a command line without the program's name, which begins with a command.
 
-
-def _rate(a: Namespace, detector: Any) -> float:
-    rate = detector.false_alarm_rate if a.false_alarm_rate is None else a.false_alarm_rate
-    if not 0 < rate < 1:
-        raise DataError(f"--false_alarm_rate must lie between 0 and 1, not {rate}")
-    return float(rate)
-
-
-def cmd_fit(a: Namespace) -> None:
-    """`dia fit`."""
-    from ..benchmark.runs import facts_of
-    from ..core.processes import barrier, is_main, join_processes
-    from ..core.tracking import check_logger, tracking
-    from ..detectors.presets import MAX_SIZE, PRESETS
-    from ..detectors.registry import detector_class
-
-    check_logger(a.logger)
-    join_processes()
-    err.quiet = not is_main()
-    cls = detector_class(a.method)
-    if a.preset not in PRESETS:
-        raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
-    if a.weights and not hasattr(a.settings, "weights"):
-        raise DataError(f"--weights: {a.method} starts from no other network; leave the flag out")
-    given = replaced(a.settings, {"weights": a.weights}) if a.weights else a.settings
-    if not 0 < a.holdout < 1:
-        raise DataError(f"--holdout must lie between 0 and 1, not {a.holdout}")
-    target = Path(a.out)
-    if target.exists() and not (target / "config.json").exists():
-        raise DataError(f"{target} exists and is not a model; choose another --out")
-    if (target / "config.json").exists() and not a.overwrite:
-        if a.resume:
-            err.print(f"{target} is complete; nothing to resume")
-            return
-        raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
-    images = _read(a, {}, size=a.size, max_size=MAX_SIZE[a.preset], channels=a.channels)
-    normals = images.normals()
-    if a.contamination:
-        normals = normals.contaminated(images.anomalies(), a.contamination, a.seed)
-    if len(images) and not len(normals):
-        raise DataError(f"{a.data}: no image of split {a.split} is normal; see --normal and --split")
-    left = len(images) - len(normals)
-    left_out = f" ({left} anomalous ones left out)" if left else ""
-    if a.contamination:
-        left_out += f", of which {a.contamination:.3g} are anomalous and not marked"
-    err.print(f"{a.method}: fitting on {len(normals)} normal images{left_out}", highlight=False)
-    work = target.with_name(f".{target.name}.work")
-    if not a.resume and is_main():
-        shutil.rmtree(work, ignore_errors=True)
-    barrier()
-    detector = cls(
-        given, seed=a.seed, device=a.device, holdout=a.holdout, false_alarm_rate=a.false_alarm_rate
-    )
-    detector.facts_ = facts_of(detector, a.data, a.preset, normals) | {
-        "read": {
-            "split": a.split,
-            "normal": a.normal,
-            "data_root": a.data_root,
-            "contamination": a.contamination,
-            **_options(a).kept(),
-        }
-    }
-    about = {"method": a.method, "preset": a.preset, "settings_hash": detector.settings_hash()}
-    with tracking(a.logger, a.log_dir or f"{target}.logs", run=target.name, about=about):
-        detector.fit(normals, workdir=work, resume=a.resume, progress=sys.stderr.isatty())
-    if not is_main():
-        return
-    detector.save(target)
-    shutil.rmtree(work, ignore_errors=True)
-    facts = {
-        "run": str(target), "method": a.method, "n_train": detector.n_train_,
-        "n_calibration": detector.n_calibration_, "fit_seconds": round(detector.fit_seconds_, 1),
-        "threshold": _finite(detector.threshold()), "false_alarm_rate": a.false_alarm_rate,
-    }  # fmt: skip
-    _show(facts, a.json)
+    Raises:
+        DataError: it begins with no command.
+    """
+    for count in (2, 1):
+        if (name := " ".join(argv[:count])) in COMMANDS:
+            return name, list(argv[count:])
+    raise DataError(f"there is no command {argv[0]}{did_you_mean(argv[0], COMMANDS)}; see dia --help")
 
 
-def cmd_score(a: Namespace) -> None:
-    """`dia score`."""
-    from ..data.datasets import open_listing
-    from ..deploy.drift_monitor import Watch
-    from ..deploy.scorefile import ScoreFile
-    from ..deploy.scoring import EXECUTORS, Job, hash_of, load_model
+def values_of(argv: Sequence[str]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The function that a command line calls, and what it is called with.
 
-    if not a.out.endswith((".csv", ".jsonl")):
-        raise DataError(f"--out {a.out}: the name must end in .csv or .jsonl")
-    for flag in ("batch", "top_k"):
-        if a[flag] < 1:
-            raise DataError(f"--{flag} must be at least 1, not {a[flag]}")
-    if not 0 < a.drift_rate < 1:
-        raise DataError(f"--drift_rate must lie between 0 and 1, not {a.drift_rate}")
-    if not 0 <= a.anomalous_up_to < 1:
-        raise DataError(f"--anomalous_up_to must lie in [0, 1), not {a.anomalous_up_to}")
-    detector = load_model(a.run, device=a.device if a.executor == "local" else "cpu")
-    rate = _rate(a, detector)
-    threshold = detector.threshold(rate)
-    options = _options(a).as_fitted(detector.facts_, detector.shape_)
-    listing = open_listing(a.data, a.split, a.data_root, options)
-    about = {
-        "model": hash_of(Path(a.run)), "data": a.data, "split": a.split,
-        "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
-        "false-alarm rate": rate, "threshold": _finite(threshold), "--heatmaps": a.heatmaps,
-        "--window": options.window,
-    }  # fmt: skip
-    bad: list[str] = []
-    rows = ScoreFile(Path(a.out), about, listing.names, a.batch, resume=a.resume, gaps=a.skip_bad)
-    bar = Progress(console=err, disable=not sys.stderr.isatty())
-    watch = Watch(
-        detector, listing.names, listing.volumes, rate=a.drift_rate, share=a.anomalous_up_to,
-        before=rows.noted, resumed=rows.start > 0,
-    )  # fmt: skip
-    done = rows.start
-    with rows, bar:
-        if a.resume:
-            err.print(f"going on after {rows.start} of {len(listing)} images", highlight=False)
-        shown = bar.add_task("Scoring", total=len(listing), completed=rows.start)
-        job = Job(
-            a.run, detector, listing, rows.start, a.batch, a.heatmaps is not None, a.device, a.workers,
-            a.ray_address,
-        )  # fmt: skip
-        with closing(EXECUTORS[a.executor](job)) as batches:
-            for names, scores, maps, skipped, whole in batches:
-                _say_skipped(skipped)
-                bad += skipped[: not bad]  # the first is enough
-                if a.heatmaps and len(names):
-                    _write_heatmaps(maps, names, Path(a.heatmaps), detector.method, rows)
-                p = detector.p_values(scores)
-                done += len(names) + len(skipped)
-                watch.add(names, scores, whole)
-                rows.note(done, watch.state())
-                rows.append([
-                    (name, float(s), round(float(q), 6), bool(s > threshold))
-                    for name, s, q in zip(names, scores, p, strict=True)
-                ])  # fmt: skip
-                bar.update(shown, advance=len(names) + len(skipped))
-        if not rows.rows:
-            raise DataError(f"none of {len(listing)} images could be read; the first: {bad[0]}")
-        of_volumes = rows.write_volumes(listing.names, listing.volumes, a.top_k, detector.p_values)
-        rows.finish()
-    facts = {"out": a.out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,
-             "threshold": _finite(threshold), "false_alarm_rate": rate}  # fmt: skip
-    if of_volumes:
-        facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
-    drift = watch.verdict()
-    if drift["alarm"] is not False:
-        style = "bold red" if drift["alarm"] else "yellow"
-        err.print(drift["words"], style=style, markup=False, highlight=False, soft_wrap=True)
-    _show(facts | {"drift": drift if a.json else drift["words"].partition(":")[0]}, a.json)
+    Args:
+        argv: a command line without the program's name, which begins with a command.
 
-
-def _write_heatmaps(
-    maps: np.ndarray | None, names: Sequence[str], folder: Path, method: str, rows: ScoreFile
-) -> None:
-    """One picture each; the first batch's range of values is the scale of the whole run."""
-    from PIL import Image
-
-    from ..report.pictures import colour, scale_of
-
-    if maps is None:
-        raise DataError(f"{method} has no heatmaps; fit dia+ for them")
-    if rows.scale is None:
-        rows.keep_scale(scale_of(maps))
-    for name, picture in zip(names, colour(maps, rows.scale), strict=True):
-        target = _heatmap_file(folder, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(target)
-
-
-def _heatmap_file(folder: Path, name: str) -> Path:
-    """Where the heatmap of an image goes: below `folder`, whatever the name, in the folders of the images."""
-    inside = Path(*(p for p in Path(name).parts if p not in ("..", Path(name).anchor)))
-    return folder / inside.with_name(inside.name + ".png" * (inside.suffix.lower() != ".png"))
-
-
-def cmd_export(a: Namespace) -> None:
-    """`dia export`."""
-    from ..data.datasets import open_listing
-    from ..deploy.export import SUFFIX, export
-    from ..detectors import Detector
-
-    detector = Detector.load(a.run, device="cpu")
-    target = Path(a.out or f"{Path(a.run).resolve().name}{SUFFIX[a.format]}")
-    options = ReadOptions(normal=a.normal).as_fitted(detector.facts_, detector.shape_)
-    images = a.check and open_listing(a.check, a.split, a.data_root, options)
-    facts = export(detector, target, a.format, opset=a.opset, images=images)
-    _show(facts, a.json)
-
-
-def cmd_evaluate(a: Namespace) -> None:
-    """`dia evaluate`."""
-    from ..benchmark.ledger import Ledger
-    from ..benchmark.runs import record, score_set
-    from ..evaluate.volume_scores import volume_metrics
-
-    detector, images = _load(a)
-    scored = score_set(detector, images)
-    if scored.metrics is None:
-        raise DataError(
-            f"{a.data}: evaluation needs labels of both classes (normal and anomalous); "
-            f"without labels use `dia score`, or name the normal class with --normal"
-        )
-    if a.ledger:
-        Ledger(a.ledger).append(record(detector, scored, images, a.data))
-    facts = {"dataset": a.data, "method": detector.method, "images": len(images), **scored.metrics,
-             "images_per_second": round(scored.images_per_second, 1)}  # fmt: skip
-    if images.volumes and images.labels is not None:
-        facts |= volume_metrics(images.labels, scored.scores, images.volumes)
-    if a.compare:
-        from ..report.context import beside
-
-        found = beside(
-            detector, images, scored.metrics, dataset=a.data, normal=a.normal, data_root=a.data_root,
-            given=a.normals, ledger=a.ledger,
-            say=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
-        )  # fmt: skip
-        if a.json:
-            facts["beside"] = found
-        else:
-            _show(facts, False)
-            for line in found["sentences"]:
-                out.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
-            return
-    _show(facts, a.json)
-
-
-def cmd_stress(a: Namespace) -> None:
-    """`dia stress`."""
-    from .lesion_tests import run_stress
-
-    detector, images = _load(a)
-    run_stress(a, detector, images, _rate(a, detector), out, err)
-
-
-def cmd_select(a: Namespace) -> None:
-    """`dia select`."""
-    from .lesion_tests import run_select
-
-    def read(max_size: int) -> ImageSet:
-        return _read(a, {}, size=a.size, max_size=max_size, channels=a.channels)
-
-    run_select(a, read, out, err)
-
-
-def cmd_push(a: Namespace) -> None:
-    """`dia push`."""
-    from ..deploy.hub import push_to_hub, save_pretrained
-    from ..detectors import Detector
-
-    results = None
-    if a.results:
-        try:
-            results = json.loads(Path(a.results).read_text())
-        except ValueError as error:
-            raise DataError(f"{a.results}: not JSON ({error}); `dia evaluate --json` prints it") from error
-        if not isinstance(results, dict):
-            raise DataError(f"{a.results}: not a JSON object; `dia evaluate --json` prints one")
-    detector = Detector.load(a.run, device="cpu")
-    card: dict[str, Any] = {"license": a.license, "results": results, "data": a.about_data}
-    if a.out:
-        save_pretrained(detector, a.out, **card)
-        out.print(f"{a.out}: what would be pushed to {a.name}", soft_wrap=True, highlight=False)
-        return
+    Raises:
+        DataError: there is no such command, or a configuration gives an option what it cannot be.
+        SystemExit: the words ask for help (status 0) or do not parse (status 2).
+    """
+    name, words = command_of(argv)
+    function = function_of(name)
+    if extras_of(function).config:
+        configured(words)  # checks every file before another reader takes it
+    parser = parser_of(function, f"dia {name}", words)
+    given = parser.parse_args(words)
+    refuse_nulls(parser, given)
     try:
-        url = push_to_hub(detector, a.name, private=not a.public, **card)
-    except (OSError, ValueError) as error:  # huggingface_hub's own are among these
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{a.name}: could not be pushed ({reason}); log in with `hf auth login`") from error
-    out.print(str(url), soft_wrap=True, highlight=False)
+        values = parser.instantiate_classes(given)
+    except TypeError as error:  # a nested setting that is a plain value
+        raise DataError(f"settings: a value of another kind than its setting's ({error})") from error
+    return function, dict(values.items(branches=True))
 
 
-def cmd_dissolve(a: Namespace) -> None:
-    """`dia dissolve`."""
-    from ..dissolve import load_dissolver
-    from ..report.pictures import sheet
+def call(function: Callable[..., None], values: Mapping[str, Any]) -> None:
+    """Runs a command.
 
-    folder = Path(a.run)
-    config = _config_of(folder)
-    shape = config.get("shape")
-    if shape and not (folder / "dissolver").is_dir():
-        raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
-    dissolver = load_dissolver(folder / "dissolver" if shape else folder, device=a.device)
-    size = (
-        {"size": (shape[0], shape[1]), "channels": shape[2]}
-        if shape
-        else {"max_size": dissolver.settings.size}
-    )
-    images = _read(a, config.get("facts") or {}, **size)
-    index = np.unique(np.linspace(0, len(images) - 1, a.count).round().astype(int))
-    chosen = images.subset(index)
-    dissolved = dissolver.dissolve(chosen.images, a.t)
-    columns = [("image", chosen.images), *((f"t = {t}", d) for t, d in zip(a.t, dissolved, strict=True))]
-    sheet(Path(a.out), columns, list(chosen.names))
-    _show({"out": a.out, "images": len(chosen), "t": a.t}, False)
+    Args:
+        function: the command.
+        values: of its arguments, by name, those of shared options among them.
+
+    Raises:
+        DataError: values that cannot be.
+        TrainingError: training cannot go on, or runs failed.
+    """
+    function(**arguments_of(function, values))
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    """What a model folder says of itself, checked; empty where it is none of ours."""
-    from ..core.modelfiles import ModelFiles
-    from ..detectors import saving
-    from ..detectors.base import FORMAT
+def configured(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Options as text, before there is a parser.
 
-    if not (folder / "calibration.json").is_file():
-        return {}
-    try:
-        return saving.read(ModelFiles(folder), FORMAT).config
-    except DataError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{folder}: not a model folder made by `dia fit` ({reason})") from error
+    Args:
+        argv: the words after the command's name.
+
+    Returns:
+        The entries of the YAML files of `--config`, and all flags with the words after them.
+
+    Raises:
+        DataError: a file is no YAML, or holds no options.
+    """
+    from ..core.yamlfile import read_yaml
+
+    files: dict[str, str] = {}
+    flags: dict[str, str] = {}
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+        flag, eq, value = word.partition("=")
+        value = value if eq else after
+        if flag == "--config" and Path(value).is_file():
+            loaded = read_yaml(value)
+            if not isinstance(loaded, dict):
+                raise DataError(f"{value}: no options in it; write them as NAME: VALUE")
+            files |= {str(k): str(v) for k, v in loaded.items()}
+        elif flag.startswith("--"):
+            flags[flag[2:]] = value
+    return files, flags
 
 
-def cmd_illustrate(a: Namespace) -> None:
-    """`dia illustrate`."""
-    from .illustrate import illustrate
+def with_plugins(argv: Sequence[str]) -> list[str]:
+    """Loads the files of `--plugin FILE`, wherever it stands, and leaves it out: parsers need its methods.
 
-    detector, images = _load(a)
-    for path in illustrate(Path(a.out), detector, images, ts=a.t, count=a.count, seed=a.seed, form=a.format):
-        out.print(str(path), soft_wrap=True, highlight=False)
+    Raises:
+        DataError: a file is missing or fails.
+    """
+    left, words = [], iter(argv)
+    for word in words:
+        flag, eq, value = word.partition("=")
+        if flag == "--plugin":
+            from ..detectors.registry import load_plugin
 
-
-def cmd_report(a: Namespace) -> None:
-    """`dia report`."""
-    if "what" in a:
-        from .grids import report
-
-        return report(a, out)
-    from ..core.modelfiles import STRESS
-    from ..report.gather import compare_trivial, write_run_report
-
-    detector, images = _load(a)
-    comparison: list[dict[str, Any]] = []
-    normals: ImageSet | None = None
-    if a.compare and images.labels is not None:
-        read = detector.facts_.get("read")
-        if read is None:
-            err.print("the trivial rows are left out: this model does not say where its training images are")
+            load_plugin(value if eq else next(words, ""))
         else:
-            from ..report.context import training_normals
-
-            normals = training_normals(detector, a.data_root)
-            assert normals is not None
-            comparison = compare_trivial(normals, images, detector.seed)
-    path = write_run_report(
-        Path(a.out),
-        detector,
-        images,
-        dataset=a.data,
-        false_alarm_rate=_rate(a, detector),
-        comparison=comparison,
-        stress=Path(a.run) / STRESS,
-        normals=normals,
-        normal=a.normal,
-    )
-    _show({"out": str(path)}, False)
+            left.append(word)
+    return left
 
 
-def cmd_explore(a: Namespace) -> None:
-    """`dia explore`."""
-    from .recipes import explore
+def normalised(argv: Sequence[str]) -> list[str]:
+    """A command line in one spelling: --false_alarm_rate for --false-alarm-rate, `--window=-600,1500`.
 
-    explore(a, out)
-
-
-def cmd_confirm(a: Namespace) -> None:
-    """`dia confirm`."""
-    from .recipes import confirm
-
-    confirm(a, out)
-
-
-def cmd_benchmark(a: Namespace) -> None:
-    """`dia benchmark`."""
-    from .grids import benchmark
-
-    benchmark(a, out, err)
-
-
-def cmd_ablate(a: Namespace) -> None:
-    """`dia ablate`."""
-    from .grids import ablate
-
-    ablate(a, out)
-
-
-def cmd_methods(a: Namespace) -> None:
-    """`dia methods`."""
-    from ..core.settings import flat, plain
-    from ..detectors.presets import PRESETS, settings
-    from ..detectors.registry import METHODS
-
-    if a.preset not in PRESETS:
-        raise DataError(f"--preset {a.preset} is not known; there are: {', '.join(PRESETS)}")
-    if a.json:
-        facts = {
-            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
-            | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, a.preset))}
-            for m, cls in METHODS.items()
-        }
-        print(json.dumps(facts))
-        return
-    table = Table(
-        "method",
-        "family",
-        "paper",
-        "published with weights of",
-        "smallest image",
-        "seen at",
-        "heatmaps",
-        "settings",
-    )
-    for m, c in METHODS.items():
-        own = settings(c.Settings, a.preset)
-        side, heat = c(own).side(), "yes" if c.has_heatmaps() else "no"
-        seen = "–" if side is None else f"{side} px"
-        first = c.pretrained or "–"
-        table.add_row(m, c.family, c.paper or "–", first, f"{c.smallest} px", seen, heat, str(len(flat(own))))
-    out.print(table)
-    out.print(
-        "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
-    )
-    out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
-
-
-def cmd_data(a: Namespace) -> None:
-    """`dia data list|check`."""
-    from dataclasses import asdict
-
-    from ..data import datasets
-
-    if a.action == "list":
-        if a.json:
-            print(json.dumps({k: asdict(v) for k, v in datasets.known_sets(a.data_root).items()}))
-            return
-        table = Table("name", "title", "normal", "split", "licence", "where")
-        for name, d in datasets.known_sets(a.data_root).items():
-            title, where = d.title + (" (proxy)" if d.proxy else ""), d.obtain or d.path
-            table.add_row(name, title, d.normal, d.split, d.licence, where)
-        out.print(table)
-        return
-    if a.name is None:
-        raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
-    from ..report.context import check_data
-
-    result = check_data(a, ReadOptions.of(_options(a), size=a.size))
-    if a.json:
-        print(json.dumps(result))
-        return
-    out.print_json(json.dumps(result))
-
-
-def cmd_serve(a: Namespace) -> None:
-    """`dia serve`."""
-    from dataclasses import fields
-
-    from ..serve.limits import Limits
-    from ..serve.server import serve
-
-    serve(
-        a.run,
-        host=a.host,
-        port=a.port,
-        device=a.device,
-        token=os.environ.get("DIA_TOKEN") if a.token is None else a.token,
-        allow_open=a.allow_open,
-        hosts=a.allowed_hosts,
-        page=a.page,
-        store=a.store,
-        normals=a.normals,
-        data_root=a.data_root,
-        limits=Limits(**{f.name: a[f.name] for f in fields(Limits)}),
-        say=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
-    )
-
-
-def cmd_demo(a: Namespace) -> None:
-    """`dia demo`."""
-    from .demo import demo
-
-    demo(Path(a.out), seed=a.seed, device=a.device)
-
-
-def _finite(x: float) -> float | None:
-    return float(x) if np.isfinite(x) else None
-
-
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts))
-        return
-    table = Table(show_header=False, box=None)
-    for key, value in facts.items():
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        if isinstance(value, list | tuple) and value and isinstance(value[0], float):
-            text = " – ".join(f"{v:.4g}" for v in value)
-        table.add_row(key.replace("_", " "), text)
-    out.print(table)
+    The latter is one word, as a value that begins with a minus would be taken for a flag.
+    """
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, eq, value = word.partition("=")
+            words.append("--" + flag[2:].replace("-", "_") + eq + value)
+        elif words and words[-1] in ("--window", "--slices") and re.match(r"-\d", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the command `dia`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    argv = with_signs([underscored(word) for word in argv])
+    """Runs the command `dia`.
+
+    Args:
+        argv: the command line without the program's name; that of the process where None.
+
+    Raises:
+        SystemExit: with the status, unless it is 0 after a command that ran.
+    """
+    argv = normalised(sys.argv[1:] if argv is None else argv)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_, **__: err.print(
-        f"warning: {message}", style="yellow", markup=False, soft_wrap=True
-    )
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}", "yellow")
     target = ""
     try:
         argv = with_plugins(argv)
-        parser = build_parser(argv)
-        given = parser.parse_args(argv)
-        if given.command is None:
-            parser.print_help()
-            sys.exit(2)
-        refuse_nulls(parser, given)
-        try:
-            a = parser.instantiate_classes(given)
-        except TypeError as error:  # a part of the settings that is none
-            raise DataError(f"settings: a value of another kind than its setting's ({error})") from error
-        target = a[a.command].get("out") or a[a.command].get("work") or ""  # where it writes
-        globals()[f"cmd_{a.command}"](a[a.command])
+        if not argv or argv[0].startswith("-"):
+            top_parser().parse_args(argv)
+            raise DataError("a command must be named; see dia --help")
+        function, values = values_of(argv)
+        target = values.get("out") or values.get("work") or ""  # where it writes
+        call(function, values)
     except (DataError, TrainingError) as error:
-        err.print(f"dia: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"dia: {error}", "red")
         sys.exit(2 if isinstance(error, DataError) else 1)
     except KeyboardInterrupt:
-        err.print("dia: stopped; the same command goes on with a grid, and with --resume a fit or a score")
+        say("dia: stopped; the same command goes on with a grid, and with --resume a fit or a score")
         sys.exit(130)
     except Exception as error:
         if not (words := system_error(error, str(target))):
             raise
-        err.print(f"dia: {words}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"dia: {words}", "red")
         sys.exit(2)
+
+
+def say(line: str, style: str | None = None) -> None:
+    """Prints a line on stderr."""
+    from .options import remark  # here, as `dia --help` needs no console
+
+    remark(line, style)

@@ -34,6 +34,8 @@ from .imageset import LUMA
 
 VERSION = 1  # raised where equal arguments come to other lesions than before
 SMALLEST = 8  # side in pixels
+SIZES = (0.08, 0.16, 0.32)  # of the usual tests, as are the contrasts
+CONTRASTS = (0.1, 0.2, 0.4, 0.8)
 _FLAT = 12.0  # grey levels: what differs less from the darkest or brightest border may be background
 _PROFILE = np.sqrt(2 * np.log(2))  # brings the edge, where the profile is half, to radius 1
 

@@ -1,7 +1,8 @@
 """The file of scores while it grows: rows appended batch by batch, so that a killed run can go on.
 
 Until all are there, the rows are in `.NAME.part` beside the file, and `.NAME.part.json` says what they were
-made from. Knows rows and names; knows nothing of images, models or executors.
+made from. Heatmaps beside the file share a scale, which is kept with the rows. Knows rows, names and
+heatmaps; knows nothing of images, models or executors.
 """
 
 from __future__ import annotations
@@ -229,3 +230,38 @@ class ScoreFile:
                     return
                 float(row[1])
                 yield row, end
+
+
+def write_heatmaps(maps: np.ndarray, names: Sequence[str], folder: Path, rows: ScoreFile) -> None:
+    """Writes one picture per image; the first batch's range of values is the scale of the whole run.
+
+    Args:
+        maps: `(N, H, W)` heatmaps.
+        names: of the images.
+        folder: where the pictures go, in the folders of the images.
+        rows: the file of scores, which keeps the scale for a resumed run.
+    """
+    from PIL import Image
+
+    from ..report.pictures import colour, scale_of
+
+    if rows.scale is None:
+        rows.keep_scale(scale_of(maps))
+    for name, picture in zip(names, colour(maps, rows.scale), strict=True):
+        target = heatmap_path(folder, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(target)
+
+
+def heatmap_path(folder: Path, name: str) -> Path:
+    """Where the heatmap of an image goes, which is never outside the folder.
+
+    Args:
+        folder: of all heatmaps.
+        name: of the image, with its folders; `..` and the root of an absolute path are left out.
+
+    Returns:
+        A path below `folder` that ends in .png.
+    """
+    inside = Path(*(p for p in Path(name).parts if p not in ("..", Path(name).anchor)))
+    return folder / inside.with_name(inside.name + ".png" * (inside.suffix.lower() != ".png"))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..detectors import Detector
     from .onnx_model import OnnxModel
 
+BATCH = 512  # images scored at a time
 _IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
 
 
@@ -51,7 +52,7 @@ class Job:
     detector: Detector | OnnxModel
     listing: Listing
     start: int = 0
-    batch: int = 512
+    batch: int = BATCH
     heatmaps: bool = False
     device: str = "auto"
     workers: int | None = None

@@ -31,7 +31,7 @@ from ..core.storage import replace_folder, reserve
 from ..data.imageset import ImageSet, middle_slices
 from . import drift, saving
 from .cache import Stages, fingerprint
-from .calibration import Calibration, Prediction, held_out
+from .calibration import FALSE_ALARM_RATE, HOLDOUT, Calibration, Prediction, held_out
 from .drift import acquisition, statistics_of
 from .features import as_tensor
 from .presets import settings as preset_settings
@@ -86,8 +86,8 @@ class Detector(OutlierMixin, BaseEstimator):
         *,
         seed: int = 0,
         device: str = "auto",
-        holdout: float = 0.2,
-        false_alarm_rate: float = 0.05,
+        holdout: float = HOLDOUT,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
     ):
         self.settings = settings
         self.seed = seed

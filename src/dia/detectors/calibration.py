@@ -19,6 +19,8 @@ import numpy as np
 
 from ..data.imageset import group_by_volume
 
+HOLDOUT = 0.2  # share of the normals that is kept from training, to calibrate on
+FALSE_ALARM_RATE = 0.05  # share of normals that a threshold flags at most, on average
 _TAIL = 0.2  # upper share of the normals to which the exponential tail is fitted
 _FINEST = 1e-5  # of the scores' size: no kernel is narrower, or the last digits of a score would count
 

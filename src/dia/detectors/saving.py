@@ -79,6 +79,30 @@ def read(files: ModelFiles, known_format: int) -> Saved:
     return Saved(config, np.array(scores, np.float64))
 
 
+def config_of(folder: Path, known_format: int) -> dict[str, Any]:
+    """What a model folder says of its model, of any method; empty where it is no folder of `dia fit`.
+
+    Args:
+        folder: of a model, of `dia fit` or not.
+        known_format: the format that is read.
+
+    Returns:
+        The object of config.json, checked.
+
+    Raises:
+        DataError: another format, something missing or of another kind, or a damaged file.
+    """
+    if not (folder / "calibration.json").is_file():
+        return {}
+    try:
+        return read(ModelFiles(folder), known_format).config
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{folder}: not a model folder made by `dia fit` ({reason})") from error
+
+
 def check_settings(files: ModelFiles, settings: Any) -> None:
     """Refuses settings by which a small image would cost much: sizes and samples above their limits."""
     for name, value in flat(settings).items():

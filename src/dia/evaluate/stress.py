@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from ..core.errors import DataError
 from ..data.imageset import ImageSet
-from ..data.lesions import KINDS, VERSION, paste
+from ..data.lesions import CONTRASTS, KINDS, SIZES, VERSION, paste
 from ..detectors import Detector
 from ..detectors.cache import fingerprint
 from ..detectors.calibration import held_out
@@ -44,8 +44,8 @@ class Plan:
     """
 
     kinds: tuple[str, ...] = tuple(KINDS)
-    sizes: tuple[float, ...] = (0.08, 0.16, 0.32)
-    contrasts: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)
+    sizes: tuple[float, ...] = SIZES
+    contrasts: tuple[float, ...] = CONTRASTS
     seed: int = 0
 
     def __post_init__(self) -> None:

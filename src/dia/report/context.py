@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import Namespace
 
-from ..benchmark.ledger import Ledger
+from ..benchmark.ledger import LEDGER, Ledger
 from ..core.errors import DataError
 from ..data import datasets
 from ..data.imageset import ImageSet
@@ -24,8 +24,6 @@ from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from .bias import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
 from .gather import compare_trivial
-
-LEDGER = "results/runs.jsonl"  # where `dia benchmark` writes
 
 
 def training_normals(

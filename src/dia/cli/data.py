@@ -1,0 +1,120 @@
+"""`dia data` and `dia methods`: what data sets and methods there are, and what is in the data."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from jsonargparse import Namespace
+from rich.table import Table
+
+from ..core.errors import DataError
+from ..data.options import ReadOptions
+from .options import Output, Reading, out
+
+
+def data(
+    action: Literal["list", "check"],
+    name: str | None = None,
+    *,
+    size: int | None = None,
+    run: str | None = None,
+    scores: str | None = None,
+    row: str | None = None,
+    reading: Reading,
+    output: Output,
+) -> None:
+    """List the known data sets, or check what is in one of them or in a path.
+
+    Nothing is downloaded: the list says where to get a set, and under which licence. The check counts images
+    and classes by split and finds duplicates and near-duplicates, also across splits, where they are leaks;
+    with --run, --scores or --row it says what copies of training images among the test images change in an
+    AUROC.
+
+    Args:
+        action: list: what is known; check: counts, duplicates, leaks
+        name: for check: a known set's name, or a path
+        size: read images as squares of this side, where sizes differ
+        run: a folder written by `dia fit`: what copies change in its AUROC
+        scores: a file of `dia score` for the test split: what copies change in the AUROC of its scores
+        row: an untrained row, e.g. trivial:pixels: what copies change in its AUROC
+        reading: how images are read.
+        output: how to print the result.
+
+    Examples:
+        dia data list
+        dia data check breastmnist --data_root data
+        dia data check scans --normal healthy --json
+        dia data check breastmnist --data_root data --row trivial:pixels
+        dia data check scans --normal healthy --run runs/mine
+    """
+    from dataclasses import asdict
+
+    from ..data import datasets
+
+    if action == "list":
+        known = datasets.known_sets(reading.data_root)
+        if output.json:
+            print(json.dumps({k: asdict(v) for k, v in known.items()}))
+            return
+        table = Table("name", "title", "normal", "split", "licence", "where")
+        for key, d in known.items():
+            title, where = d.title + (" (proxy)" if d.proxy else ""), d.obtain or d.path
+            table.add_row(key, title, d.normal, d.split, d.licence, where)
+        out.print(table)
+        return
+    if name is None:
+        raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
+    from ..report.context import check_data
+
+    asked = Namespace(name=name, size=size, run=run, scores=scores, row=row, **vars(reading))
+    result = json.dumps(check_data(asked, ReadOptions.of(reading.options(), size=size)))
+    if output.json:
+        print(result)
+    else:
+        out.print_json(result)
+
+
+def methods(*, preset: str = "cpu", output: Output) -> None:
+    """List the methods: family, paper, published weights, sizes, heatmaps, settings.
+
+    Those of anomalib need `pip install 'dia-anomaly[peers]'`, those with a timm backbone
+    `dia-anomaly[backbones]`; `trivial:` rows train nothing.
+
+    Args:
+        preset: which settings to show: cpu, gpu or paper
+        output: how to print the result.
+
+    Examples:
+        dia methods
+        dia methods --preset paper --json
+    """
+    from ..core.settings import flat, plain
+    from ..detectors.presets import PRESETS, settings
+    from ..detectors.registry import METHODS
+
+    if preset not in PRESETS:
+        raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
+    if output.json:
+        facts = {
+            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
+            | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, preset))}
+            for m, cls in METHODS.items()
+        }
+        print(json.dumps(facts))
+        return
+    table = Table(
+        "method", "family", "paper", "published with weights of", "smallest image", "seen at", "heatmaps",
+        "settings",
+    )  # fmt: skip
+    for m, c in METHODS.items():
+        own = settings(c.Settings, preset)
+        side, heat = c(own).side(), "yes" if c.has_heatmaps() else "no"
+        seen = "–" if side is None else f"{side} px"
+        first = c.pretrained or "–"
+        table.add_row(m, c.family, c.paper or "–", first, f"{c.smallest} px", seen, heat, str(len(flat(own))))
+    out.print(table)
+    out.print(
+        "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
+    )
+    out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
