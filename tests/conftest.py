@@ -75,8 +75,7 @@ def served_run(tmp_path_factory):
             Image.fromarray(image[..., 0]).save(file)
     tiny = [
         "--settings.dissolver.steps", "4", "--settings.dissolver.widths", "[8,16]",
-        "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
-        "--settings.samples", "1", "--false_alarm_rate", "0.2",
+        "--false_alarm_rate", "0.2",
     ]  # fmt: skip
     main(["fit", str(root / "data"), "--out", str(root / "run"), "--device", "cpu", *tiny])
     return Served(root / "run", root / "data")

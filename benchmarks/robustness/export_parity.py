@@ -32,8 +32,8 @@ from dia.benchmark.ledger import update_section
 from dia.data.datasets import open_data
 from dia.data.imageset import ImageSet
 from dia.deploy.export import SUFFIX, Comparison, export, runner
+from dia.deploy.graph import graph_of
 from dia.detectors import Detector
-from dia.detectors.graphs import graph_of
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
 

@@ -45,8 +45,7 @@ SIDE, EVERY = 32, 500  # pixels; requests between two looks at the server
 TOLERANCE = 1e-4  # relative, of scores
 TINY = [
     "--settings.dissolver.steps", "4", "--settings.dissolver.widths", "[8,16]",
-    "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
-    "--settings.samples", "1", "--false_alarm_rate", "0.2",
+    "--false_alarm_rate", "0.2",
 ]  # fmt: skip
 
 

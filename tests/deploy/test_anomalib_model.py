@@ -19,7 +19,6 @@ from dia.deploy.anomalib_model import DiaLightning, DiaModel, pixels
 
 SIDE = 24
 TINY = {
-    "amplify.size": 16, "amplify.width": 4, "amplify.stem": "patch", "amplify.steps": 2, "amplify.batch": 4,
     "dissolver.size": 16, "dissolver.widths": (8, 16), "dissolver.steps": 2, "dissolver.batch": 4,
 }  # fmt: skip
 RAW = {"post_processor": False, "evaluator": False, "visualizer": False}

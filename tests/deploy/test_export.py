@@ -1,5 +1,6 @@
 """Exported models: equal to `dia score` for any size, batch and channels; without torch; safe to hand out."""
 
+import copy
 import csv
 import io
 import json
@@ -19,7 +20,6 @@ from hypothesis import given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import ndimage
 
 from dia.amplify.contrast import AmplifySettings
 from dia.cli import main as cli
@@ -27,16 +27,15 @@ from dia.core.errors import DataError
 from dia.data.imageset import ImageSet
 from dia.deploy import onnx_model
 from dia.deploy.export import TOLERANCE, Comparison, export, facts_of, runner, write_onnx, write_torchscript
+from dia.deploy.graph import Whole, exportable, graph_of, resized
 from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import CSI, DIA, DIAPlus
 from dia.detectors.calibration import Calibration
 from dia.detectors.csi import CSISettings
-from dia.detectors.diaplus import VIEWS, DIAPlusSettings
-from dia.detectors.graph import Evidence, GaussianBlur, Whole, nearest_mean, resized, with_channels
-from dia.detectors.graphs import exportable, graph_of
+from dia.detectors.diaplus import VIEWS, ContrastSettings, DIAPlusSettings
+from dia.detectors.features import with_channels
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
-from dia.detectors.residual import nearest
 from dia.dissolve import DissolverSettings
 
 SIDE = 24
@@ -44,7 +43,7 @@ OBLONG = 28, 36  # in 20 px the widest window sees nearly all, and how its view 
 AMPLIFY = AmplifySettings(size=16, width=4, stem="cifar", steps=3, batch=4)
 DISSOLVER = DissolverSettings(size=16, patch=2, widths=(8, 16), steps=4, batch=4)
 PLUS = DIAPlusSettings(
-    DISSOLVER, AMPLIFY, ts=(30, 60), samples=2, residual_ts=(50, 200), blur_sigmas=(1.0, 3.0)
+    DISSOLVER, ContrastSettings(AMPLIFY, ts=(30, 60)), residual_ts=(50, 200), blur_sigmas=(1.0, 3.0)
 )
 
 
@@ -114,36 +113,6 @@ def test_a_very_large_image_is_pillows_too():
     np.testing.assert_array_equal(ours, ImageSet(image).resized(31, 64).images[0, ..., 0])
 
 
-@given(
-    st.integers(1, 30), st.integers(1, 30), st.lists(st.floats(0.2, 7), min_size=1, max_size=4),
-    st.integers(0, 99),
-)  # fmt: skip
-@run_settings(max_examples=60)
-def test_the_blur_is_scipys_to_the_bit(h, w, sigmas, seed):
-    random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (4, h, w, 1), dtype=np.uint8)
-    images[0] = random.integers(0, 256)  # even ground, a slope and an edge: sums that ought to be whole
-    images[1] = (np.arange(w) * 3 % 256)[:, None]
-    images[2] = (np.arange(h) > h // 2)[:, None, None] * 200
-    ours = GaussianBlur(tuple(sigmas))(torch.from_numpy(images).permute(0, 3, 1, 2))
-    want = [ndimage.gaussian_filter(images, (0, s, s, 0), mode="reflect") for s in sigmas]
-    np.testing.assert_array_equal(ours.permute(0, 1, 3, 4, 2).numpy(), want)
-
-
-@given(st.integers(1, 40), st.integers(0, 999))
-@run_settings(max_examples=60)
-def test_evidence_and_neighbours_are_numpys(n, seed):
-    random = np.random.default_rng(seed)
-    table = np.sort(random.normal(size=(n, 3)).round(1), 0)  # rounded: some are equal
-    scores = np.concatenate([random.normal(size=(9, 3)).round(1), table[:3], table[-1:] + 5, table[:1] - 5])
-    want = np.column_stack([Calibration(t).evidence(s) for t, s in zip(table.T, scores.T, strict=True)])
-    got = Evidence(table)(torch.from_numpy(scores)).numpy()
-    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
-    x, bank = random.normal(size=(5, 7)).astype(np.float32), random.normal(size=(n, 7)).astype(np.float32)
-    got = nearest_mean(torch.from_numpy(x), torch.from_numpy(bank), 3).numpy()
-    np.testing.assert_allclose(got, nearest(x, bank, 3), atol=1e-5)
-
-
 # --- every method's graph, against its detector -------------------------------------------------------------
 
 SMALL = {
@@ -171,7 +140,9 @@ def test_every_exportable_method_agrees_as_torchscript(method, tmp_path):
 
 
 PLUS_CASES = {
-    "every view": replace(PLUS, views=VIEWS, amplify=replace(AMPLIFY, rgb=True, shift="cutperm")),
+    "every view": replace(
+        PLUS, views=VIEWS, contrast=ContrastSettings(replace(AMPLIFY, rgb=True, shift="cutperm"), ts=(30, 60))
+    ),
     "all copies": replace(
         PLUS, symmetries="all", neighbours=3, dissolver=replace(DISSOLVER, kind="gaussian")
     ),
@@ -303,8 +274,8 @@ def test_what_draws_for_itself_is_refused(s, match, tmp_path):
 
 def test_a_file_that_differs_is_not_left(csi, tmp_path, monkeypatch):
     (tmp_path / "m.pt").write_bytes(b"before")
-    whole = graph_of(csi)
-    whole.body.mu_ = whole.body.mu_ * 1.01
+    whole = copy.deepcopy(graph_of(csi))
+    whole.body.mu *= 1.01
     monkeypatch.setattr("dia.deploy.export.graph_of", lambda _: whole)
     with pytest.raises(DataError, match=r"not written; it differs from the model in score by"):
         export(csi, tmp_path / "m.pt", "torchscript")

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from dia.data import datasets
 from dia.detectors import baselines
 from dia.detectors.baselines import TrivialSettings
+from dia.detectors.features import as_tensor, luma, measured
 from dia.detectors.registry import TRIVIAL as ALL
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -37,39 +39,60 @@ def fitted(method, images, **settings):
 # --- by hand ---------------------------------------------------------------------------------------------
 
 
-def test_brightness_is_a_two_sided_z_score():
-    detector = TRIVIAL["trivial:brightness"]()
-    train = flat([90, 110] * 5)  # mean 100, std 10
+def learned(method, train, **settings):
+    """A detector that has learned from images, without hold-out."""
+    detector = TRIVIAL[method](TrivialSettings(**settings))
+    detector.shape_ = train.shape[1:]
     detector._fit(train, train[:0], None)
-    np.testing.assert_allclose(detector._score(flat([100, 130, 70, 105])), [0, 3, 3, 0.5], atol=1e-9)
+    return detector
+
+
+def scores_of(detector, images):
+    return detector._predict(images, False, False).score
+
+
+def features_of(method, images):
+    return measured(TRIVIAL[method].features_of(*images.shape[1:3]), images)
+
+
+def as_images(luma):
+    """`(N, H, W)` in [0, 1] as grey images."""
+    return np.round(np.asarray(luma)[..., None] * 255).astype(np.uint8)
+
+
+def test_brightness_is_a_two_sided_z_score():
+    detector = learned("trivial:brightness", flat([90, 110] * 5))  # mean 100, std 10
+    np.testing.assert_allclose(scores_of(detector, flat([100, 130, 70, 105])), [0, 3, 3, 0.5], atol=1e-9)
 
 
 def test_std_and_gradient_by_hand():
-    x = np.array([[[0, 1], [0, 1]], [[0, 0], [1, 1]], [[1, 1], [1, 1]]], float)
-    np.testing.assert_allclose(baselines.Std._features(x), [0.5, 0.5, 0])
-    np.testing.assert_allclose(baselines.Gradient._features(x), [1, 1, 0])
-    np.testing.assert_allclose(baselines.Gradient._features(x[:, :, [0, 1, 0]])[0], 1)
+    x = as_images([[[0, 1], [0, 1]], [[0, 0], [1, 1]], [[1, 1], [1, 1]]])
+    np.testing.assert_allclose(features_of("trivial:std", x)[:, 0], [0.5, 0.5, 0])
+    np.testing.assert_allclose(features_of("trivial:gradient", x)[:, 0], [1, 1, 0])
+    np.testing.assert_allclose(features_of("trivial:gradient", x[:, :, [0, 1, 0]])[0, 0], 1)
 
 
 def test_luma_weighs_the_channels():
     image = np.array([[[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]], np.uint8)
-    np.testing.assert_allclose(baselines.luma(image)[0, 0], np.array([76, 150, 29, 255]) / 255)
-    np.testing.assert_array_equal(baselines.luma(image[..., :1])[0, 0], [1, 0, 0, 1])
+    np.testing.assert_allclose(luma(as_tensor(image))[0, 0], np.array([76, 150, 29, 255]) / 255)
+    np.testing.assert_array_equal(luma(as_tensor(image[..., :1]))[0, 0], [1, 0, 0, 1])
 
 
 def test_statistics_are_twelve_in_their_places():
-    x = baselines.luma(smooth_images(3))
-    f = baselines.Statistics._features(x)
+    images = smooth_images(3)
+    x, f = images[..., 0] / 255, features_of("trivial:statistics", images)
     assert f.shape == (3, 12)
     np.testing.assert_allclose(f[:, 0], x.mean((1, 2)))
-    np.testing.assert_allclose(f[:, 9], np.median(x.reshape(3, -1), 1))
-    assert (np.diff(f[:, 7:], axis=1) > 0).all()
+    np.testing.assert_allclose(f[:, 1], x.std((1, 2)))
+    coarse = ndimage.gaussian_filter(x, (0, 0.7, 0.7))
+    np.testing.assert_allclose(f[:, 3], np.log(((x - coarse) ** 2).mean((1, 2)) + 1e-8))
+    np.testing.assert_allclose(f[:, 7:], np.quantile(x, (0.05, 0.25, 0.5, 0.75, 0.95), axis=(1, 2)).T)
 
 
 def test_a_fine_pattern_lies_in_a_fine_band_and_a_coarse_one_in_a_coarse():
     columns = np.arange(64)
     fine, coarse = (np.tile(0.5 + 0.4 * np.cos(2 * np.pi * columns / p), (64, 1)) for p in (2, 16))
-    bands = baselines.Statistics._features(np.stack([fine, coarse]))[:, 3:7]
+    bands = features_of("trivial:statistics", as_images([fine, coarse]))[:, 3:7]
     assert bands.argmax(1).tolist() == [0, 3]
 
 
@@ -79,60 +102,68 @@ def test_a_sinusoid_peaks_in_its_ring(size, ring):
     frequency = (ring + 0.2) / 28  # cycles per pixel; the 14 rings end at 1/2
     wave = 0.5 + 0.4 * np.sin(2 * np.pi * frequency * np.arange(size))
     across, down = np.tile(wave, (size, 1)), np.tile(wave[:, None], (1, size))
-    f = baselines.Spectrum._features(np.stack([across, down]))
+    f = features_of("trivial:spectrum", as_images([across, down]))
     assert f.shape == (2, 14)
     assert f.argmax(1).tolist() == [ring, ring]
 
 
+def test_the_spectrum_is_that_of_a_fast_fourier_transform():
+    images = smooth_images(2, 24)
+    x = images[..., 0] / 255
+    window = np.outer(np.hanning(24), np.hanning(24))
+    power = np.abs(np.fft.fft2((x - x.mean((1, 2), keepdims=True)) * window, norm="ortho")) ** 2
+    radius = np.hypot(np.fft.fftfreq(24)[:, None], np.fft.fftfreq(24))
+    ring = (radius >= 3 / 28) & (radius < 4 / 28)
+    want = np.log(power[:, ring].mean(1) + 1e-8)
+    np.testing.assert_allclose(features_of("trivial:spectrum", images)[:, 3], want)
+
+
 def test_spectrum_does_not_see_brightness():
-    x = baselines.luma(smooth_images(2)) / 2
-    np.testing.assert_allclose(
-        baselines.Spectrum._features(x), baselines.Spectrum._features(x + 0.3), atol=1e-6
-    )
+    x = smooth_images(2) // 2
+    first, brighter = features_of("trivial:spectrum", x), features_of("trivial:spectrum", x + 70)
+    np.testing.assert_allclose(first, brighter, atol=1e-6)
 
 
 def test_patterns_of_each_radius_sum_to_one():
-    f = baselines.Lbp._features(baselines.luma(smooth_images(4)))
+    f = features_of("trivial:lbp", smooth_images(4))
     assert f.shape == (4, 28)
     np.testing.assert_allclose([f[:, :10].sum(1), f[:, 10:].sum(1)], 1)
 
 
 @pytest.mark.parametrize(("size", "numbers"), [(28, 6 * 6 * 32), (32, 7 * 7 * 32), (80, 7 * 7 * 32), (4, 32)])
 def test_hog_is_bounded(size, numbers):
-    assert baselines.Hog._features(baselines.luma(smooth_images(2, size))).shape == (2, numbers)
+    assert features_of("trivial:hog", smooth_images(2, size)).shape == (2, numbers)
 
 
 def test_hog_tells_directions_apart():
     stripes = np.tile((np.arange(32) // 2 % 2).astype(float), (32, 1))
-    across, down = baselines.Hog._features(np.stack([stripes, stripes.T])).reshape(2, -1, 8).mean(1)
+    across, down = features_of("trivial:hog", as_images([stripes, stripes.T])).reshape(2, -1, 8).mean(1)
     assert across.argmax() != down.argmax()
 
 
 def test_pixels_average_and_normalised_pixels_forget_gain():
-    x = baselines.luma(smooth_images(2, 32))
-    f = baselines.Pixels._features(x)
+    images = smooth_images(2, 32) // 2 * 2
+    f = features_of("trivial:pixels", images)
     assert f.shape == (2, 256)
-    np.testing.assert_allclose(f.mean(1), x.mean((1, 2)), atol=0.02)
-    n = baselines.NormalisedPixels._features(x)
+    np.testing.assert_allclose(f.mean(1), images.mean((1, 2, 3)) / 255, atol=0.02)
+    n = features_of("trivial:pixels-normalised", images)
     np.testing.assert_allclose([n.mean(1), n.std(1) - 1], 0, atol=1e-9)
-    np.testing.assert_allclose(baselines.NormalisedPixels._features(x / 2 + 0.1), n, atol=1e-9)
-    np.testing.assert_allclose(baselines.NormalisedPixels._features(np.full((1, 16, 16), 0.3)), 0, atol=1e-9)
+    np.testing.assert_allclose(features_of("trivial:pixels-normalised", images // 2 + 20), n, atol=1e-9)
+    np.testing.assert_allclose(features_of("trivial:pixels-normalised", flat([80], 16)), 0, atol=1e-9)
 
 
 def test_distance_to_the_nearest_three_by_hand():
-    detector = TRIVIAL["trivial:statistics"](TrivialSettings(neighbours=3))
-    detector._features = lambda x: x[:, 0, 0]
     train = flat([0, 51, 102, 153, 204, 255])
-    detector._fit(train, train[:0], None)
-    std = np.std(np.arange(6) / 5)
-    np.testing.assert_allclose(detector._score(flat([0, 255]))[:2], (0 + 0.2 + 0.4) / 3 / std, rtol=1e-6)
+    detector = learned("trivial:statistics", train, neighbours=3)
+    f = features_of("trivial:statistics", train)
+    z = (f - f.mean(0)) / np.where(f.std(0) > 1e-9, f.std(0), 1)
+    apart = np.sort(np.linalg.norm(z - z[0], axis=1))[:3].mean()
+    np.testing.assert_allclose(scores_of(detector, train)[0], apart, rtol=1e-6)
 
 
 def test_the_pixel_rows_take_the_nearest_alone():
-    detector = TRIVIAL["trivial:pixels"]()
-    train = flat([0, 51, 102, 255], 16)
-    detector._fit(train, train[:0], None)
-    np.testing.assert_allclose(detector._score(flat([0, 51, 153], 16)), [0, 0, 16 * 0.2], atol=1e-6)
+    detector = learned("trivial:pixels", flat([0, 51, 102, 255], 16))
+    np.testing.assert_allclose(scores_of(detector, flat([0, 51, 153], 16)), [0, 0, 16 * 0.2], atol=1e-6)
 
 
 def test_pca_restores_what_the_normals_span_and_nothing_else():
@@ -143,15 +174,13 @@ def test_pca_restores_what_the_normals_span_and_nothing_else():
     def span(n):  # whole numbers: in the span exactly
         return np.tensordot(rng.integers(1, 80, (n, 3)), basis, 1).astype(np.uint8)
 
-    detector = TRIVIAL["trivial:pca"]()
-    detector._fit(span(200), span(0), None)
+    detector = learned("trivial:pca", span(200))
     assert len(detector.components_) == 3
     foreign = span(1)
     foreign[0, 3, 12] += 60
-    inside, outside = detector._score(span(50)), detector._score(foreign)
+    inside, (outside, heat, _) = scores_of(detector, span(50)), detector._predict(foreign, True, False)
     assert inside.max() < 1e-12
     assert 0.8 < outside[0] * 256 / (60 / 255) ** 2 <= 1
-    heat = detector._heatmap(foreign)
     assert heat.shape == (1, 16, 16)
     assert heat.dtype == np.float32
     assert np.unravel_index(heat[0].argmax(), (16, 16)) == (3, 12)
@@ -188,15 +217,6 @@ def test_grey_as_rgb_scores_the_same(method):
     grey = fitted(method, smooth_images(40)).score(test)
     rgb = fitted(method, smooth_images(40, channels=3)).score(np.repeat(test, 3, 3))
     np.testing.assert_array_equal(rgb, grey)
-
-
-@ROWS
-def test_the_seed_only_splits(method):
-    images, test = smooth_images(40), smooth_images(5, seed=1)
-    a, b = (TRIVIAL[method](seed=s) for s in (0, 1))
-    a._fit(images, images[:0], None)
-    b._fit(images, images[:0], None)
-    np.testing.assert_array_equal(a._score(test), b._score(test))
 
 
 @ROWS
@@ -269,8 +289,8 @@ def test_pneumoniamnist_as_in_the_reference(method, reference):
 def test_hog_of_the_reference_divides_the_image_into_4_by_4_cells():
     class Coarse(baselines.Hog):
         @staticmethod
-        def _features(x):
-            return np.stack([baselines.hog(i, 8, (7, 7), (2, 2)) for i in x])
+        def features_of(height, width):
+            return baselines.ByImage(lambda y: baselines.hog(y, 8, (7, 7), (2, 2)))
 
     test = datasets.load("pneumoniamnist", "test", DATA)
     detector = Coarse().fit(datasets.load("pneumoniamnist", "train", DATA).normals())

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DModel
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
@@ -14,18 +16,17 @@ from dia.benchmark.runs import run
 from dia.core.errors import DataError
 from dia.data import phantoms
 from dia.detectors import Blur, Detector, DIAPlus
-from dia.detectors.diaplus import VIEWS, DIAPlusSettings
+from dia.detectors.calibration import joined
+from dia.detectors.diaplus import VIEWS, ContrastSettings, DIAPlusSettings
+from dia.detectors.features import Shape, as_tensor, copies
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
-from dia.detectors.residual import Residual, joined, nearest
+from dia.detectors.residual import Residual, blur
 from dia.dissolve import DissolverSettings
-from dia.dissolve.controls import gaussian
 
 TINY = DIAPlusSettings(
     dissolver=DissolverSettings(size=32, widths=(8, 16), steps=4, batch=8),
-    amplify=AmplifySettings(width=4, stem="patch", steps=3, batch=4),
-    ts=(40, 80),
-    samples=1,
+    contrast=ContrastSettings(AmplifySettings(width=4, stem="patch", steps=3, batch=4), ts=(40, 80)),
     residual_ts=(50, 200),
     blur_sigmas=(1.0, 3.0),
 )
@@ -48,20 +49,59 @@ def test_joined_is_the_harmonic_mean_of_p_values():
     assert harmonic[0] == pytest.approx(3 / 62)
 
 
-def test_nearest_is_the_mean_distance_to_the_k_nearest():
-    bank = np.array([[0, 0], [3, 4], [0, 1], [10, 10]], np.float32)
-    query = np.zeros((1, 2), np.float32)
-    assert nearest(query, bank, 3)[0] == pytest.approx((0 + 1 + 5) / 3)
-
-
 def test_the_residual_map_is_greatest_where_something_was_put(normals):
-    residual = Residual(lambda x: gaussian(x, [1.0, 3.0])).fit(normals[:30], normals[30:])
+    residual = Residual(blur((2.0, 6.0), 32, 32), 32, 32).fit(normals[:30])
+    residual.calibrate(residual.measured(normals[30:]))
     marked = normals[:1].copy()
     marked[0, 10:13, 20:23] = 255
-    y, x = np.unravel_index(residual.heatmap(marked)[0].argmax(), (32, 32))
+    heatmap = residual.heatmap(residual(as_tensor(marked)))[0]
+    y, x = np.unravel_index(heatmap.argmax(), (32, 32))
     assert abs(y - 11) <= 2
     assert abs(x - 21) <= 2
-    assert residual.evidence(marked)[0, 0] > residual.evidence(normals[30:])[:, 0].max()
+    evidence = [residual.parts(torch.from_numpy(residual.measured(x)))[:, 0] for x in (marked, normals[30:])]
+    assert evidence[0][0] > evidence[1].max()
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Images that have gone through the U-Net, counted."""
+    seen, forward = [], UNet2DModel.forward
+
+    def counted(self, sample, *args, **kwargs):
+        seen.append(len(sample))
+        return forward(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DModel, "forward", counted)
+    return seen
+
+
+def test_an_image_is_dissolved_once_at_each_t_for_score_heatmap_and_copies(fitted, normals, rows):
+    found = fitted.detect(normals, dissolved=True)
+    assert sum(rows) == len(normals) * len(TINY.residual_ts)
+    assert found.dissolved.shape == (len(normals), 2, *normals.shape[1:])
+    assert np.array_equal(fitted.score(normals), found.score)
+    assert np.array_equal(fitted.heatmap(normals), found.heatmap)
+    exact = fitted.dissolver_.dissolve(normals, TINY.residual_ts, rounded=False).swapaxes(0, 1)
+    assert np.abs(found.dissolved - exact).max() < 0.52
+
+
+def test_a_fit_dissolves_each_normal_once_at_each_t(normals, rows, tmp_path):
+    DIAPlus(TINY, device="cpu").fit(normals, workdir=tmp_path)  # the diffusion model is trained
+    rows.clear()
+    DIAPlus(TINY, device="cpu").fit(normals, workdir=tmp_path)  # and found
+    assert sum(rows) == len(normals) * len(TINY.residual_ts)
+
+
+def test_folders_of_0_1_had_the_settings_of_contrast_among_their_own(fitted, normals, tmp_path):
+    folder = fitted.save(tmp_path / "run")
+    (folder / "checksums.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= config["settings"].pop("contrast")
+    config["settings"] |= {"samples": 4, "score_parts": ["cosine"], "score_draws": "shared"}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = Detector.load(folder, device="cpu")
+    assert loaded.s == fitted.s
+    assert np.array_equal(loaded.score(normals), fitted.score(normals))
 
 
 def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
@@ -75,7 +115,8 @@ def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
 
 def test_a_stage_found_in_the_workdir_scores_as_the_one_made_there(normals, tmp_path):
     # wide enough that convolution weights are laid out channels-last in memory
-    wide = replace(TINY, amplify=replace(TINY.amplify, width=8))
+    contrast = replace(TINY.contrast, amplify=replace(TINY.contrast.amplify, width=8))
+    wide = replace(TINY, contrast=contrast, views=("shape", "contrast"))
     made = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
     found = DIAPlus(wide, device="cpu").fit(normals, workdir=tmp_path)
     assert np.array_equal(found.score(normals), made.score(normals))
@@ -107,7 +148,6 @@ def test_the_view_spectrum_is_the_untrained_row(normals):
     row = METHODS["trivial:spectrum"]().fit(normals)
     s = replace(TINY, views=("spectrum",), neighbours=3, places=False)
     detector = DIAPlus(s, device="cpu").fit(normals)
-    assert np.allclose(detector.distances(normals)["spectrum"], row.score(normals))
     by_rank = row.score(normals)[np.argsort(detector.score(normals))]
     assert (np.diff(by_rank) >= -1e-6 * by_rank.max()).all()  # the same order, but where rounding decides
 
@@ -135,7 +175,9 @@ def test_every_view_survives_saving_and_no_encoder_is_trained_without_need(norma
 def test_the_same_image_among_the_normals_is_the_least_anomalous(normals):
     s = replace(TINY, views=("shape", "pixels"), symmetries="none", places=False)
     detector = DIAPlus(s, device="cpu", holdout=0.1).fit(normals)
-    d = detector.distances(normals)["pixels"]
+    x = as_tensor(normals)
+    module = detector.module()
+    d = module.distances(x, module.residual(x))["pixels"].numpy()
     assert (d < 1e-6).sum() == detector.n_train_
     assert detector.score(normals)[d < 1e-6].max() < detector.score(normals)[d >= 1e-6].min()
 
@@ -148,7 +190,9 @@ def test_symmetries_are_those_of_the_normals(make_images):
     assert not {1, 3, 5, 7} & set(of["up"].symmetries_)
     assert len(of["any"].symmetries_) > 4
     # what counts as normal in any orientation scores the same in every one but for dissolving
-    d = [of["any"]._untrained("shape", np.rot90(turned[:5], k, (1, 2)), tuple(range(8))) for k in range(4)]
+    shape = Shape(32, 32)
+    x = [as_tensor(np.rot90(turned[:5], k, (1, 2))) for k in range(4)]
+    d = [torch.stack([shape(copy) for copy in copies(images, tuple(range(8)))]).numpy() for images in x]
     for other in d[1:]:
         assert np.allclose(np.sort(other.sum(2), 0), np.sort(d[0].sum(2), 0))
 
@@ -157,7 +201,7 @@ def test_symmetries_are_those_of_the_normals(make_images):
 def test_odd_shapes_and_colours(make_images, shape):
     h, w, c = shape
     images = make_images(24, h, w, c)
-    detector = DIAPlus(replace(TINY, amplify=replace(TINY.amplify, size=32)), device="cpu").fit(images)
+    detector = DIAPlus(TINY, device="cpu").fit(images)
     assert detector.heatmap(images).shape == (24, h, w)
     assert np.isfinite(detector.score(images)).all()
 
@@ -230,7 +274,7 @@ def test_the_paper_preset_is_the_published_configuration():
 
 def test_lars_trains(normals):
     pytest.importorskip("timm")
-    amplify = replace(TINY.amplify, optimizer="lars", rgb=True)
+    amplify = replace(TINY.contrast.amplify, optimizer="lars", rgb=True)
     detector = METHODS["csi"](METHODS["csi"].Settings(amplify=amplify, samples=1), device="cpu").fit(normals)
     assert np.isfinite(detector.score(normals)).all()
 

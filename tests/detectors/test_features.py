@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from dia.detectors.baselines import Pixels as PixelRow
-from dia.detectors.baselines import Statistics as StatisticsRow
-from dia.detectors.baselines import luma
-from dia.detectors.features import Pixels, Shape, Statistics, copies, possible
-from dia.detectors.nearest import NEAR, Nearest, Scale, log_distance
+from dia.detectors.diaplus import NEAR, Scale, log_distance
+from dia.detectors.features import Shape, Statistics, copies, possible
+from dia.detectors.nearest import Nearest
+from dia.detectors.residual import GaussianBlur
 
 
 def tensor(images):
@@ -31,23 +31,15 @@ def test_copies_are_numpys_turns_of_the_image_or_of_its_mirror_image():
     assert possible(3, 4) == (0, 2, 4, 6)
 
 
-@given(st.integers(8, 40), st.integers(8, 40), st.sampled_from([1, 3]), st.integers(0, 99))
-@run_settings(max_examples=25, deadline=None)
-def test_statistics_begin_with_those_of_the_untrained_row(h, w, c, seed):
-    images = np.random.default_rng(seed).integers(0, 256, (3, h, w, c), dtype=np.uint8)
-    ours = Statistics(h, w)(tensor(images)).numpy()
-    np.testing.assert_allclose(ours[:, :12], StatisticsRow._features(luma(images)), rtol=1e-9, atol=1e-9)
-    assert ours.shape == (3, 12 if c == 1 else 24)
-    if c == 3:
-        red_green = (images[..., 0] / 255.0 - images[..., 1] / 255.0).reshape(3, -1)
-        np.testing.assert_allclose(ours[:, 12], red_green.std(1))
-        want = np.quantile(red_green, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
-        np.testing.assert_allclose(ours[:, 13:18], want, atol=1e-12)
-
-
-def test_pixels_of_grey_images_are_those_of_the_untrained_row(make_images):
-    images = make_images(4, 40, 24)
-    np.testing.assert_allclose(Pixels(40, 24)(tensor(images)), PixelRow._features(luma(images)), atol=1e-6)
+@pytest.mark.parametrize("shape", [(9, 30), (24, 24)])
+def test_statistics_of_colours_end_with_those_of_opponent_channels(shape):
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    ours = Statistics(*shape)(tensor(images)).numpy()
+    assert ours.shape == (3, 24)
+    red_green = (images[..., 0] / 255.0 - images[..., 1] / 255.0).reshape(3, -1)
+    np.testing.assert_allclose(ours[:, 12], red_green.std(1))
+    want = np.quantile(red_green, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
+    np.testing.assert_allclose(ours[:, 13:18], want, atol=1e-12)
 
 
 def test_shape_of_stripes_is_in_the_orientation_of_their_gradient():
@@ -74,21 +66,47 @@ def test_shape_of_nothing_is_nothing():
     assert float(Shape(20, 31)(torch.full((1, 3, 20, 31), 90, dtype=torch.uint8)).abs().max()) < 0.1
 
 
-def test_distances_are_means_over_the_k_nearest_whatever_the_batch():
+def test_distances_are_means_over_the_k_nearest_whatever_the_parts(monkeypatch):
     bank = np.array([[0, 0], [3, 4], [0, 1], [10, 10]])
-    near = Nearest(bank, 3)
-    assert near.distances(np.zeros((1, 2)))[0] == pytest.approx((0 + 1 + 5) / 3)
+    assert float(Nearest(bank, 3)(torch.zeros(1, 2))) == pytest.approx((0 + 1 + 5) / 3)
     assert Nearest(bank, 9).k == 4
-    x = np.random.default_rng(0).normal(size=(50, 2))
-    np.testing.assert_array_equal(near.distances(x)[7:9], near.distances(x[7:9]))
+    random = np.random.default_rng(0)
+    x, many = torch.from_numpy(random.normal(size=(5, 3))), random.normal(size=(11, 3)).astype(np.float32)
+    apart = np.linalg.norm(x.float().numpy()[:, None] - many[None].astype(np.float64), axis=2)
+    for k in (1, 3, 20):
+        want = np.sort(apart, 1)[:, :k].mean(1)
+        for part in (4096, 4):
+            monkeypatch.setattr("dia.detectors.nearest._PART", part)
+            np.testing.assert_allclose(Nearest(many, k)(x), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bank", [np.empty((0, 3)), np.array([[0.0, np.nan]])])
+def test_a_bank_without_normals_or_with_numbers_that_are_none_is_refused(bank):
+    with pytest.raises(ValueError, match="a bank needs normals"):
+        Nearest(bank, 1)
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 30), st.lists(st.floats(0.2, 7), min_size=1, max_size=4),
+    st.integers(0, 99),
+)  # fmt: skip
+@run_settings(max_examples=40, deadline=None)
+def test_the_blur_is_scipys_to_the_bit(h, w, sigmas, seed):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (4, h, w, 1), dtype=np.uint8)
+    images[0] = random.integers(0, 256)  # even ground, a slope and an edge: sums that ought to be whole
+    images[1] = (np.arange(w) * 3 % 256)[:, None]
+    images[2] = (np.arange(h) > h // 2)[:, None, None] * 200
+    ours = GaussianBlur(tuple(sigmas))(tensor(images))
+    want = [ndimage.gaussian_filter(images, (0, s, s, 0), mode="reflect") for s in sigmas]
+    np.testing.assert_array_equal(ours.permute(0, 1, 3, 4, 2).numpy(), want)
 
 
 def test_the_scale_counts_in_spreads_above_the_median():
     scale = Scale.of(np.array([1.0, 2.0, 4.0, 0.0, 5.0]))
     assert (scale.median, scale.spread) == (2, pytest.approx(np.sqrt((2**2 + 3**2) / 2)))
-    np.testing.assert_allclose(
-        scale.standardised(np.array([2.0, 2 + scale.spread, 0])), [0, 1, -2 / scale.spread]
-    )
+    values = torch.tensor([2.0, 2 + scale.spread, 0], dtype=torch.float64)
+    np.testing.assert_allclose(scale(values), [0, 1, -2 / scale.spread])
     assert Scale.of(np.full(3, 7.0)).spread == 0.05  # normals that are all alike
 
 
@@ -97,15 +115,18 @@ def test_the_scale_counts_in_spreads_above_the_median():
 def test_evidence_is_finite_and_rises_with_distance(of_normals, distances):
     median = float(np.median(of_normals))
     d = np.sort(distances)
-    scale = Scale.of(log_distance(np.array(of_normals), median))
-    evidence = scale.standardised(log_distance(d, median))
+    scale = Scale.of(log_distance(torch.tensor(of_normals, dtype=torch.float64), median).numpy())
+    evidence = scale(log_distance(torch.from_numpy(d), median)).numpy()
     assert np.isfinite(evidence).all()
     assert (np.diff(evidence) >= 0).all()
-    assert log_distance(np.array([0.0]), 1.0)[0] == np.log(NEAR)
+    assert float(log_distance(torch.zeros(1), 1.0)) == pytest.approx(np.log(NEAR))
 
 
 def test_copies_among_the_normals_do_not_widen_the_scale():
     apart = np.linspace(1, 2, 21)
     with_copies = np.concatenate([np.zeros(6), apart])
-    wide, usual = (Scale.of(log_distance(d, float(np.median(d)))).spread for d in (with_copies, apart))
+    wide, usual = (
+        Scale.of(log_distance(torch.from_numpy(d), float(np.median(d))).numpy()).spread
+        for d in (with_copies, apart)
+    )
     assert wide < 1.5 * usual

@@ -11,7 +11,7 @@ from dia.data import lesions
 from dia.data.imageset import ImageSet
 from dia.data.phantoms import load
 from dia.detectors import Detector
-from dia.detectors.calibration import Calibration, held_out
+from dia.detectors.calibration import Calibration, Prediction, held_out
 from dia.detectors.registry import TRIVIAL
 from dia.evaluate.stress import Ground, Plan, counted, is_of, load_stress, smallest, stress, untrained_normals
 from dia.report.figures import rows, sentences
@@ -28,11 +28,11 @@ class Brightest(Detector):
     def _fit(self, images, spare, stages):
         pass
 
-    def _score(self, images):
-        return images.max((1, 2, 3)).astype(float)
+    maps = True
 
-    def _heatmap(self, images):
-        return images[..., 0].astype(np.float32)
+    def _predict(self, images, heatmaps, dissolved):
+        maps = images[..., 0].astype(np.float32) if heatmaps else None
+        return Prediction(images.max((1, 2, 3)).astype(float), maps)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def refused(capsys, *argv) -> str:
 
 def interrupted(monkeypatch, model: Path, data: Path, out: Path, *more: object, after: int = 2) -> None:
     """A run stopped when `after` batches are done."""
-    whole, calls = Detector.score, []
+    whole, calls = Detector.detect, []
 
     def stops(self, images, **kwargs):
         calls.append(len(images))
@@ -35,7 +35,7 @@ def interrupted(monkeypatch, model: Path, data: Path, out: Path, *more: object, 
         return whole(self, images, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Detector, "score", stops)
+        patch.setattr(Detector, "detect", stops)
         with pytest.raises(SystemExit) as stop:
             score(model, data, out, *more)
     assert stop.value.code == 130

@@ -36,7 +36,7 @@ class Scored:
     Args:
         scores: `(N,)`.
         heatmaps: `(N, H, W)` or None.
-        images_per_second: of scoring alone.
+        images_per_second: of scoring, with the heatmaps where they were made.
         metrics: image and, with masks and heatmaps, pixel metrics; None without labels of both classes.
     """
 
@@ -47,12 +47,22 @@ class Scored:
 
 
 def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_boot: int = 2000) -> Scored:
-    """Scores a set, and measures against its labels and masks where it has them."""
-    detector.score(images.subset(slice(0, 1)))  # first use of a network is slow, and not what is measured
+    """Scores a set, and measures against its labels and masks where it has them.
+
+    Args:
+        detector: fitted.
+        images: N images in the shape that was fitted.
+        heatmaps: make them in the same pass, where the method has them.
+        n_boot: resamples of each confidence interval.
+
+    Returns:
+        Scores, heatmaps, speed and metrics.
+    """
+    first = images.subset(slice(0, 1))  # first use of a network is slow, and not what is measured
+    detector.detect(first, heatmaps=heatmaps)
     start = time.perf_counter()
-    scores = detector.score(images)
+    scores, maps, _ = detector.detect(images, heatmaps=heatmaps)
     speed = len(images) / (time.perf_counter() - start)
-    maps = detector.heatmap(images) if heatmaps else None
     metrics = None
     if images.labels is not None and 0 < images.labels.sum() < len(images):
         metrics = image_metrics(images.labels, scores, n_boot=n_boot)

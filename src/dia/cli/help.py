@@ -137,7 +137,12 @@ class MarkedParser(ArgumentParser):
         if "settings" not in config:
             return marked(config, {})
         cls = detector_class(str(method)).Settings
-        differ = differences(from_dict(cls, config["settings"]), settings(cls, "paper"))
+        shown = from_dict(cls, config["settings"])
+        idle = shown.idle() if hasattr(shown, "idle") else ()  # do nothing, so they are not printed
+        for name in idle:
+            config["settings"].pop(name, None)
+        differ = differences(shown, settings(cls, "paper"))
+        differ = {name: v for name, v in differ.items() if name.split(".")[0] not in idle}
         count = f"{len(differ)} settings differ from the paper's configuration" if differ else "as published"
         return f"# {method}: {count}\n" + marked(config, {f"settings.{k}": v[1] for k, v in differ.items()})
 

@@ -17,13 +17,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..core.errors import DataError
+from ..core.modelfiles import STRESS
 from ..data.imageset import ImageSet
 from ..data.lesions import KINDS, paste
 from ..detectors import Detector
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..evaluate.selection import Candidate, measure_all
 from ..evaluate.stress import (
-    STRESS,
     Plan,
     identity_of,
     keep_stress,

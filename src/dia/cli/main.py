@@ -318,6 +318,7 @@ def cmd_select(a: Namespace) -> None:
 
 def cmd_push(a: Namespace) -> None:
     """`dia push`."""
+    from ..deploy.hub import push_to_hub, save_pretrained
     from ..detectors import Detector
 
     results = None
@@ -329,13 +330,13 @@ def cmd_push(a: Namespace) -> None:
         if not isinstance(results, dict):
             raise DataError(f"{a.results}: not a JSON object; `dia evaluate --json` prints one")
     detector = Detector.load(a.run, device="cpu")
-    card = {"license": a.license, "results": results, "data": a.about_data}
+    card: dict[str, Any] = {"license": a.license, "results": results, "data": a.about_data}
     if a.out:
-        detector.save_pretrained(a.out, model_card_kwargs=card)
+        save_pretrained(detector, a.out, **card)
         out.print(f"{a.out}: what would be pushed to {a.name}", soft_wrap=True, highlight=False)
         return
     try:
-        url = detector.push_to_hub(a.name, private=not a.public, model_card_kwargs=card)
+        url = push_to_hub(detector, a.name, private=not a.public, **card)
     except (OSError, ValueError) as error:  # huggingface_hub's own are among these
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{a.name}: could not be pushed ({reason}); log in with `hf auth login`") from error
@@ -399,7 +400,7 @@ def cmd_report(a: Namespace) -> None:
         from .grids import report
 
         return report(a, out)
-    from ..evaluate.stress import STRESS
+    from ..core.modelfiles import STRESS
     from ..report.gather import compare_trivial, write_run_report
 
     detector, images = _load(a)

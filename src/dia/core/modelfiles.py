@@ -21,6 +21,7 @@ MAX_WEIGHTS = 8 * 2**30  # bytes of all safetensors files of a folder
 MAX_FILES = 1000  # that checksums may name
 SUMS = "checksums.json"
 READ = (".json", ".safetensors")  # all that is ever read
+STRESS = "stress.json"  # by `dia stress`, in a model's folder
 
 
 class ModelFiles:

@@ -89,7 +89,7 @@ class DiaModel(DynamicBufferMixin):
         detector = self.detector
         x = pixels(images, grey=detector.shape_[2] == 1)
         with torch.inference_mode(False), torch.no_grad():
-            scores, maps = detector.score(x), detector.heatmap(x)
+            scores, maps, _ = detector.detect(x)
         return InferenceBatch(
             pred_score=torch.from_numpy(scores).float().to(images.device),
             anomaly_map=None if maps is None else torch.from_numpy(maps)[:, None].to(images.device),

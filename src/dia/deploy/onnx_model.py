@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..data.imageset import ImageSet
-from ..detectors.calibration import Calibration
+from ..detectors.calibration import Calibration, Prediction
 
 FORMAT = 1
 MAX_SIDE = 8192  # pixels, of the images that a file may ask for
@@ -82,6 +82,16 @@ class OnnxModel:
             for i in range(0, len(x), step)
         ]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    def detect(self, images: np.ndarray | ImageSet, *, heatmaps: bool = True) -> Prediction:
+        """As `Detector.detect`, of scores and heatmaps.
+
+        Args:
+            images: `(N, H, W, 1 or 3)` uint8, any H and W.
+            heatmaps: give them where the file has them.
+        """
+        wanted = [name for name in ("score", "heatmap") if name in self.outputs]
+        return Prediction(*self.run(images, wanted if heatmaps else ["score"]))
 
     def score(self, images: np.ndarray | ImageSet) -> np.ndarray:
         """As `Detector.score`."""

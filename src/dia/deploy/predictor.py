@@ -250,8 +250,7 @@ class Inferencer:
         To the last bits: networks sum in another order in batches of another size.
         """
         with self._model:
-            scores = self.detector.score(images)
-            maps = self.detector.heatmap(images) if heatmaps and self.has_heatmaps else None
+            scores, maps, _ = self.detector.detect(images, heatmaps=heatmaps)
             if maps is not None and self._scale is None:
                 self._scale = self._scale_of_normals() or scale_of(maps)
         return Verdict(scores, self.detector.p_values(scores), maps)

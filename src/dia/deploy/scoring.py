@@ -19,11 +19,10 @@ import numpy as np
 
 from ..core.cluster import last_line, start_ray
 from ..core.errors import DataError
-from ..core.modelfiles import READ
+from ..core.modelfiles import READ, STRESS
 from ..data.imageset import ImageSet
 from ..data.readers import Listing
 from ..detectors.drift import acquisition
-from ..evaluate.stress import STRESS
 
 if TYPE_CHECKING:
     from ..detectors import Detector
@@ -156,9 +155,9 @@ class _Scorer:
 
 
 def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) -> Scored:
-    maps = detector.heatmap(images) if heatmaps else None
+    found = detector.detect(images, heatmaps=heatmaps)
     whole = acquisition(images.images) if getattr(detector, "drift_", None) else None
-    return Scored(images.names, detector.score(images), maps, images.skipped, whole)
+    return Scored(images.names, found.score, found.heatmap, images.skipped, whole)
 
 
 def hash_of(run: Path) -> str:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
 from ..core.allocation import Room
 from ..core.errors import DataError, TrainingError
@@ -29,9 +31,9 @@ from ..core.storage import replace_folder, reserve
 from ..data.imageset import ImageSet, middle_slices
 from . import drift, saving
 from .cache import Stages, fingerprint
-from .calibration import Calibration, held_out
+from .calibration import Calibration, Prediction, held_out
 from .drift import acquisition, statistics_of
-from .hub import Hub
+from .features import as_tensor
 from .presets import settings as preset_settings
 from .registry import detector_class
 from .saving import identity_of
@@ -46,7 +48,7 @@ class UnfittedError(DataError, NotFittedError):
     """A detector asked for what only a fitted one has; scikit-learn knows it as its `NotFittedError`."""
 
 
-class Detector(Hub, OutlierMixin, BaseEstimator):
+class Detector(OutlierMixin, BaseEstimator):
     """A one-class detector of anomalous images, and an estimator of scikit-learn's.
 
     Args:
@@ -72,8 +74,11 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     pretrained: ClassVar[str] = ""  # the network whose ImageNet weights the publication starts from
     smallest: ClassVar[int] = 8  # side in pixels
     extra: ClassVar[str] = ""  # of the package, without which it cannot be fitted
+    maps: ClassVar[bool] = False  # whether it says where
+    exports: ClassVar[bool] = True  # whether its module is a graph of torch operations alone
     revision: ClassVar[int] = 1  # raised where equal settings come to other scores than before
     hash_: str | None = None  # as it was when the model was saved
+    _made: tuple[Any, nn.Module] | None = None  # settings, and the module made with them
 
     def __init__(
         self,
@@ -93,7 +98,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
     @classmethod
     def has_heatmaps(cls) -> bool:
         """Whether the method says where."""
-        return cls._heatmap is not Detector._heatmap
+        return cls.maps
 
     def weights_source(self) -> str:
         """Where the first weights are from, as the ledger says it."""
@@ -114,11 +119,33 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         """Trains on `images`; `spare` are normals for statistics that must not come from trained images."""
         raise NotImplementedError
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
+    def _module(self) -> nn.Module:
+        """What `module` gives; a method without one gives `_predict` in its place."""
         raise NotImplementedError
 
-    def _heatmap(self, images: np.ndarray) -> np.ndarray | None:
-        return None
+    def _at_once(self) -> int:
+        """Images in one pass through the module."""
+        return 256
+
+    def _predict(self, images: np.ndarray, heatmaps: bool, dissolved: bool) -> Prediction:
+        """One batch `(N, H, W, C)` uint8; a method without a module gives this in place of `_module`."""
+        module, where, step = self._prepared(), getattr(self, "where_", "cpu"), self._at_once()
+        wanted = {"score": True, "heatmap": heatmaps, "dissolved": dissolved}
+        names = ("score", *getattr(module, "outputs", ()))
+        made: dict[str, list[np.ndarray]] = {name: [] for name in names if wanted[name]}
+        with torch.inference_mode():
+            for start in range(0, len(images), step):
+                outputs = module(as_tensor(images[start : start + step], where))
+                for name, values in zip(names, outputs, strict=True):
+                    if name in made:
+                        made[name].append(values.cpu().numpy())
+        return Prediction(**{name: np.concatenate(parts) for name, parts in made.items()})
+
+    def _prepared(self) -> nn.Module:
+        if self._made is None or self._made[0] != self.s:
+            module = self._module().to(getattr(self, "where_", "cpu")).eval().requires_grad_(False)
+            self._made = self.s, module
+        return self._made[1]
 
     def _tensors(self) -> dict[str, np.ndarray]:
         """Everything fitted, as arrays."""
@@ -157,7 +184,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         normals = images.normals() if isinstance(images, ImageSet) else ImageSet(_as_images(images))
         x = normals.images
         join_processes()
-        self.facts_, self.hash_ = getattr(self, "facts_", {}), None
+        self.facts_, self.hash_, self._made = getattr(self, "facts_", {}), None, None
         if len(x) < MIN_NORMALS:
             raise DataError(
                 f"{len(x)} normal image{'s' * (len(x) != 1)} to fit on; at least {MIN_NORMALS} are needed"
@@ -189,27 +216,90 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             barrier()
         calibration.sort()
         parts = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
-        self.calibration_ = Calibration.of(np.concatenate([self._score(x[part]) for part in parts]))
+        scores = [self._predict(x[part], False, False).score for part in parts]
+        self.calibration_ = Calibration.of(np.concatenate(scores))
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
         self.drift_ = _references(x, middle_slices(normals.volumes, len(x)))
         return self
 
+    def module(self) -> nn.Module:
+        """The fitted scoring, in eval mode: the one definition of the score, which `dia export` writes too.
+
+        Returns:
+            A module from `(N, C, H, W)` uint8, in the detector's own shape and on its device, to a tuple: the
+            score `(N,)` float64 and what the module's `outputs` name, of `heatmap` `(N, H, W)` float32 and
+            `dissolved` `(N, T, H, W, C)` uint8.
+
+        Raises:
+            DataError: it is not fitted, or its method has no module, as anomalib's models have none.
+        """
+        self._fitted()
+        if type(self)._module is Detector._module:
+            raise DataError(f"{self.method} has no module of its own")
+        return self._prepared()
+
+    def cannot_export(self) -> str:
+        """Why no graph can hold what this detector was fitted with, in one line; empty where one can."""
+        return ""
+
+    def detect(
+        self,
+        images: np.ndarray | ImageSet,
+        *,
+        heatmaps: bool = True,
+        dissolved: bool = False,
+        batch: int = 512,
+    ) -> Prediction:
+        """Scores, heatmaps and dissolved copies in one pass; an image's are its own alone.
+
+        Args:
+            images: `(N, H, W, C)` uint8 or an `ImageSet`, in the shape that was fitted.
+            heatmaps: give them where the method has them.
+            dissolved: give the dissolved copies where the method dissolves when scoring.
+            batch: images taken at a time, on which nothing depends but memory.
+
+        Returns:
+            The score of each image, and what else was asked for and had.
+
+        Raises:
+            DataError: images of another shape or type.
+            UnfittedError: it is not fitted.
+        """
+        x = self._check(images)
+        heatmaps = heatmaps and self.has_heatmaps()
+        parts = [self._predict(x[i : i + batch], heatmaps, dissolved) for i in range(0, len(x), batch)]
+        if not parts:
+            return Prediction(np.empty(0))
+        whole = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in Prediction._fields
+            if getattr(parts[0], name) is not None
+        }
+        return Prediction(**whole)
+
     def score(self, images: np.ndarray | ImageSet, y: None = None, *, batch: int = 512) -> np.ndarray:
         """Raw anomaly scores `(N,)` float64, higher = more anomalous; an image's score is its own alone.
 
-        Not scikit-learn's one number for all: its searches need `scoring=`. `y` is ignored, for
-        its pipelines.
+        Not scikit-learn's one number for all: its searches need `scoring=`.
+
+        Args:
+            images: `(N, H, W, C)` uint8 or an `ImageSet`.
+            y: ignored, for scikit-learn's pipelines.
+            batch: images taken at a time.
         """
-        x = self._check(images)
-        return np.concatenate(
-            [self._score(x[i : i + batch]) for i in range(0, len(x), batch)] or [np.empty(0)]
-        )
+        return self.detect(images, heatmaps=False, batch=batch).score
 
     def heatmap(self, images: np.ndarray | ImageSet, *, batch: int = 512) -> np.ndarray | None:
-        """`(N, H, W)` float32, higher where more anomalous, on one scale for all; None without maps."""
-        x = self._check(images)
-        maps = [self._heatmap(x[i : i + batch]) for i in range(0, len(x), batch)]
-        return None if not maps or maps[0] is None else np.concatenate(maps)  # type: ignore[arg-type]
+        """Where images are anomalous, on one scale for all; `detect` gives the scores in the same pass.
+
+        Args:
+            images: `(N, H, W, C)` uint8 or an `ImageSet`.
+            batch: images taken at a time.
+
+        Returns:
+            `(N, H, W)` float32, higher where more anomalous; None without maps.
+        """
+        return self.detect(images, batch=batch).heatmap if self.has_heatmaps() else None
 
     def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
         """What images are compared by, `(N, D)` float32: here the grey 16×16 thumbnail, standardised.
@@ -300,6 +390,9 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             self.settings = replaced(self.s, names)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_made"}  # made anew where needed
+
     # --- folders ------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str, card: str = "") -> Path:
@@ -363,7 +456,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
                     f"{folder}: of revision {there} of {cls.method}; here is {cls.revision}, so fit it again"
                 )
             try:
-                settings = from_dict(cls.Settings, config["settings"])
+                older = getattr(cls.Settings, "from_0_1", dict)
+                settings = from_dict(cls.Settings, older(config["settings"]))
             except SettingsError as error:
                 raise DataError(
                     f"{folder}: {error}; fitted by another version of dia: fit it again"
@@ -387,7 +481,7 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
             with Room(folder, files.nbytes):
                 self._restore(load_file(weights), folder)
             probe = np.resize(np.arange(256, dtype=np.uint8), (1, *self.shape_))
-            if self._score(probe).shape != (1,):  # arrays of other shapes may fail, or spread, only here
+            if self.score(probe).shape != (1,):  # arrays of other shapes may fail, or spread, only here
                 raise ValueError("its weights give no score")
             if files.sums is None:
                 warnings.warn(
@@ -417,7 +511,8 @@ class Detector(Hub, OutlierMixin, BaseEstimator):
         if hasattr(s, "weights"):
             s = replace(s, weights=identity_of(s.weights))
         later = [self.revision] * (self.revision > 1)
-        return fingerprint(self.method, s, self.holdout, *later)
+        known = s.in_ledger() if hasattr(s, "in_ledger") else s
+        return fingerprint(self.method, known, self.holdout, *later)
 
     def _card(self) -> str:
         h, w, c = self.shape_

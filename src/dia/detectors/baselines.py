@@ -18,6 +18,7 @@ Statistics, spectrum, hog and lbp: features standardised by the normals, mean di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -28,21 +29,17 @@ import torch.nn.functional as F
 from scipy import ndimage
 from skimage.feature import hog, local_binary_pattern
 from sklearn.decomposition import PCA
+from torch import Tensor, nn
 
-from ..dissolve.controls import gaussian
+from . import features
 from .base import Detector
 from .cache import Stages
+from .features import CONSTANT, Linear, double, luma, measured, resizing, with_channels
 from .nearest import Nearest
-from .residual import Residual, joined
+from .residual import Residual, blur
 
-_CHUNK = 256  # images measured at once
-FLOOR = 1e-8  # added to energies before the logarithm: far below one step of 8 bits, squared
-_CONSTANT = 1e-9  # a feature that spreads less than this over the normals is left unscaled
-_LUMA = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 2¹⁶
-SIGMAS = (0.7, 1.0, 2.0, 4.0)
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-RINGS = 14
 _LBP = ((8, 1), (16, 2))  # points, radius
+_LARGEST = 32  # side of what HOG and PCA see
 
 
 @dataclass(frozen=True)
@@ -56,49 +53,210 @@ class TrivialSettings:
     neighbours: int = 3
 
 
-def luma(images: np.ndarray) -> np.ndarray:
-    """`(N, H, W, 1 or 3)` uint8 to `(N, H, W)` in [0, 1], in 255 steps, rounded as PIL does."""
-    if images.shape[-1] == 1:
-        return images[..., 0] / 255
-    return ((images.astype(np.uint32) @ _LUMA + 2**15) >> 16) / 255
+# --- modules of features ------------------------------------------------------------------------------------
 
 
-def resized(x: np.ndarray, low: int, high: int) -> np.ndarray:
-    """Each side brought into [low, high], bilinearly and antialiased; unchanged if it is."""
-    size = [int(np.clip(side, low, high)) for side in x.shape[1:]]
-    if size == list(x.shape[1:]):
-        return x
-    return F.interpolate(torch.from_numpy(x)[:, None], size, mode="bilinear", antialias=True)[:, 0].numpy()
+class Grey(nn.Module):
+    """The features of an image's luma: `(N, 1 or 3, H, W)` uint8 to `(N, D)` float64.
+
+    Args:
+        features: of grey images `(N, 1, H, W)`, whole numbers from 0 to 255 in float64.
+    """
+
+    def __init__(self, features: nn.Module):
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `(N, 1 or 3, H, W)` uint8."""
+        made: Tensor = self.features(with_channels(x.double(), 1))
+        return made
 
 
-def rings(height: int, width: int) -> np.ndarray:
-    """The ring of each frequency of an `(H, W)` Fourier transform; the corners lie beyond the last."""
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
-    return np.floor(radius * 2 * RINGS + 1e-9).astype(int)
+class Number(nn.Module):
+    """One number of each image.
+
+    Args:
+        of: from luma `(N, H, W)` in [0, 1] to `(N,)`.
+    """
+
+    def __init__(self, of: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `(N, C, H, W)` uint8 to `(N, 1)`."""
+        return self.of(luma(x))[:, None]
 
 
-class _Measured(Detector):
+class ByImage(nn.Module):
+    """A numpy function of each image, which no graph can hold.
+
+    Args:
+        of: from luma `(H, W)` in [0, 1] to `(D,)`.
+        low: smallest side that it sees; smaller images are enlarged to it.
+        high: largest side that it sees; larger images are reduced to it.
+    """
+
+    def __init__(self, of: Callable[[np.ndarray], np.ndarray], low: int = 1, high: int = 2**20):
+        super().__init__()
+        self.of, self.low, self.high = of, low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `(N, C, H, W)` uint8."""
+        y = luma(x)
+        size = [min(max(side, self.low), self.high) for side in y.shape[1:]]
+        if size != list(y.shape[1:]):
+            y = F.interpolate(y[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        return torch.from_numpy(np.stack([self.of(image) for image in y.numpy()]))
+
+
+class Normalised(nn.Module):
+    """Features with mean 0 and std 1 in each image; those of an image without contrast become 0.
+
+    Args:
+        features: from `(N, C, H, W)` uint8 to `(N, D)`.
+    """
+
+    def __init__(self, features: nn.Module):
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `(N, C, H, W)` uint8."""
+        flat = self.features(x)
+        flat = flat - flat.mean(1, keepdim=True)
+        return flat / flat.var(1, correction=0, keepdim=True).sqrt().clamp(min=1e-6)
+
+
+# --- modules of scores --------------------------------------------------------------------------------------
+
+
+class Standardised(nn.Module):
+    """Features in standard deviations of the normals, and what makes a score of them.
+
+    Args:
+        features: from `(N, C, H, W)` uint8 to `(N, D)` float64.
+        mean: `(D,)` of the normals.
+        std: `(D,)` of the normals.
+        score: from `(N, D)` to `(N,)`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, features: nn.Module, mean: np.ndarray, std: np.ndarray, score: Callable[[Tensor], Tensor]
+    ):
+        super().__init__()
+        self.features, self.score = features, score
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        return (self.score((self.features(x) - self.mean) / self.std),)
+
+
+class Reconstruction(nn.Module):
+    """Squared error of reconstruction from principal components, and where it is.
+
+    Args:
+        small: brings luma to the size of the components.
+        mean: `(D,)` of the normals.
+        components: `(K, D)`.
+        sides: (side, side of the components) down and across.
+    """
+
+    outputs = ("heatmap",)
+    mean: Tensor
+    components: Tensor
+
+    def __init__(
+        self, small: nn.Module, mean: np.ndarray, components: np.ndarray, sides: list[tuple[int, int]]
+    ):
+        super().__init__()
+        self.small, self.sides = small, sides
+        smooth = (torch.from_numpy(ndimage.gaussian_filter1d(np.eye(low), 1, axis=0)) for _, low in sides)
+        self.large = Linear(*(resizing(low, side) @ s for (side, low), s in zip(sides, smooth, strict=True)))
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("components", torch.from_numpy(components))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The heatmap is |residual|, smoothed with σ = 1 at the size of the components, and enlarged."""
+        centred = self.small(x) - self.mean
+        residual = centred - centred @ self.components.T @ self.components
+        maps = residual.abs().view(-1, *(low for _, low in self.sides))
+        return (residual**2).mean(1), self.large(maps).float()
+
+
+class Small(nn.Module):
+    """Luma of at most 32×32 px, flat.
+
+    Args:
+        sides: (side, side to reduce it to) down and across.
+    """
+
+    def __init__(self, sides: list[tuple[int, int]]):
+        super().__init__()
+        self.small = Linear(*(resizing(side, low, antialias=True) for side, low in sides))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8 to `(N, h·w)` float64."""
+        return self.small(luma(x)).flatten(1)
+
+
+class BlurResiduals(nn.Module):
+    """What blurs take away, by its evidence, and where.
+
+    Args:
+        residual: fitted and calibrated.
+    """
+
+    outputs = ("heatmap",)
+
+    def __init__(self, residual: Residual):
+        super().__init__()
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        seen = self.residual(x)
+        evidence = self.residual.parts(self.residual.columns(seen))
+        # of the harmonic mean of the p-values (Wilson), as `calibration.joined` has it
+        score = evidence.logsumexp(1) - double(np.log(evidence.shape[1]))
+        return score, self.residual.heatmap(seen)
+
+
+# --- detectors ----------------------------------------------------------------------------------------------
+
+
+class _Standardised(Detector):
     """Features of each image, standardised by mean and std of the training normals."""
 
     family = "untrained"
     Settings: ClassVar[type] = TrivialSettings
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        """Luma `(N, H, W)` to `(N,)` or `(N, D)`, each image on its own."""
+    def features_of(height: int, width: int) -> nn.Module:
+        """The module that measures images `(N, C, H, W)` uint8: `(N, D)` float64, each image on its own."""
         raise NotImplementedError
 
     def _measure(self, images: np.ndarray) -> np.ndarray:
-        chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
-        return np.concatenate([self._features(luma(c)).reshape(len(c), -1) for c in chunks])
+        return measured(self.features_of(*images.shape[1:3]), images)
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        raw = self._measure(images)
-        self.mean_, std = raw.mean(0), raw.std(0)
-        self.std_ = np.where(std > _CONSTANT, std, 1.0)
+        self._learn(self._measure(images))
 
-    def _standardised(self, images: np.ndarray) -> np.ndarray:
-        return (self._measure(images) - self.mean_) / self.std_
+    def _learn(self, raw: np.ndarray) -> None:
+        self.mean_, std = raw.mean(0), raw.std(0)
+        self.std_ = np.where(std > CONSTANT, std, 1.0)
+
+    def _scored_by(self) -> Callable[[Tensor], Tensor]:
+        raise NotImplementedError
+
+    def _module(self) -> nn.Module:
+        return Standardised(self.features_of(*self.shape_[:2]), self.mean_, self.std_, self._scored_by())
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return {"mean": self.mean_, "std": self.std_}
@@ -107,30 +265,31 @@ class _Measured(Detector):
         self.mean_, self.std_ = tensors["mean"], tensors["std"]
 
 
-class _OneNumber(_Measured):
+class _OneNumber(_Standardised):
     """Two-sided: how many standard deviations from the mean of the normals."""
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        return np.abs(self._standardised(images)[:, 0])
+    def _scored_by(self) -> Callable[[Tensor], Tensor]:
+        return lambda z: z[:, 0].abs()
 
 
-class _Neighbours(_Measured):
+class _Neighbours(_Standardised):
     """Mean Euclidean distance to the nearest normals."""
 
-    _nearest: ClassVar[int | None] = None  # as the settings say
+    def _learn(self, raw: np.ndarray) -> None:
+        super()._learn(raw)
+        self._index(self._scaled(raw))
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        super()._fit(images, spare, stages)
-        self._index(self._standardised(images))
+    def _scaled(self, raw: np.ndarray) -> np.ndarray:
+        return (raw - self.mean_) / self.std_
 
     def _index(self, bank: np.ndarray) -> None:
-        self.normals_ = Nearest(bank, self._nearest or self.s.neighbours)
+        self.normals_ = Nearest(bank, self.s.neighbours)
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        return self.normals_.distances(self._standardised(images))
+    def _scored_by(self) -> Callable[[Tensor], Tensor]:
+        return self.normals_
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        return super()._tensors() | {"bank": self.normals_.bank}
+        return super()._tensors() | {"bank": self.normals_.bank.numpy()}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         super()._restore(tensors, folder)
@@ -140,10 +299,15 @@ class _Neighbours(_Measured):
 class _NearestPixels(_Neighbours):
     """The nearest normal alone, in pixels as they are."""
 
-    _nearest = 1
+    def _scaled(self, raw: np.ndarray) -> np.ndarray:
+        return raw
 
-    def _standardised(self, images: np.ndarray) -> np.ndarray:
-        return self._measure(images)
+    def _index(self, bank: np.ndarray) -> None:
+        self.normals_ = Nearest(bank, 1)
+
+    def _module(self) -> nn.Module:
+        none, one = np.zeros_like(self.mean_), np.ones_like(self.std_)
+        return Standardised(self.features_of(*self.shape_[:2]), none, one, self.normals_)
 
 
 class Brightness(_OneNumber):
@@ -152,8 +316,9 @@ class Brightness(_OneNumber):
     method = "trivial:brightness"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        return x.mean((1, 2))
+    def features_of(height: int, width: int) -> nn.Module:
+        """One number."""
+        return Number(features.brightness)
 
 
 class Std(_OneNumber):
@@ -162,8 +327,9 @@ class Std(_OneNumber):
     method = "trivial:std"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        return x.std((1, 2))
+    def features_of(height: int, width: int) -> nn.Module:
+        """One number."""
+        return Number(features.deviation)
 
 
 class Gradient(_OneNumber):
@@ -172,9 +338,9 @@ class Gradient(_OneNumber):
     method = "trivial:gradient"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        down, across = np.abs(np.diff(x, axis=1)), np.abs(np.diff(x, axis=2))
-        return down.mean((1, 2)) + across.mean((1, 2))
+    def features_of(height: int, width: int) -> nn.Module:
+        """One number."""
+        return Number(features.gradient)
 
 
 class Statistics(_Neighbours):
@@ -183,14 +349,9 @@ class Statistics(_Neighbours):
     method = "trivial:statistics"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        columns = [row._features(x) for row in (Brightness, Std, Gradient)]
-        finer = x
-        for sigma in SIGMAS:
-            coarser = ndimage.gaussian_filter(x, (0, sigma, sigma))
-            columns.append(np.log(((finer - coarser) ** 2).mean((1, 2)) + FLOOR))
-            finer = coarser
-        return np.stack([*columns, *np.quantile(x, QUANTILES, axis=(1, 2))], 1)
+    def features_of(height: int, width: int) -> nn.Module:
+        """Twelve numbers."""
+        return Grey(features.Statistics(height, width))
 
 
 class Spectrum(_Neighbours):
@@ -199,14 +360,9 @@ class Spectrum(_Neighbours):
     method = "trivial:spectrum"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        h, w = x.shape[1:]
-        centred = x - x.mean((1, 2), keepdims=True)
-        window = np.outer(np.hanning(h), np.hanning(w))
-        power = np.abs(np.fft.fft2(centred * window, norm="ortho")) ** 2
-        ring = rings(h, w)
-        means = [power[:, ring == i].sum(1) / max((ring == i).sum(), 1) for i in range(RINGS)]
-        return np.log(np.stack(means, 1) + FLOOR)
+    def features_of(height: int, width: int) -> nn.Module:
+        """Fourteen numbers."""
+        return features.Spectrum(height, width)
 
 
 class Hog(_Neighbours):
@@ -216,25 +372,33 @@ class Hog(_Neighbours):
     """
 
     method = "trivial:hog"
+    exports = False  # scikit-image's
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        return np.stack([hog(i, 8, (4, 4), (2, 2)) for i in resized(x, 8, 32)])
+    def features_of(height: int, width: int) -> nn.Module:
+        """At most 1568 numbers."""
+        return ByImage(lambda y: hog(y, 8, (4, 4), (2, 2)), 8, _LARGEST)
+
+
+def _patterns(y: np.ndarray) -> np.ndarray:
+    grey = np.round(y * 255).astype(np.uint8)
+    parts = []
+    for points, radius in _LBP:
+        codes = local_binary_pattern(grey, points, radius, "uniform").astype(int)
+        parts.append(np.bincount(codes.ravel(), minlength=points + 2) / codes.size)
+    return np.concatenate(parts)
 
 
 class Lbp(_Neighbours):
     """Histograms, each of sum 1, of uniform patterns at (8 points, radius 1) and (16, 2): 10 + 18 numbers."""
 
     method = "trivial:lbp"
+    exports = False  # scikit-image's
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        def histogram(image: np.ndarray, points: int, radius: int) -> np.ndarray:
-            codes = local_binary_pattern(image, points, radius, "uniform").astype(int)
-            return np.bincount(codes.ravel(), minlength=points + 2) / codes.size
-
-        grey = np.round(x * 255).astype(np.uint8)
-        return np.stack([np.concatenate([histogram(i, *pattern) for pattern in _LBP]) for i in grey])
+    def features_of(height: int, width: int) -> nn.Module:
+        """Two histograms."""
+        return ByImage(_patterns)
 
 
 class Pixels(_NearestPixels):
@@ -243,8 +407,9 @@ class Pixels(_NearestPixels):
     method = "trivial:pixels"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        return resized(x, 16, 16).reshape(len(x), -1)
+    def features_of(height: int, width: int) -> nn.Module:
+        """256 numbers."""
+        return Grey(features.Pixels(height, width))
 
 
 class NormalisedPixels(_NearestPixels):
@@ -253,44 +418,35 @@ class NormalisedPixels(_NearestPixels):
     method = "trivial:pixels-normalised"
 
     @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        flat = Pixels._features(x)
-        flat = flat - flat.mean(1, keepdims=True)
-        return flat / np.maximum(flat.std(1, keepdims=True), 1e-6)
+    def features_of(height: int, width: int) -> nn.Module:
+        """256 numbers."""
+        return Normalised(Pixels.features_of(height, width))
 
 
-class Pca(_Measured):
+class Pca(Detector):
     """Mean squared error of reconstruction from the components that keep 95 % of the variance.
 
     Of luma at most 32×32 px. One-sided: more error is more anomalous, also where that is wrong.
     """
 
     method = "trivial:pca"
+    family = "untrained"
+    maps = True
+    Settings: ClassVar[type] = TrivialSettings
 
-    @staticmethod
-    def _features(x: np.ndarray) -> np.ndarray:
-        return resized(x, 1, 32)
+    @property
+    def _sides(self) -> list[tuple[int, int]]:
+        return [(side, min(side, _LARGEST)) for side in self.shape_[:2]]
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        x = self._measure(images)
+        x = measured(Small(self._sides), images)
         self.mean_, self.components_ = x.mean(0), np.zeros((0, x.shape[1]))
-        if x.std(0).max() > _CONSTANT:  # identical images have no components
+        if x.std(0).max() > CONSTANT:  # identical images have no components
             pca = PCA(0.95, svd_solver="covariance_eigh").fit(x)
             self.components_ = np.ascontiguousarray(pca.components_)  # as they are saved
 
-    def _residual(self, images: np.ndarray) -> np.ndarray:
-        x = self._measure(images) - self.mean_
-        return x - x @ self.components_.T @ self.components_
-
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        return (self._residual(images) ** 2).mean(1)
-
-    def _heatmap(self, images: np.ndarray) -> np.ndarray:
-        """|residual|, smoothed with σ = 1 at the size of the components, at the size of the images."""
-        n, h, w, _ = images.shape
-        residual = self._residual(images).reshape(n, 1, min(h, 32), min(w, 32))
-        smooth = torch.from_numpy(ndimage.gaussian_filter(np.abs(residual), (0, 0, 1, 1)))
-        return F.interpolate(smooth, (h, w), mode="bilinear")[:, 0].numpy().astype(np.float32)
+    def _module(self) -> nn.Module:
+        return Reconstruction(Small(self._sides), self.mean_, self.components_, self._sides)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return {"mean": self.mean_, "components": self.components_}
@@ -310,34 +466,28 @@ class BlurSettings:
     sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
 
 
-def blurred(images: np.ndarray, sigmas: tuple[float, ...]) -> np.ndarray:
-    """Blurs `(N, H, W, C)` images at several widths, which scale with the shorter side."""
-    unit = min(images.shape[1:3]) / 64
-    return gaussian(images, [sigma * unit for sigma in sigmas])
-
-
 class Blur(Detector):
     """What Gaussian blurs remove, judged as `dia+` judges what dissolving removes."""
 
     method = "trivial:blur"
     family = "untrained"
+    maps = True
     revision = 2  # smooth evidence
     Settings: ClassVar[type] = BlurSettings
 
+    def _residual(self) -> Residual:
+        side = self.shape_[:2]
+        return Residual(blur(self.s.sigmas, *side), *side)
+
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        self.residual_ = Residual(self._remove).fit(images, spare)
+        self.residual_ = self._residual().fit(images)
+        self.residual_.calibrate(self.residual_.measured(spare))
 
-    def _remove(self, images: np.ndarray) -> np.ndarray:
-        return blurred(images, self.s.sigmas)
-
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        return joined(self.residual_.evidence(images))
-
-    def _heatmap(self, images: np.ndarray) -> np.ndarray:
-        return self.residual_.heatmap(images)
+    def _module(self) -> nn.Module:
+        return BlurResiduals(self.residual_)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return self.residual_.tensors()
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        self.residual_ = Residual(self._remove).restore(tensors)
+        self.residual_ = self._residual().restore(tensors)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,21 @@ from ..data.imageset import group_by_volume
 
 _TAIL = 0.2  # upper share of the normals to which the exponential tail is fitted
 _FINEST = 1e-5  # of the scores' size: no kernel is narrower, or the last digits of a score would count
+
+
+class Prediction(NamedTuple):
+    """What one pass over N images of one size gives.
+
+    Args:
+        score: `(N,)` float64, raw, higher = more anomalous.
+        heatmap: `(N, H, W)` float32, higher where more anomalous; None if it was not asked for, or if the
+            method has none.
+        dissolved: `(N, T, H, W, C)` uint8, the images dissolved at T steps; None as for `heatmap`.
+    """
+
+    score: np.ndarray
+    heatmap: np.ndarray | None = None
+    dissolved: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +70,12 @@ class Calibration:
         keeps the order of what lies beyond. Not a valid p-value itself: what is joined of it is calibrated
         anew.
         """
-        width, edge, excess = self.smoothing()
-        scores = np.asarray(scores, np.float64)
-        below = (np.minimum(scores, edge)[:, None] - self.scores) / width
-        above = np.exp(-np.logaddexp(0, below)).mean(1)  # the logistic curve, without overflow
-        return -np.log(above) + np.maximum(scores - edge, 0) / excess
+        import torch  # not above: scoring with an exported file takes no torch
+
+        from .residual import Evidence
+
+        column = torch.from_numpy(np.asarray(scores, np.float64))[:, None]
+        return Evidence(self.scores[:, None])(column)[:, 0].numpy()
 
     def smoothing(self) -> tuple[float, float, float]:
         """The logistic kernel's scale, the score where the tail begins, and the tail's mean excess.
@@ -72,6 +89,11 @@ class Calibration:
         width = max(float(width), _FINEST * float(np.abs(x).mean()), 1e-9)
         edge = x[min(int(np.ceil((1 - _TAIL) * n)), n - 1)]
         return width, float(edge), max(float(np.mean(x[x >= edge] - edge)), width)
+
+
+def joined(evidence: np.ndarray) -> np.ndarray:
+    """Evidence −log p̊ of the harmonic mean p̊ of p-values, from the `(N, P)` evidence −log p of P parts."""
+    return np.asarray(np.logaddexp.reduce(evidence, axis=1) - np.log(evidence.shape[1]))
 
 
 def held_out(

@@ -26,11 +26,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..amplify import resident
 from ..amplify.augment import Augment, Draws
-from ..amplify.contrast import AmplifySettings, Dissolved, build_encoder, encoder_input, learn
+from ..amplify.contrast import AmplifySettings, Dissolved, as_input, build_encoder, learn
 from ..amplify.encoder import Encoder
 from ..amplify.shifts import SHIFTS
 from ..core.processes import choose_device, is_main
@@ -39,6 +39,7 @@ from ..core.training import seed_step
 from ..data.imageset import ImageSet, subsample
 from .base import Detector
 from .cache import Stages
+from .features import as_tensor
 from .saving import load_module, module_tensors
 
 Part = Literal["cosine", "norm", "shift"]
@@ -83,6 +84,36 @@ def check_scoring(s: Any) -> None:
     )  # fmt: skip
 
 
+class Normality(nn.Module):
+    """The score: minus the normality, of some of its parts.
+
+    Args:
+        detector: fitted.
+    """
+
+    bank: Tensor
+    lambda_: Tensor
+    mu: Tensor
+
+    def __init__(self, detector: CSI):
+        super().__init__()
+        s = detector.s
+        self.shift, self.parts, self.settings = s.amplify.shift, s.score_parts, s.amplify
+        self.encoder, self.of_each = detector.encoder_, None
+        if s.score_draws == "own":
+            self.of_each, self.views = detector._own_views, []
+        else:
+            self.views = detector._views()
+        for name, values in (("bank", detector.bank_), ("lambda_", detector.lambda_), ("mu", detector.mu_)):
+            self.register_buffer(name, values)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        views = self.views if self.of_each is None else self.of_each(x)
+        z, s = projections(self.encoder, as_input(x, self.settings), self.shift, views)
+        return (-normality(z, s, self.bank, self.lambda_, self.mu, self.parts).double(),)
+
+
 class CSI(Detector):
     """Contrastive learning on shifted instances: the baseline DIA builds on."""
 
@@ -92,6 +123,11 @@ class CSI(Detector):
     Settings: ClassVar[type] = CSISettings
     encoder_: Encoder
 
+    @property
+    def _contrast(self) -> Any:
+        """The settings of contrastive training."""
+        return self.s
+
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
         self._fit_encoder(images, stages, None, "none")
         self._fit_bank(images)
@@ -99,7 +135,7 @@ class CSI(Detector):
     def _fit_encoder(
         self, images: np.ndarray, stages: Stages, dissolved: Dissolved | None, dissolver_hash: str
     ) -> None:
-        a = self.s.amplify
+        a = self._contrast.amplify
         a.check_installed()
         a.stem_of(self.shape_)
         self.where_ = choose_device(self.device)
@@ -132,22 +168,22 @@ class CSI(Detector):
     def _ready(self) -> None:
         self.where_ = choose_device(self.device)
         self.encoder_ = self.encoder_.to(self.where_).eval()
-        self.augment_ = Augment(self.s.amplify.augment, self.shape_[2], scoring=True)
+        self.augment_ = Augment(self._contrast.amplify.augment, self.shape_[2], scoring=True)
 
     @torch.inference_mode()
     def _projections(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Mean projections z `(K, N, D)` and mean logits of the right shift `(K, N)` over the samples.
+        """Mean projections z `(K, N, D)` and mean logits of the right shift `(K, N)` over the samples."""
+        s, parts = self.s, []
+        views = [] if s.score_draws == "own" else self._views()
+        for x in self._tensors_of(images, self._at_once()):
+            views = self._own_views(x) if s.score_draws == "own" else views
+            parts.append(projections(self.encoder_, as_input(x, s.amplify), s.amplify.shift, views))
+        z, logits = zip(*parts, strict=True)
+        return torch.cat(z, 1), torch.cat(logits, 1)
 
-        All shifts and samples of some images share one forward pass.
-        """
-        shift, own = self.s.amplify.shift, self.s.score_draws == "own"
-        views, parts, done = [] if own else self._views(), [], 0
-        for x in self._inputs(images, SHIFTS[shift][0] * self.s.samples):
-            views = self._own_views(images[done : done + len(x)]) if own else views
-            parts.append(projections(self.encoder_, x, shift, views))
-            done += len(x)
-        z, s = zip(*parts, strict=True)
-        return torch.cat(z, 1), torch.cat(s, 1)
+    def _at_once(self) -> int:
+        """As many as fill a pass of the encoder with all their shifts and samples."""
+        return max(_ROWS // (SHIFTS[self._contrast.amplify.shift][0] * self.s.samples), 1)
 
     def _views(self) -> list[Callable[[Tensor], Tensor]]:
         """What each sample makes of `(N, C, S, S)` images, the same of each."""
@@ -162,9 +198,10 @@ class CSI(Detector):
         """Within it the caller's random numbers stay as they are, on this detector's device too."""
         return torch.random.fork_rng(devices=[self.where_] if self.where_.type == "cuda" else [])
 
-    def _own_views(self, images: np.ndarray) -> list[Callable[[Tensor], Tensor]]:
-        """What each sample makes of `(K·N, C, S, S)` shifted images: draws of each, seeded by its pixels."""
-        k, n, drawn, flips = SHIFTS[self.s.amplify.shift][0], self.s.samples, [], []
+    def _own_views(self, x: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """What each sample makes of the shifted `(N, C, H, W)` uint8 images: draws of each, by its pixels."""
+        k, n, drawn, flips = SHIFTS[self._contrast.amplify.shift][0], self.s.samples, [], []
+        images = x.permute(0, 2, 3, 1).cpu().contiguous().numpy()
         with self._forked():
             for image in images:
                 seed_step(self.seed, zlib.crc32(image.tobytes()))
@@ -185,18 +222,17 @@ class CSI(Detector):
 
         return [partial(view, i=i) for i in range(n)]
 
-    def _inputs(self, images: np.ndarray, views: int) -> Iterator[Tensor]:
-        """What the encoder takes, on its device, of as many images at a time as fill a pass."""
-        step = max(_ROWS // views, 1)
+    def _tensors_of(self, images: np.ndarray, step: int) -> Iterator[Tensor]:
         for start in range(0, len(images), step):
-            yield encoder_input(images[start : start + step], self.s.amplify, self.where_)
+            yield as_tensor(images[start : start + step], self.where_)
 
     @torch.inference_mode()
     def _features(self, images: np.ndarray) -> np.ndarray:
         """Penultimate features of each shifted image, `(K, N, D)` float32."""
-        k_shifts, shift = SHIFTS[self.s.amplify.shift]
+        k_shifts, shift = SHIFTS[self._contrast.amplify.shift]
         parts = []
-        for x in self._inputs(images, k_shifts):
+        for part in self._tensors_of(images, max(_ROWS // k_shifts, 1)):
+            x = as_input(part, self._contrast.amplify)
             h = self.encoder_(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
             parts.append(h.view(k_shifts, len(x), -1).float().cpu().numpy())
         return np.concatenate(parts, 1)
@@ -212,17 +248,24 @@ class CSI(Detector):
         self.lambda_ = 1 / norms[..., 0].mean(1)  # (K,)
         self.mu_ = 1 / s.mean(1) if len(s) > 1 else 0 * s[:, 0]  # one shift teaches its head nothing
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        z, s = self._projections(images)
-        parts = self.s.score_parts
-        return -normality(z, s, self.bank_, self.lambda_, self.mu_, parts).double().cpu().numpy()
+    def _module(self) -> nn.Module:
+        return Normality(self)
+
+    def cannot_export(self) -> str:
+        """Draws of each image's own are no graph."""
+        if self.s.score_draws == "own":
+            return (
+                "score_draws own draws from the pixels and cannot be exported; "
+                "fit with --settings.score_draws shared"
+            )
+        return super().cannot_export()
 
     def _tensors(self) -> dict[str, np.ndarray]:
         bank = {"bank": self.bank_, "lambda": self.lambda_, "mu": self.mu_}
         return module_tensors(self.encoder_, "encoder.") | {k: v.cpu().numpy() for k, v in bank.items()}
 
     def _restore_encoder(self, tensors: dict[str, np.ndarray]) -> None:
-        self.encoder_ = build_encoder(self.shape_, self.s.amplify)
+        self.encoder_ = build_encoder(self.shape_, self._contrast.amplify)
         load_module(self.encoder_, tensors, "encoder.")
         self._ready()
 

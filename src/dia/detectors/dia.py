@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -62,12 +62,17 @@ class DIASettings:
 
     def __post_init__(self) -> None:
         check_scoring(self)
-        rising = all(a < b for a, b in pairwise(self.ts))
-        require(
-            bool(self.ts) and rising and self.ts[0] >= 0 and self.ts[-1] < T_MAX,
-            "ts", f"must be ascending diffusion steps in 0–{T_MAX - 1}, not {list(self.ts)}",
-        )  # fmt: skip
-        require(self.bank_gb > 0, "bank_gb", f"must be above 0, not {self.bank_gb}")
+        check_dissolved(self)
+
+
+def check_dissolved(s: Any) -> None:
+    """What settings of training against dissolved copies must fulfil."""
+    rising = all(a < b for a, b in pairwise(s.ts))
+    require(
+        bool(s.ts) and rising and s.ts[0] >= 0 and s.ts[-1] < T_MAX,
+        "ts", f"must be ascending diffusion steps in 0–{T_MAX - 1}, not {list(s.ts)}",
+    )  # fmt: skip
+    require(s.bank_gb > 0, "bank_gb", f"must be above 0, not {s.bank_gb}")
 
 
 class DIA(CSI):
@@ -80,8 +85,8 @@ class DIA(CSI):
     dissolver_: Dissolving
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        self.s.amplify.check_installed()
-        self.s.amplify.stem_of(self.shape_)  # before hours of training, not after
+        self._contrast.amplify.check_installed()
+        self._contrast.amplify.stem_of(self.shape_)  # before hours of training, not after
         if self.s.dissolver.kind == "none":
             self._fit_encoder(images, stages, None, "none")
         else:
@@ -125,24 +130,24 @@ class DIA(CSI):
 
     def _fit_amplified(self, images: np.ndarray, dissolver: Dissolving, stages: Stages) -> None:
         views: LiveDissolving | DissolvedBank
-        key = dissolver.sha256()
-        if self.s.live:
-            views = LiveDissolving(images, dissolver, self.s.ts)
+        key, c = dissolver.sha256(), self._contrast
+        if c.live:
+            views = LiveDissolving(images, dissolver, c.ts)
         else:
-            index = trained_on(len(images), self.s.amplify, self.seed)
-            room = int(self.s.bank_gb * 2**30) // (2 * len(self.s.ts) * int(np.prod(images.shape[1:])))
+            index = trained_on(len(images), c.amplify, self.seed)
+            room = int(c.bank_gb * 2**30) // (2 * len(c.ts) * int(np.prod(images.shape[1:])))
             if len(index) > room:
                 if room < MIN_NORMALS:
-                    raise DataError(f"bank_gb {self.s.bank_gb} has room for {room} images; raise it")
+                    raise DataError(f"bank_gb {c.bank_gb} has room for {room} images; raise it")
                 warnings.warn(
                     f"the encoder trains on {room} of {len(images)} images, for which bank_gb "
-                    f"{self.s.bank_gb:g} has room",
+                    f"{c.bank_gb:g} has room",
                     stacklevel=2,
                 )
                 images = subsample(images, room)
-                index = trained_on(len(images), self.s.amplify, self.seed)
-            path = stages.path("bank", key, list(self.s.ts), images, index)
-            views = DissolvedBank.build(images, dissolver, self.s.ts, path / "bank.npy", index)
+                index = trained_on(len(images), c.amplify, self.seed)
+            path = stages.path("bank", key, list(c.ts), images, index)
+            views = DissolvedBank.build(images, dissolver, c.ts, path / "bank.npy", index)
         self._fit_encoder(images, stages, views, key)
 
     def _save_parts(self, folder: Path) -> None:

@@ -21,24 +21,41 @@ Why these views, and what was tried: docs/decisions/0020.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..core.settings import added, chosen, require
+from ..amplify.contrast import AmplifySettings, as_input
+from ..amplify.encoder import Encoder
+from ..amplify.shifts import SHIFTS
+from ..core.processes import choose_device
+from ..core.settings import added, chosen, identity, require
 from ..data.imageset import ImageSet, subsample
+from ..dissolve import DissolverSettings, StandIn
 from ..dissolve.base import T_MAX
-from .baselines import Spectrum, blurred, luma
 from .cache import Stages
-from .dia import DIA, DIASettings
-from .features import Pixels, Shape, Statistics, copies, possible
-from .nearest import Nearest, Scale, log_distance
-from .residual import Residual, grid_energies
+from .csi import PARTS
+from .dia import DIA, check_dissolved
+from .features import (
+    CONSTANT,
+    Pixels,
+    Shape,
+    Spectrum,
+    Statistics,
+    as_tensor,
+    copies,
+    double,
+    measured,
+    possible,
+)
+from .nearest import Nearest
+from .residual import Dissolve, Measured, Residual, blur
 from .saving import module_tensors
 
 View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast"]
@@ -46,35 +63,64 @@ VIEWS: tuple[View, ...] = (
     "shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast",
 )  # fmt: skip
 WHOLE, PLACE = "whole", "place"
-UNTRAINED: dict[str, Callable[[int, int], nn.Module]] = {
-    "shape": Shape, "statistics": Statistics, "pixels": Pixels,
+UNTRAINED: dict[str, type[nn.Module]] = {
+    "shape": Shape, "statistics": Statistics, "pixels": Pixels, "spectrum": Spectrum,
 }  # fmt: skip
 REMOVALS = ("dissolved", "blurred")
 TURNED = ("shape", "pixels", *REMOVALS)  # the views that copies change
 STANDARDISED = ("statistics", "spectrum")  # place by place by the normals; removals are in `residual.py`
+NEAR = 0.01  # of the median distance of normals: what lies nearer is as good as there
+TINY = 1e-6  # for the median where normals equal one another
+_LEAST_SPREAD = 0.05  # of log distances
 _AS_NEAR = 1.05  # times the distance of the image itself: a copy this near is as normal
 _ASKED = 300  # normals whose copies are measured
-_CONSTANT = 1e-9  # a feature that spreads less than this over the normals is left unscaled
-_CHUNK = 256
+_PIXELS = 2**22  # of the images of one pass
 
 
 @dataclass(frozen=True)
-class DIAPlusSettings(DIASettings):
-    """What is not named here is as for `dia`; `amplify`, `ts`, `live`, `bank_gb` matter to `contrast` alone.
+class ContrastSettings:
+    """The view `contrast`, which is off by default: an encoder trained as `dia` trains it.
 
     Args:
+        amplify: encoder and contrastive training.
+        ts: diffusion steps from which t is drawn, ascending; `amplify.t_per` and `t_sampler` say how.
+        live: dissolve during training instead of once before it; the same views, slower.
+        bank_gb: space on disk for the dissolved copies, as for `dia`.
+    """
+
+    amplify: AmplifySettings = field(default_factory=AmplifySettings)
+    ts: tuple[int, ...] = (30, 53, 76, 99)
+    live: bool = False
+    bank_gb: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_dissolved(self)
+
+
+@dataclass(frozen=True)
+class DIAPlusSettings:
+    """Nearest normals in several views.
+
+    Args:
+        dissolver: the diffusion model, or what stands in for it.
+        contrast: of the view `contrast`; it does nothing without it.
+        bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
         views: of the whole image: some of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`
             and `contrast`.
         places: whether the most unusual place counts.
         margin: by how many deviations it has to be more unusual than the whole.
-        whole: whether the whole image counts; without, `places` alone score, for lesions known to be small.
         neighbours: nearest normals averaged over, in every view.
         symmetries: which turned and mirrored copies count as normal: `auto` learns it from the normals,
             `none`, or `all`.
         residual_ts: diffusion steps at which is dissolved.
-        blur_sigmas: widths of the control's blurs, in pixels of an image whose shorter side is 64.
+        blur_sigmas: of the view `blurred`: widths of the blurs, in pixels of an image whose shorter side is
+            64; they do nothing without it.
+        whole: whether the whole image counts; without, `places` alone score, for lesions known to be small.
     """
 
+    dissolver: DissolverSettings = field(default_factory=DissolverSettings)
+    contrast: ContrastSettings = field(default_factory=ContrastSettings)
+    bank_size: int = 16384
     views: tuple[View, ...] = ("shape", "statistics", "dissolved")
     places: bool = True
     margin: float = 2.0
@@ -85,8 +131,8 @@ class DIAPlusSettings(DIASettings):
     whole: bool = added(True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         chosen(self, "symmetries")
+        require(self.bank_size >= 1, "bank_size", f"must be at least 1, not {self.bank_size}")
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
         require(self.whole or self.places, "whole", "or places must be true; nothing is left to score by")
@@ -106,45 +152,239 @@ class DIAPlusSettings(DIASettings):
                 f"must lie in 0–{most}, not {values}",
             )
 
+    def idle(self) -> tuple[str, ...]:
+        """The settings that do nothing, as the others stand."""
+        views = {"contrast": "contrast", "blur_sigmas": "blurred"}
+        return tuple(name for name, view in views.items() if not (self.whole and view in self.views))
+
+    def in_ledger(self) -> dict[str, Any]:
+        """The values that the hash of a run is made of: those of 0.1, whose runs the ledger holds."""
+        own, contrast = identity(self), identity(self.contrast)
+        cpu = self.contrast.ts == ContrastSettings.ts and not self.contrast.live  # as that preset had them
+        idle = {
+            "samples": 4 if cpu else 10,
+            "score_parts": PARTS,
+            "score_draws": "own" if self.contrast.live else "shared",
+        }
+        del own["contrast"]
+        return own | contrast | idle
+
+    @staticmethod
+    def from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings in a model's folder as they are now; those of 0.1 had `contrast`'s among their own."""
+        if "amplify" not in values:
+            return values
+        moved = {"amplify", "ts", "live", "bank_gb"}
+        kept = {k: v for k, v in values.items() if k not in (*moved, "samples", "score_parts", "score_draws")}
+        return kept | {"contrast": {k: values[k] for k in moved if k in values}}
+
+
+class Scale(nn.Module):
+    """Where held-out normals lie: their median, and how far above it they go.
+
+    Args:
+        median: of their values.
+        spread: root mean square of the distance from the median, of the values above it: copies of one image
+            among the normals, which lie far below, say nothing of how far normals lie apart.
+    """
+
+    def __init__(self, median: float, spread: float):
+        super().__init__()
+        self.median, self.spread = median, spread
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Scale:
+        """From values `(S,)` of normals that trained nothing."""
+        median = float(np.median(values))
+        above = values[values > median] - median
+        spread = float(np.sqrt((above**2).mean())) if len(above) else 0.0
+        return cls(median, max(spread, _LEAST_SPREAD))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`(N,)`: 0 at the median, in spreads."""
+        return (values - double(self.median)) / double(self.spread)
+
+
+def log_distance(distances: Tensor, median: float) -> Tensor:
+    """Of distances `(N,)`, as multiples of a median of normals; bounded below, as distances are."""
+    return (distances / double(max(median, TINY)) + double(NEAR)).log()
+
+
+class Contrast(nn.Module):
+    """The view `contrast`: features of the shifted images, each of norm 1, side by side.
+
+    Args:
+        encoder: trained against dissolved copies.
+        settings: of its input and its shifts.
+    """
+
+    def __init__(self, encoder: Encoder, settings: AmplifySettings):
+        super().__init__()
+        self.encoder, self.settings = encoder, settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `(N, C, H, W)` uint8."""
+        k_shifts, shift = SHIFTS[self.settings.shift]
+        x = as_input(x, self.settings)
+        h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
+        h = F.normalize(h.view(k_shifts, x.shape[0], -1), dim=-1, eps=1e-12)
+        return h.transpose(0, 1).flatten(1)
+
+
+class Features(nn.Module):
+    """What one view compares images by, for several of their copies.
+
+    Args:
+        name: of the view.
+        module: of its features; of a removal its residual.
+        symmetries: which copies count as normal.
+        scaling: mean and deviation `(D,)` of the normals, where the view is standardised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        symmetries: tuple[int, ...],
+        scaling: tuple[np.ndarray, np.ndarray] | None,
+    ):
+        super().__init__()
+        self.name, self.module = name, module
+        self.which = symmetries if name in TURNED else (0,)
+        self.scaled = scaling is not None
+        for part, values in zip(("mean", "std"), scaling or (), strict=False):
+            self.register_buffer(part, torch.from_numpy(values))
+
+    def forward(self, x: Tensor, dissolved: Measured) -> Tensor:
+        """Of `(N, C, H, W)` uint8 and what dissolving takes of them: `(S, N, D)` float32."""
+        if isinstance(self.module, Residual):
+            seen = dissolved if self.name == "dissolved" else self.module(x)
+            return self.module.scaled(copies(seen.energies, self.which).flatten(2)).float()
+        made = torch.stack([self.module(copy) for copy in copies(x, self.which).unbind(0)])
+        if self.scaled:
+            made = (made - self.get_buffer("mean")) / self.get_buffer("std")
+        return made.float()
+
+
+class Joined(nn.Module):
+    """The score: the mean evidence of the views, or the most unusual place; the heatmap; dissolved copies.
+
+    Args:
+        residual: of dissolving.
+        features: by view.
+        banks: of normals, by view.
+        medians: of the distances of other normals, by view.
+        scales: of each view, of their mean (`WHOLE`) and of the most unusual place (`PLACE`), as far as used.
+        margin: by how much a place has to be more unusual than the whole.
+    """
+
+    outputs = ("heatmap", "dissolved")
+
+    def __init__(
+        self,
+        residual: Residual,
+        features: dict[str, Features],
+        banks: dict[str, Nearest],
+        medians: dict[str, float],
+        scales: dict[str, Scale],
+        margin: float,
+    ):
+        super().__init__()
+        self.residual, self.medians, self.margin = residual, medians, margin
+        self.features, self.banks = nn.ModuleDict(features), nn.ModuleDict(banks)
+        self.scales = nn.ModuleDict(scales)
+
+    def distances(self, x: Tensor, seen: Measured) -> dict[str, Tensor]:
+        """By view, the distance of each image to its nearest normal, `(N,)` float64."""
+        return {name: self.banks[name](features(x, seen)).amin(0) for name, features in self.features.items()}
+
+    def logs(self, distances: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The logarithms of distances, as multiples of the median of normals."""
+        return {name: log_distance(d, self.medians[name]) for name, d in distances.items()}
+
+    def parts(self, x: Tensor, seen: Measured) -> dict[str, Tensor]:
+        """What makes the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`."""
+        logs = self.logs(self.distances(x, seen))
+        made = {name: self.scales[name](log) for name, log in logs.items()}
+        if made:
+            made[WHOLE] = self.scales[WHOLE](torch.stack(list(made.values())).mean(0))
+        if PLACE in self.scales:
+            made[PLACE] = self.scales[PLACE](self.residual.single(seen))
+        return made
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        seen = self.residual(x)
+        parts = self.parts(x, seen)
+        if WHOLE in parts and PLACE in parts:
+            score = torch.maximum(parts[WHOLE], parts[PLACE] - double(self.margin))
+        else:
+            score = parts[WHOLE if WHOLE in parts else PLACE]
+        dissolved = seen.removed.round().to(torch.uint8).permute(1, 0, 3, 4, 2)
+        return score, self.residual.heatmap(seen), dissolved
+
 
 class DIAPlus(DIA):
     """Distance to the nearest normal in several views, joined without labels. Has heatmaps."""
 
     method = "dia+"
     family = "joined views"
+    maps = True
     revision = 3  # nearest normals in views; before, p-values of contrast, residuals and spectrum
     paper = ""
     Settings: ClassVar[type] = DIAPlusSettings
 
+    @property
+    def _contrast(self) -> ContrastSettings:
+        contrast: ContrastSettings = self.s.contrast
+        return contrast
+
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+        self.where_ = choose_device(self.device)
         dissolver = self._fit_dissolver(images, spare, self.s.residual_ts, stages)
         if "contrast" in self._wanted:
             self._fit_amplified(images, dissolver, stages)
-        self.residual_ = Residual(self._remove).fit(images, spare)
-        if "blurred" in self._wanted:
-            self.blur_ = Residual(self._blur).fit(images, spare)
+        self.residual_, self.blur_ = self._residuals()
+        for residual in self._judged():
+            residual.fit(images)
         images = subsample(images, self.s.bank_size)
-        shape = self._untrained("shape", images, (0,))[0]
+        shape = measured(Shape(*self.shape_[:2]), images)
         self.symmetries_ = self._learned(images, shape)
         self.scaling_: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.banks_: dict[str, Nearest] = {}
         for name in self._wanted:
             if name in REMOVALS:
-                self.banks_[name] = Nearest(self._residual(name).bank_, self.s.neighbours)
+                bank = self._residual(name).nearest.bank.cpu().numpy()
             else:
-                bank = shape if name == "shape" else self._raw(name, images, (0,))[0]
-                if name in STANDARDISED:
-                    std = bank.std(0)
-                    self.scaling_[name] = bank.mean(0), np.where(std > _CONSTANT, std, 1.0)
-                self.banks_[name] = Nearest(self._scaled(name, bank), self.s.neighbours)
-        distances = self.distances(spare)
-        self.medians_ = {name: float(np.median(d)) for name, d in distances.items()}
-        logs = {name: log_distance(d, self.medians_[name]) for name, d in distances.items()}
-        self.scales_ = {name: Scale.of(log) for name, log in logs.items()}
-        if views := [self.scales_[name].standardised(log) for name, log in logs.items()]:
-            self.scales_[WHOLE] = Scale.of(np.mean(views, axis=0))
+                bank = shape if name == "shape" else self._measured(self._feature(name), images)
+            if name in STANDARDISED:
+                mean, std = bank.mean(0), bank.std(0)
+                self.scaling_[name] = mean, np.where(std > CONSTANT, std, 1.0)
+                bank = (bank - mean) / self.scaling_[name][1]
+            self.banks_[name] = Nearest(bank, self.s.neighbours)
+        self._calibrate(spare)
+
+    def _calibrate(self, spare: np.ndarray) -> None:
+        """Sets the scales of all evidence by normals that trained nothing, dissolved once."""
+        self.medians_, self.scales_ = dict.fromkeys(self._wanted, 1.0), {}
+        module, columns, found = self._module().to(self.where_), [], []
+        with torch.inference_mode():
+            for x in self._passes(spare):
+                seen = module.residual(x)
+                columns.append(self.residual_.columns(seen).cpu().numpy())
+                found.append({k: d.cpu().numpy() for k, d in module.distances(x, seen).items()})
+            if self.blur_ is not None:
+                self.blur_.calibrate(self.blur_.measured(spare))
+        self.residual_.calibrate(np.concatenate(columns))
+        distances = {name: np.concatenate([part[name] for part in found]) for name in self._wanted}
+        module.medians = self.medians_ = {name: float(np.median(d)) for name, d in distances.items()}
+        logs = module.logs({name: torch.from_numpy(d) for name, d in distances.items()})
+        self.scales_ = {name: Scale.of(log.numpy()) for name, log in logs.items()}
+        if views := [self.scales_[name](log) for name, log in logs.items()]:
+            self.scales_[WHOLE] = Scale.of(torch.stack(views).mean(0).numpy())
         if self.s.places:
-            self.scales_[PLACE] = Scale.of(self.residual_.single(spare)[0])
+            evidence = self.residual_.parts(torch.from_numpy(np.concatenate(columns)).to(self.where_))
+            self.scales_[PLACE] = Scale.of(evidence[:, 0].cpu().numpy())
 
     def _learned(self, images: np.ndarray, shape: np.ndarray) -> tuple[int, ...]:
         """Which copies of a normal image lie as near to other normals as it does itself, by their shape."""
@@ -153,97 +393,84 @@ class DIAPlus(DIA):
             return there if self.s.symmetries == "all" else (0,)
         index = np.linspace(0, len(images) - 1, min(len(images), _ASKED)).astype(int)
         bank = torch.from_numpy(shape.astype(np.float32))
+        module, x = Shape(*self.shape_[:2]), as_tensor(images[index])
         medians = []
-        for copy in self._untrained("shape", images[index], there):
-            d = torch.cdist(torch.from_numpy(copy.astype(np.float32)), bank)
+        for copy in copies(x, there):
+            d = torch.cdist(module(copy).float(), bank)
             d[torch.arange(len(index)), torch.from_numpy(index)] = torch.inf
             medians.append(float(d.amin(1).median()))
         return tuple(i for i, m in zip(there, medians, strict=True) if m <= _AS_NEAR * medians[0])
+
+    # --- views ------------------------------------------------------------------------------------------
 
     @property
     def _wanted(self) -> tuple[str, ...]:
         return self.s.views if self.s.whole else ()
 
-    # --- views ------------------------------------------------------------------------------------------
+    def _residuals(self) -> tuple[Residual, Residual | None]:
+        """Of dissolving, and of blurring where it is a view."""
+        side = self.shape_[:2]
+        dissolved = Residual(Dissolve(self.dissolver_, self.s.residual_ts), *side).to(self.where_)
+        if "blurred" not in self._wanted:
+            return dissolved, None
+        return dissolved, Residual(blur(self.s.blur_sigmas, *side), *side).to(self.where_)
 
-    def _remove(self, images: np.ndarray) -> np.ndarray:
-        return self.dissolver_.dissolve(images, self.s.residual_ts, rounded=False)
-
-    def _blur(self, images: np.ndarray) -> np.ndarray:
-        return blurred(images, self.s.blur_sigmas)
+    def _judged(self) -> list[Residual]:
+        return [self.residual_] if self.blur_ is None else [self.residual_, self.blur_]
 
     def _residual(self, name: str) -> Residual:
-        return self.residual_ if name == "dissolved" else self.blur_
+        residual = self.residual_ if name == "dissolved" else self.blur_
+        assert residual is not None
+        return residual
 
-    @torch.inference_mode()
-    def _untrained(self, name: str, images: np.ndarray, which: tuple[int, ...]) -> np.ndarray:
-        module = UNTRAINED[name](*images.shape[1:3])
-        parts = []
-        for start in range(0, len(images), _CHUNK):
-            x = torch.from_numpy(np.ascontiguousarray(images[start : start + _CHUNK])).permute(0, 3, 1, 2)
-            parts.append(np.stack([module(copy).numpy() for copy in copies(x, which)]))
-        return np.concatenate(parts, 1)
-
-    def _raw(
-        self, name: str, images: np.ndarray, which: tuple[int, ...], dissolved: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Features of copies of the images, `(S, N, D)`; of one where copies do not change them.
-
-        `dissolved` are the energies of dissolving, where they are known already.
-        """
-        if name in UNTRAINED:
-            return self._untrained(name, images, which if name in TURNED else (0,))
+    def _feature(self, name: str) -> nn.Module:
         if name in REMOVALS:
-            residual = self._residual(name)
-            known = dissolved if name == "dissolved" else None
-            energies = grid_energies(images, residual.remove) if known is None else known  # (N, T, 6, 6)
-            return copies(torch.from_numpy(energies), which).flatten(2).numpy()
-        if name == "spectrum":
-            return Spectrum._features(luma(images))[None]
-        h = self._features(images)
-        h /= np.maximum(np.linalg.norm(h, axis=-1, keepdims=True), 1e-12)
-        return np.concatenate(list(h), axis=1)[None]
+            return self._residual(name)
+        if name == "contrast":
+            return Contrast(self.encoder_, self.s.contrast.amplify)
+        return UNTRAINED[name](*self.shape_[:2])
 
-    def _scaled(self, name: str, features: np.ndarray) -> np.ndarray:
-        if name in REMOVALS:
-            residual = self._residual(name)
-            return (features - residual.energy_mean_) / residual.energy_std_
-        mean, std = self.scaling_.get(name, (0.0, 1.0))
-        return np.asarray((features - mean) / std)
+    def _measured(self, module: nn.Module, images: np.ndarray) -> np.ndarray:
+        """Features of images, some at a time, on the detector's device: `(N, D)`."""
+        module = module.to(self.where_)
+        with torch.inference_mode():
+            return np.concatenate([module(x).cpu().numpy() for x in self._passes(images)])
 
-    def distances(self, images: np.ndarray, dissolved: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """By view, the distance of each image to its nearest normal, `(N,)`; `dissolved` as in `_raw`."""
-        out = {}
-        for name in self._wanted:
-            x = self._scaled(name, self._raw(name, images, self.symmetries_, dissolved))
-            out[name] = np.min([self.banks_[name].distances(copy) for copy in x], axis=0)
-        return out
+    def _passes(self, images: np.ndarray) -> list[Tensor]:
+        step = self._at_once()
+        return [as_tensor(images[i : i + step], self.where_) for i in range(0, len(images), step)]
 
-    def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """What makes the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`."""
-        single, dissolved = self.residual_.single(images) if PLACE in self.scales_ else (None, None)
-        out = {
-            name: self.scales_[name].standardised(log_distance(d, self.medians_[name]))
-            for name, d in self.distances(images, dissolved).items()
+    # --- scores -----------------------------------------------------------------------------------------
+
+    def _at_once(self) -> int:
+        return max(min(256, _PIXELS // (self.shape_[0] * self.shape_[1])), 32)
+
+    def _module(self) -> Joined:
+        features = {
+            name: Features(name, self._feature(name), self.symmetries_, self.scaling_.get(name))
+            for name in self._wanted
         }
-        if out:
-            out[WHOLE] = self.scales_[WHOLE].standardised(np.mean(list(out.values()), axis=0))
-        if single is not None:
-            out[PLACE] = self.scales_[PLACE].standardised(single)
-        return out
+        return Joined(self.residual_, features, self.banks_, self.medians_, self.scales_, self.s.margin)
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        parts = self.parts(images)
-        if WHOLE in parts and PLACE in parts:
-            return np.maximum(parts[WHOLE], parts[PLACE] - self.s.margin)
-        return parts[WHOLE if WHOLE in parts else PLACE]
+    def cannot_export(self) -> str:
+        """Noise of each image's own is no graph."""
+        if isinstance(self.dissolver_, StandIn) and self.dissolver_.settings.kind == "noise":
+            return "dissolver.kind noise is drawn from the pixels and cannot be exported"
+        return ""
 
-    def _heatmap(self, images: np.ndarray) -> np.ndarray:
-        return self.residual_.heatmap(images)
+    def parts(self, images: np.ndarray | ImageSet) -> dict[str, np.ndarray]:
+        """What makes the score of images, `(N,)` each, 0 for a usual normal: views, `whole`, and `place`."""
+        module: Any = self._prepared()
+        made: list[dict[str, np.ndarray]] = []
+        with torch.inference_mode():
+            for x in self._passes(self._check(images)):
+                parts = module.parts(x, module.residual(x))
+                made.append({name: values.cpu().numpy() for name, values in parts.items()})
+        return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
 
     def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
-        """What images are compared by: their shape, `(N, 1568)` float32; see `views.py`."""
-        return self._untrained("shape", self._check(images), (0,))[0].astype(np.float32)
+        """What images are compared by: their shape, `(N, 1568)` float32; see `features.py`."""
+        return measured(Shape(*self.shape_[:2]), self._check(images)).astype(np.float32)
 
     # --- folders ----------------------------------------------------------------------------------------
 
@@ -251,31 +478,33 @@ class DIAPlus(DIA):
         out = {"symmetries": np.array(self.symmetries_)} | self.residual_.tensors()
         if hasattr(self, "encoder_"):
             out |= module_tensors(self.encoder_, "encoder.")
-        if hasattr(self, "blur_"):
+        if self.blur_ is not None:
             out |= self.blur_.tensors("blur")
         # the banks of removals are those of their residuals
-        out |= {f"bank.{k}": b.bank for k, b in self.banks_.items() if k not in REMOVALS}
+        out |= {f"bank.{k}": b.bank.cpu().numpy() for k, b in self.banks_.items() if k not in REMOVALS}
         for name, pair in self.scaling_.items():
             out |= {f"{part}.{name}": v for part, v in zip(("mean", "std"), pair, strict=True)}
         out |= {f"median.{k}": np.array(m) for k, m in self.medians_.items()}
         return out | {f"scale.{k}": np.array([s.median, s.spread]) for k, s in self.scales_.items()}
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        views = self._wanted
+        views, self.where_ = self._wanted, choose_device(self.device)
         if "contrast" in views:
             self._restore_encoder(tensors)
         self._restore_dissolver(folder)
-        self.residual_ = Residual(self._remove).restore(tensors)
-        if "blurred" in views:
-            self.blur_ = Residual(self._blur).restore(tensors, "blur")
+        self.residual_, self.blur_ = self._residuals()
+        self.residual_.restore(tensors)
+        if self.blur_ is not None:
+            self.blur_.restore(tensors, "blur")
         self.symmetries_ = tuple(tensors["symmetries"].tolist())
         if not set(self.symmetries_) <= set(possible(*self.shape_[:2])):
             raise ValueError(f"symmetries {self.symmetries_} do not keep the shape of its images")
         self.scaling_ = {k: (tensors[f"mean.{k}"], tensors[f"std.{k}"]) for k in STANDARDISED if k in views}
-        self.banks_ = {
-            k: Nearest(self._residual(k).bank_ if k in REMOVALS else tensors[f"bank.{k}"], self.s.neighbours)
-            for k in views
-        }
+        self.banks_ = {k: Nearest(tensors[self._bank_name(k)], self.s.neighbours) for k in views}
         self.medians_ = {k: tensors[f"median.{k}"].item() for k in views}
         kept = [*views, *([WHOLE] if views else []), *([PLACE] if self.s.places else [])]
         self.scales_ = {k: Scale(*tensors[f"scale.{k}"].tolist()) for k in kept}
+
+    @staticmethod
+    def _bank_name(view: str) -> str:
+        return {"dissolved": "residual.bank", "blurred": "blur.bank"}.get(view, f"bank.{view}")

@@ -1,32 +1,140 @@
-"""What an image is compared by without any training: shape, statistics, pixels; and its symmetric copies.
+"""What images are compared by without any training: torch modules, each written once, used by many methods.
 
-Torch functions of float64, the same when scoring and in an exported graph. They know images alone, each on
-its own.
+The baselines take them of grey images, `dia+` as its views. Fitting, scoring and an exported graph run the
+same modules, in float64, each image on its own. They know images alone.
 
-| view | what | source |
+| module | what | source |
 |---|---|---|
-| shape | energies of the gradient by orientation in 8×8 cells, blocks of 2×2 cells normalised | HOG: Dalal and Triggs, CVPR 2005; orientations by steering, so that nothing jumps: Freeman and Adelson, PAMI 13(9), 1991 |
-| statistics | those of `trivial:statistics`; of colours also std and quantiles of two opponent channels | Burt and Adelson, 1983 (bands) |
-| pixels | 16×16 pixels, in colour | Cover and Hart, 1967 (nearest neighbours) |
+| Shape | energies of the gradient by orientation in 8×8 cells, blocks of 2×2 cells normalised | HOG: Dalal and Triggs, CVPR 2005; orientations by steering, so that nothing jumps: Freeman and Adelson, PAMI 13(9), 1991 |
+| Statistics | mean, std and gradient energy, four log band energies, five quantiles; of colours also std and quantiles of two opponent channels | Burt and Adelson, 1983 (bands) |
+| Spectrum | log power in 14 rings of frequency | – |
+| Pixels | 16×16 pixels, in colour where there is one | Cover and Hart, 1967 (nearest neighbours) |
 """  # noqa: E501
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
-from .baselines import FLOOR, QUANTILES, SIGMAS
-from .graph import Linear, pooling, resizing, with_channels
-from .residual import smoothing
-
+FLOOR = 1e-8  # added to energies before the logarithm: far below one step of 8 bits, squared
+SIGMAS = (0.7, 1.0, 2.0, 4.0)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+RINGS = 14
+PIXELS = 16
 SIDE, CELLS, ORIENTATIONS = 32, 8, 8
+CONSTANT = 1e-9  # a feature that spreads less than this over the normals is left unscaled
+_LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 of 2¹⁶, as Pillow has it
 _SHARPNESS = 8  # power of the cosine by which a gradient counts for an orientation
 _CLIP = 0.2  # of a normalised block, as Dalal and Triggs have it
 _LEAST = 1e-6  # gradient that is none: far below one step of 8 bits
 _FAINT = 1e-4  # a block of less is not brought to norm 1
-PIXELS = 16
+
+
+# --- images as tensors, and linear maps of them -------------------------------------------------------------
+
+
+def as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """`(N, H, W, C)` uint8 to the `(N, C, H, W)` uint8 that every module takes, on a device."""
+    # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
+    return torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+@torch.inference_mode()
+def measured(module: nn.Module, images: np.ndarray, chunk: int = 256) -> np.ndarray:
+    """What a module of features gives of images, some at a time.
+
+    Args:
+        module: on the CPU, from `(N, C, H, W)` uint8 to `(N, ...)`.
+        images: `(N, H, W, C)` uint8.
+        chunk: images in one pass.
+
+    Returns:
+        `(N, ...)` of the module's type.
+    """
+    parts = (images[i : i + chunk] for i in range(0, len(images), chunk))
+    return np.concatenate([module(as_tensor(part)).numpy() for part in parts])
+
+
+def with_channels(x: Tensor, channels: int) -> Tensor:
+    """`(N, 1 or 3, H, W)` whole numbers of float64 as grey or RGB, as `ImageSet.with_channels`."""
+    # first, middle and last channel: the three there are, or three times the one; grey's luma is itself
+    x = x.index_select(1, torch.arange(3, device=x.device) * (x.shape[1] - 1) // 2)
+    if channels == 3:
+        return x
+    red, green, blue = _LUMA
+    y = x[:, :1] * red + x[:, 1:2] * green + x[:, 2:] * blue
+    return ((y + 2**15) / 2**16).floor()
+
+
+def luma(x: Tensor) -> Tensor:
+    """`(N, 1 or 3, H, W)` uint8 to `(N, H, W)` float64 in [0, 1], in 255 steps, rounded as Pillow does."""
+    return with_channels(x.double(), 1)[:, 0] / 255
+
+
+def double(x: float) -> Tensor:
+    """A constant of 64 bits; a bare number is written to ONNX in 32."""
+    return torch.tensor(x, dtype=torch.float64)
+
+
+class Linear(nn.Module):
+    """A linear function of every line of a map, down and across, as products with its matrices.
+
+    Args:
+        down: `(H', H)`.
+        across: `(W', W)`.
+    """
+
+    down: Tensor
+    across: Tensor
+
+    def __init__(self, down: Tensor, across: Tensor):
+        super().__init__()
+        self.register_buffer("down", down)
+        self.register_buffer("across", across.T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., H, W)` to `(..., H', W')`."""
+        return self.down @ x @ self.across
+
+
+def resizing(side: int, out: int, *, antialias: bool = False) -> Tensor:
+    """`(out, side)`: the matrix of torch's bilinear resizing of a line, float64."""
+    lines = torch.eye(side, dtype=torch.float64)[None, None]
+    return F.interpolate(lines, (out, side), mode="bilinear", antialias=antialias)[0, 0]
+
+
+def pooling(side: int, out: int) -> Tensor:
+    """`(out, side)`: the matrix of torch's adaptive mean pooling of a line, float64."""
+    return F.adaptive_avg_pool2d(torch.eye(side, dtype=torch.float64)[None], (out, side))[0]
+
+
+@lru_cache(maxsize=64)
+def smoothing(side: int, sigma: float, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """`(side, side)`: scipy's Gaussian filter of a line, as a matrix."""
+    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(dtype)
+
+
+# --- features -----------------------------------------------------------------------------------------------
+
+
+def brightness(y: Tensor) -> Tensor:
+    """The mean of luma `(N, H, W)`: `(N,)`."""
+    return y.mean((1, 2))
+
+
+def deviation(y: Tensor) -> Tensor:
+    """The standard deviation of luma `(N, H, W)`: `(N,)`."""
+    return y.var((1, 2), correction=0).sqrt()
+
+
+def gradient(y: Tensor) -> Tensor:
+    """The mean absolute difference of neighbouring pixels of luma `(N, H, W)`, down plus across: `(N,)`."""
+    return y.diff(dim=1).abs().mean((1, 2)) + y.diff(dim=2).abs().mean((1, 2))
 
 
 def copies(x: Tensor, which: tuple[int, ...]) -> Tensor:
@@ -99,21 +207,19 @@ class Statistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Luma first, then red − green and (red + green)/2 − blue."""
-        y = with_channels(x.double(), 1)[:, 0] / 255
-        gradient = y.diff(dim=1).abs().mean((1, 2)) + y.diff(dim=2).abs().mean((1, 2))
-        columns = [y.mean((1, 2)), y.var((1, 2), correction=0).sqrt(), gradient]
+        y = luma(x)
+        columns = [brightness(y), deviation(y), gradient(y)]
         finer = y
         for band in self.bands:
             coarser = band(y)
             energy = ((finer - coarser) ** 2).mean((1, 2))
-            # log(energy + FLOOR); as that sum, exporters take the addend for nothing and leave it out
-            columns.append((energy / FLOOR + 1).log() + np.log(FLOOR))
+            columns.append(_floored_log(energy))
             finer = coarser
         parts = [torch.stack(columns, 1), self._quantiles(y)]
         if x.shape[1] == 3:
             red, green, blue = (x.double() / 255).unbind(1)
             for opponent in (red - green, (red + green) / 2 - blue):
-                parts += [opponent.var((1, 2), correction=0).sqrt()[:, None], self._quantiles(opponent)]
+                parts += [deviation(opponent)[:, None], self._quantiles(opponent)]
         return torch.cat(parts, 1)
 
 
@@ -127,3 +233,45 @@ class Pixels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Smaller images are enlarged."""
         return self.small(x.double() / 255).flatten(1)
+
+
+class Spectrum(nn.Module):
+    """Log mean power in rings of equal width from 0 to half a cycle per pixel; mean removed, Hann window.
+
+    Of images `(N, C, H, W)` uint8: `(N, 14)` float64. The Fourier transform is written as products with its
+    cosines and sines, which every exporter knows.
+    """
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        window = np.outer(np.hanning(height), np.hanning(width))
+        self.register_buffer("window", torch.from_numpy(window))
+        for name, side in (("down", height), ("across", width)):
+            waves = np.fft.fft(np.eye(side), norm="ortho")  # symmetric
+            for part, values in (("cos", waves.real), ("sin", waves.imag)):
+                self.register_buffer(f"{name}_{part}", torch.from_numpy(np.ascontiguousarray(values)))
+        ring = rings(height, width).ravel()
+        count = np.maximum(np.bincount(ring, minlength=RINGS)[:RINGS], 1)
+        self.register_buffer("rings", torch.from_numpy((ring[:, None] == np.arange(RINGS)) / count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `(N, C, H, W)` uint8."""
+        get = self.get_buffer
+        y = luma(x)
+        y = (y - y.mean((1, 2), keepdim=True)) * get("window")
+        cosines, sines = get("down_cos") @ y, get("down_sin") @ y
+        real = cosines @ get("across_cos") - sines @ get("across_sin")
+        imaginary = cosines @ get("across_sin") + sines @ get("across_cos")
+        power = (real**2 + imaginary**2).flatten(1) @ get("rings")
+        return _floored_log(power)
+
+
+def rings(height: int, width: int) -> np.ndarray:
+    """The ring of each frequency of an `(H, W)` Fourier transform; the corners lie beyond the last."""
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    return np.floor(radius * 2 * RINGS + 1e-9).astype(int)
+
+
+def _floored_log(energy: Tensor) -> Tensor:
+    """log(energy + FLOOR), written so that exporters do not take the addend for nothing and leave it out."""
+    return (energy / double(FLOOR) + 1).log() + double(np.log(FLOOR))

@@ -1,69 +1,57 @@
-"""Distances to the nearest of many normals, and evidence from them. Knows vectors only.
-
-The search is scikit-learn's; distances are measured anew, because those of the search are quick sums, whose
-last digits depend on the other rows of the batch.
-"""
+"""Distances to the nearest of many normals. Knows vectors only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
-
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
+import torch
+from torch import Tensor, nn
 
-NEAR = 0.01  # of the median distance of normals: what lies nearer is as good as there
-_LEAST_SPREAD = 0.05  # of log distances
-TINY = 1e-6  # for the median where normals equal one another
+_PART = 4096  # normals in one product of the search
 
 
-class Nearest:
-    """The bank of normals `(M, D)`, kept as float32, and the search in it.
+class Nearest(nn.Module):
+    """The mean Euclidean distance to the nearest normals, in 64 bits, where near neighbours do not cancel.
 
     Args:
-        bank: features of normals.
+        bank: `(M, D)` features of normals, kept as float32.
         k: how many are averaged over; all where there are fewer.
+
+    Raises:
+        ValueError: there are no normals, or one has a feature that is not finite.
     """
+
+    bank: Tensor
 
     def __init__(self, bank: np.ndarray, k: int):
-        self.bank = bank.astype(np.float32)
+        super().__init__()
+        if not bank.size or not np.isfinite(bank).all():
+            raise ValueError("a bank needs normals, with finite features")
+        self.register_buffer("bank", torch.from_numpy(bank.astype(np.float32)))
         self.k = min(k, len(bank))
-        self._index = NearestNeighbors(n_neighbors=self.k).fit(self.bank)
 
-    def distances(self, features: np.ndarray) -> np.ndarray:
-        """Mean Euclidean distance of each `(N, D)` row to its k nearest, `(N,)` float64."""
-        x = features.astype(np.float32)
-        found = self._index.kneighbors(x, return_distance=False)
-        difference = self.bank[found].astype(np.float64) - x[:, None]
-        return np.asarray(np.sort(np.linalg.norm(difference, axis=-1), axis=1).mean(1))
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `(..., N, D)` to `(..., N)` float64; they are rounded to 32 bits, as the bank is."""
+        return nearest_squared(x.float(), self.bank, self.k).sqrt().mean(-1)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Where held-out normals lie: their median, and how far above it they go.
+def nearest_squared(x: Tensor, bank: Tensor, k: int) -> Tensor:
+    """The smallest squared distances of vectors to those of a bank.
 
     Args:
-        median: of their values.
-        spread: root mean square of the distance from the median, of the values above it: copies of one image
-            among the normals, which lie far below, say nothing of how far normals lie apart.
+        x: `(..., N, D)`.
+        bank: `(M, D)`.
+        k: how many; M where there are fewer.
+
+    Returns:
+        `(..., N, min(k, M))` float64, ascending.
     """
-
-    median: float
-    spread: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Self:
-        """From values `(S,)` of normals that trained nothing."""
-        median = float(np.median(values))
-        above = values[values > median] - median
-        spread = float(np.sqrt((above**2).mean())) if len(above) else 0.0
-        return cls(median, max(spread, _LEAST_SPREAD))
-
-    def standardised(self, values: np.ndarray) -> np.ndarray:
-        """`(N,)`: 0 at the median, in spreads."""
-        return np.asarray((values - self.median) / self.spread)
-
-
-def log_distance(distances: np.ndarray, median: float) -> np.ndarray:
-    """Of distances `(N,)`, as multiples of a median of normals; bounded below, as distances are."""
-    return np.asarray(np.log(distances / max(median, TINY) + NEAR))
+    x = x.double()
+    own, best = (x**2).sum(-1, keepdim=True), []
+    for part in bank.split(_PART):
+        part = part.double()
+        squared = own + (part**2).sum(-1) - 2 * x @ part.T
+        best.append(squared.topk(min(k, part.shape[0]), largest=False).values)
+    found = best[0] if len(best) == 1 else torch.cat(best, -1)
+    if len(best) > 1:
+        found = found.topk(min(k, bank.shape[0]), largest=False).values
+    return found.clamp(min=0)

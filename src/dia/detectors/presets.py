@@ -11,8 +11,8 @@ Knows the settings dataclasses only.
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from ..amplify.augment import AugmentSettings
 from ..amplify.contrast import AmplifySettings
@@ -88,5 +88,11 @@ def settings(settings_class: type, preset: str = "cpu") -> Any:
         return settings_class.preset(preset)
     if not {"dissolver", "amplify"} & {f.name for f in fields(settings_class)}:
         return settings_class()  # a method from outside: its `samples` or `ts` would be others than these
-    values = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}
-    return settings_class(**{f.name: values[f.name] for f in fields(settings_class) if f.name in values})
+    known = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}
+    hints, values = get_type_hints(settings_class), {}
+    for f in fields(settings_class):
+        if f.name in known:
+            values[f.name] = known[f.name]
+        elif is_dataclass(hints[f.name]):
+            values[f.name] = settings(hints[f.name], preset)
+    return settings_class(**values)

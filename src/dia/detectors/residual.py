@@ -1,6 +1,6 @@
 """What a removal takes away from an image, judged against what it takes from normal ones.
 
-Knows removals only as functions: dissolving at several t (`dia+`), or Gaussian blurs at several σ
+Knows removals only as modules: dissolving at several t (`dia+`), or Gaussian blurs at several σ
 (`trivial:blur`, the control). For each strength the residual x − D(x) gives three maps: its signed mean
 at a fine and at a coarse scale, and the log energy of its finest detail. Three statistics of them, each
 turned into evidence (−log of a smoothed conformal p-value) by normals that trained nothing:
@@ -17,161 +17,297 @@ The Mahalanobis map is that of Defard et al., "PaDiM", ICPR 2021, on residuals i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy import ndimage
-from scipy.special import logsumexp
+from torch import Tensor, nn
 
+from ..core.errors import DataError
+from ..dissolve import Dissolving
+from ..dissolve.base import fit_in
 from .calibration import Calibration
+from .features import Linear, as_tensor, pooling, resizing, smoothing
+from .nearest import Nearest
 
-Removal = Callable[[np.ndarray], np.ndarray]  # (N, H, W, C) uint8 to (T, N, H, W, C) uint8
-
-PARTS = ("single", "joint", "overall")
 STRIDE = 2  # of the grid on which the Mahalanobis distance is taken
-_RIDGE = 0.05
 GRID = 6
 NEIGHBOURS = 3
+_RIDGE = 0.05
 _CHUNK = 256
 _MOST = 1000
+_TRUNCATE = 4.0  # scipy's Gaussians end after so many σ
+_FITTED = ("mean", "std", "precision", "energy_mean", "energy_std", "bank", "normals")
 
 
-class Residual:
-    """Statistics of the residuals of one removal. All lengths scale with the shorter side of the image."""
+# --- removals: `(N, C, H, W)` uint8 to `(S, N, C, H, W)` in [0, 255], for S strengths -----------------------
 
-    def __init__(self, remove: Removal):
-        self.remove = remove
 
-    def fit(self, images: np.ndarray, spare: np.ndarray) -> Residual:
-        """From normals `(N, H, W, C)` uint8 and other normals that set the scale of the evidence.
+class Dissolve(nn.Module):
+    """Dissolves at several t, which share the passes of the network.
+
+    Args:
+        dissolver: fitted.
+        ts: diffusion steps.
+
+    Raises:
+        DataError: the dissolver knows fewer diffusion steps.
+    """
+
+    t: Tensor
+
+    def __init__(self, dissolver: Dissolving, ts: tuple[int, ...]):
+        super().__init__()
+        if max(ts) >= dissolver.t_max:
+            raise DataError(f"t must lie in 0–{dissolver.t_max - 1}, not {max(ts)}")
+        self.dissolver, self.network = dissolver, getattr(dissolver, "unet_", None)
+        self.register_buffer("t", torch.tensor(ts, device=dissolver.where_))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8 to `(T, N, C, H, W)` float32, not rounded to whole grey values."""
+        n, many = x.shape[0], len(self.t)
+        x = x.to(self.t.device)
+        z, undo = fit_in(
+            (x.float() / 127.5 - 1).repeat(many, 1, 1, 1),
+            self.dissolver.settings.size,
+            *self.dissolver._working(int(x.shape[1])),
+        )
+        t = self.t[:, None].expand(many, n).reshape(-1)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # which know no number of rows
+            y = self.dissolver._remove(z, t)
+        else:
+            rows = 32 if self.t.device.type == "cpu" else 256  # more fall out of a CPU's caches
+            parts = zip(z.split(rows), t.split(rows), strict=True)
+            y = torch.cat([self.dissolver._remove(*part) for part in parts])
+        return ((undo(y) + 1) * 127.5).clamp(0, 255).view(many, n, *x.shape[1:])
+
+
+class GaussianBlur(nn.Module):
+    """scipy's Gaussian filter of uint8 images at several σ, to the bit.
+
+    scipy adds up the two sides of its window pair by pair, from the ends to the middle, and cuts off what
+    is below a whole number; on even ground the sum is whole but for its last bit, so the order decides.
+
+    Args:
+        sigmas: in pixels.
+    """
+
+    weights: Tensor
+
+    def __init__(self, sigmas: tuple[float, ...]):
+        super().__init__()
+        from scipy.ndimage import gaussian_filter1d
+
+        reach = [int(_TRUNCATE * sigma + 0.5) for sigma in sigmas]
+        self.reach = max(reach)
+        weights = np.zeros((self.reach + 1, len(sigmas)))  # zeros beyond a window change no sum
+        for i, (sigma, most) in enumerate(zip(sigmas, reach, strict=True)):
+            unit = np.zeros(2 * most + 1)
+            unit[most] = 1
+            weights[: most + 1, i] = gaussian_filter1d(unit, sigma, mode="constant")[most:]
+        self.register_buffer("weights", torch.from_numpy(weights)[..., None, None, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8 to `(S, N, C, H, W)` whole numbers in float64."""
+        return self._along(self._along(x.double()[None], 3), 4)
+
+    def _along(self, x: Tensor, dim: int) -> Tensor:
+        n = int(x.shape[dim])
+        mirrored = torch.from_numpy(np.pad(np.arange(n), self.reach, mode="symmetric")).to(x.device)
+        x = x.index_select(dim, mirrored)
+        total = x.narrow(dim, self.reach, n) * self.weights[0]
+        for k in range(self.reach, 0, -1):
+            total = total + (
+                x.narrow(dim, self.reach - k, n) + x.narrow(dim, self.reach + k, n)
+            ) * self.weights[k]  # fmt: skip
+        return total.floor()
+
+
+def blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:
+    """Blurs of several widths, in pixels of an image whose shorter side is 64; they scale with it."""
+    unit = min(height, width) / 64
+    return GaussianBlur(tuple(sigma * unit for sigma in sigmas))
+
+
+# --- residuals ----------------------------------------------------------------------------------------------
+
+
+class Evidence(nn.Module):
+    """Smooth evidence, −log p, of several scores at once, each by its own normals.
+
+    `Calibration.evidence` says how.
+
+    Args:
+        normals: `(S, P)`: of each of P scores those of S normals, ascending.
+    """
+
+    normals: Tensor
+    width: Tensor
+    edge: Tensor
+    excess: Tensor
+
+    def __init__(self, normals: np.ndarray):
+        super().__init__()
+        self.register_buffer("normals", torch.from_numpy(normals.astype(np.float64)))
+        smoothing = [Calibration(column.astype(np.float64)).smoothing() for column in normals.T]
+        for name, values in zip(("width", "edge", "excess"), zip(*smoothing, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """`(N, P')` to `(N, P')` float64, of the first P' of the P scores."""
+        scores, p = scores.double(), scores.shape[1]
+        edge = self.edge[:p]
+        above = ((self.normals[:, :p] - scores.minimum(edge)[:, None]) / self.width[:p]).sigmoid().mean(1)
+        return (scores - edge).clamp(min=0) / self.excess[:p] - above.log()
+
+
+class Measured(NamedTuple):
+    """What `Residual` measures of N images.
+
+    Args:
+        greatest: `(N, M)` the greatest |z| of each map.
+        distance: `(N, H', W')` joint distances, at every `STRIDE`-th pixel.
+        energies: `(N, T, 6, 6)` log mean squares of the residuals.
+        removed: `(T, N, C, H, W)` what the removal left of the images.
+    """
+
+    greatest: Tensor
+    distance: Tensor
+    energies: Tensor
+    removed: Tensor
+
+
+class Residual(nn.Module):
+    """Statistics of the residuals of one removal. All lengths scale with the shorter side of the image.
+
+    Args:
+        remove: from `(N, C, H, W)` uint8 to `(T, N, C, H, W)` in [0, 255].
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+    precision: Tensor
+    energy_mean: Tensor
+    energy_std: Tensor
+
+    def __init__(self, remove: nn.Module, height: int, width: int):
+        super().__init__()
+        self.remove, self.unit = remove, min(height, width) / 64
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        self.fine, self.wide, self.wider = (_smoother(height, width, k * self.unit) for k in (1, 2, 3))
+        self.joint = _smoother(rows, columns, self.unit)
+        self.pool = Linear(pooling(height, GRID).float(), pooling(width, GRID).float())
+        self.larger = Linear(resizing(rows, height).float(), resizing(columns, width).float())
+
+    @torch.inference_mode()
+    def fit(self, images: np.ndarray) -> Self:
+        """Learns what the removal takes from normals `(N, H, W, C)` uint8.
 
         Beyond 1000 normals, 1000 evenly spaced ones are used, which bounds memory.
         """
         images = images[np.linspace(0, len(images) - 1, min(len(images), _MOST)).astype(int)]
-        parts = [self._maps(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
-        maps = np.concatenate([p[0] for p in parts])  # (N, M, H, W)
-        energies = np.concatenate([p[1] for p in parts])
-        unit = min(images.shape[1:3]) / 64
-        mean = maps.mean(0)
-        self.mean_ = _smooth(mean, 0.7 * unit)
-        self.std_ = np.sqrt(_smooth(((maps - self.mean_) ** 2).mean(0), 1.5 * unit)) + 1e-3
-        z = ((maps - self.mean_) / self.std_)[..., ::STRIDE, ::STRIDE]
+        chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
+        parts = [
+            [v.cpu().numpy() for v in self._seen(as_tensor(x, self.fine.down.device))[:2]] for x in chunks
+        ]
+        maps, energies = (np.concatenate(values) for values in zip(*parts, strict=True))
+        energies = energies.reshape(len(energies), -1)
+        mean = _smooth(maps.mean(0), 0.7 * self.unit)
+        std = np.sqrt(_smooth(((maps - mean) ** 2).mean(0), 1.5 * self.unit)) + 1e-3
+        z = ((maps - mean) / std)[..., ::STRIDE, ::STRIDE]
         covariance = np.einsum("nihw,njhw->ijhw", z, z) / len(z)
-        covariance = _smooth(covariance, 0.5 * unit).transpose(2, 3, 0, 1)
-        self.precision_ = np.linalg.inv(covariance + _RIDGE * np.eye(z.shape[1])).astype(np.float32)
-        self.energy_mean_, self.energy_std_ = energies.mean(0), energies.std(0) + 1e-6
-        self.bank_ = ((energies - self.energy_mean_) / self.energy_std_).astype(np.float32)
-        greatest, joint, overall, _ = self._statistics(spare)
-        self.normals_ = np.sort(np.column_stack([greatest, joint, overall]), 0)  # (S, M + 2)
+        covariance = _smooth(covariance, 0.5 * self.unit).transpose(2, 3, 0, 1)
+        precision = np.linalg.inv(covariance + _RIDGE * np.eye(z.shape[1])).astype(np.float32)
+        energy_mean, energy_std = energies.mean(0), energies.std(0) + 1e-6
+        bank = ((energies - energy_mean) / energy_std).astype(np.float32)
+        self._take(
+            {"mean": mean, "std": std, "precision": precision, "energy_mean": energy_mean}
+            | {"energy_std": energy_std, "bank": bank}
+        )
         return self
 
-    def evidence(self, images: np.ndarray) -> np.ndarray:
-        """Evidence of each of `PARTS`, `(N, 3)`: about exponential(1) on normals, higher = more anomalous."""
-        out = []
-        for start in range(0, len(images), _CHUNK):
-            greatest, joint, overall, _ = self._statistics(images[start : start + _CHUNK])
-            columns = np.column_stack([greatest, joint, overall])
-            e = [Calibration(n).evidence(c) for n, c in zip(self.normals_.T, columns.T, strict=True)]
-            out.append(np.column_stack([np.max(e[:-2], axis=0), e[-2], e[-1]]))
-        return np.concatenate(out)
+    @torch.inference_mode()
+    def measured(self, images: np.ndarray) -> np.ndarray:
+        """The `columns` of images `(N, H, W, C)` uint8, some at a time: `(N, M + 2)`."""
+        where = self.fine.down.device
+        chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
+        return np.concatenate([self.columns(self(as_tensor(x, where))).cpu().numpy() for x in chunks])
 
-    def heatmap(self, images: np.ndarray) -> np.ndarray:
-        """`(N, H, W)` float32: local Mahalanobis distance of the residuals, in standard deviations."""
-        chunks = range(0, len(images), _CHUNK)
-        return np.concatenate([self._statistics(images[i : i + _CHUNK])[3] for i in chunks])
-
-    def single(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first of `PARTS` alone, `(N,)`, and the energies as `grid_energies` has them: one removal."""
-        singles, energies = [], []
-        for start in range(0, len(images), _CHUNK):
-            maps, energy = self._maps(images[start : start + _CHUNK])
-            greatest = self._greatest(maps)[1].T
-            each = [Calibration(n).evidence(g) for n, g in zip(self.normals_.T, greatest, strict=False)]
-            singles.append(np.max(each, axis=0))
-            energies.append(energy.reshape(len(energy), -1, GRID, GRID))
-        return np.concatenate(singles), np.concatenate(energies)
+    def calibrate(self, columns: np.ndarray) -> None:
+        """Sets the scale of the evidence by `columns` of other normals, `(S, M + 2)`."""
+        self.evidence = Evidence(np.sort(columns, 0)).to(self.fine.down.device)
 
     def tensors(self, prefix: str = "residual") -> dict[str, np.ndarray]:
         """Everything fitted."""
-        return {f"{prefix}.{name}": getattr(self, f"{name}_") for name in _FITTED}
+        own = {"bank": self.nearest.bank, "normals": self.evidence.normals}
+        values = {k: own[k] if k in own else self.get_buffer(k) for k in _FITTED}
+        return {f"{prefix}.{k}": v.cpu().numpy() for k, v in values.items()}
 
-    def restore(self, tensors: dict[str, np.ndarray], prefix: str = "residual") -> Residual:
+    def restore(self, tensors: Mapping[str, np.ndarray], prefix: str = "residual") -> Self:
         """Puts it back."""
-        for name in _FITTED:
-            setattr(self, f"{name}_", tensors[f"{prefix}.{name}"])
+        self._take({k: tensors[f"{prefix}.{k}"] for k in _FITTED if k != "normals"})
+        self.evidence = Evidence(tensors[f"{prefix}.normals"]).to(self.fine.down.device)
         return self
 
-    def _maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps `(N, M, H, W)`, M = 3·T, and energies `(N, T·36)` of the residuals."""
-        unit = min(images.shape[1:3]) / 64
-        maps, energies = [], []
-        for removed in self.remove(images):
-            r = (images.astype(np.float32) - removed).mean(-1)
-            fine = r - _smooth(r, unit)
-            maps += [_smooth(r, 2 * unit), _smooth(r, 3 * unit), np.log(_smooth(fine**2, 3 * unit) + 1)]
-            energies.append(_energy(r))
-        return np.stack(maps, 1), np.stack(energies, 1).reshape(len(images), -1)
+    def _take(self, values: Mapping[str, np.ndarray]) -> None:
+        where = self.fine.down.device
+        for name, value in values.items():
+            if name == "bank":
+                self.nearest = Nearest(value, NEIGHBOURS).to(where)
+            else:
+                self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)).to(where))
 
-    def _greatest(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps in standard deviations of normals, and the greatest of each, `(N, M)`, in either direction."""
-        z = (maps - self.mean_) / self.std_
-        return z, np.abs(z).max((-2, -1))
+    # --- of images ----------------------------------------------------------------------------------
 
-    def _statistics(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Per image: greatest |z| of each map `(N, M)`, greatest joint distance, overall, and the heatmap."""
-        maps, energies = self._maps(images)
-        z, greatest = self._greatest(maps)
-        z = z[..., ::STRIDE, ::STRIDE]
-        squared = np.einsum("nihw,hwij,njhw->nhw", z, self.precision_, z, optimize=True)
-        distance = _smooth(np.sqrt(np.maximum(squared, 0)), min(images.shape[1:3]) / 64)
-        heatmap = F.interpolate(
-            torch.from_numpy(distance.astype(np.float32))[:, None], images.shape[1:3], mode="bilinear"
-        )[:, 0].numpy()
-        scaled = ((energies - self.energy_mean_) / self.energy_std_).astype(np.float32)
-        return greatest, distance.max((1, 2)), nearest(scaled, self.bank_, NEIGHBOURS), heatmap
+    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps `(N, M, H, W)`, M = 3·T, energies `(N, T, 6, 6)`, and what was left `(T, N, C, H, W)`."""
+        removed = self.remove(x)
+        r = (x.float() - removed.float()).mean(2)
+        detail = torch.log(self.wider((r - self.fine(r)) ** 2) + 1)
+        maps = torch.stack([self.wide(r), self.wider(r), detail], 1).flatten(0, 1).transpose(0, 1)
+        return maps, torch.log(self.pool(r**2) + 1).transpose(0, 1), removed
 
+    def forward(self, x: Tensor) -> Measured:
+        """Everything but the evidence, of `(N, C, H, W)` uint8."""
+        maps, energies, removed = self._seen(x)
+        z = (maps - self.mean) / self.std  # (N, M, H, W)
+        placed = z[..., ::STRIDE, ::STRIDE].permute(2, 3, 0, 1)
+        squared = (placed @ self.precision * placed).sum(-1).permute(2, 0, 1)
+        distance = self.joint(squared.clamp(min=0).sqrt())
+        return Measured(z.abs().amax((-2, -1)), distance, energies, removed)
 
-def grid_energies(images: np.ndarray, remove: Removal) -> np.ndarray:
-    """Log mean squares of the residuals of `(N, H, W, C)` uint8 on a 6×6 grid, `(N, T, 6, 6)` float32."""
-    chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
-    parts = [
-        np.stack([_energy((c.astype(np.float32) - removed).mean(-1)) for removed in remove(c)], 1)
-        for c in chunks
-    ]
-    return np.concatenate(parts)
+    def scaled(self, energies: Tensor) -> Tensor:
+        """`(..., T·36)`, in standard deviations of the normals."""
+        return (energies - self.energy_mean) / self.energy_std
 
+    def columns(self, seen: Measured) -> Tensor:
+        """What becomes evidence, `(N, M + 2)` float64: of each map, `joint` and `overall`."""
+        overall = self.nearest(self.scaled(seen.energies.flatten(1)))
+        joint = seen.distance.amax((1, 2)).double()
+        return torch.cat([seen.greatest.double(), joint[:, None], overall[:, None]], 1)
 
-def _energy(r: np.ndarray) -> np.ndarray:
-    """`(N, H, W)` to `(N, 6, 6)`."""
-    return torch.log(F.adaptive_avg_pool2d(torch.from_numpy(r**2), GRID) + 1).numpy()
+    def parts(self, columns: Tensor) -> Tensor:
+        """The evidence of `single`, `joint` and `overall`, `(N, 3)` of `columns`."""
+        e = self.evidence(columns)
+        return torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1)
 
+    def single(self, seen: Measured) -> Tensor:
+        """The evidence of `single` alone, `(N,)`."""
+        return self.evidence(seen.greatest).amax(1)
 
-def joined(evidence: np.ndarray) -> np.ndarray:
-    """Evidence −log p̊ of the harmonic mean p̊ of p-values, from the `(N, P)` evidence −log p of P parts."""
-    return logsumexp(evidence, axis=1) - np.log(evidence.shape[1])
-
-
-_FITTED = ("mean", "std", "precision", "energy_mean", "energy_std", "bank", "normals")
+    def heatmap(self, seen: Measured) -> Tensor:
+        """`(N, H, W)` float32: local Mahalanobis distance of the residuals, in standard deviations."""
+        return self.larger(seen.distance).float()
 
 
-def nearest(features: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
-    """Mean Euclidean distance of each `(N, D)` row to its k nearest of `(M, D)`, `(N,)`."""
-    x, y = torch.from_numpy(features), torch.from_numpy(bank)
-    # without the matrix-product shortcut a row's distances do not depend on the other rows
-    d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return d.topk(min(k, len(bank)), largest=False).values.mean(1).numpy()
+def _smoother(height: int, width: int, sigma: float) -> Linear:
+    return Linear(*(torch.from_numpy(smoothing(side, sigma)) for side in (height, width)))
 
 
 def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian smoothing of the last two axes, as scipy's, by products with its matrix for each axis."""
     rows, columns = (smoothing(side, sigma) for side in x.shape[-2:])
     return np.asarray(rows @ x.astype(np.float32, copy=False) @ columns.T)
-
-
-@lru_cache(maxsize=64)
-def smoothing(side: int, sigma: float, dtype: type[np.floating] = np.float32) -> np.ndarray:
-    """`(side, side)`: scipy's Gaussian filter of a line, as a matrix."""
-    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(dtype)

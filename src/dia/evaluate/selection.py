@@ -26,9 +26,8 @@ from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
 from ..detectors.cache import fingerprint
-from ..detectors.calibration import Calibration
+from ..detectors.calibration import Calibration, joined
 from ..detectors.registry import detector_class, wanted_settings
-from ..detectors.residual import joined
 
 BLOCKS = 5
 SIZES = (0.08, 0.32)  # of the lesions, uniform in the logarithm

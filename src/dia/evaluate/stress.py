@@ -174,10 +174,10 @@ def stress(
     for cell in plan.cells():
         if cell not in cells:
             pasted, masks = paste(x, *cell, seed=plan.seed)
-            after = detector.score(pasted)
+            after, maps, _ = detector.detect(pasted, heatmaps=localise)
             found = dict(zip(("kind", "size", "contrast"), cell, strict=True)) | counted(after > threshold)
             found["lift"] = float(np.median(after - before)) / spread
-            cells[cell] = found | (_localised(detector, pasted, masks) if localise else {})
+            cells[cell] = found | (_localised(maps, masks) if maps is not None else {})
         made["cells"] = [cells[c] for c in sorted(cells, key=_order)]
         if on_cell is not None:
             on_cell(made)
@@ -214,9 +214,7 @@ def counted(flags: np.ndarray) -> dict[str, Any]:
     return {"found": hits, "n": n, "share": hits / n, "ci": [float(interval.low), float(interval.high)]}
 
 
-def _localised(detector: Detector, pasted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    maps = detector.heatmap(pasted)
-    assert maps is not None  # asked before
+def _localised(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     hottest = maps.reshape(len(maps), -1).argmax(1)
     inside = masks.reshape(len(masks), -1)[np.arange(len(maps)), hottest]
     return {
@@ -282,6 +280,3 @@ def keep_stress(path: Path, result: Mapping[str, Any]) -> None:
 def in_pixels(size: float, shape: Sequence[int]) -> float:
     """A size in pixels of an image `(H, W, C)`."""
     return size * min(shape[:2])
-
-
-STRESS = "stress.json"  # by `dia stress`, in a model's folder

@@ -169,27 +169,28 @@ def test_checkpoints_do_not_hold_the_teacher(teacher, normals):
 
 def test_steepness_by_hand():
     x = torch.tensor([[[[1.0, -2.0]], [[3.0, 0.5]]], [[[4.0, 0.0]], [[0.0, 0.0]]]])  # (2, 2, 1, 2)
-    steep = steepness(lambda x: (x[:, 0] ** 2 - 3 * x[:, 1]).sum((1, 2)), x)
+    _, steep = steepness(lambda x: (x[:, 0] ** 2 - 3 * x[:, 1]).sum((1, 2)), x)
     torch.testing.assert_close(steep, torch.tensor([[[2 + 3.0, 4 + 3]], [[8 + 3, 0 + 3]]]))
     with torch.no_grad():
-        assert torch.equal(steepness(lambda x: x.square().sum((1, 2, 3)), x), (2 * x.abs()).sum(1))
+        assert torch.equal(steepness(lambda x: x.square().sum((1, 2, 3)), x)[1], (2 * x.abs()).sum(1))
 
 
 def test_a_small_step_up_the_gradient_raises_the_score_by_the_heatmaps_sum(square, normals):
     x, small = to_input(normals[:4], 32), 1e-3
     given = x.clone().requires_grad_(True)
-    square._of_input(given).sum().backward()
+    square._prepared().of_input(given).sum().backward()
     up = small * given.grad.sign()
+    of_input = square._prepared().of_input
     with torch.no_grad():
-        rise = (square._of_input(x + up) - square._of_input(x - up)) / (2 * small)
-    torch.testing.assert_close(steepness(square._of_input, x).sum((1, 2)), rise, rtol=0.05, atol=0)
+        rise = (of_input(x + up) - of_input(x - up)) / (2 * small)
+    torch.testing.assert_close(steepness(of_input, x)[1].sum((1, 2)), rise, rtol=0.05, atol=0)
     plain = KDAD(replace(TINY, sigma=0.0), device="cpu")
     vars(plain).update({k: v for k, v in vars(square).items() if k != "settings"})
     np.testing.assert_allclose(plain.heatmap(normals[:4]).sum((1, 2)), rise, rtol=0.05)
 
 
 def test_the_heatmap_is_smoothed_by_a_width_of_4_at_a_side_of_128(square, normals):
-    steep = steepness(square._of_input, to_input(normals[:3], 32)).numpy()
+    steep = steepness(square._prepared().of_input, to_input(normals[:3], 32))[1].numpy()
     heat = square.heatmap(normals[:3])
     assert heat.dtype == np.float32
     np.testing.assert_allclose(heat, gaussian_filter(steep, (0, 1, 1)), rtol=1e-3, atol=1e-9)

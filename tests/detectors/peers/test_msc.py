@@ -6,8 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.contrast import AmplifySettings
@@ -16,7 +14,7 @@ from dia.detectors import MSC, Detector
 from dia.detectors.csi import CSI, CSISettings
 from dia.detectors.peers import msc
 from dia.detectors.peers.backbones import MEAN, STD, backbone
-from dia.detectors.peers.msc import MeanShifted, MSCSettings, blurred, features, nearest_sum
+from dia.detectors.peers.msc import MeanShifted, MSCSettings, blurred, features
 from dia.detectors.presets import settings
 
 pytest.importorskip("timm")
@@ -49,23 +47,12 @@ def weights(detector):
 # --- formulas ------------------------------------------------------------------------------------------
 
 
-def test_the_score_is_the_sum_of_the_two_smallest_squared_distances():
-    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
-    # from (0.8, 0.6): .04 + .36 = .4;  .64 + .16 = .8;  .04 + .04 = .08;  3.24 + .36 = 3.6
-    score = nearest_sum(torch.tensor([[0.8, 0.6]]), bank, 2)
-    torch.testing.assert_close(score, torch.tensor([0.48], dtype=torch.float64))
-    assert nearest_sum(bank, bank, 1).abs().max() == 0
-
-
-@given(st.integers(1, 5), st.integers(0, 1000))
-def test_a_search_in_parts_finds_what_a_whole_search_does(k, seed):
-    g = torch.Generator().manual_seed(seed)
-    phi, bank = (torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1) for n in (3, 11))
-    squared = (phi[:, None].double() - bank[None].double()).square().sum(2)
-    expected = squared.sort(1).values[:, :k].sum(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(msc, "_BANK", 4)
-        torch.testing.assert_close(nearest_sum(phi, bank, k), expected, rtol=1e-5, atol=1e-6)
+def test_the_score_is_the_sum_of_the_two_smallest_squared_distances(normals):
+    detector = MSC(TINY, device="cpu").fit(normals)
+    phi = features(detector.network_, normals[:5], TINY.size)
+    squared = (phi[:, None].double() - detector.bank_[None].double()).square().sum(2)
+    expected = squared.sort(1).values[:, :2].sum(1).numpy()
+    np.testing.assert_allclose(detector.score(normals[:5]), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("angular", [False, True])

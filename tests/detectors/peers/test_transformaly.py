@@ -17,6 +17,7 @@ from dia.detectors.peers.backbones import backbone
 from dia.detectors.peers.transformaly import (
     Gaussian,
     Imitation,
+    LogLikelihood,
     TransformalySettings,
     block_errors,
     student_of,
@@ -136,6 +137,11 @@ def test_fitting_changes_the_student_alone_and_lowers_its_errors(fitted, teacher
 # --- the score -----------------------------------------------------------------------------------------
 
 
+def likelihood(of, x):
+    """The log-likelihood of rows under the Gaussian of others."""
+    return LogLikelihood(Gaussian.of(of))(torch.from_numpy(x)).numpy()
+
+
 @given(st.integers(1, 5), st.integers(0, 1000), st.floats(1e-6, 1e6))
 def test_a_gaussian_is_scipys_whatever_the_scale(d, seed, scale):
     rng = np.random.default_rng(seed)
@@ -145,7 +151,8 @@ def test_a_gaussian_is_scipys_whatever_the_scale(d, seed, scale):
     covariance = np.cov(x.T, bias=True).reshape(d, d) + 1e-6 * np.eye(d) * spread
     z = (y - x.mean(0)) / ours.deviation  # scipy's own at unit scale
     expected = multivariate_normal(np.zeros(d), covariance / spread).logpdf(z) - np.log(ours.deviation).sum()
-    np.testing.assert_allclose(ours.log_likelihood(y), np.ravel(expected), rtol=1e-4, atol=1e-4)
+    found = LogLikelihood(ours)(torch.from_numpy(y)).numpy()
+    np.testing.assert_allclose(found, np.ravel(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_the_score_is_minus_both_likelihoods(fitted, make_images):
@@ -158,8 +165,8 @@ def test_the_score_is_minus_both_likelihoods(fitted, make_images):
     assert errors.shape == (len(train), 10)
     pca = PCA(0.9, whiten=True, svd_solver="full").fit(classes)
     new_classes, new_errors = detector._spaces(x)
-    first = Gaussian.of(pca.transform(classes)).log_likelihood(pca.transform(new_classes))
-    second = Gaussian.of(errors).log_likelihood(new_errors)
+    first = likelihood(pca.transform(classes), pca.transform(new_classes))
+    second = likelihood(errors, new_errors)
     np.testing.assert_allclose(detector.score(x), -(first + second), rtol=1e-4)
     # 90 % of the variance, and no more components than that takes
     kept = np.cumsum(PCA().fit(classes).explained_variance_ratio_)[pca.n_components_ - 2 : pca.n_components_]

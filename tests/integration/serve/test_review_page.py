@@ -40,8 +40,7 @@ def run(tmp_path_factory):
     for i, image in enumerate(train.images):
         Image.fromarray(image[..., 0]).save(normals / f"normal-{i}.png")
     cls = detector_class("dia+")
-    small = {"dissolver.steps": 4, "dissolver.widths": (8,), "amplify.steps": 2, "amplify.width": 8,
-             "amplify.size": SIDE}  # fmt: skip
+    small = {"dissolver.steps": 4, "dissolver.widths": (8,)}
     detector = cls(replaced(settings(cls.Settings, "cpu"), small), device="cpu", holdout=0.6)
     detector.fit(train)
     detector.save(folder / "run")

@@ -44,6 +44,7 @@ from ...core.tracking import curves
 from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
 from ..base import Detector
 from ..cache import Stages, fingerprint
+from ..calibration import Prediction
 from ..registry import PREFIX
 from ..saving import module_tensors
 from .backbones import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
@@ -289,14 +290,9 @@ class Peer(Detector):
 
     model: ClassVar[str]  # its name in anomalib
     extra = "peers"
-    maps: ClassVar[bool] = True
+    maps = True
     least: ClassVar[int] = 32  # side the network takes; others are multiples of
     whole: ClassVar[int] = 1
-
-    @classmethod
-    def has_heatmaps(cls) -> bool:
-        """Whether the method says where."""
-        return cls.maps
 
     def weights_source(self) -> str:
         """Where the network's first weights are from."""
@@ -432,22 +428,17 @@ class Peer(Detector):
         for i in range(0, len(images), step):
             yield self.model_(self._input(images[i : i + step]))
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        with _alone(self.seed, _FINISH):
-            scores = [out.pred_score.double().flatten().cpu().numpy() for out in self._outputs(images)]
-        return np.concatenate(scores or [np.empty(0)])
-
-    def _heatmap(self, images: np.ndarray) -> np.ndarray | None:
-        if not self.maps:
-            return None
-        made = []
+    def _predict(self, images: np.ndarray, heatmaps: bool, dissolved: bool) -> Prediction:
+        scores, maps = [np.empty(0)], [np.empty((0, *images.shape[1:3]), np.float32)]
         with _alone(self.seed, _FINISH):
             for out in self._outputs(images):
+                scores.append(out.pred_score.double().flatten().cpu().numpy())
                 if out.anomaly_map is None:  # an option of the model's took it away
-                    return None
-                maps = out.anomaly_map.float().reshape(-1, 1, *out.anomaly_map.shape[-2:])
-                made.append(F.interpolate(maps, images.shape[1:3], mode="bilinear")[:, 0].cpu().numpy())
-        return np.concatenate(made or [np.empty((0, *images.shape[1:3]), np.float32)])
+                    heatmaps = False
+                if heatmaps:
+                    of_net = out.anomaly_map.float().reshape(-1, 1, *out.anomaly_map.shape[-2:])
+                    maps.append(F.interpolate(of_net, images.shape[1:3], mode="bilinear")[:, 0].cpu().numpy())
+        return Prediction(np.concatenate(scores), np.concatenate(maps) if heatmaps else None)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return module_tensors(self.model_, "model.")

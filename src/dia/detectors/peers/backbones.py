@@ -269,7 +269,7 @@ def _own(name: str, weights: str) -> OwnResNet:
     run = Detector.load(weights.removeprefix(OWN), device="cpu")
     if not isinstance(run, CSI) or not hasattr(run, "encoder_"):
         raise DataError(f"weights {weights}: this {run.method} has no encoder; name a fitted csi or dia")
-    a, encoder = run.s.amplify, run.encoder_
+    a, encoder = run._contrast.amplify, run.encoder_
     side = min(a.size, max(run.shape_[:2]))
     stem = ("cifar" if side <= 32 else "imagenet") if a.stem == "auto" else a.stem
     own = OwnResNet(3 if a.rgb else run.shape_[2], a.width, _STEMS.index(stem), side)

@@ -23,7 +23,7 @@ nothing is fetched unasked: `--settings.weights imagenet` or a file is what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,9 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ..base import Detector
 from ..cache import Stages
+from ..calibration import Prediction
 from ..saving import load_module, module_tensors
-from .backbones import backbone, check_weights, describe, restored, to_input
+from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 CLONER = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # channels; a pool after each
 TRAINED, SCORED = 4, 3  # of the five pools, the last so many
@@ -100,6 +101,7 @@ class KDAD(Detector):
     family = "teacher and student"
     paper = "Salehi et al., Multiresolution Knowledge Distillation (KDAD), CVPR 2021"
     pretrained = _TEACHER
+    maps = True
     Settings: ClassVar[type] = KDADSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
@@ -116,27 +118,28 @@ class KDAD(Detector):
         """Where the teacher's weights are from."""
         return describe(_TEACHER, self.s.weights, seed=self.seed)
 
-    def _of_input(self, x: Tensor) -> Tensor:
-        """Scores `(N,)` of what the networks take, `(N, 3, S, S)`."""
-        pairs = pooled(self.teacher_, x)[-SCORED:], pooled(self.cloner_, x)[-SCORED:]
-        return disagreement(*pairs, self.s.value_weight)
+    def _module(self) -> nn.Module:
+        return Disagreement(self.teacher_, self.cloner_, self.s)
 
-    def _inputs(self, images: np.ndarray) -> Iterator[Tensor]:
-        step = max(_PIXELS // self.s.size**2, 4)
+    def _at_once(self) -> int:
+        return max(_PIXELS // self.s.size**2, 4)
+
+    def _predict(self, images: np.ndarray, heatmaps: bool, dissolved: bool) -> Prediction:
+        """The heatmap is a gradient, which no module gives: one pass forward and back gives both."""
+        if not heatmaps:
+            return super()._predict(images, heatmaps, dissolved)
+        module: Any = self._prepared()
+        step, scores, steep = self._at_once(), [], []
         for start in range(0, len(images), step):
-            yield to_input(images[start : start + step], self.s.size, self.where_)
-
-    @torch.inference_mode()
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        scores = [self._of_input(x) for x in self._inputs(images)]
-        return torch.cat(scores).double().cpu().numpy()
-
-    def _heatmap(self, images: np.ndarray) -> np.ndarray:
-        steep = torch.cat([steepness(self._of_input, x) for x in self._inputs(images)]).cpu().numpy()
+            score, slope = steepness(
+                module.of_input, to_input(images[start : start + step], self.s.size, self.where_)
+            )
+            scores.append(score.double().cpu().numpy())
+            steep.append(slope.cpu().numpy())
         sigma = self.s.sigma * self.s.size / _SIDE
-        soft = torch.from_numpy(gaussian_filter(steep, (0, sigma, sigma)))[:, None]
+        soft = torch.from_numpy(gaussian_filter(np.concatenate(steep), (0, sigma, sigma)))[:, None]
         maps = F.interpolate(soft, images.shape[1:3], mode="bilinear", antialias=True)
-        return maps[:, 0].numpy()
+        return Prediction(np.concatenate(scores), maps[:, 0].numpy())
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return module_tensors(self.teacher_, "teacher.") | module_tensors(self.cloner_, "cloner.")
@@ -183,12 +186,45 @@ def disagreement(teacher: list[Tensor], cloner: list[Tensor], value_weight: floa
     return torch.stack(direction).sum(0) + value_weight * torch.stack(value).sum(0)
 
 
-def steepness(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Σ over channels of |∂ score / ∂ x|, `(N, H, W)` of `(N, C, H, W)`; a score must be its image's own."""
+def steepness(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores, and how steep they are by place.
+
+    Args:
+        score: from `(N, C, H, W)` to `(N,)`; a score must be its image's own.
+        x: `(N, C, H, W)`.
+
+    Returns:
+        The scores `(N,)`, and Σ over channels of |∂ score / ∂ x|, `(N, H, W)`.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(score(x).sum(), x)
-    return gradient.abs().sum(1)
+        scores = score(x)
+        (gradient,) = torch.autograd.grad(scores.sum(), x)
+    return scores.detach(), gradient.abs().sum(1)
+
+
+class Disagreement(nn.Module):
+    """The score: how far the cloner is from the teacher in the last three pools.
+
+    Args:
+        teacher: frozen.
+        cloner: trained.
+        settings: of the method.
+    """
+
+    def __init__(self, teacher: nn.Module, cloner: nn.Module, settings: KDADSettings):
+        super().__init__()
+        self.teacher, self.cloner = teacher, cloner
+        self.size, self.value_weight = settings.size, settings.value_weight
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """Scores `(N,)` of what the networks take, `(N, 3, S, S)`."""
+        pairs = pooled(self.teacher, x)[-SCORED:], pooled(self.cloner, x)[-SCORED:]
+        return disagreement(*pairs, self.value_weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        return (self.of_input(as_input(x, self.size)).double(),)
 
 
 class Distillation(Timed):

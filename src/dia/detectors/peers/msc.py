@@ -38,12 +38,12 @@ from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
 from ..cache import Stages
+from ..nearest import nearest_squared
 from ..saving import module_tensors
-from .backbones import backbone, check_weights, describe, normalised, restored, to_input
+from .backbones import as_input, backbone, check_weights, describe, normalised, restored, to_input
 
 TRAINED = ("layer3", "layer4")
 _PIXELS = 2**20  # of one forward pass without gradients
-_BANK = 4096  # normals per product of the search
 _MOCO = AugmentSettings(crop=(0.2, 1.0))
 _BLUR, _BLUR_P, _SIDE = (0.1, 2.0), 0.5, 224  # MoCo v2's blur: range of σ at a side of 224
 
@@ -134,9 +134,11 @@ class MSC(Detector):
         """Where the network's first weights are from."""
         return describe(self.s.backbone, self.s.weights, seed=self.seed)
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        phi = features(self.network_, images, self.s.size)
-        return nearest_sum(phi, self.bank_, self.s.neighbours).cpu().numpy()
+    def _module(self) -> nn.Module:
+        return MeanShiftedDistance(self.network_, self.bank_, self.s)
+
+    def _at_once(self) -> int:
+        return _step(self.s.size)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         own = {"centre": self.centre_.cpu().numpy(), "bank": self.bank_.cpu().numpy()}
@@ -152,21 +154,35 @@ class MSC(Detector):
 def features(network: nn.Module, images: np.ndarray, size: int) -> Tensor:
     """Unit features φ `(N, D)` of uint8 images `(N, H, W, C)`, some at a time."""
     device = next(network.parameters()).device
-    step = max(_PIXELS // size**2, 8)
+    step = _step(size)
     parts = (images[i : i + step] for i in range(0, len(images), step))
     return torch.cat([F.normalize(network(to_input(part, size, device)), dim=1) for part in parts])
 
 
-def nearest_sum(phi: Tensor, bank: Tensor, k: int) -> Tensor:
-    """Σ of the k smallest squared distances of unit vectors `(N, D)` to a bank `(M, D)`: `(N,)` float64.
+def _step(size: int) -> int:
+    return max(_PIXELS // size**2, 8)
 
-    ‖a − b‖² = 2 − 2⟨a, b⟩, in 64 bits, since near neighbours would cancel in 32.
+
+class MeanShiftedDistance(nn.Module):
+    """The score: the sum of the smallest squared distances of unit features to those of normals.
+
+    Args:
+        network: adapted to the normals.
+        bank: `(M, D)` unit features of normals.
+        settings: of the method.
     """
-    phi, best = phi.double(), phi.new_empty(phi.shape[0], 0, dtype=torch.float64)
-    for part in bank.split(_BANK):
-        best = torch.cat([best, phi @ part.double().T], 1)
-        best = best.topk(min(k, best.shape[1]), dim=1).values
-    return (2 - 2 * best).clamp(min=0).sum(1)
+
+    bank: Tensor
+
+    def __init__(self, network: nn.Module, bank: Tensor, settings: MSCSettings):
+        super().__init__()
+        self.network, self.size, self.neighbours = network, settings.size, settings.neighbours
+        self.register_buffer("bank", bank)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        phi = F.normalize(self.network(as_input(x, self.size)), dim=1)
+        return (nearest_squared(phi, self.bank, self.neighbours).sum(1),)
 
 
 class MeanShifted(Timed):

@@ -28,7 +28,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
 from ...core.processes import choose_device, share
@@ -37,8 +36,9 @@ from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
 from ..cache import Stages
+from ..features import as_tensor, double
 from ..saving import load_module, module_tensors
-from .backbones import backbone, check_weights, describe, restored, to_input
+from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 _PIXELS = 2**20  # of one forward pass without gradients
 _STUDENT = 2**31  # added to the seed: a random teacher must not be its own student
@@ -125,28 +125,22 @@ class Transformaly(Detector):
         """Where the teacher's weights are from."""
         return describe(self.s.backbone, self.s.weights, seed=self.seed)
 
-    @torch.inference_mode()
     def _spaces(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class tokens `(N, D)` and the errors of the inner blocks `(N, 10)`, float64."""
-        classes, errors = [], []
-        step = max(_PIXELS // self.s.size**2, 4)
-        for start in range(0, len(images), step):
-            x = _input(images[start : start + step], self.s.size, self.where_)
-            between = tokens(self.teacher_, x)
-            wrong = block_errors(between, self.student_)[1:-1]
-            classes.append(self.teacher_.norm(between[-1])[:, 0].double().cpu().numpy())
-            errors.append(torch.stack(wrong, 1).double().cpu().numpy())
+        spaces, step, parts = Spaces(self.teacher_, self.student_, self.s.size), self._at_once(), []
+        with torch.inference_mode():
+            for start in range(0, len(images), step):
+                made = spaces(as_tensor(images[start : start + step], self.where_))
+                parts.append([values.cpu().numpy() for values in made])
+        classes, errors = zip(*parts, strict=True)
         return np.concatenate(classes), np.concatenate(errors)
 
-    def parts(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-likelihoods of class tokens and of errors, `(N,)` each; the score is minus their sum."""
-        classes, errors = self._spaces(images)
-        whitened = (classes - self.mean_) @ self.whiten_
-        return self.of_class_.log_likelihood(whitened), self.of_errors_.log_likelihood(errors)
+    def _at_once(self) -> int:
+        return max(_PIXELS // self.s.size**2, 4)
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        of_class, of_errors = self.parts(images)
-        return -(of_class + of_errors)
+    def _module(self) -> nn.Module:
+        spaces = Spaces(self.teacher_, self.student_, self.s.size)
+        return Unlikelihood(spaces, self.mean_, self.whiten_, self.of_class_, self.of_errors_)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         networks = module_tensors(self.teacher_, "teacher.") | module_tensors(self.student_, "student.")
@@ -236,11 +230,10 @@ class Gaussian:
         z = (x - mean) / deviation
         return cls(mean, deviation, np.linalg.cholesky(z.T @ z / len(z) + _RIDGE * np.eye(z.shape[1])))
 
-    def log_likelihood(self, x: np.ndarray) -> np.ndarray:
-        """Of each row of `(N, d)`, `(N,)`."""
-        z = solve_triangular(self.factor, ((x - self.mean) / self.deviation).T, lower=True)
+    def greatest(self) -> float:
+        """The log-likelihood at the mean."""
         constant = np.log(self.factor.diagonal()).sum() + np.log(self.deviation).sum()
-        return -0.5 * (z**2).sum(0) - constant - 0.5 * len(self.mean) * np.log(2 * np.pi)
+        return float(-constant - 0.5 * len(self.mean) * np.log(2 * np.pi))
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         """Its arrays, to be saved."""
@@ -250,3 +243,75 @@ class Gaussian:
     def restored(cls, tensors: dict[str, np.ndarray], name: str) -> Self:
         """From such arrays."""
         return cls(*(tensors[f"{name}.{part}"] for part in ("mean", "deviation", "factor")))
+
+
+class Spaces(nn.Module):
+    """Both feature spaces: class tokens, and the errors of the student's inner blocks.
+
+    Args:
+        teacher: the frozen transformer.
+        student: its blocks' student.
+        size: side that images are resized to.
+    """
+
+    def __init__(self, teacher: Any, student: nn.ModuleList, size: int):
+        super().__init__()
+        self.teacher, self.student, self.size = teacher, student, size
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N, C, H, W)` uint8 to `(N, D)` and `(N, 10)`, float64."""
+        between = tokens(self.teacher, as_input(x, self.size, HALF, HALF))
+        errors = torch.stack(block_errors(between, self.student)[1:-1], 1).double()
+        return self.teacher.norm(between[-1])[:, 0].double(), errors
+
+
+class LogLikelihood(nn.Module):
+    """The log-likelihood of a Gaussian: `(N, d)` float64 to `(N,)`.
+
+    Args:
+        gaussian: fitted.
+    """
+
+    mean: Tensor
+    whiten: Tensor
+
+    def __init__(self, gaussian: Gaussian):
+        super().__init__()
+        scaled = np.linalg.inv(gaussian.factor) / gaussian.deviation  # (d, d)
+        self.register_buffer("mean", torch.from_numpy(gaussian.mean))
+        self.register_buffer("whiten", torch.from_numpy(np.ascontiguousarray(scaled.T)))
+        self.greatest = gaussian.greatest()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of each row."""
+        z = (x - self.mean) @ self.whiten
+        return double(self.greatest) - 0.5 * (z**2).sum(1)
+
+
+class Unlikelihood(nn.Module):
+    """The score: minus the log-likelihood in both spaces.
+
+    Args:
+        spaces: of the features.
+        mean: `(D,)` of the class tokens.
+        whiten: `(D, d)`.
+        of_class: Gaussian of the whitened class tokens.
+        of_errors: Gaussian of the errors.
+    """
+
+    mean: Tensor
+    whiten: Tensor
+
+    def __init__(
+        self, spaces: Spaces, mean: np.ndarray, whiten: np.ndarray, of_class: Gaussian, of_errors: Gaussian
+    ):
+        super().__init__()
+        self.spaces = spaces
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("whiten", torch.from_numpy(whiten))
+        self.of_class, self.of_errors = LogLikelihood(of_class), LogLikelihood(of_errors)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        classes, errors = self.spaces(x)
+        return (-(self.of_class((classes - self.mean) @ self.whiten) + self.of_errors(errors)),)

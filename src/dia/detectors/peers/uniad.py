@@ -49,8 +49,9 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ..base import Detector
 from ..cache import Stages
+from ..features import Linear, resizing
 from ..saving import load_module, module_tensors
-from .backbones import backbone, check_weights, describe, restored, to_input
+from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 STRIDE = 16  # pixels per token
 HEADS, FEEDFORWARD = 8, 4  # the latter in widths: 1024 of 256
@@ -131,6 +132,7 @@ class UniAD(Detector):
     family = "reconstruction of features"
     paper = "You et al., A Unified Model for Multi-class Anomaly Detection (UniAD), NeurIPS 2022"
     pretrained = "tf_efficientnet_b4"
+    maps = True
     Settings: ClassVar[type] = UniADSettings
 
     def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
@@ -146,22 +148,11 @@ class UniAD(Detector):
         """Where the network's weights are from."""
         return describe(self.s.backbone, self.s.weights, seed=self.seed)
 
-    @torch.inference_mode()
-    def _maps(self, images: np.ndarray) -> Tensor:
-        """`(N, size, size)`."""
-        step, parts = max(_PIXELS // self.s.size**2, 4), []
-        for start in range(0, len(images), step):
-            f = features(self.network_, to_input(images[start : start + step], self.s.size, self.where_))
-            parts.append(anomaly_map(self.rebuilder_(f), f))
-        return torch.cat(parts)
+    def _module(self) -> nn.Module:
+        return RebuildingError(self.network_, self.rebuilder_, self.s.size, *self.shape_[:2])
 
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        return greatest_mean(self._maps(images)).double().cpu().numpy()
-
-    def _heatmap(self, images: np.ndarray) -> np.ndarray:
-        maps = self._maps(images)[:, None]
-        maps = F.interpolate(maps, images.shape[1:3], mode="bilinear", antialias=True)
-        return maps[:, 0].cpu().numpy()
+    def _at_once(self) -> int:
+        return max(_PIXELS // self.s.size**2, 4)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return module_tensors(self.network_, "network.") | module_tensors(self.rebuilder_, "rebuilder.")
@@ -217,6 +208,32 @@ def anomaly_map(rebuilt: Tensor, f: Tensor) -> Tensor:
 def greatest_mean(maps: Tensor) -> Tensor:
     """The greatest of the means over 16×16 pixels of `(N, H, W)`: `(N,)`."""
     return F.avg_pool2d(maps[:, None], STRIDE).amax((1, 2, 3))
+
+
+class RebuildingError(nn.Module):
+    """The score and its map: how far rebuilt features are from those of the network.
+
+    Args:
+        network: frozen.
+        rebuilder: trained.
+        size: side that images are resized to.
+        height: of the images, which is that of the maps.
+        width: of the images.
+    """
+
+    outputs = ("heatmap",)
+
+    def __init__(self, network: nn.Module, rebuilder: nn.Module, size: int, height: int, width: int):
+        super().__init__()
+        self.network, self.rebuilder, self.size = network, rebuilder, size
+        down, across = (resizing(size, n, antialias=True) for n in (height, width))
+        self.to_shape = Linear(down.float(), across.float())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(N, C, H, W)` uint8."""
+        f = features(self.network, as_input(x, self.size))
+        maps = anomaly_map(self.rebuilder(f), f)
+        return greatest_mean(maps).double(), self.to_shape(maps)
 
 
 class DecoderLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: saved, pushed and fetched by huggingface_hub's own mixin; the model card.
+"""Models on the Hugging Face hub: saved, pushed, fetched, and their model card.
 
 What is fetched is JSON and safetensors, and is read by `Detector.load`: no code and no pickle. What is pushed
 says how a model was made, but not from which files: paths, names of folders and classes stay here. Knows
@@ -12,17 +12,17 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 
 from ..core.errors import DataError
 from ..core.modelfiles import write_sums
 from ..data.datasets import CATALOG
-from .saving import identity_of
+from ..detectors import Detector
+from ..detectors.saving import identity_of
 
-if TYPE_CHECKING:
-    from .base import Detector
+T = TypeVar("T", bound=Detector)
 
 FETCHED = ["*.json", "*.safetensors"]
 PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted")
@@ -30,87 +30,41 @@ ELSEWHERE = "a local file"  # stands for a path
 _TELLS_NO_PATH = re.compile(r"none|imagenet|sha256:[0-9a-f]+|dia:[0-9a-f]{16}(-\d+-[0-9a-f]+)?")
 
 
-class Hub(ModelHubMixin):
-    """What gives a detector `save_pretrained`, `push_to_hub` and `from_pretrained`."""
+def from_pretrained(
+    name: str | Path,
+    *,
+    cls: type[T] = Detector,
+    device: str = "auto",
+    revision: str | None = None,
+    force_download: bool = False,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> T:
+    """The detector in a folder, or under a name on the hub. Runs no code from there.
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:  # noqa: D102
-        return object.__new__(cls)  # the mixin's would keep a second copy of the arguments in each detector
+    Args:
+        name: a folder of `dia fit` or `save_pretrained`, or "user/name".
+        cls: the method it must be of, such as `DIAPlus`; `Detector` takes any method.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        revision: branch, tag or commit; the newest of `main` where None.
+        force_download: also what is in the cache already.
+        cache_dir: huggingface_hub's own where None.
+        local_files_only: ask no hub; take what is in the cache.
+        token: of private models; the one of `hf auth login` where None.
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        device: str = "auto",
-        revision: str | None = None,
-        force_download: bool = False,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> Self:
-        """The detector in a folder, or under a name on the hub. Runs no code from there.
+    Returns:
+        The fitted detector.
 
-        `Detector.from_pretrained` takes any method, that of a class only its own.
-
-        Args:
-            pretrained_model_name_or_path: a folder of `dia fit` or `save_pretrained`, or "user/name".
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            revision: branch, tag or commit; the newest of `main` where None.
-            force_download: also what is in the cache already.
-            cache_dir: huggingface_hub's own where None.
-            local_files_only: ask no hub; take what is in the cache.
-            token: of private models; the one of `hf auth login` where None.
-
-        Raises:
-            DataError: no such model, one that cannot be read, or of another method.
-        """
-        try:
-            made: Any = super().from_pretrained(
-                pretrained_model_name_or_path,
-                revision=revision,
-                force_download=force_download,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-                device=device,
-            )
-        except DataError:
-            raise
-        except Exception as error:  # of the hub, or of what is no configuration
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"{pretrained_model_name_or_path}: neither a model folder nor to be had from the hub "
-                f"({reason})"
-            ) from error
-        vars(made).pop("_hub_mixin_config", None)
-        wanted = getattr(cls, "method", made.method)
-        if made.method != wanted:
-            raise DataError(
-                f"{pretrained_model_name_or_path}: holds {made.method}, not {wanted}; "
-                f"Detector.from_pretrained takes any method"
-            )
-        return made
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        device: str = "auto",
-        **_: Any,  # constructor's arguments, which the mixin reads from config.json; `load` does so itself
-    ) -> Detector:
-        from .base import Detector
-
-        folder = Path(model_id)
+    Raises:
+        DataError: no such model, one that cannot be read, or of another method.
+    """
+    folder = Path(name)
+    try:
         if not folder.is_dir():
             folder = Path(
                 snapshot_download(
-                    model_id,
+                    str(name),
                     revision=revision,
                     cache_dir=cache_dir,
                     force_download=force_download,
@@ -119,11 +73,87 @@ class Hub(ModelHubMixin):
                     allow_patterns=FETCHED,
                 )
             )
-        return Detector.load(folder, device=device)
+    except Exception as error:  # of the hub, or of a name that cannot be one
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{name}: neither a model folder nor to be had from the hub ({reason})") from error
+    made: Any = Detector.load(folder, device=device)
+    wanted = getattr(cls, "method", made.method)
+    if made.method != wanted:
+        raise DataError(f"{name}: holds {made.method}, not {wanted}; leave cls out to take any method")
+    return made
+
+
+def save_pretrained(
+    detector: Detector,
+    folder: str | Path,
+    *,
+    license: str | None = None,
+    results: Mapping[str, Any] | None = None,
+    data: str = "",
+) -> Path:
+    """Writes what `push_to_hub` would push: look at it first.
+
+    Args:
+        detector: fitted.
+        folder: to write to; made where there is none.
+        license: of the model, as the hub names it; it is yours to choose, and left out where None.
+        results: what was measured, by name, such as `dia evaluate --json` prints; left out where None.
+            Its `dataset` is told where it is a known set's name.
+        data: what the model was trained on, in your words; without, the card does not say.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: the detector is not fitted.
+    """
+    card = {"license": license, "results": results, "data": data}
+    _Shown(detector).save_pretrained(folder, model_card_kwargs=card)
+    return Path(folder)
+
+
+def push_to_hub(
+    detector: Detector,
+    name: str,
+    *,
+    license: str | None = None,
+    results: Mapping[str, Any] | None = None,
+    data: str = "",
+    **options: Any,
+) -> str:
+    """Pushes a model with its card to the hub.
+
+    Args:
+        detector: fitted.
+        name: "user/name" on the hub.
+        license: as for `save_pretrained`.
+        results: as for `save_pretrained`.
+        data: as for `save_pretrained`.
+        options: of huggingface_hub's `ModelHubMixin.push_to_hub`: `private`, `token`, `branch`,
+            `commit_message`, `create_pr`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        DataError: the detector is not fitted.
+    """
+    card = {"license": license, "results": results, "data": data}
+    return str(_Shown(detector).push_to_hub(name, model_card_kwargs=card, **options))
+
+
+class _Shown(ModelHubMixin):
+    """A detector as huggingface_hub's own mixin saves and pushes it."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # the mixin's would keep a copy of the arguments
+        return object.__new__(cls)
+
+    def __init__(self, detector: Detector):
+        self.detector = detector
 
     def _save_pretrained(self, save_directory: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
-            saved = self.save(Path(temporary) / "model")  # type: ignore[attr-defined]
+            saved = self.detector.save(Path(temporary) / "model")
             (saved / "card.md").unlink()  # README.md takes its place
             files = sorted(p for p in saved.rglob("*") if p.is_file())
             for file in files:
@@ -136,24 +166,17 @@ class Hub(ModelHubMixin):
             write_sums(save_directory, [p.relative_to(saved).as_posix() for p in files])
 
     def generate_model_card(
-        self, *, license: str | None = None, results: Mapping[str, Any] | None = None, data: str = ""
+        self, *, license: str | None, results: Mapping[str, Any] | None, data: str
     ) -> ModelCard:
-        """The model card, YAML head included.
-
-        Args:
-            license: of the model, as the hub names it; it is yours to choose, and left out where None.
-            results: what was measured, by name, such as `dia evaluate --json` prints; left out where None.
-                Its `dataset` is told where it is a known set's name.
-            data: what the model was trained on, in your words; without, the card does not say.
-        """
-        of: Any = self
+        """The model card, YAML head included; see `save_pretrained`."""
+        method = self.detector.method.replace(":", "-")
         head = ModelCardData(
             library_name="dia-anomaly",
-            tags=["anomaly-detection", "one-class", "medical-imaging", of.method.replace(":", "-")],
+            tags=["anomaly-detection", "one-class", "medical-imaging", method],
             license=license,
             pipeline_tag="image-classification",  # the nearest the hub has: none is for anomalies
         )
-        return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{_card(of, results or {}, data)}")
+        return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{_card(self.detector, results or {}, data)}")
 
 
 def public(config: Any, key: str = "") -> Any:
@@ -210,9 +233,9 @@ higher where it is less like them, and a p-value from normals held out of traini
 ## How to load it
 
 ```python
-from dia.detectors import Detector
+from dia.deploy.hub import from_pretrained
 
-detector = Detector.from_pretrained("USER/NAME")  # reads JSON and safetensors; runs no code from here
+detector = from_pretrained("USER/NAME")  # reads JSON and safetensors; runs no code from here
 scores = detector.score(images)  # (N, {h}, {w}, {c}) uint8; higher = more anomalous
 p_values = detector.p_values(scores)
 flagged = scores > detector.threshold(false_alarm_rate=0.05)
