@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "own-method.md").read_text()
 RUN = "import sys, json; from dia.cli.main import main\nfor argv in json.loads(sys.argv[1]): main(argv)"
+
+
+pytest.importorskip("onnxruntime", reason="the page exports: the extra `export`")
 
 
 def test_the_page_from_the_file_to_the_report(tmp_path):
@@ -27,7 +31,9 @@ def test_the_page_from_the_file_to_the_report(tmp_path):
         done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    scores = np.loadtxt(tmp_path / "scores.csv", delimiter=",", skiprows=1, usecols=1)
+    files = [tmp_path / f"{name}.csv" for name in ("scores", "exported")]
+    scores, exported = (np.loadtxt(file, delimiter=",", skiprows=1, usecols=1) for file in files)
+    np.testing.assert_allclose(exported, scores, rtol=1e-5)
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [line["method"] for line in lines] == ["mine", "trivial:std"]
     assert len(scores) == lines[0]["n_test"]
