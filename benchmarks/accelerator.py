@@ -45,8 +45,8 @@ from dia.core.settings import differences
 from dia.data.datasets import load, load_training
 from dia.data.imageset import ImageSet
 from dia.detectors import CSI, DIA
-from dia.detectors.cache import fingerprint
 from dia.detectors.presets import settings
+from dia.detectors.saving import fingerprint
 from dia.dissolve import DissolverSettings, make_dissolver
 from dia.dissolve.bank import DissolvedBank
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dia.data.phantoms import load
 from dia.detectors.diaplus import DIAPlus
-from dia.detectors.nearest import Nearest
+from dia.detectors.features import Nearest
 from dia.detectors.presets import settings
 from dia.detectors.residual import Residual
 from dia.dissolve.dissolver import Dissolver

@@ -22,9 +22,8 @@ from ..core.settings import changes_from, from_dict
 from ..core.storage import locked
 from ..data.imageset import ImageSet
 from ..detectors import DIA, Detector
-from ..detectors.cache import fingerprint
 from ..detectors.registry import detector_class, wanted_settings
-from ..detectors.saving import OWN, identity_of, sha256_of
+from ..detectors.saving import OWN, fingerprint, identity_of, sha256_of
 from ..evaluate.metrics import image_metrics, pixel_metrics
 from .ledger import Ledger, identity
 

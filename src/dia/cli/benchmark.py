@@ -223,7 +223,7 @@ def explore(
         dia explore recipes/one.yaml recipes/other.yaml --data_root data
         dia explore recipes/one.yaml --datasets [breastmnist] --seeds [0,1,2] --data_root data
     """
-    from .recipes import explore as run
+    from .grids import explore as run
 
     run(Namespace(recipes=recipes, datasets=datasets, seeds=seeds, **vars(grid)), console)
 
@@ -243,6 +243,6 @@ def confirm(recipe: str, *, grid: Grid) -> None:
         dia confirm recipes/one.yaml --data_root data
         dia confirm recipes/one.yaml --data_root data --ledger results/runs.jsonl --workers 2
     """
-    from .recipes import confirm as run
+    from .grids import confirm as run
 
     run(Namespace(recipe=recipe, **vars(grid)), console)

@@ -1,6 +1,6 @@
-"""The commands about grids of runs: `dia benchmark`, `dia ablate`, `dia report benchmark`.
+"""What `dia benchmark`, `ablate`, `report benchmark`, `explore` and `confirm` do with their options.
 
-Turn arguments into a grid, have it run, and draw what the ledger then holds.
+Turns options into a grid, has it run, and draws what the ledger then holds.
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ from typing import Any
 from jsonargparse import Namespace
 from rich.console import Console
 
-from ..benchmark.grid import CONTAMINATION, Job, benchmark_grid, load_grid, measured, shipped
+from ..benchmark.grid import (
+    CONTAMINATION,
+    EXPLORE,
+    Job,
+    benchmark_grid,
+    load_grid,
+    load_recipe,
+    measured,
+    paired,
+    shipped,
+)
 from ..benchmark.ledger import FAILED, Ledger, failures_path
+from ..benchmark.protocol import check_frozen, confirmations, kinds_of, met_before, met_unconfirmed
 from ..benchmark.results import FailureKey
-from ..benchmark.runner import Costs, Paths, missing, run_grid
+from ..benchmark.runner import Costs, Paths, asked, missing, run_grid
 from ..benchmark.runs import current_lines, weights_kind
 from ..benchmark.workers import memory_of_machine_gb, workers_of
 from ..core.errors import DataError
@@ -27,9 +38,9 @@ from ..data.quality import has_near_duplicate
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..report import render
 from ..report.benchmark_page import Beside, ablation_page, readme_table, write_benchmark_report
-from ..report.bias import direction_of, facts_of_set
+from ..report.bias import best_in_ledger, direction_of, facts_of_set
 from ..report.figures import ablation_plot
-from ..report.table import table
+from ..report.table import difference, over_seeds, table
 
 
 def benchmark(a: Namespace, out: Console, err: Console) -> None:
@@ -180,3 +191,67 @@ def _show_cost(left: Sequence[Job], total: int, costs: Costs, out: Console) -> N
         f"{len(left)} of {total} runs are to be made: about {whole:.0f} minutes with one worker{more}",
         highlight=False,
     )
+
+
+def explore(a: Namespace, out: Console) -> None:
+    """`dia explore`."""
+    grids, jobs = [], []
+    for path in a.recipes:
+        grid = replace(load_recipe(path), protocol=EXPLORE, seeds=tuple(a.seeds))
+        grids.append(replace(grid, datasets=tuple(a.datasets or grid.datasets)))
+        jobs += grids[-1].jobs({d: kinds_of(d, a.data_root, grid.side) for d in grids[-1].datasets})
+    failed = run_jobs(a, jobs)
+    columns = list(dict.fromkeys(job.label for job in jobs))
+    explored = [r for r in Ledger(a.ledger).rows() if r.get("protocol") == EXPLORE and r["seed"] in a.seeds]
+    rows = []
+    for grid in grids:
+        own = list(filter(grid.is_of(grid.cells[0]), explored))
+        rows.append(
+            [grid.name, *(over_seeds([r["auroc"] for r in own if r["dataset"] == c]) for c in columns)]
+        )
+    out.print(render.console(table(("recipe", *columns), rows)))
+    say_failed(failed)
+
+
+def confirm(a: Namespace, out: Console) -> None:
+    """`dia confirm`."""
+    recipe, ledger = load_recipe(a.recipe), Ledger(a.ledger)
+    rows = ledger.rows()
+    check_frozen(Path(a.recipe), recipe, rows)
+    jobs = recipe.jobs(before={name: met_before(recipe, name, rows) for name in recipe.datasets})
+    if met_unconfirmed(recipe, [asked(job, paths_of(a)) for job in jobs], rows):
+        raise DataError(
+            f"{a.recipe}: its settings met test sets before, as lines of {a.ledger} that confirm nothing; a "
+            "confirmation needs settings that have not"
+        )
+    failed = run_jobs(a, jobs)
+    rows = ledger.rows()
+    confirmed = list(filter(recipe.is_of(recipe.cells[0]), confirmations(rows)))
+    shown = []
+    for name in recipe.datasets:
+        if own := [r for r in confirmed if r["dataset"] == name]:
+            aurocs, before = [r["auroc"] for r in own], own[0]["recipe"]["before"]
+            of_row = beside(own, rows, Path(a.scores))
+            shown.append([name, over_seeds(aurocs), str(len(own)), *of_row, str(len(before))])
+    head = ("data set", "AUROC", "seeds", "best untrained row", "above it by [95 %]", "recipes before")
+    out.print(render.console(table(head, shown)))
+    say_failed(failed)
+
+
+def beside(
+    own: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], scores: Path
+) -> tuple[str, str]:
+    """The best untrained row on the same images, and how far above it a recipe is, in pairs of seeds.
+
+    Args:
+        own: lines of the recipe on one data set.
+        rows: of the ledger.
+        scores: folder of the raw scores.
+    """
+    sha, rows = own[0]["data_sha256"], [r for r in rows if "recipe" not in r]
+    best = best_in_ledger(rows, sha)
+    if best is None:
+        return "not in the ledger", "–"
+    of_row = {r["seed"]: r for r in rows if (r["method"], r["data_sha256"]) == (best["method"], sha)}
+    above = paired({r["seed"]: r for r in own}, of_row, scores)
+    return f"{best['method']} {best['auroc']:.3f}", "–" if above is None else difference(above)

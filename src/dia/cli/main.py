@@ -39,7 +39,7 @@ COMMANDS = {
     "score": Command("score", "Score images: one row each of path, score, p_value, flagged"),
     "export": Command("deploy", "Export the whole of scoring as one file that needs none of this package"),
     "evaluate": Command(
-        "evaluate", "Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR"
+        "score", "Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR"
     ),
     "stress": Command(
         "stress", "Measure how fine a model sees: paste lesions into normal images, count those flagged"
@@ -52,9 +52,7 @@ COMMANDS = {
     ),
     "dissolve": Command("dissolve", "Draw images dissolved at several t, side by side"),
     "illustrate": Command("dissolve", "Draw pictures of the method on your images"),
-    "report": Command(
-        "evaluate", "Write one self-contained HTML page about a model and the images it scored"
-    ),
+    "report": Command("score", "Write one self-contained HTML page about a model and the images it scored"),
     "report benchmark": Command(
         "benchmark", "Draw the table of a benchmark from the ledger: HTML, Markdown, CSV, LaTeX, figures"
     ),

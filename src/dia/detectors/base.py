@@ -30,13 +30,12 @@ from ..core.settings import SettingsError, flat, from_dict, plain, replaced
 from ..core.storage import replace_folder, reserve
 from ..data.imageset import ImageSet, middle_slices
 from . import drift, saving
-from .cache import Stages, fingerprint
 from .calibration import FALSE_ALARM_RATE, HOLDOUT, Calibration, Prediction, held_out
 from .drift import acquisition, statistics_of
 from .features import as_tensor
 from .presets import settings as preset_settings
 from .registry import detector_class
-from .saving import identity_of
+from .saving import Stages, fingerprint, identity_of
 
 FORMAT = 1
 MIN_NORMALS = 20

@@ -33,10 +33,9 @@ from torch import Tensor, nn
 
 from . import features
 from .base import Detector
-from .cache import Stages
-from .features import CONSTANT, Linear, double, luma, measured, resizing, with_channels
-from .nearest import Nearest
+from .features import CONSTANT, Linear, Nearest, double, luma, measured, resizing, with_channels
 from .residual import Residual, blur
+from .saving import Stages
 
 _LBP = ((8, 1), (16, 2))  # points, radius
 _LARGEST = 32  # side of what HOG and PCA see

@@ -40,9 +40,8 @@ from ..core.settings import chosen, require
 from ..core.training import seed_step
 from ..data.imageset import ImageSet, subsample
 from .base import Detector
-from .cache import Stages
 from .features import as_tensor
-from .saving import load_module, module_tensors
+from .saving import Stages, load_module, module_tensors
 
 Part = Literal["cosine", "norm", "shift"]
 _ROWS = 256  # views per forward pass: more go slower on a CPU

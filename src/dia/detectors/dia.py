@@ -29,8 +29,8 @@ from ..dissolve.base import T_MAX
 from ..dissolve.controls import StandIn
 from ..dissolve.matching import matched
 from .base import MIN_NORMALS
-from .cache import Stages
 from .csi import CSI, PARTS, Part, check_scoring
+from .saving import Stages
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ from ..core.settings import chosen, require
 from ..data.imageset import ImageSet, subsample
 from ..dissolve import DissolverSettings, StandIn
 from ..dissolve.base import T_MAX
-from .cache import Stages
 from .dia import DIA, check_dissolved
 from .features import (
     CONSTANT,
+    Nearest,
     Pixels,
     Shape,
     Spectrum,
@@ -54,9 +54,8 @@ from .features import (
     measured,
     possible,
 )
-from .nearest import Nearest
 from .residual import Dissolve, Measured, Residual, blur
-from .saving import module_tensors
+from .saving import Stages, module_tensors
 
 View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast"]
 VIEWS: tuple[View, ...] = (

@@ -28,8 +28,7 @@ from ..core.errors import DataError
 from ..dissolve import Dissolving
 from ..dissolve.base import fit_in
 from .calibration import Calibration
-from .features import Linear, as_tensor, pooling, resizing, smoothing
-from .nearest import Nearest
+from .features import Linear, Nearest, as_tensor, pooling, resizing, smoothing
 
 STRIDE = 2  # of the grid on which the Mahalanobis distance is taken
 GRID = 6

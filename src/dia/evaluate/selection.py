@@ -25,9 +25,9 @@ from ..core.errors import DataError
 from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
-from ..detectors.cache import fingerprint
 from ..detectors.calibration import Calibration, joined
 from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.saving import fingerprint
 
 BLOCKS = 5
 SIZES = (0.08, 0.32)  # of the lesions, uniform in the logarithm

@@ -23,8 +23,8 @@ from ..core.errors import DataError
 from ..data.imageset import ImageSet
 from ..data.lesions import CONTRASTS, KINDS, SIZES, VERSION, paste
 from ..detectors import Detector
-from ..detectors.cache import fingerprint
 from ..detectors.calibration import held_out
+from ..detectors.saving import fingerprint
 from .metrics import pixel_metrics
 
 FORMAT = 1

@@ -43,10 +43,9 @@ from ...core.settings import chosen, require
 from ...core.tracking import curves
 from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
 from ..base import Detector
-from ..cache import Stages, fingerprint
 from ..calibration import Prediction
 from ..registry import PREFIX
-from ..saving import module_tensors
+from ..saving import Stages, fingerprint, module_tensors
 from .backbones import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
 
 Presets = dict[str, dict[str, Any]]

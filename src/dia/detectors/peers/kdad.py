@@ -39,9 +39,8 @@ from ...core.processes import choose_device, share
 from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ..base import Detector
-from ..cache import Stages
 from ..calibration import Prediction
-from ..saving import load_module, module_tensors
+from ..saving import Stages, load_module, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 CLONER = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # channels; a pool after each

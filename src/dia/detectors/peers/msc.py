@@ -37,9 +37,8 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
-from ..cache import Stages
-from ..nearest import nearest_squared
-from ..saving import module_tensors
+from ..features import nearest_squared
+from ..saving import Stages, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, normalised, restored, to_input
 
 TRAINED = ("layer3", "layer4")

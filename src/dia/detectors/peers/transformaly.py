@@ -35,9 +35,8 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
-from ..cache import Stages
 from ..features import as_tensor, double
-from ..saving import load_module, module_tensors
+from ..saving import Stages, load_module, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 _PIXELS = 2**20  # of one forward pass without gradients
