@@ -38,7 +38,7 @@ from dia.deploy.scorefile import FIELDS, ScoreFile
 from dia.detectors import Detector
 from dia.detectors.peers.backbones import read_state
 from dia.evaluate.stress import load_stress
-from dia.report.context import scores_by_name
+from dia.report.gather import scores_by_name
 from dia.serve.api import build_app
 from dia.serve.limits import Deadline, Limits, Refused
 from dia.serve.review.store import Mark, Reviews, as_csv

@@ -65,7 +65,7 @@ def data(
         return
     if name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
-    from ..report.context import check_data
+    from ..report.gather import check_data
 
     asked = Namespace(name=name, size=size, run=run, scores=scores, row=row, **vars(reading))
     result = json.dumps(check_data(asked, ReadOptions.of(reading.options(), size=size)))

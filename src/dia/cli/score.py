@@ -167,7 +167,7 @@ def evaluate(
     from ..benchmark.ledger import Ledger
     from ..benchmark.runs import record, score_set
     from ..evaluate.volume_scores import volume_metrics
-    from ..report.context import beside
+    from ..report.gather import beside
 
     detector = model.load()
     test = images.read_for(detector)
@@ -222,8 +222,7 @@ def report(
         dia report benchmark --ledger results/runs.jsonl --out results/benchmark
     """
     from ..core.modelfiles import STRESS
-    from ..report.context import training_normals
-    from ..report.gather import compare_trivial, write_run_report
+    from ..report.gather import compare_trivial, training_normals, write_run_report
 
     detector = model.load()
     test = images.read_for(detector)
