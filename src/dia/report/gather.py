@@ -1,7 +1,7 @@
 """What stands beside a model's numbers, and the report page of a model on a set of images.
 
-Gathers what `run_page.py` draws: untrained rows on the same images, copies, balance, direction. Fits untrained
-rows; trains nothing else.
+Gathers what `run_page.py` draws: untrained rows on the same images, copies, balance, direction. Fits
+untrained rows; trains nothing else.
 """
 
 from __future__ import annotations
