@@ -13,7 +13,7 @@ from sklearn.covariance import LedoitWolf
 
 from dia.data.imageset import subsample
 from dia.detectors import CSI
-from dia.detectors.csi import PARTS, normality
+from dia.detectors.dia import PARTS, normality
 from dia.detectors.residual import nearest
 
 FEATURE_NEIGHBOURS = 3

@@ -11,8 +11,7 @@ from dia.amplify.contrast import AmplifySettings
 from dia.core.errors import DataError
 from dia.core.settings import SettingsError, added, differences, flat, from_dict, identity, plain, replaced
 from dia.detectors.cache import fingerprint
-from dia.detectors.csi import CSISettings
-from dia.detectors.dia import DIASettings
+from dia.detectors.dia import CSISettings, DIASettings
 from dia.detectors.diaplus import DIAPlusSettings
 from dia.detectors.presets import PRESETS, settings
 from dia.detectors.registry import METHODS

@@ -303,8 +303,10 @@ def test_an_interrupted_score_goes_on_to_the_same_file(models, scans, tmp_path, 
     with (tmp_path / f".s.{suffix}.part").open("a") as file:
         file.write("17.png,0.12")  # torn
     scored = []
-    on = Detector.score
-    monkeypatch.setattr(Detector, "score", lambda s, x, **kwargs: scored.append(len(x)) or on(s, x, **kwargs))
+    on = Detector.detect
+    monkeypatch.setattr(
+        Detector, "detect", lambda s, x, **kwargs: scored.append(len(x)) or on(s, x, **kwargs)
+    )
     score(model, scans, out, "--json", "--resume")
     assert scored == [8, 6]
     assert facts(capsys) == first
@@ -325,15 +327,15 @@ import os, signal, sys
 from dia.cli.main import main
 from dia.detectors import Detector
 
-score, calls = Detector.score, []
+detect, calls = Detector.detect, []
 
 def dies(self, images, **kwargs):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return score(self, images, **kwargs)
+    return detect(self, images, **kwargs)
 
-Detector.score = dies
+Detector.detect = dies
 main(sys.argv[1:])
 """
 

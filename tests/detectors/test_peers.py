@@ -17,7 +17,7 @@ from dia.core.errors import DataError
 from dia.core.settings import SettingsError, from_dict, plain, replaced
 from dia.data import phantoms
 from dia.detectors import PEERS, Detector
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers import anomalib
 from dia.detectors.peers.anomalib import AnomalibSettings, Peer
 from dia.detectors.presets import PRESETS, settings

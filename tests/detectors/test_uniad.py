@@ -13,7 +13,7 @@ from trained_checks import batches_do_not_matter, loads_without_a_hub, resumes_a
 from dia.amplify.contrast import AmplifySettings
 from dia.core.settings import SettingsError, replaced
 from dia.detectors import Detector, UniAD
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers import uniad
 from dia.detectors.peers.backbones import backbone, to_input
 from dia.detectors.peers.uniad import (

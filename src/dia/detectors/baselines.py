@@ -490,6 +490,9 @@ class Blur(Detector):
     def _module(self) -> nn.Module:
         return BlurResiduals(self.residual_)
 
+    def _at_once(self) -> int:
+        return 32  # more fall out of the caches
+
     def _tensors(self) -> dict[str, np.ndarray]:
         return self.residual_.tensors()
 

@@ -40,8 +40,7 @@ from ..data.imageset import ImageSet, subsample
 from ..dissolve import DissolverSettings, StandIn
 from ..dissolve.base import T_MAX
 from .cache import Stages
-from .csi import PARTS
-from .dia import DIA, check_dissolved
+from .dia import DIA, PARTS, check_dissolved
 from .features import (
     CONSTANT,
     Pixels,

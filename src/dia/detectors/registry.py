@@ -9,8 +9,7 @@ from ..core.errors import DataError
 from ..core.settings import replaced
 from .base import Detector
 from .baselines import TRIVIAL, Blur
-from .csi import CSI
-from .dia import DIA
+from .dia import CSI, DIA
 from .diaplus import DIAPlus
 from .peers.anomalib import PREFIX, anomalib_class
 from .peers.anomalib_models import PEERS
