@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from sklearn.covariance import LedoitWolf
 
 from dia.data.imageset import subsample
 from dia.detectors import CSI
-from dia.detectors.csi import PARTS, normality
-from dia.serve.review.view import nearest
+from dia.detectors.dia import PARTS, normality
+from dia.detectors.nearest import Nearest
 
 FEATURE_NEIGHBOURS = 3
 PUBLISHED, UNROTATED = "csi", "mahalanobis, unrotated"
@@ -51,7 +52,8 @@ def scorer(
         if features:
             f = detector._features(images)
             far = mahalanobis(f, centre, precision)
-            near = [nearest(a, b, FEATURE_NEIGHBOURS) for a, b in zip(f, h, strict=True)]
+            banks = [Nearest(b, FEATURE_NEIGHBOURS) for b in h]
+            near = [bank(torch.from_numpy(a)).numpy() for a, bank in zip(f, banks, strict=True)]
             found |= {"mahalanobis": far.sum(0), "neighbours": np.sum(near, axis=0), UNROTATED: far[0]}
         return found
 

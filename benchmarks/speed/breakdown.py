@@ -17,10 +17,10 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from dia.data.phantoms import load
-from dia.detectors.diaplus import DIAPlus
-from dia.detectors.features import Nearest
+from dia.detectors.diaplus import DIAPlus, Features
+from dia.detectors.nearest import Nearest
 from dia.detectors.presets import settings
-from dia.detectors.residual import Residual
+from dia.detectors.residual import Dissolve, Residual
 from dia.dissolve.dissolver import Dissolver
 
 from ..common import parser, publish
@@ -62,7 +62,7 @@ def main() -> None:
     timed(Dissolver, "fit", "fit: diffusion model", seconds)
     timed(Residual, "fit", "fit: residual statistics", seconds)
     timed(DIAPlus, "_learned", "fit: which copies are normal", seconds)
-    timed(DIAPlus, "distances", "fit: distances of held-out normals", seconds)
+    timed(DIAPlus, "_calibrate", "fit: scales by held-out normals, with dissolving", seconds)
     detector = DIAPlus(settings(DIAPlus.Settings, "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -71,10 +71,10 @@ def main() -> None:
     fit = dict(seconds)
     seconds.clear()
     images = load("test").images
-    timed(Dissolver, "dissolve", "score: dissolving", seconds)
-    timed(DIAPlus, "_untrained", "score: untrained views", seconds)
-    timed(Residual, "single", "score: place, and energies of the view, with dissolving", seconds)
-    timed(Nearest, "distances", "score: nearest normals", seconds)
+    timed(Dissolve, "forward", "score: dissolving", seconds)
+    timed(Features, "forward", "score: views", seconds)
+    timed(Residual, "forward", "score: residual statistics, with dissolving", seconds)
+    timed(Nearest, "forward", "score: nearest normals", seconds)
     start = time.perf_counter()
     detector.score(images)
     seconds["score: all"] = time.perf_counter() - start

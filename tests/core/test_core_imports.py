@@ -25,7 +25,7 @@ for name in BLOCKED:
 import numpy as np
 import dia, dia.dissolve, dia.amplify.contrast, dia.detectors
 from dia.amplify.contrast import AmplifySettings
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 
 images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 1), dtype=np.uint8)
 settings = CSISettings(AmplifySettings(size=16, width=4, steps=2, batch=4), samples=1)

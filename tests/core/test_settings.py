@@ -12,8 +12,7 @@ from dia.amplify.augment import AugmentSettings
 from dia.amplify.contrast import AmplifySettings
 from dia.core.errors import DataError
 from dia.core.settings import SettingsError, changes_from, differences, flat, from_dict, plain, replaced
-from dia.detectors.csi import CSISettings
-from dia.detectors.dia import DIASettings
+from dia.detectors.dia import CSISettings, DIASettings
 from dia.detectors.diaplus import DIAPlusSettings
 from dia.detectors.presets import PRESETS, settings
 from dia.detectors.registry import METHODS

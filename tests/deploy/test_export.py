@@ -31,7 +31,7 @@ from dia.deploy.graph import Whole, exportable, graph_of, resized
 from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import CSI, DIA, DIAPlus
 from dia.detectors.calibration import Calibration
-from dia.detectors.csi import CSISettings
+from dia.detectors.dia import CSISettings
 from dia.detectors.diaplus import VIEWS, ContrastSettings, DIAPlusSettings
 from dia.detectors.features import with_channels
 from dia.detectors.presets import settings

@@ -20,8 +20,7 @@ from dia.core.errors import DataError
 from dia.deploy.hub import _Shown, from_pretrained, public, push_to_hub, save_pretrained
 from dia.detectors import CSI, DIA, Detector
 from dia.detectors.baselines import Brightness, Pixels, Statistics
-from dia.detectors.csi import CSISettings
-from dia.detectors.dia import DIASettings
+from dia.detectors.dia import CSISettings, DIASettings
 from dia.detectors.peers.msc import MSC, MSCSettings
 from dia.dissolve import DissolverSettings
 

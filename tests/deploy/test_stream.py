@@ -299,8 +299,10 @@ def test_an_interrupted_score_goes_on_to_the_same_file(models, scans, tmp_path, 
     with (tmp_path / f".s.{suffix}.part").open("a") as file:
         file.write("17.png,0.12")  # torn
     scored = []
-    on = Detector.score
-    monkeypatch.setattr(Detector, "score", lambda s, x, **kwargs: scored.append(len(x)) or on(s, x, **kwargs))
+    on = Detector.detect
+    monkeypatch.setattr(
+        Detector, "detect", lambda s, x, **kwargs: scored.append(len(x)) or on(s, x, **kwargs)
+    )
     score(model, scans, out, "--json", "--resume")
     assert scored == [8, 6]
     assert facts(capsys) == first

@@ -14,10 +14,10 @@ from dia.core.errors import DataError
 from dia.core.modelfiles import write_sums
 from dia.core.training import seed_step
 from dia.data.imageset import subsample
-from dia.detectors import csi
+from dia.detectors import dia as csi
 from dia.detectors.base import Detector
-from dia.detectors.csi import CSI, CSISettings, normality
-from dia.detectors.dia import DIA, DIASettings
+from dia.detectors.dia import CSI, DIA, CSISettings, DIASettings, normality
+from dia.detectors.features import as_tensor
 from dia.dissolve import DissolverSettings
 
 
@@ -97,7 +97,7 @@ def test_the_weights_of_the_score_come_from_training(fitted, make_images):
     torch.testing.assert_close(detector.mu_ * s.mean(1), torch.ones(4), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(detector.bank_.norm(dim=-1), torch.ones(4, 24))
     # of its own training images, the mean normality is 1 (projections) + 1 (shifts) by these weights
-    assert float(-detector._score(train).mean()) == pytest.approx(2, rel=1e-3)
+    assert float(-detector.score(train).mean()) == pytest.approx(2, rel=1e-3)
 
 
 def test_a_fit_with_the_same_seed_scores_alike(make_images):
@@ -192,7 +192,7 @@ def test_own_draws_differ_between_images_and_shifts_and_flip(make_images):
     detector = CSI(own("csi", samples=40), seed=1, device="cpu").fit(x)
     flat = torch.zeros(4 * 24, 1, 16, 16)
     flat[..., :8] = 1  # left half bright: a mirrored view is bright on the right
-    views = torch.stack([view(flat) for view in detector._own_views(x)])  # (40, K·N, 1, 16, 16)
+    views = torch.stack([view(flat) for view in detector._own_views(as_tensor(x))])  # (40, K·N, 1, 16, 16)
     assert len({v.numpy().tobytes() for v in views[0]}) == len(views[0])
     right = (views[..., 8:].mean((-3, -2, -1)) > views[..., :8].mean((-3, -2, -1))).float().mean()
     assert 0.4 < float(right) < 0.6  # of 3,840 draws; crops keep the sides apart

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dia.detectors.diaplus import NEAR, Scale, log_distance
-from dia.detectors.features import Nearest, Shape, Statistics, copies, possible
+from dia.detectors.features import Shape, Statistics, copies, possible
+from dia.detectors.nearest import Nearest
 from dia.detectors.residual import GaussianBlur
 
 

@@ -11,8 +11,7 @@ from dia.amplify import contrast
 from dia.amplify.augment import Augment, crop_matrices
 from dia.amplify.inputs import build_encoder
 from dia.core.settings import differences, replaced
-from dia.detectors.csi import PARTS
-from dia.detectors.dia import DIASettings
+from dia.detectors.dia import PARTS, DIASettings
 from dia.detectors.presets import settings
 from dia.dissolve.dissolver import build_unet
 

@@ -21,8 +21,7 @@ from dia.core.settings import SettingsError
 from dia.data import phantoms
 from dia.detectors import CSI, DIA, Detector
 from dia.detectors.baselines import Statistics, TrivialSettings
-from dia.detectors.csi import CSISettings
-from dia.detectors.dia import DIASettings
+from dia.detectors.dia import CSISettings, DIASettings
 from dia.detectors.registry import METHODS
 from dia.dissolve import DissolverSettings
 

@@ -17,8 +17,7 @@ from dia.amplify.loss import contrastive_loss, simsiam_loss, targets
 from dia.core.errors import DataError
 from dia.core.training import seed_step
 from dia.data.imageset import ImageSet
-from dia.detectors.csi import normality
-from dia.detectors.dia import DIA, DIASettings
+from dia.detectors.dia import DIA, DIASettings, normality
 from dia.dissolve import Dissolver, DissolverSettings
 from dia.dissolve.schedule import cosine_alphas_cumprod
 

@@ -14,8 +14,7 @@ from dia.amplify.contrast import AmplifySettings, ContrastiveTraining
 from dia.core.errors import DataError
 from dia.core.training import seed_step
 from dia.detectors.base import Detector
-from dia.detectors.csi import CSI, CSISettings
-from dia.detectors.dia import DIA, DIASettings
+from dia.detectors.dia import CSI, DIA, CSISettings, DIASettings
 from dia.dissolve import Dissolver, DissolverSettings, StandIn, load_dissolver, make_dissolver
 from dia.dissolve.bank import DissolvedBank, LiveDissolving
 from dia.dissolve.controls import dct_matrix, gaussian_width

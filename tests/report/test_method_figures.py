@@ -19,8 +19,7 @@ from dia.amplify.loss import targets
 from dia.core.errors import DataError
 from dia.data.imageset import ImageSet
 from dia.detectors.baselines import Brightness
-from dia.detectors.csi import CSI, CSISettings
-from dia.detectors.dia import DIA, DIASettings
+from dia.detectors.dia import CSI, DIA, CSISettings, DIASettings
 from dia.dissolve import DissolverSettings
 from dia.report import illustrate as app
 from dia.report import method_figures as illustrations

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import Detector
     from .baselines import Blur
-    from .csi import CSI
-    from .dia import DIA
+    from .dia import CSI, DIA
     from .diaplus import DIAPlus
     from .peers.kdad import KDAD
     from .peers.msc import MSC
@@ -36,7 +35,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Detector": "base",
-    "CSI": "csi",
+    "CSI": "dia",
     "DIA": "dia",
     "DIAPlus": "diaplus",
     "KDAD": "peers.kdad",

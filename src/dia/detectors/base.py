@@ -480,7 +480,9 @@ class Detector(OutlierMixin, BaseEstimator):
             with Room(folder, files.nbytes):
                 self._restore(load_file(weights), folder)
             probe = np.resize(np.arange(256, dtype=np.uint8), (1, *self.shape_))
-            if self.score(probe).shape != (1,):  # arrays of other shapes may fail, or spread, only here
+            if self._predict(probe, False, False).score.shape != (
+                1,
+            ):  # arrays of other shapes may fail, or spread, only here
                 raise ValueError("its weights give no score")
             if files.sums is None:
                 warnings.warn(

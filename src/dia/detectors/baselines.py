@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from . import features
 from .base import Detector
-from .features import CONSTANT, Linear, Nearest, double, luma, measured, resizing, with_channels
+from .features import CONSTANT, Linear, double, luma, measured, resizing, with_channels
+from .nearest import Nearest
 from .residual import Residual, blur
 from .saving import Stages
 
@@ -484,6 +485,9 @@ class Blur(Detector):
 
     def _module(self) -> nn.Module:
         return BlurResiduals(self.residual_)
+
+    def _at_once(self) -> int:
+        return 32  # more fall out of the caches
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return self.residual_.tensors()

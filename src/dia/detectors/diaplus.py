@@ -43,7 +43,6 @@ from ..dissolve.base import T_MAX
 from .dia import DIA, check_dissolved
 from .features import (
     CONSTANT,
-    Nearest,
     Pixels,
     Shape,
     Spectrum,
@@ -54,6 +53,7 @@ from .features import (
     measured,
     possible,
 )
+from .nearest import Nearest
 from .residual import Dissolve, Measured, Residual, blur
 from .saving import Stages, module_tensors
 

@@ -1,8 +1,7 @@
 """What images are compared by without any training: torch modules, each written once, used by many methods.
 
 The baselines take them of grey images, `dia+` as its views. Fitting, scoring and an exported graph run the
-same modules, in float64, each image on its own. The nearest normals in any such feature stand at the end. They
-know images alone.
+same modules, in float64, each image on its own. They know images alone.
 
 | module | what | source |
 |---|---|---|
@@ -276,54 +275,3 @@ def rings(height: int, width: int) -> np.ndarray:
 def _floored_log(energy: Tensor) -> Tensor:
     """log(energy + FLOOR), written so that exporters do not take the addend for nothing and leave it out."""
     return (energy / double(FLOOR) + 1).log() + double(np.log(FLOOR))
-
-
-_PART = 4096  # normals in one product of the search
-
-
-class Nearest(nn.Module):
-    """The mean Euclidean distance to the nearest normals, in 64 bits, where near neighbours do not cancel.
-
-    Args:
-        bank: `(M, D)` features of normals, kept as float32.
-        k: how many are averaged over; all where there are fewer.
-
-    Raises:
-        ValueError: there are no normals, or one has a feature that is not finite.
-    """
-
-    bank: Tensor
-
-    def __init__(self, bank: np.ndarray, k: int):
-        super().__init__()
-        if not bank.size or not np.isfinite(bank).all():
-            raise ValueError("a bank needs normals, with finite features")
-        self.register_buffer("bank", torch.from_numpy(bank.astype(np.float32)))
-        self.k = min(k, len(bank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features `(..., N, D)` to `(..., N)` float64; they are rounded to 32 bits, as the bank is."""
-        return nearest_squared(x.float(), self.bank, self.k).sqrt().mean(-1)
-
-
-def nearest_squared(x: Tensor, bank: Tensor, k: int) -> Tensor:
-    """The smallest squared distances of vectors to those of a bank.
-
-    Args:
-        x: `(..., N, D)`.
-        bank: `(M, D)`.
-        k: how many; M where there are fewer.
-
-    Returns:
-        `(..., N, min(k, M))` float64, ascending.
-    """
-    x = x.double()
-    own, best = (x**2).sum(-1, keepdim=True), []
-    for part in bank.split(_PART):
-        part = part.double()
-        squared = own + (part**2).sum(-1) - 2 * x @ part.T
-        best.append(squared.topk(min(k, part.shape[0]), largest=False).values)
-    found = best[0] if len(best) == 1 else torch.cat(best, -1)
-    if len(best) > 1:
-        found = found.topk(min(k, bank.shape[0]), largest=False).values
-    return found.clamp(min=0)

@@ -38,7 +38,7 @@ PLUGINS = "DIA_PLUGINS"  # environment variable: files to load, separated as in 
 _OWN = {
     "dia+": "diaplus:DIAPlus",
     "dia": "dia:DIA",
-    "csi": "csi:CSI",
+    "csi": "dia:CSI",
     "msc": "peers.msc:MSC",
     "transformaly": "peers.transformaly:Transformaly",
     "kdad": "peers.kdad:KDAD",

@@ -22,13 +22,15 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from ..core.errors import DataError
 from ..dissolve import Dissolving
 from ..dissolve.base import fit_in
 from .calibration import Calibration
-from .features import Linear, Nearest, as_tensor, pooling, resizing, smoothing
+from .features import Linear, as_tensor, pooling, resizing, smoothing
+from .nearest import Nearest
 
 STRIDE = 2  # of the grid on which the Mahalanobis distance is taken
 GRID = 6
@@ -92,35 +94,30 @@ class GaussianBlur(nn.Module):
         sigmas: in pixels.
     """
 
-    weights: Tensor
-
     def __init__(self, sigmas: tuple[float, ...]):
         super().__init__()
-        from scipy.ndimage import gaussian_filter1d
-
-        reach = [int(_TRUNCATE * sigma + 0.5) for sigma in sigmas]
-        self.reach = max(reach)
-        weights = np.zeros((self.reach + 1, len(sigmas)))  # zeros beyond a window change no sum
-        for i, (sigma, most) in enumerate(zip(sigmas, reach, strict=True)):
-            unit = np.zeros(2 * most + 1)
-            unit[most] = 1
-            weights[: most + 1, i] = gaussian_filter1d(unit, sigma, mode="constant")[most:]
-        self.register_buffer("weights", torch.from_numpy(weights)[..., None, None, None, None])
+        for i, sigma in enumerate(sigmas):
+            reach = int(_TRUNCATE * sigma + 0.5)
+            unit = np.zeros(2 * reach + 1)
+            unit[reach] = 1
+            weights = gaussian_filter1d(unit, sigma, mode="constant")[reach:]
+            self.register_buffer(f"weights_{i}", torch.from_numpy(weights.copy()))
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` uint8 to `(S, N, C, H, W)` whole numbers in float64."""
-        return self._along(self._along(x.double()[None], 3), 4)
+        x = x.double()
+        return torch.stack([_along(_along(x, 2, w), 3, w) for w in self.buffers()])
 
-    def _along(self, x: Tensor, dim: int) -> Tensor:
-        n = int(x.shape[dim])
-        mirrored = torch.from_numpy(np.pad(np.arange(n), self.reach, mode="symmetric")).to(x.device)
-        x = x.index_select(dim, mirrored)
-        total = x.narrow(dim, self.reach, n) * self.weights[0]
-        for k in range(self.reach, 0, -1):
-            total = total + (
-                x.narrow(dim, self.reach - k, n) + x.narrow(dim, self.reach + k, n)
-            ) * self.weights[k]  # fmt: skip
-        return total.floor()
+
+def _along(x: Tensor, dim: int, weights: Tensor) -> Tensor:
+    n, reach = int(x.shape[dim]), len(weights) - 1
+    mirrored = torch.from_numpy(np.pad(np.arange(n), reach, mode="symmetric")).to(x.device)
+    padded = x.index_select(dim, mirrored)
+    total = x * weights[0]
+    for k in range(reach, 0, -1):
+        pair = padded.narrow(dim, reach - k, n) + padded.narrow(dim, reach + k, n)
+        total += pair.mul_(weights[k])
+    return total.floor()
 
 
 def blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:

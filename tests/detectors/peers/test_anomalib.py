@@ -17,7 +17,7 @@ from dia.core.errors import DataError
 from dia.core.settings import SettingsError, replaced
 from dia.data import phantoms
 from dia.detectors import PEERS, Detector
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers.anomalib import AnomalibSettings, Peer
 from dia.detectors.presets import PRESETS, settings
 from dia.detectors.registry import METHODS, detector_class

@@ -14,7 +14,7 @@ from dia.amplify.contrast import AmplifySettings, encoder_input
 from dia.core.errors import DataError
 from dia.core.settings import SettingsError
 from dia.detectors import MSC, Detector
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers.backbones import (
     MEAN,
     STD,

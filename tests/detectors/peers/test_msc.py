@@ -11,7 +11,7 @@ from dia.amplify.augment import AugmentSettings
 from dia.amplify.contrast import AmplifySettings
 from dia.core.settings import SettingsError, replaced
 from dia.detectors import MSC, Detector
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers import msc
 from dia.detectors.peers.backbones import MEAN, STD, backbone
 from dia.detectors.peers.msc import MeanShifted, MSCSettings, blurred, features

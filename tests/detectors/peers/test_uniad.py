@@ -11,7 +11,7 @@ from torch import nn
 from dia.amplify.contrast import AmplifySettings
 from dia.core.settings import SettingsError, replaced
 from dia.detectors import Detector, UniAD
-from dia.detectors.csi import CSI, CSISettings
+from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers import uniad
 from dia.detectors.peers.backbones import backbone, to_input
 from dia.detectors.peers.uniad import (

@@ -34,7 +34,7 @@ from ...core.errors import DataError
 from ...core.settings import require
 from ...core.training import seed_step
 from ..base import Detector
-from ..csi import CSI
+from ..dia import CSI
 from ..saving import OWN, load_module, sha256_of
 
 # The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and

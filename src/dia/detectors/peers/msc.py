@@ -37,7 +37,7 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
-from ..features import nearest_squared
+from ..nearest import nearest_squared
 from ..saving import Stages, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, normalised, restored, to_input
 
