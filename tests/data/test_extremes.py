@@ -34,7 +34,9 @@ def tiny(method):
         s = replace(s, amplify=AmplifySettings(size=16, width=4, stem="patch", steps=2, batch=4))
     if hasattr(s, "dissolver"):
         dissolver = DissolverSettings(size=16, widths=(8, 16), steps=2, batch=4)
-        s = replace(s, dissolver=dissolver, ts=(40, 80), samples=1)
+        s = replace(s, dissolver=dissolver)
+    if hasattr(s, "samples"):
+        s = replace(s, samples=1)
     return replace(s, **SMALL.get(method, {}))
 
 
