@@ -76,7 +76,7 @@ def test_distances_are_means_over_the_k_nearest_whatever_the_parts(monkeypatch):
     for k in (1, 3, 20):
         want = np.sort(apart, 1)[:, :k].mean(1)
         for part in (4096, 4):
-            monkeypatch.setattr("dia.detectors.features._PART", part)
+            monkeypatch.setattr("dia.detectors.nearest._PART", part)
             np.testing.assert_allclose(Nearest(many, k)(x), want, rtol=1e-9)
 
 

@@ -29,8 +29,7 @@ from dia.deploy.scoring import hash_of, load_model
 from dia.detectors import DIA, Detector
 from dia.detectors.baselines import Hog
 from dia.detectors.dia import DIASettings
-from dia.dissolve import Dissolver, DissolverSettings
-from dia.dissolve import dissolver as dissolver_module
+from dia.dissolve import Dissolver, DissolverSettings, pretrained
 
 UNET = "dissolver/unet/diffusion_pytorch_model.safetensors"
 
@@ -394,7 +393,7 @@ def test_absurd_dissolvers(folder, name, path, value):
 
 
 def test_a_schedule_may_be_long_but_not_endless(folder, monkeypatch):
-    monkeypatch.setattr(dissolver_module, "_MOST_STEPS", 999)
+    monkeypatch.setattr(pretrained, "_MOST_STEPS", 999)
     refused(folder, "num_train_timesteps")
 
 

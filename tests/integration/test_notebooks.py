@@ -62,7 +62,7 @@ def test_a_first_detector(monkeypatch):
 
 def test_reproduce_and_ablate(monkeypatch):
     last = (
-        "dict(lines=len(ledger.rows()), cells=[list(r.cell) for r in made], as_csi=as_csi, "
+        "dict(lines=len(ledger.rows()), cells=[list(r.cell.names) for r in made], as_csi=as_csi, "
         "seeds=[len(r.aurocs) for r in made], against=list(over_csi), changed=sorted(changed), "
         "none=list(made[2].aurocs.values()), csi=aurocs['csi'], "
         "diffusion=list(made[0].aurocs.values()), dia=aurocs['dia'], "

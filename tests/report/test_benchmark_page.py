@@ -239,7 +239,7 @@ def test_what_is_said_of_directions_is_of_sets_that_are_known():
     for d in DIRECTIONS:
         assert d.dataset in paper_table()["dia"].aurocs
         assert {d.dataset, d.other} <= set(CATALOG)
-        assert CATALOG[d.dataset].file == CATALOG[d.other].file
+        assert CATALOG[d.dataset].path == CATALOG[d.other].path
         assert CATALOG[d.dataset].normal != CATALOG[d.other].normal
         assert d.likely in ("", d.dataset, d.other)
         assert set(d.methods) <= set(paper_table())
