@@ -133,7 +133,8 @@ class ImageSet:
         """Every image at one size: Lanczos for images, nearest for masks.
 
         Args:
-            height, width: in pixels.
+            height: in pixels.
+            width: in pixels.
 
         Returns:
             The resized set; self where it has that size.

@@ -79,7 +79,7 @@ def read(
         MissingSplit: `split` is not among the source's splits.
         DataError: anything else that cannot be used; one line saying what, where, and the remedy.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> folder = tempfile.mkdtemp()
@@ -132,7 +132,8 @@ class Listing:
         """Some of the images as a listing of its own, for another process or machine to read.
 
         Args:
-            start, stop: numbers of the first image and of the one after the last, from 0.
+            start: number of the first image, from 0.
+            stop: number of the image after the last.
 
         Returns:
             The listing, which holds no more than those images.

@@ -28,7 +28,7 @@ _FINEST = 1e-5  # of the scores' size: no kernel is narrower, or the last digits
 class Prediction(NamedTuple):
     """What one pass over N images of one size gives.
 
-    Args:
+    Attributes:
         score: `(N,)` float64, raw, higher = more anomalous.
         heatmap: `(N, H, W)` float32, higher where more anomalous; None if it was not asked for, or if the
             method has none.
