@@ -1,6 +1,6 @@
 """The commands about grids of runs: `dia benchmark`, `ablate`, `explore`, `confirm` and `report benchmark`.
 
-Types and help only: what the commands do is in `grids.py` and `recipes.py`.
+Types and help only: what the commands do is in `grids.py`.
 """
 
 from __future__ import annotations
