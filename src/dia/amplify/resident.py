@@ -1,8 +1,8 @@
 """Contrastive training that never leaves its device: images, dissolved copies, draws, loss and optimiser.
 
-It trains the module of `learning.py` without Lightning: a step waits for nothing, and where the device allows
+It trains the module of `contrast.py` without Lightning: a step waits for nothing, and where the device allows
 it the whole step is one CUDA graph. Knows one process and a finished bank of dissolved copies; several
-processes, live dissolving and loggers are `learning.learn`'s.
+processes, live dissolving and loggers are `contrast.learn`'s.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Resident(ContrastiveTraining):
 
 
 def fits(images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, device: str) -> bool:
-    """Whether `learn` can do what `learning.learn` does: one CUDA device that holds all, and no logger.
+    """Whether `learn` can do what `contrast.learn` does: one CUDA device that holds all, and no logger.
 
-    Live dissolving needs the U-Net at every step, several processes each other: both are `learning.learn`'s.
+    Live dissolving needs the U-Net at every step, several processes each other: both are `contrast.learn`'s.
     """
     where = choose_device(device)
     if where.type != "cuda" or processes()[1] > 1 or logging_curves():
@@ -100,7 +100,7 @@ def learn(
     resume: bool = False,
     progress: bool = False,
 ) -> tuple[Encoder, float]:
-    """As `learning.learn`, on a device that holds images and copies; see `fits`."""
+    """As `contrast.learn`, on a device that holds images and copies; see `fits`."""
     assert dissolved is None or isinstance(dissolved, DissolvedBank)
     with torch.random.fork_rng():
         module = Resident(images, dissolved, settings, seed, choose_device(device))

@@ -312,7 +312,7 @@ class Detector(OutlierMixin, BaseEstimator):
         return x / np.maximum(x.std(1, keepdims=True), 1e-6)
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Conformal p-values `(N,)` of raw scores; see `calibrate.py` for what they promise."""
+        """Conformal p-values `(N,)` of raw scores; see `calibration.py` for what they promise."""
         return self._fitted().calibration_.p_values(scores)
 
     def threshold(self, false_alarm_rate: float | None = None) -> float:
@@ -480,9 +480,8 @@ class Detector(OutlierMixin, BaseEstimator):
             with Room(folder, files.nbytes):
                 self._restore(load_file(weights), folder)
             probe = np.resize(np.arange(256, dtype=np.uint8), (1, *self.shape_))
-            if self._predict(probe, False, False).score.shape != (
-                1,
-            ):  # arrays of other shapes may fail, or spread, only here
+            score = self._predict(probe, False, False).score  # arrays of other shapes may fail only here
+            if score.shape != (1,):  # or spread
                 raise ValueError("its weights give no score")
             if files.sums is None:
                 warnings.warn(

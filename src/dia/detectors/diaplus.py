@@ -1,6 +1,6 @@
 """`dia+`: how far an image is from its nearest normal, in several views, of which dissolving makes one.
 
-Ours, not of the paper. Views, each a vector of an image: its shape and its statistics (`views.py`,
+Ours, not of the paper. Views, each a vector of an image: its shape and its statistics (`features.py`,
 untrained), and what dissolving at several t takes away, by place (`residual.py`). Each gives the distance
 to the nearest training normal; its logarithm, standardised by held-out normals, is the view's evidence, and
 the mean of all views that of the whole image. Beside it stands the most unusual place: the greatest

@@ -1,7 +1,7 @@
 """The HTTP service: scores, heatmaps and dissolved copies of images that are sent, as JSON.
 
-Knows requests and answers; what is behind them are `inferencer.py`, `batching.py` and `uploads.py`, and
-`guard.py` stands before them. Keeps nothing of a request once it is answered.
+Knows requests and answers; what is behind them are `predictor.py`, `batching.py` and `uploads.py`, and
+`middleware.py` stands before them. Keeps nothing of a request once it is answered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`dia serve`: the review page and the HTTP service on one address, until stopped.
 
-Knows addresses, tokens and signals; the rest is `review.py` and `service.py`. FastAPI, uvicorn and gradio are
-imported only from here.
+Knows addresses, tokens and signals; the rest is `review/page.py` and `api.py`. FastAPI, uvicorn and gradio
+are imported only from here.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class MeanShifted(Timed):
         return normalised(x.expand(-1, 3, -1, -1))
 
     def loss(self, phi: Tensor) -> Tensor:
-        """Of unit features `(2·b, D)`; over all processes' rows, as in `amplify/learning.py`."""
+        """Of unit features `(2·b, D)`; over all processes' rows, as in `amplify/contrast.py`."""
         shifted, size = phi - self.centre, processes()[1]
         local = len(phi) // 2
         if size > 1:  # (W, 2·b, D) to (2·B, D)
