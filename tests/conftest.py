@@ -1,6 +1,7 @@
 """What several test files share: small smooth images, one tiny trained dissolver, no network."""
 
 import os
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,3 +97,17 @@ def files(served_run):
 @pytest.fixture(scope="session")
 def images(inferencer, files):
     return inferencer.read(files).images(inferencer.shape)
+
+
+@pytest.fixture(scope="module")
+def no_network():
+    """Whatever opens a connection or asks for a name fails: nothing is fetched that nobody asked for."""
+
+    def refused(*_, **__):
+        raise AssertionError("the network was asked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("getaddrinfo", "create_connection"):
+            patch.setattr(socket, name, refused)
+        patch.setattr(socket.socket, "connect", refused)
+        yield

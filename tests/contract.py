@@ -5,7 +5,6 @@ is held to the same by adding its entry there.
 """
 
 import json
-import socket
 from contextlib import contextmanager
 
 import lightning as L
@@ -93,18 +92,7 @@ def watched(last=None):
         yield watch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_network():
-    """Whatever opens a connection or asks for a name fails: nothing is fetched that nobody asked for."""
-
-    def refused(*_, **__):
-        raise AssertionError("the network was asked")
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("getaddrinfo", "create_connection"):
-            patch.setattr(socket, name, refused)
-        patch.setattr(socket.socket, "connect", refused)
-        yield
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")

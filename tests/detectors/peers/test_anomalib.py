@@ -1,7 +1,6 @@
 """anomalib's models as detectors: raw scores, our splits, no network; what cannot be is said or recorded."""
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,18 +27,7 @@ CHEAP = [name for name in TINY if name != SLOW]
 BLIND = ("ganomaly",)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_network():
-    """Whatever opens a connection or asks for a name fails."""
-
-    def refused(*_, **__):
-        raise AssertionError("the network was asked")
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("getaddrinfo", "create_connection"):
-            patch.setattr(socket, name, refused)
-        patch.setattr(socket.socket, "connect", refused)
-        yield
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")
