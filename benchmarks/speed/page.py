@@ -15,14 +15,10 @@ PAGE = HERE.parent / "docs" / "performance.md"
 README = HERE.parent / "README.md"
 ELSEWHERE = {
     "export_parity",
-    "selection",
-    "stress",
     "drift",
     "soak",
     "fuzz",
     "service_load",
-    "recipe_time",
-    "curves_pace",
     "stranger",
 }  # on pages of their own
 # what the README says: benchmark, ratio, words

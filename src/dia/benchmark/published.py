@@ -2,7 +2,7 @@
 numbers take as normal where that is in question. Knows no runs.
 
 Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024; `paper_table.csv` beside this file holds the facts,
-written by `benchmarks/paper_table.py`. Other splits and training than ours: compare with care.
+transcribed by a program at the commit `92f48f9`. Other splits and training than ours: compare with care.
 """
 
 from __future__ import annotations
