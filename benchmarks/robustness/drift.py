@@ -32,7 +32,7 @@ from scipy.stats import beta, betabinom
 from dia.benchmark.ledger import update_section
 from dia.data.datasets import load, load_training
 from dia.data.imageset import ImageSet
-from dia.deploy.drift_monitor import Watch
+from dia.deploy.drift_monitor import DriftMonitor
 from dia.detectors import Detector
 from dia.detectors.drift import RATE, SHARE, acquisition
 from dia.detectors.presets import MAX_SIZE
@@ -103,9 +103,9 @@ class Measured(NamedTuple):
     def judged(self, detector: Detector, chosen: np.ndarray, share: float = SHARE) -> dict[str, Any]:
         """What `dia score` says of the batch of these images."""
         names = [str(i) for i in chosen]
-        watch = Watch(detector, names, (), rate=RATE, share=share)
-        watch.add(names, self.scores[chosen], self.acquisition[chosen])
-        return watch.verdict()
+        monitor = DriftMonitor(detector, names, (), rate=RATE, share=share)
+        monitor.add(names, self.scores[chosen], self.acquisition[chosen])
+        return monitor.verdict()
 
 
 def of_set(name: str) -> dict[str, Any]:

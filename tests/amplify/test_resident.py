@@ -17,7 +17,7 @@ from dia.core.errors import TrainingError
 from dia.core.tracking import tracking
 from dia.core.training import seed_step
 from dia.detectors.dia import DIA, DIASettings
-from dia.dissolve import DissolverSettings, StandIn
+from dia.dissolve import Control, DissolverSettings
 from dia.dissolve.bank import DissolvedBank
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ class Losses(Callback):
 @pytest.fixture
 def bank(make_images, tmp_path):
     x = make_images(20)
-    blur = StandIn(DissolverSettings(kind="gaussian", size=16))
+    blur = Control(DissolverSettings(kind="gaussian", size=16))
     return x, DissolvedBank.build(x, blur, (30, 60, 90), tmp_path / "bank.npy")
 
 
@@ -81,7 +81,7 @@ def test_rows_are_those_of_the_plain_training_but_for_rounding(make_images, tmp_
     x = make_images(12, 24, 20)  # resized to 16, which rounds once more
     copies = DissolvedBank.build(
         x,
-        StandIn(DissolverSettings(kind="gaussian", size=16)),
+        Control(DissolverSettings(kind="gaussian", size=16)),
         (30, 60),
         tmp_path / "b.npy",
         np.arange(3, 12),

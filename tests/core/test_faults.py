@@ -16,7 +16,7 @@ from dia.cli import main as cli
 from dia.core.errors import system_error
 from dia.core.storage import replace_folder, reserve
 from dia.dissolve import DissolverSettings, bank
-from dia.dissolve.controls import StandIn
+from dia.dissolve.controls import Control
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -64,13 +64,13 @@ def test_a_bank_for_which_there_is_no_room_is_an_error_and_no_crash(tmp_path, ma
     def full(*_):
         raise OSError(errno.ENOSPC, "x")
 
-    stand_in = StandIn(DissolverSettings(kind="median"))
+    control = Control(DissolverSettings(kind="median"))
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: .*bank\.npy"):
-        bank.DissolvedBank.build(make_images(4), stand_in, (30,), tmp_path / "bank.npy")
+        bank.DissolvedBank.build(make_images(4), control, (30,), tmp_path / "bank.npy")
     monkeypatch.undo()  # there is room now
-    made = bank.DissolvedBank.build(make_images(4), stand_in, (30,), tmp_path / "bank.npy")
-    np.testing.assert_array_equal(made.array[:, 0], stand_in.dissolve(make_images(4), (30,)))
+    made = bank.DissolvedBank.build(make_images(4), control, (30,), tmp_path / "bank.npy")
+    np.testing.assert_array_equal(made.array[:, 0], control.dissolve(make_images(4), (30,)))
 
 
 def test_room_is_taken_before_it_is_written(tmp_path):

@@ -20,7 +20,7 @@ from dia.core.errors import DataError
 from dia.core.modelfiles import write_sums
 from dia.data import phantoms
 from dia.data.imageset import ImageSet, middle_slices
-from dia.deploy.drift_monitor import Watch
+from dia.deploy.drift_monitor import DriftMonitor
 from dia.deploy.scorefile import ScoreFile
 from dia.detectors import Detector, drift
 from dia.detectors.drift import COLOUR, GREY, acquisition, statistics_of
@@ -179,9 +179,9 @@ def fresh():
 
 def verdict(detector, images):
     images = ImageSet(images)
-    watch = Watch(detector, images.names, images.volumes, rate=0.01, share=0.5)
-    watch.add(images.names, detector.score(images), acquisition(images.images))
-    return watch.verdict()
+    monitor = DriftMonitor(detector, images.names, images.volumes, rate=0.01, share=0.5)
+    monitor.add(images.names, detector.score(images), acquisition(images.images))
+    return monitor.verdict()
 
 
 def shifted(images, kind):
@@ -250,11 +250,11 @@ def test_volumes_count_once(normals):
     volumes = tuple(f"v{i // 3}" for i in range(60))
     made = METHODS["trivial:std"](device="cpu").fit(ImageSet(few.images, volumes=volumes))
     assert {r.n for r in made.drift_.values()} == {20}
-    watch = Watch(made, few.names, volumes, rate=0.01, share=0.5)
-    assert "score" not in watch.references  # slices are no images drawn one by one
+    monitor = DriftMonitor(made, few.names, volumes, rate=0.01, share=0.5)
+    assert "score" not in monitor.references  # slices are no images drawn one by one
     for i in (slice(0, 31), slice(31, 60)):
-        watch.add(few.names[i], made.score(few.images[i]), acquisition(few.images[i]))
-    assert watch.images == 20
+        monitor.add(few.names[i], made.score(few.images[i]), acquisition(few.images[i]))
+    assert monitor.images == 20
 
 
 @pytest.fixture(scope="module")

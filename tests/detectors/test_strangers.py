@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from dia.amplify.contrast import AmplifySettings
 from dia.cli.main import main
 from dia.core import modelfiles
-from dia.core.allocation import SPARE, Room
+from dia.core.allocation import SPARE, AllocationLimit
 from dia.core.errors import DataError
 from dia.core.modelfiles import SUMS, ModelFiles, write_sums
 from dia.core.settings import fits, from_dict
@@ -401,11 +401,11 @@ def test_a_schedule_may_be_long_but_not_endless(folder, monkeypatch):
 
 
 def test_room_counts_what_is_made_before_it_is_made():
-    with Room("x", 0):
+    with AllocationLimit("x", 0):
         torch.empty(SPARE // 8, dtype=torch.float32)  # half of it
         with pytest.raises(DataError, match="x: its settings ask for more than 1024 MiB"):
             torch.nn.Linear(2**30, 2**30)
-    with Room("x", 2**20), pytest.raises(DataError, match="20000"):
+    with AllocationLimit("x", 2**20), pytest.raises(DataError, match="20000"):
         [torch.zeros(1) for _ in range(20_001)]
 
 
@@ -413,7 +413,7 @@ def test_room_changes_no_random_number():
     torch.manual_seed(3)
     plain = torch.nn.Linear(5, 4).weight, torch.randn(3)
     torch.manual_seed(3)
-    with Room("x", 0):
+    with AllocationLimit("x", 0):
         counted = torch.nn.Linear(5, 4).weight, torch.randn(3)
     for a, b in zip(plain, counted, strict=True):
         assert torch.equal(a, b)

@@ -15,26 +15,26 @@ from dia.core.errors import DataError
 from dia.detectors.base import Detector
 from dia.detectors.dia import DIA, DIASettings
 from dia.detectors.diaplus import ContrastSettings, DIAPlus, DIAPlusSettings
-from dia.dissolve import DissolverSettings, StandIn, make_dissolver, matched, removed
+from dia.dissolve import Control, DissolverSettings, make_dissolver, matched, removed
 from dia.dissolve.matching import _nearest
 from dia.dissolve.settings import STRENGTHS
 
 CONTINUOUS = {"gaussian": (0.3, 4.0), "noise": (0.5, 60.0), "shrink": (0.5, 400.0)}  # strengths
 
 
-def stand_in(kind, **more):
-    return StandIn(DissolverSettings(**{"kind": kind} | more), device="cpu")
+def control(kind, **more):
+    return Control(DissolverSettings(**{"kind": kind} | more), device="cpu")
 
 
 def test_what_is_removed_by_hand():
     # 180 100 / 140 60 shrunk by 50 is 135 105 / 135 105: 45, 5, 5 and 45 grey levels are gone
     x = np.array([[[[180], [100]], [[140], [60]]]], np.uint8)
-    d = stand_in("shrink", threshold=50.0)
+    d = control("shrink", threshold=50.0)
     assert removed(d, x, 30) == pytest.approx(((45**2 + 5**2) / 2) ** 0.5, abs=1e-3)
     # of a second image, which is constant, nothing is: half of the squares
     both = np.concatenate([x, np.full_like(x, 9)])
     assert removed(d, both, (30, 60)) == pytest.approx(((45**2 + 5**2) / 4) ** 0.5, abs=1e-3)
-    assert removed(stand_in("identity"), x, 30) == pytest.approx(0, abs=1e-4)
+    assert removed(control("identity"), x, 30) == pytest.approx(0, abs=1e-4)
 
 
 def test_over_several_t_it_is_the_root_of_the_mean_of_squares(tiny_dissolver, make_images):
@@ -52,30 +52,30 @@ def test_over_several_t_it_is_the_root_of_the_mean_of_squares(tiny_dissolver, ma
 def test_continuous_strengths_remove_as_much_within_one_per_cent(kind, other, share, seed, channels, size):
     x = smooth_images(4, 20, 24, channels, seed=seed)
     low, high = CONTINUOUS[other]
-    like = stand_in(other, **{STRENGTHS[other]: low * (high / low) ** share, "size": size})
+    like = control(other, **{STRENGTHS[other]: low * (high / low) ** share, "size": size})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = matched(DissolverSettings(kind=kind, size=size), like, x, (30, 99))
     # the property is checked on what the result says, not on what it claims
-    control = StandIn(found.settings, device="cpu")
-    assert found.reached == pytest.approx(removed(control, x, (30, 99)))
+    like_it = Control(found.settings, device="cpu")
+    assert found.reached == pytest.approx(removed(like_it, x, (30, 99)))
     assert found.wanted == pytest.approx(removed(like, x, (30, 99)))
     if not said:
         assert found.reached == pytest.approx(found.wanted, rel=0.01)
     elif found.reached < found.wanted:  # not even the strongest is enough: flat images are
         strongest = replace(found.settings, **{STRENGTHS[kind]: {"gaussian": 24.0}.get(kind, 6120.0)})
-        assert removed(StandIn(strongest, device="cpu"), x, (30, 99)) < found.wanted * 1.01
+        assert removed(Control(strongest, device="cpu"), x, (30, 99)) < found.wanted * 1.01
     else:  # or resizing alone removes more
-        assert removed(stand_in("identity", size=size), x, 30) > found.wanted * 0.99
+        assert removed(control("identity", size=size), x, 30) > found.wanted * 0.99
 
 
 @pytest.mark.parametrize("kind", ["median", "bottleneck"])
 @pytest.mark.parametrize("sigma", [0.4, 0.9, 1.8, 3.0])
 def test_whole_pixels_come_as_near_as_any_do(kind, sigma, make_images):
     x = make_images(3, 20, 24, seed=3)
-    found = matched(DissolverSettings(kind=kind), stand_in("gaussian", sigma=sigma), x, 30)
+    found = matched(DissolverSettings(kind=kind), control("gaussian", sigma=sigma), x, 30)
     sides = range(3, 32, 2) if kind == "median" else range(1, 24)
-    every = {s: removed(stand_in(kind, **{STRENGTHS[kind]: s}), x, 30) for s in sides}
+    every = {s: removed(control(kind, **{STRENGTHS[kind]: s}), x, 30) for s in sides}
     nearest = min(every, key=lambda s: abs(every[s] - found.wanted))
     assert getattr(found.settings, STRENGTHS[kind]) == nearest
     assert found.reached == pytest.approx(every[nearest])
@@ -91,7 +91,7 @@ def test_the_same_kind_finds_its_own_strength(make_images):
         ("bottleneck", 9),
     ):
         name = STRENGTHS[kind]
-        found = matched(DissolverSettings(kind=kind), stand_in(kind, **{name: value}), x, (30, 60))
+        found = matched(DissolverSettings(kind=kind), control(kind, **{name: value}), x, (30, 60))
         assert getattr(found.settings, name) == pytest.approx(value, rel=0.02), kind
 
 
@@ -116,12 +116,12 @@ def test_bisection_ends_at_the_nearest_of_any_growing_amounts(steps, wanted, who
 def test_what_cannot_be_reached_is_said_and_returned(make_images):
     x = make_images(4)
     with pytest.warns(UserWarning, match=r"^gaussian removes [\d.]+ grey levels, not the 1\d\d to be"):
-        found = matched(DissolverSettings(kind="gaussian"), stand_in("noise", noise=1e5), x, 30)
+        found = matched(DissolverSettings(kind="gaussian"), control("noise", noise=1e5), x, 30)
     assert found.reached < 0.5 * found.wanted
 
 
 def test_what_cannot_be_matched_is_refused(make_images):
-    x, like = make_images(4), stand_in("gaussian")
+    x, like = make_images(4), control("gaussian")
     with pytest.raises(
         DataError, match="kind identity has no strength to match; there are: gaussian, median"
     ):

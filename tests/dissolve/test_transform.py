@@ -19,7 +19,7 @@ from torch import nn
 import dia
 from dia import Dissolve
 from dia.core.errors import DataError
-from dia.dissolve import Dissolver, DissolverSettings, StandIn
+from dia.dissolve import Control, Dissolver, DissolverSettings
 from dia.dissolve.dissolver import to_tensor
 
 DTYPES = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-6, torch.float64: 1e-6}
@@ -407,10 +407,10 @@ def test_a_unet_that_names_no_size_takes_all(uint8):
 
 @pytest.mark.parametrize("kind", ["gaussian", "identity"])
 def test_stand_ins_too(kind, uint8, tmp_path):
-    stand_in = StandIn(DissolverSettings(kind=kind), device="cpu")
-    stand_in.save(tmp_path)
-    expected = torch.from_numpy(stand_in.dissolve(uint8.permute(0, 2, 3, 1).numpy(), 50)).permute(0, 3, 1, 2)
-    for given_ in (stand_in, tmp_path):
+    control = Control(DissolverSettings(kind=kind), device="cpu")
+    control.save(tmp_path)
+    expected = torch.from_numpy(control.dissolve(uint8.permute(0, 2, 3, 1).numpy(), 50)).permute(0, 3, 1, 2)
+    for given_ in (control, tmp_path):
         assert torch.equal(Dissolve(given_, 50).half()(uint8), expected)
 
 

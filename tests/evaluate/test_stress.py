@@ -25,7 +25,7 @@ class Brightest(Detector):
     method = "brightest"
     Settings = TRIVIAL["trivial:std"].Settings
 
-    def _fit(self, images, spare, stages):
+    def _fit(self, images, reference, stages):
         pass
 
     maps = True

@@ -37,7 +37,7 @@ from ..data.datasets import load, load_training, name_of
 from ..data.quality import has_near_duplicate
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..report import render
-from ..report.benchmark_page import Beside, ablation_page, readme_table, write_benchmark_report
+from ..report.benchmark_page import Context, ablation_page, readme_table, write_benchmark_report
 from ..report.bias import best_in_ledger, direction_of, facts_of_set
 from ..report.figures import ablation_plot
 from ..report.table import difference, over_seeds, table
@@ -70,14 +70,14 @@ def report(a: Namespace, out: Console) -> None:
     if not lines:
         raise DataError(f"{a.ledger}: no line of preset {a.preset} with these settings; run `dia benchmark`")
     failures = open_failures(Ledger(failures_path(Path(a.ledger)), FAILED).rows(), lines, a)
-    sets = sets_beside(lines, a.data_root, MAX_SIZE[a.preset])
+    sets = set_contexts(lines, a.data_root, MAX_SIZE[a.preset])
     for path in write_benchmark_report(Path(a.out), lines, Path(a.scores), failures, sets=sets):
         out.print(str(path), soft_wrap=True, highlight=False)
 
 
-def sets_beside(
+def set_contexts(
     lines: Sequence[Mapping[str, Any]], data_root: str | None, side: int | None
-) -> dict[str, Beside]:
+) -> dict[str, Context]:
     """What the images of the lines' data sets are like, of those that are found and are the same images."""
     found, err = {}, Console(stderr=True, highlight=False)
     for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):
@@ -93,7 +93,7 @@ def sets_beside(
             err.print(f"{name}: duplicates and copies are not counted, as the runs are of other images")
             continue
         facts = facts_of_set(test, normals, direction_of(name))
-        found[name] = Beside(facts, test.labels, has_near_duplicate(test, normals))
+        found[name] = Context(facts, test.labels, has_near_duplicate(test, normals))
     return found
 
 

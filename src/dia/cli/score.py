@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import Progress
 
 from ..core.errors import DataError
-from ..deploy.drift_monitor import Watch
+from ..deploy.drift_monitor import DriftMonitor
 from ..deploy.scorefile import ScoreFile, write_heatmaps
 from ..deploy.scoring import BATCH, EXECUTORS, Job, hash_of, load_model
 from ..detectors.drift import RATE, SHARE
@@ -90,7 +90,7 @@ def score(
     bad: list[str] = []
     rows = ScoreFile(Path(out), about, listing.names, batch, resume=resume, gaps=images.skip_bad)
     bar = Progress(console=err, disable=not sys.stderr.isatty())
-    watch = Watch(
+    monitor = DriftMonitor(
         detector, listing.names, listing.volumes, rate=drift_rate, share=anomalous_up_to,
         before=rows.noted, resumed=rows.start > 0,
     )  # fmt: skip
@@ -113,8 +113,8 @@ def score(
                     write_heatmaps(maps, names, Path(heatmaps), rows)
                 p = detector.p_values(scores)
                 done += len(names) + len(skipped)
-                watch.add(names, scores, whole)
-                rows.note(done, watch.state())
+                monitor.add(names, scores, whole)
+                rows.note(done, monitor.state())
                 rows.append([
                     (name, float(s), round(float(q), 6), bool(s > threshold))
                     for name, s, q in zip(names, scores, p, strict=True)
@@ -128,7 +128,7 @@ def score(
              "threshold": finite(threshold), "false_alarm_rate": share}  # fmt: skip
     if of_volumes:
         facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
-    drift = watch.verdict()
+    drift = monitor.verdict()
     if drift["alarm"] is not False:
         remark(drift["words"], "bold red" if drift["alarm"] else "yellow")
     output.show(facts | {"drift": drift if output.json else drift["words"].partition(":")[0]})

@@ -24,7 +24,7 @@ _FACTORIES = frozenset(
 )
 
 
-class Room(TorchFunctionMode):
+class AllocationLimit(TorchFunctionMode):
     """A context in which a tensor that would be too much is refused before it is allocated.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCORE = "score"
 
 
-class Watch:
+class DriftMonitor:
     """Counts of one run, batch by batch. The middle slice stands for its volume.
 
     Args:

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from ..core.allocation import Room
+from ..core.allocation import AllocationLimit
 from ..core.errors import DataError, TrainingError
 from ..core.modelfiles import ModelFiles, write_sums
 from ..core.processes import barrier, join_processes, of_all
@@ -35,7 +35,7 @@ from .drift import acquisition, statistics_of
 from .features import as_tensor
 from .presets import settings as preset_settings
 from .registry import detector_class
-from .saving import Stages, fingerprint, identity_of
+from .saving import StageCache, fingerprint, identity_of
 
 FORMAT = 1
 MIN_NORMALS = 20
@@ -114,8 +114,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     # --- what a method provides -------------------------------------------------------------------
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
-        """Trains on `images`; `spare` are normals for statistics that must not come from trained images."""
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
+        """Trains on `images`; statistics that no training may have touched come from `reference` normals."""
         raise NotImplementedError
 
     def _module(self) -> nn.Module:
@@ -195,15 +195,15 @@ class Detector(OutlierMixin, BaseEstimator):
                 "read them at a larger size"
             )
         start = time.perf_counter()
-        calibration, spare, train = held_out(len(x), self.holdout, self.seed, normals.volumes)
+        calibration, reference, train = held_out(len(x), self.holdout, self.seed, normals.volumes)
         self.shape_ = tuple(x.shape[1:])
         self.n_train_, self.n_calibration_ = len(train), len(calibration)
-        train, spare = np.sort(train), np.sort(spare)  # in file order, for memory maps
+        train, reference = np.sort(train), np.sort(reference)  # in file order, for memory maps
         with tempfile.TemporaryDirectory() as temporary:
             shared = Path(of_all(temporary)[0])  # several processes work in one folder
-            stages = Stages(Path(workdir or shared), resume=resume, progress=progress)
+            stages = StageCache(Path(workdir or shared), resume=resume, progress=progress)
             try:
-                self._fit(_rows(x, train, Path(temporary)), x[spare], stages)
+                self._fit(_rows(x, train, Path(temporary)), x[reference], stages)
             except TrainingError as error:
                 if not len(error.batch) or error.of != len(train):
                     raise
@@ -477,7 +477,7 @@ class Detector(OutlierMixin, BaseEstimator):
             kept = (folder / "drift.json").exists()  # not in older folders
             self.drift_ = drift.from_json(files.json("drift.json")) if kept else {}
             weights = files.weights("weights.safetensors")
-            with Room(folder, files.nbytes):
+            with AllocationLimit(folder, files.nbytes):
                 self._restore(load_file(weights), folder)
             probe = np.resize(np.arange(256, dtype=np.uint8), (1, *self.shape_))
             score = self._predict(probe, False, False).score  # arrays of other shapes may fail only here

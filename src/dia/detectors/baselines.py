@@ -36,7 +36,7 @@ from .base import Detector
 from .features import CONSTANT, Linear, double, luma, measured, resizing, with_channels
 from .nearest import Nearest
 from .residual import Residual, blur
-from .saving import Stages
+from .saving import StageCache
 
 _LBP = ((8, 1), (16, 2))  # points, radius
 _LARGEST = 32  # side of what HOG and PCA see
@@ -245,7 +245,7 @@ class _Standardised(Detector):
     def _measure(self, images: np.ndarray) -> np.ndarray:
         return measured(self.features_of(*images.shape[1:3]), images)
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         self._learn(self._measure(images))
 
     def _learn(self, raw: np.ndarray) -> None:
@@ -438,7 +438,7 @@ class Pca(Detector):
     def _sides(self) -> list[tuple[int, int]]:
         return [(side, min(side, _LARGEST)) for side in self.shape_[:2]]
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         x = measured(Small(self._sides), images)
         self.mean_, self.components_ = x.mean(0), np.zeros((0, x.shape[1]))
         if x.std(0).max() > CONSTANT:  # identical images have no components
@@ -479,9 +479,9 @@ class Blur(Detector):
         side = self.shape_[:2]
         return Residual(blur(self.s.sigmas, *side), *side)
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         self.residual_ = self._residual().fit(images)
-        self.residual_.calibrate(self.residual_.measured(spare))
+        self.residual_.calibrate(self.residual_.measured(reference))
 
     def _module(self) -> nn.Module:
         return BlurResiduals(self.residual_)

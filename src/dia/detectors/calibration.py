@@ -122,13 +122,13 @@ def held_out(
         first = int(np.searchsorted(ends, held // 2))
         second = max(int(np.searchsorted(ends, held)), first + 1)
         if second < len(ends) and ends[second] <= n // 2:
-            calibration, spare, train = np.split(np.concatenate(units), [ends[first], ends[second]])
-            return calibration, spare, train
+            calibration, reference, train = np.split(np.concatenate(units), [ends[first], ends[second]])
+            return calibration, reference, train
         warnings.warn(
             f"{len(units)} volumes are too few to hold out whole ones: slices of one volume are on both "
             "sides, so a new volume will have smaller p-values than it should",
             stacklevel=3,
         )
         draw = np.random.default_rng([seed, 1])
-    calibration, spare, train = np.split(draw.permutation(n), [held // 2, held])
-    return calibration, spare, train
+    calibration, reference, train = np.split(draw.permutation(n), [held // 2, held])
+    return calibration, reference, train

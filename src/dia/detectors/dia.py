@@ -49,11 +49,11 @@ from ..data.imageset import ImageSet, subsample
 from ..dissolve import DissolverSettings, Dissolving, load_dissolver, make_dissolver
 from ..dissolve.bank import DissolvedBank, LiveDissolving
 from ..dissolve.base import T_MAX
-from ..dissolve.controls import StandIn
+from ..dissolve.controls import Control
 from ..dissolve.matching import matched
 from .base import MIN_NORMALS, Detector
 from .features import as_tensor
-from .saving import Stages, load_module, module_tensors
+from .saving import StageCache, load_module, module_tensors
 
 Part = Literal["cosine", "norm", "shift"]
 _ROWS = 256  # views per forward pass: more go slower on a CPU
@@ -141,12 +141,12 @@ class CSI(Detector):
         """The settings of contrastive training."""
         return self.s
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         self._fit_encoder(images, stages, None, "none")
         self._fit_bank(images)
 
     def _fit_encoder(
-        self, images: np.ndarray, stages: Stages, dissolved: Dissolved | None, dissolver_hash: str
+        self, images: np.ndarray, stages: StageCache, dissolved: Dissolved | None, dissolver_hash: str
     ) -> None:
         a = self._contrast.amplify
         a.check_installed()
@@ -376,33 +376,33 @@ class DIA(CSI):
     Settings: ClassVar[type] = DIASettings
     dissolver_: Dissolving
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         self._contrast.amplify.check_installed()
         self._contrast.amplify.stem_of(self.shape_)  # before hours of training, not after
         if self.s.dissolver.kind == "none":
             self._fit_encoder(images, stages, None, "none")
         else:
-            self._fit_amplified(images, self._fit_dissolver(images, spare, self.s.ts, stages), stages)
+            self._fit_amplified(images, self._fit_dissolver(images, reference, self.s.ts, stages), stages)
         self._fit_bank(images)
 
     def _fit_dissolver(
-        self, images: np.ndarray, spare: np.ndarray, ts: tuple[int, ...], stages: Stages
+        self, images: np.ndarray, reference: np.ndarray, ts: tuple[int, ...], stages: StageCache
     ) -> Dissolving:
-        """What dissolves; a control with `matched` removes as much of `spare` as diffusion does at `ts`."""
+        """Makes the dissolver; a `matched` control removes as much of `reference` as diffusion does at `ts`."""
         self.facts_ = {k: v for k, v in self.facts_.items() if k != "matched"}
         asked = self.s.dissolver
         if not asked.matched:
             return self._fit_plain(asked, images, stages)
         like = self._fit_plain(replace(asked, kind="diffusion", matched=False), images, stages)
-        found = of_all(matched(asked, like, spare, ts))[0]  # machines differ in the last digits
+        found = of_all(matched(asked, like, reference, ts))[0]  # machines differ in the last digits
         self.facts_["matched"] = found.facts()
         self.dissolver_ = make_dissolver(found.settings, seed=self.seed, device=self.device)
         return self.dissolver_
 
-    def _fit_plain(self, d: DissolverSettings, images: np.ndarray, stages: Stages) -> Dissolving:
+    def _fit_plain(self, d: DissolverSettings, images: np.ndarray, stages: StageCache) -> Dissolving:
         dissolver = make_dissolver(d, seed=self.seed, device=self.device)
         self.dissolver_ = dissolver
-        if isinstance(dissolver, StandIn):
+        if isinstance(dissolver, Control):
             return dissolver
         # the range in which it will dissolve changes nothing in its training
         path = stages.path("dissolver", replace(d, input_range="right"), self.seed, images)
@@ -420,7 +420,7 @@ class DIA(CSI):
         stages.part(path, make, load)
         return self.dissolver_
 
-    def _fit_amplified(self, images: np.ndarray, dissolver: Dissolving, stages: Stages) -> None:
+    def _fit_amplified(self, images: np.ndarray, dissolver: Dissolving, stages: StageCache) -> None:
         views: LiveDissolving | DissolvedBank
         key, c = dissolver.sha256(), self._contrast
         if c.live:

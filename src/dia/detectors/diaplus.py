@@ -38,7 +38,7 @@ from ..amplify.shifts import SHIFTS
 from ..core.processes import choose_device
 from ..core.settings import chosen, require
 from ..data.imageset import ImageSet, subsample
-from ..dissolve import DissolverSettings, StandIn
+from ..dissolve import Control, DissolverSettings
 from ..dissolve.base import T_MAX
 from .dia import DIA, check_dissolved
 from .features import (
@@ -55,7 +55,7 @@ from .features import (
 )
 from .nearest import Nearest
 from .residual import Dissolve, Measured, Residual, blur
-from .saving import Stages, module_tensors
+from .saving import StageCache, module_tensors
 
 View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast"]
 VIEWS: tuple[View, ...] = (
@@ -326,9 +326,9 @@ class DIAPlus(DIA):
         contrast: ContrastSettings = self.s.contrast
         return contrast
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         self.where_ = choose_device(self.device)
-        dissolver = self._fit_dissolver(images, spare, self.s.residual_ts, stages)
+        dissolver = self._fit_dissolver(images, reference, self.s.residual_ts, stages)
         if "contrast" in self._wanted:
             self._fit_amplified(images, dissolver, stages)
         self.residual_, self.blur_ = self._residuals()
@@ -349,19 +349,19 @@ class DIAPlus(DIA):
                 self.scaling_[name] = mean, np.where(std > CONSTANT, std, 1.0)
                 bank = (bank - mean) / self.scaling_[name][1]
             self.banks_[name] = Nearest(bank, self.s.neighbours)
-        self._calibrate(spare)
+        self._calibrate(reference)
 
-    def _calibrate(self, spare: np.ndarray) -> None:
+    def _calibrate(self, reference: np.ndarray) -> None:
         """Sets the scales of all evidence by normals that trained nothing, dissolved once."""
         self.medians_, self.scales_ = dict.fromkeys(self._wanted, 1.0), {}
         module, columns, found = self._module().to(self.where_), [], []
         with torch.inference_mode():
-            for x in self._passes(spare):
+            for x in self._passes(reference):
                 seen = module.residual(x)
                 columns.append(self.residual_.columns(seen).cpu().numpy())
                 found.append({k: d.cpu().numpy() for k, d in module.distances(x, seen).items()})
             if self.blur_ is not None:
-                self.blur_.calibrate(self.blur_.measured(spare))
+                self.blur_.calibrate(self.blur_.measured(reference))
         self.residual_.calibrate(np.concatenate(columns))
         distances = {name: np.concatenate([part[name] for part in found]) for name in self._wanted}
         module.medians = self.medians_ = {name: float(np.median(d)) for name, d in distances.items()}
@@ -441,7 +441,7 @@ class DIAPlus(DIA):
 
     def cannot_export(self) -> str:
         """Noise of each image's own is no graph."""
-        if isinstance(self.dissolver_, StandIn) and self.dissolver_.settings.kind == "noise":
+        if isinstance(self.dissolver_, Control) and self.dissolver_.settings.kind == "noise":
             return "dissolver.kind noise is drawn from the pixels and cannot be exported"
         return ""
 

@@ -170,7 +170,7 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 
-class Stages:
+class StageCache:
     """Finished parts of a fit, kept in a folder by the hash of all they depend on.
 
     Methods that share a part (the dissolver) find it there, and an interrupted fit goes on with it.

@@ -56,7 +56,7 @@ class DissolvedBank:
 
         Args:
             images: `(N, H, W, C)` uint8.
-            dissolver: fitted, or a stand-in.
+            dissolver: fitted, or a control.
             ts: the grid of t.
             path: of the file; several processes must see the same one, and build it together.
             index: ascending indices of the images that will be asked for; all by default.

@@ -18,7 +18,7 @@ from .settings import T_MAX, DissolverSettings
 
 
 class Dissolving:
-    """Dissolves images of any size and depth; `Dissolver` and the stand-ins say how.
+    """Dissolves images of any size and depth; `Dissolver` and the controls say how.
 
     Attributes:
         settings: of which this class takes `size`.

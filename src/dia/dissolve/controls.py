@@ -1,6 +1,6 @@
 """What stands in for the diffusion model in controls and ablations. Knows no network.
 
-`StandIn` has the interface of `Dissolver`. Gaussian and median windows have a fixed side (7 in the paper's
+`Control` has the interface of `Dissolver`. Gaussian and median windows have a fixed side (7 in the paper's
 ablation), whatever t; the Gaussian's width follows from its side by OpenCV's rule. Noise takes the place of
 the network's estimate in the one-step formula, x + √(1/ᾱ_t − 1)·ε, so that t means the same as for
 diffusion; ε is drawn from the pixels and t, so the same image is always given the same noise. Given a
@@ -37,7 +37,7 @@ from .schedule import cosine_alphas_cumprod
 from .settings import STRENGTHS
 
 
-class StandIn(Dissolving):
+class Control(Dissolving):
     """Dissolves as `settings.kind` says: by a Gaussian, a median, noise, shrinking, a bottleneck; or not at
     all (`identity`).
 
@@ -103,8 +103,8 @@ class StandIn(Dissolving):
         (Path(folder) / "dissolver.json").write_text(json.dumps(facts, indent=2))
 
     @classmethod
-    def load(cls, folder: Path | str, *, device: str = "auto") -> StandIn:
-        """A saved stand-in."""
+    def load(cls, folder: Path | str, *, device: str = "auto") -> Control:
+        """A saved control."""
         known = saved_facts(folder)
         return cls(from_dict(DissolverSettings, known["settings"]), seed=known["seed"], device=device)
 

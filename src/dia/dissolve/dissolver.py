@@ -29,7 +29,7 @@ from ..core.processes import choose_device, share
 from ..core.settings import from_dict, plain
 from ..core.training import Timed, batch_indices, seed_step, train
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, to_tensor
-from .controls import StandIn, saved_facts
+from .controls import Control, saved_facts
 from .pretrained import check_network, load_pipeline, working_size
 from .schedule import one_step, to_epsilon
 
@@ -178,16 +178,16 @@ class Dissolver(Dissolving):
 
 def make_dissolver(
     settings: DissolverSettings, *, seed: int = 0, device: str = "auto"
-) -> Dissolver | StandIn:
-    """What dissolves under these settings: a `Dissolver`, still to be fitted, or a stand-in."""
-    make: Any = Dissolver if settings.kind == "diffusion" else StandIn
+) -> Dissolver | Control:
+    """What dissolves under these settings: a `Dissolver`, still to be fitted, or a control."""
+    make: Any = Dissolver if settings.kind == "diffusion" else Control
     return make(settings, seed=seed, device=device)
 
 
-def load_dissolver(folder: Path | str, *, device: str = "auto") -> Dissolver | StandIn:
-    """What `save` of a Dissolver or a stand-in wrote, or any unconditional diffusers DDPM."""
+def load_dissolver(folder: Path | str, *, device: str = "auto") -> Dissolver | Control:
+    """What `save` of a Dissolver or a control wrote, or any unconditional diffusers DDPM."""
     kind = saved_facts(folder).get("settings", {}).get("kind", "diffusion")
-    return (Dissolver if kind == "diffusion" else StandIn).load(folder, device=device)
+    return (Dissolver if kind == "diffusion" else Control).load(folder, device=device)
 
 
 _SCHEDULE = {

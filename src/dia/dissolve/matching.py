@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.settings import replaced
 from .base import DissolverSettings, Dissolving
-from .controls import StandIn
+from .controls import Control
 from .settings import STRENGTHS
 
 _HALVINGS = 60
@@ -52,7 +52,7 @@ def removed(dissolving: Dissolving, images: np.ndarray, ts: int | Sequence[int])
     """How much dissolving takes away: the root mean square of x − x̂ over images, pixels, channels and t.
 
     Args:
-        dissolving: fitted, or a stand-in.
+        dissolving: fitted, or a control.
         images: `(N, H, W, C)` uint8, at least one.
         ts: a diffusion step in 0–999, or several.
 
@@ -109,9 +109,9 @@ def matched(
     strength, most = strengths[settings.kind]
     plain = replace(settings, matched=False, pretrained=None, input_range="right")
 
-    def control(v: float) -> StandIn:
+    def control(v: float) -> Control:
         changed = replaced(plain, {STRENGTHS[settings.kind]: strength(v)})
-        return StandIn(changed, device=str(like.where_))
+        return Control(changed, device=str(like.where_))
 
     every = [int(t) for t in np.atleast_1d(ts)]
     once = every if settings.kind == "noise" else every[:1]  # the others are the same at every t

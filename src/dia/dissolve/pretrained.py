@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.allocation import Room
+from ..core.allocation import AllocationLimit
 from ..core.errors import DataError
 from ..core.modelfiles import ModelFiles
 from .base import T_MAX
@@ -42,7 +42,7 @@ def load_pipeline(name: str) -> SimpleNamespace:
         files.weights(_UNET)
         _check_configs(name, unet, scheduler)
         kind = _class_of(name, index, "unet", r"UNet\w*Model")
-        with Room(name, files.nbytes):
+        with AllocationLimit(name, files.nbytes):
             return SimpleNamespace(
                 unet=kind.from_pretrained(
                     files.folder / "unet",

@@ -46,7 +46,7 @@ class DissolverSettings:
         precision: of training: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it.
             Dissolving is in 32 bits.
         pretrained: folder or hub name of an unconditional diffusers DDPM to use instead of training.
-        kind: what dissolves: `diffusion`; or a stand-in that trains nothing, for controls: `gaussian` or
+        kind: what dissolves: `diffusion`; or a control that trains nothing: `gaussian` or
             `median` with `kernel`, `noise` of diffusion step t, `shrink` (small cosine coefficients go, by
             `threshold`), `bottleneck` (to fewer pixels and back), `identity` (a third view that is not
             dissolved); or `none`: no dissolved views, which makes `dia` what `csi` is.

@@ -42,7 +42,7 @@ class Dissolve(IntensityAugmentationBase2D):
     `tv_tensors.Image`s, or where there are none its first tensor, and passes on the rest.
 
     Args:
-        model: a `Dissolver` or stand-in; a folder of `dia fit` or `Dissolver.save`; an unconditional
+        model: a `Dissolver` or control; a folder of `dia fit` or `Dissolver.save`; an unconditional
             diffusers DDPM as folder, hub name or pipeline; or a `UNet2DModel`, with `scheduler`. Objects
             are copied, so that moving this module does not move them.
         t: diffusion step; or (low, high), from which each image's own is drawn, both ends included.

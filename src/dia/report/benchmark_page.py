@@ -194,7 +194,7 @@ def score_notes(results: BenchmarkResults, scores: Mapping[str, Scores]) -> list
     return out
 
 
-class Beside(NamedTuple):
+class Context(NamedTuple):
     """What is known of the images of a data set: `bias.facts_of_set`, labels, and which copy training's."""
 
     facts: Mapping[str, Any]
@@ -202,12 +202,12 @@ class Beside(NamedTuple):
     copied: np.ndarray
 
 
-BesideTables = tuple[Table, dict[str, Table]]
+ContextTables = tuple[Table, dict[str, Table]]
 
 
-def beside_tables(
-    results: BenchmarkResults, scores: Mapping[str, Scores], sets: Mapping[str, Beside]
-) -> BesideTables:
+def context_tables(
+    results: BenchmarkResults, scores: Mapping[str, Scores], sets: Mapping[str, Context]
+) -> ContextTables:
     """What stands beside the results; and of data sets with copies of training images, what these change.
 
     Args:
@@ -230,7 +230,7 @@ def write_benchmark_report(
     scores_folder: Path,
     failures: Mapping[FailureKey, str] | None = None,
     title: str = "Benchmark",
-    sets: Mapping[str, Beside] | None = None,
+    sets: Mapping[str, Context] | None = None,
 ) -> list[Path]:
     """Writes `benchmark.md`, `.html`, `.csv` and `.tex`, `pairs.csv` and their pictures into `out`.
 
@@ -252,7 +252,7 @@ def write_benchmark_report(
     out.mkdir(parents=True, exist_ok=True)
     scores = load_scores(results, scores_folder)
     paired = comparisons(results, scores)
-    beside = beside_tables(results, scores, sets or {})
+    beside = context_tables(results, scores, sets or {})
     written = []
     pictures: dict[str, str] = {}
     if results.ranking is not None:
@@ -289,7 +289,7 @@ def markdown_page(
     paired: Mapping[str, Sequence[Sequence[Compared]]],
     pictures: Mapping[str, str],
     title: str,
-    beside: BesideTables,
+    beside: ContextTables,
 ) -> str:
     """The whole report as Markdown.
 
@@ -299,7 +299,7 @@ def markdown_page(
         paired: of `comparisons`.
         pictures: names of files: `ranks`, and the ROC curves by data set.
         title: of the page.
-        beside: of `beside_tables`.
+        beside: of `context_tables`.
     """
     of_sets, copies = beside
     count, lines = text.sentences(results)
@@ -311,7 +311,7 @@ def markdown_page(
         f"**{count}**",
         _bullets(lines),
         "## Beside these results",
-        render.escaped(bias.BESIDE),
+        render.escaped(bias.CONTEXT),
         render.markdown(of_sets),
         _bullets(bias.below_chance(results)),
         *(
@@ -357,7 +357,7 @@ def html_page(
     scores: Mapping[str, Scores],
     paired: Mapping[str, Sequence[Sequence[Compared]]],
     title: str,
-    beside: BesideTables,
+    beside: ContextTables,
 ) -> str:
     """The whole report as one self-contained page; for the arguments see `markdown_page`."""
     of_sets, copies = beside
@@ -379,7 +379,7 @@ def html_page(
             main=results_table(results),
             count=count,
             lines=lines,
-            beside=bias.BESIDE,
+            beside=bias.CONTEXT,
             below_chance=bias.below_chance(results),
             of_sets=of_sets,
             copies=copies,

@@ -161,7 +161,7 @@ def backwards(metrics: Mapping[str, Any]) -> list[str]:
 
 # --- the benchmark's page ---------------------------------------------------------------------------------
 
-BESIDE = (
+CONTEXT = (
     "Near-duplicates are images as alike as an image and its re-saved copy, or ten times as alike as is "
     "usual in the set; identical ones are among them. Copies of training images are test images with a "
     "near-duplicate among the training normals: they flatter whatever remembers those. Rows below .5 rank "

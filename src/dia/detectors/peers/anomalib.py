@@ -45,7 +45,7 @@ from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
 from ..base import Detector
 from ..calibration import Prediction
 from ..registry import PREFIX
-from ..saving import Stages, fingerprint, module_tensors
+from ..saving import StageCache, fingerprint, module_tensors
 from .backbones import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
 
 Presets = dict[str, dict[str, Any]]
@@ -317,7 +317,7 @@ class Peer(Detector):
     def _prepare(self, module: Any, normals: Normals) -> None:
         """What anomalib does when training starts."""
 
-    def _finish(self, module: Any, spare: Normals) -> None:
+    def _finish(self, module: Any, reference: Normals) -> None:
         """Statistics of the trained network."""
 
     # what all do
@@ -350,7 +350,7 @@ class Peer(Detector):
     def _normals(self, images: np.ndarray, most: int | None = None) -> Normals:
         return Normals(images, self._input, _Order(len(images), self.s.batch, self.seed, most))
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         if processes()[1] > 1:
             raise DataError(f"{self.method} runs in one process, not under torchrun with several")
         s = self.s
@@ -358,7 +358,7 @@ class Peer(Detector):
         from anomalib import __version__
 
         self.where_ = choose_device(self.device)
-        key = s, self.weights_source(), self.seed, __version__, fingerprint(images), fingerprint(spare)
+        key = s, self.weights_source(), self.seed, __version__, fingerprint(images), fingerprint(reference)
         path = stages.path(self.method.replace(":", "-"), *key)
 
         def make() -> float:
@@ -372,7 +372,7 @@ class Peer(Detector):
                 before = self._trained(module, used, path, stages)
             module.to(self.where_).eval()
             with _alone(self.seed, _FINISH, progress=stages.progress), torch.no_grad():
-                self._finish(module, self._normals(spare))
+                self._finish(module, self._normals(reference))
             self.model_ = module.model.requires_grad_(False)
             save_file(self._tensors(), path / "model.safetensors")
             (path / "adapted.json").write_text(json.dumps(self.adapted_))
@@ -392,7 +392,7 @@ class Peer(Detector):
             self.adapted_[name] = [asked, done]
         return done
 
-    def _trained(self, module: Any, images: np.ndarray, path: Path, stages: Stages) -> float:
+    def _trained(self, module: Any, images: np.ndarray, path: Path, stages: StageCache) -> float:
         """Trains, from the last checkpoint where there is one; returns the seconds spent before it."""
         s, watch, stage = self.s, _Steps(self.seed), path.name.rpartition("-")[0]
         steps, bank = getattr(s, "steps", -1), hasattr(module, "_is_fitted")  # filled in one epoch

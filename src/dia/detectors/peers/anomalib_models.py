@@ -293,9 +293,9 @@ class Cflow(Peer):
         model.fiber_batch_size = self._adapt("fiber_batch_size", asked, min(asked, least))
         return images
 
-    def _finish(self, module: Any, spare: Normals) -> None:
+    def _finish(self, module: Any, reference: Normals) -> None:
         module.model.anomaly_map_generator.train()
-        for batch in spare.in_turn():
+        for batch in reference.in_turn():
             module.model(batch.image)
         module.model.anomaly_map_generator.eval()
 
@@ -421,8 +421,8 @@ class Efficientad(Peer):
                 f"pretrained_teacher_{self.s.model_size}.pth with --settings.weights PATH, or take none"
             ) from error
 
-    def _finish(self, module: Any, spare: Normals) -> None:
-        few = self._normals(subsample(spare.images, self.s.statistics or len(spare.images)))
+    def _finish(self, module: Any, reference: Normals) -> None:
+        few = self._normals(subsample(reference.images, self.s.statistics or len(reference.images)))
         module.model.quantiles.update(module.map_norm_quantiles(few.in_turn()))
 
 

@@ -40,7 +40,7 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ..base import Detector
 from ..calibration import Prediction
-from ..saving import Stages, load_module, module_tensors
+from ..saving import StageCache, load_module, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 CLONER = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # channels; a pool after each
@@ -103,7 +103,7 @@ class KDAD(Detector):
     maps = True
     Settings: ClassVar[type] = KDADSettings
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         s = self.s
         self.where_ = choose_device(self.device)
         teacher = backbone(_TEACHER, s.weights, seed=self.seed, features_only=True)

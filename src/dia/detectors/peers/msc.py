@@ -38,7 +38,7 @@ from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
 from ..nearest import nearest_squared
-from ..saving import Stages, module_tensors
+from ..saving import StageCache, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, normalised, restored, to_input
 
 TRAINED = ("layer3", "layer4")
@@ -117,7 +117,7 @@ class MSC(Detector):
     pretrained = "resnet152"
     Settings: ClassVar[type] = MSCSettings
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         s = self.s
         self.where_ = choose_device(self.device)
         self.network_ = backbone(s.backbone, s.weights, seed=self.seed).to(self.where_)

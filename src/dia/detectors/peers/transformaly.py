@@ -36,7 +36,7 @@ from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
 from ..base import Detector
 from ..features import as_tensor, double
-from ..saving import Stages, load_module, module_tensors
+from ..saving import StageCache, load_module, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 _PIXELS = 2**20  # of one forward pass without gradients
@@ -101,7 +101,7 @@ class Transformaly(Detector):
     pretrained = "vit_base_patch16_384"
     Settings: ClassVar[type] = TransformalySettings
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         s = self.s
         self.where_ = choose_device(self.device)
         self.teacher_: Any = backbone(s.backbone, s.weights, seed=self.seed, img_size=s.size).to(self.where_)

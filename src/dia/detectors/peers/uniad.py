@@ -49,7 +49,7 @@ from ...core.settings import chosen, require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ..base import Detector
 from ..features import Linear, resizing
-from ..saving import Stages, load_module, module_tensors
+from ..saving import StageCache, load_module, module_tensors
 from .backbones import as_input, backbone, check_weights, describe, restored, to_input
 
 STRIDE = 16  # pixels per token
@@ -134,7 +134,7 @@ class UniAD(Detector):
     maps = True
     Settings: ClassVar[type] = UniADSettings
 
-    def _fit(self, images: np.ndarray, spare: np.ndarray, stages: Stages) -> None:
+    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         s = self.s
         self.where_ = choose_device(self.device)
         self.network_: Any = backbone(s.backbone, s.weights, seed=self.seed, **_stages(s)).to(self.where_)
