@@ -388,7 +388,7 @@ class DIA(CSI):
     def _fit_dissolver(
         self, images: np.ndarray, reference: np.ndarray, ts: tuple[int, ...], stages: StageCache
     ) -> Dissolving:
-        """Makes the dissolver; a `matched` control removes as much of `reference` as diffusion does at `ts`."""
+        """Makes the dissolver; a `matched` control removes as much of `reference` as diffusion at `ts`."""
         self.facts_ = {k: v for k, v in self.facts_.items() if k != "matched"}
         asked = self.s.dissolver
         if not asked.matched:
