@@ -212,7 +212,7 @@ def test_released_gives_the_network_images_in_0_to_1(tiny_dissolver, make_images
     # formula by hand; an image in [0, 1] cannot hold what falls below 0
     expected = ((1 / a) ** 0.5 * u - (1 / a - 1) ** 0.5 * noise).clamp(0, 1) * 255
     released = Dissolver(replace(tiny_dissolver.settings, input_range="released"), seed=1, device="cpu")
-    released._adopt(type("P", (), {"unet": tiny_dissolver.unet_, "scheduler": tiny_dissolver.scheduler_}))
+    released._adopt(tiny_dissolver.unet_, tiny_dissolver.scheduler_)
     y = released.dissolve(x, t)
     assert np.abs(y[..., 0] - expected[:, 0].numpy()).max() <= 0.51
     assert not np.array_equal(y, tiny_dissolver.dissolve(x, t))
@@ -247,7 +247,7 @@ def test_each_image_at_its_own_t(tiny_dissolver, make_images):
 @pytest.mark.parametrize("shape", [(28, 28), (64, 48), (100, 224), (224, 224)])
 def test_any_image_at_any_resolution(size, shape):
     s = DissolverSettings(size=size, patch=2, widths=(8, 8), steps=1, batch=2)
-    d = Dissolver(s, device="cpu")._adopt(_pipeline(s))
+    d = Dissolver(s, device="cpu")._adopt(*_network(s))
     x = np.random.default_rng(0).integers(0, 256, (1, *shape, 1), np.uint8)
     seen = []
     remove = d._remove
@@ -260,14 +260,14 @@ def test_any_image_at_any_resolution(size, shape):
     )  # padded to a multiple of 4
 
 
-def _pipeline(s):
+def _network(s):
     from diffusers import DDPMScheduler
 
-    from dia.dissolve.dissolver import _SCHEDULE, build_unet
+    from dia.dissolve.dissolver import build_unet
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return type("P", (), {"unet": build_unet(1, s), "scheduler": DDPMScheduler(**_SCHEDULE)})
+        return build_unet(1, s), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 
 # --- parts of the score -------------------------------------------------------------------------------

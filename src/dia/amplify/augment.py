@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
-from ..core.settings import require
+from ..core.settings import check, require
 from ..data.imageset import LUMA
 
 Device = torch.device | str | None
@@ -47,20 +47,14 @@ class AugmentSettings:
     score_crop: float = 0.54
 
     def __post_init__(self) -> None:
-        require(
-            len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter) <= 1,
-            "augment.jitter",
-            f"must be four numbers in [0, 1], not {self.jitter}",
-        )
-        for name in ("jitter_p", "grey_p"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"augment.{name}", f"must lie in [0, 1], not {value}")
-        for name, most in (("crop", 1.0), ("ratio", math.inf)):
+        check(
+            self, "augment.", jitter="[0, 1]", jitter_p="[0, 1]", grey_p="[0, 1]", crop="(0, 1]",
+            ratio="(0, inf)", score_crop="(0, 1]",
+        )  # fmt: skip
+        require(len(self.jitter) == 4, "augment.jitter", f"must be four numbers, not {self.jitter}")
+        for name in ("crop", "ratio"):
             low, high = getattr(self, name)
-            require(
-                0 < low <= high <= most, f"augment.{name}", f"must be low, high above 0, not {low}, {high}"
-            )
-        require(0 < self.score_crop <= 1, "augment.score_crop", f"must lie in (0, 1], not {self.score_crop}")
+            require(low <= high, f"augment.{name}", f"must be low, high, not {low}, {high}")
 
 
 class Draws(NamedTuple):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from ..core.errors import DataError
-from ..core.settings import chosen, require
+from ..core.settings import check, require
 from ..core.training import Precision
 from .augment import AugmentSettings
 from .encoder import Stem
@@ -74,22 +74,12 @@ class AmplifySettings:
     t_beta: tuple[float, float] = (1.0, 1.7)
 
     def __post_init__(self) -> None:
-        for name in ("stem", "shift", "optimizer", "precision", "t_per", "t_sampler"):
-            chosen(self, name)
-        least = {"size": 8, "width": 1, "epochs": 1, "epoch_batches": 1, "batch": 2, "steps": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            require(value is None or value >= low, f"amplify.{name}", f"must be at least {low}, not {value}")
-        for name in ("temperature", "lr"):
-            require(getattr(self, name) > 0, f"amplify.{name}", f"must be above 0, not {getattr(self, name)}")
-        for name in ("shift_weight", "simsiam_weight", "weight_decay"):
-            value = getattr(self, name)
-            require(value >= 0, f"amplify.{name}", f"must not be negative, as {value} is")
-        require(0 <= self.warmup <= 1, "amplify.warmup", f"must be a share of the steps, not {self.warmup}")
-        require(
-            len(self.t_beta) == 2 and min(self.t_beta) > 0,
-            "amplify.t_beta", f"must be two numbers above 0, not {self.t_beta}",
+        check(
+            self, "amplify.", size="[8, inf)", width="[1, inf)", epochs="[1, inf)", epoch_batches="[1, inf)",
+            batch="[2, inf)", steps="[1, inf)", temperature="(0, inf)", lr="(0, inf)", warmup="[0, 1]",
+            shift_weight="[0, inf)", simsiam_weight="[0, inf)", weight_decay="[0, inf)", t_beta="(0, inf)",
         )  # fmt: skip
+        require(len(self.t_beta) == 2, "amplify.t_beta", f"must be two numbers, not {self.t_beta}")
 
     def batches(self, n: int) -> int:
         """Batches of an epoch over n images, the last one filled up."""

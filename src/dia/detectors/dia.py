@@ -51,6 +51,7 @@ from ..dissolve.bank import DissolvedBank, LiveDissolving
 from ..dissolve.base import T_MAX
 from ..dissolve.controls import Control
 from ..dissolve.matching import matched
+from ..dissolve.settings import STRENGTHS
 from .base import MIN_NORMALS, Detector
 from .features import as_tensor
 from .saving import StageCache, load_module, module_tensors
@@ -395,7 +396,9 @@ class DIA(CSI):
             return self._fit_plain(asked, images, stages)
         like = self._fit_plain(replace(asked, kind="diffusion", matched=False), images, stages)
         found = of_all(matched(asked, like, reference, ts))[0]  # machines differ in the last digits
-        self.facts_["matched"] = found.facts()
+        name = STRENGTHS[asked.kind]
+        levels = {"wanted": round(found.wanted, 4), "reached": round(found.reached, 4)}
+        self.facts_["matched"] = {name: getattr(found.settings, name)} | levels
         self.dissolver_ = make_dissolver(found.settings, seed=self.seed, device=self.device)
         return self.dissolver_
 
