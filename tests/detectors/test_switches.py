@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dia.amplify import contrast
-from dia.amplify.contrast import AmplifySettings, cycled_beta, draw_levels, learn, untrained_encoder
+from dia.amplify.contrast import AmplifySettings
+from dia.amplify.inputs import untrained_encoder
+from dia.amplify.levels import cycled_beta, draw_levels
 from dia.amplify.loss import contrastive_loss, simsiam_loss, targets
+from dia.amplify.resident import learn
 from dia.core.errors import DataError
 from dia.core.training import seed_step
 from dia.data.imageset import ImageSet
@@ -122,7 +125,8 @@ def module_of(s, images, dissolved=None):
 @pytest.mark.parametrize("taught", [True, False])
 def test_dissolved_rows_are_taught_the_shift_or_not(taught, make_images):
     b, k = 3, 4
-    m = module_of(replace(TINY, dissolved_in_shift=taught), make_images(), Recording(make_images()))
+    s = replace(TINY, dissolved_in_shift=taught, batch=b)
+    m = module_of(s, make_images(), Recording(make_images()))
     g = torch.Generator().manual_seed(0)
     z, logits = torch.randn(3 * k * b, 8, generator=g), torch.randn(3 * k * b, k, generator=g)
     # the plain loop: rows are (view, shift, image)
@@ -168,8 +172,8 @@ def test_the_simsiam_term_is_added_by_its_weight(make_images):
     x, b, k = make_images(), 3, 4
     torch.manual_seed(0)
     z, logits = torch.randn(3 * k * b, 128), torch.randn(3 * k * b, k)
-    plain = float(module_of(TINY, x, Recording(x)).loss(z, logits))
-    m = module_of(replace(TINY, simsiam_weight=0.5), x, Recording(x))
+    plain = float(module_of(replace(TINY, batch=b), x, Recording(x)).loss(z, logits))
+    m = module_of(replace(TINY, batch=b, simsiam_weight=0.5), x, Recording(x))
     extra = float(simsiam_loss(m.predictor(z), z).detach())
     assert float(m.loss(z, logits)) == pytest.approx(plain + 0.5 * extra, rel=1e-5)
 

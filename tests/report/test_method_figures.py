@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from dia.amplify.augment import AugmentSettings
-from dia.amplify.contrast import AmplifySettings, untrained_encoder
+from dia.amplify.contrast import AmplifySettings
+from dia.amplify.inputs import untrained_encoder
 from dia.amplify.loss import targets
 from dia.core.errors import DataError
 from dia.data.imageset import ImageSet

@@ -31,9 +31,9 @@ class AmplifySettings:
         temperature: τ of NT-Xent.
         shift_weight: weight of the shift classification.
         augment: the SimCLR augmentation.
-        steps: optimiser steps; null: those of `epochs`.
-        epochs: length of training where `steps` is null, in epochs of ⌈N / batch⌉ batches of the N normals,
-        epoch_batches: but at most so many.
+        steps: optimiser steps; null: as many as `epochs` takes.
+        epochs: length of training where `steps` is null, in epochs of ⌈N / batch⌉ batches of the N normals.
+        epoch_batches: batches of an epoch at most.
         batch: images per step; the encoder sees 3·K times as many.
         optimizer: `adamw`, or `lars` as in the paper (needs the extra `paper`).
         lr: peak learning rate; warmed up linearly, then lowered along a half cosine.
@@ -41,12 +41,12 @@ class AmplifySettings:
         weight_decay: of all weights.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
         dissolved_in_shift: the shift classifier is taught the dissolved rows too, as published.
-        simsiam_weight: weight of a SimSiam term between all views, an option of the official code; with its
-            predictor 128–32–128, which plays no part in scores.
+        simsiam_weight: weight of a SimSiam term between all views, an option of the official code; its
+            predictor 128–32–128 plays no part in scores.
         t_per: t is drawn anew for each `batch`, each `shift` of it (as published), or each `image`.
-        t_sampler: which of the diffusion steps: `uniform`; `beta`, by Beta(`t_beta`) from the least to the
-            greatest; or `cycled`, by a Beta that changes with the epoch, see `cycled_beta`.
-        t_beta: the two parameters; (1, 1.7) prefers small t, (1.7, 1) large ones.
+        t_sampler: how t is drawn: `uniform`; `beta`, by Beta(`t_beta`) from the least to the greatest; or
+            `cycled`, by a Beta that changes with the epoch, see `cycled_beta`.
+        t_beta: the two parameters of `beta`; (1, 1.7) prefers small t, (1.7, 1) large ones.
     """
 
     size: int = 64
@@ -82,30 +82,27 @@ class AmplifySettings:
         require(len(self.t_beta) == 2, "amplify.t_beta", f"must be two numbers, not {self.t_beta}")
 
     def batches(self, n: int) -> int:
-        """Batches of an epoch over n images, the last one filled up."""
+        """Returns the number of batches of an epoch over n images, the last one filled up."""
         return min(math.ceil(n / min(self.batch, n)), self.epoch_batches)
 
     def length(self, n: int) -> int:
-        """Optimiser steps on n images."""
+        """Returns the number of optimiser steps on n images."""
         return self.epochs * self.batches(n) if self.steps is None else self.steps
 
     def stem_of(self, shape: tuple[int, int, int]) -> tuple[int, Stem]:
-        """(side in pixels, stem) with which the encoder takes images of `shape` (H, W, C).
+        """Returns side in pixels and stem with which the encoder takes images of `shape` (H, W, C).
 
         Raises:
-            SettingsError: a stem that would leave them a map of 2×2 or less, where another would not.
+            SettingsError: the stem would leave a map of 2×2 or less, where another would not.
         """
         side = min(self.size, max(shape[:2]))
         stem: Stem = self.stem if self.stem != "auto" else "imagenet" if side > _IMAGENET else "cifar"
-        require(
-            stem != "imagenet" or side > _IMAGENET,
-            "amplify.stem",
-            f"imagenet leaves a 2×2 map of images of {side} px; take cifar, or images above {_IMAGENET} px "
-            "(--size, amplify.size)",
-        )
+        remedy = f"take cifar, or images above {_IMAGENET} px (--size, amplify.size)"
+        holds = stem != "imagenet" or side > _IMAGENET
+        require(holds, "amplify.stem", f"imagenet leaves a 2×2 map of images of {side} px; {remedy}")
         return side, stem
 
     def check_installed(self) -> None:
-        """Complains before any training where a library of these settings is absent."""
+        """Raises `DataError` before any training where a library that these settings need is absent."""
         if self.optimizer == "lars" and find_spec("timm") is None:
             raise DataError("amplify.optimizer lars needs timm: pip install 'dia-anomaly[paper]'")

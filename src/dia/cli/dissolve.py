@@ -40,13 +40,12 @@ def dissolve(
         dia dissolve runs/mine scans/new --t [30,99,300] --count 4
         dia dissolve models/ddpm phantom  # any unconditional DDPM in the form of diffusers
     """
-    from ..detectors.base import FORMAT
     from ..detectors.saving import config_of
     from ..dissolve import load_dissolver
 
     folder = Path(run)
-    config = config_of(folder, FORMAT)
-    shape = config.get("shape")
+    config = config_of(folder)
+    shape = config.shape if config else None
     if shape and not (folder / "dissolver").is_dir():
         raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
     dissolver = load_dissolver(folder / "dissolver" if shape else folder, device=device.device)
@@ -55,7 +54,7 @@ def dissolve(
         if shape
         else {"max_size": dissolver.settings.size}
     )
-    read = images.read(config.get("facts"), **size)
+    read = images.read(config.facts if config else None, **size)
     index = np.unique(np.linspace(0, len(read) - 1, count).round().astype(int))
     chosen = read.subset(index)
     dissolved = dissolver.dissolve(chosen.images, t)

@@ -127,7 +127,7 @@ class Dissolving:
 
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Converts uint8 images to what a dissolver takes.
+    """Converts uint8 images to the tensors that a dissolver takes.
 
     Args:
         images: `(N, H, W, C)` uint8, C 1 or 3.

@@ -7,8 +7,8 @@ diffusion; ε is drawn from the pixels and t, so the same image is always given 
 strength of their own (`sigma`, `noise`), both keep it whatever t, as `shrink` and `bottleneck` do.
 
 `shrink` is soft thresholding (Donoho, IEEE Trans. Inf. Theory 1995) of the whole working image's orthonormal
-cosine transform (DCT-II; Ahmed et al., IEEE Trans. Comput. 1974): what is weak goes, however fine.
-`bottleneck` is what a diffusion model that works on fewer pixels does to an image before it dissolves.
+cosine transform (DCT-II; Ahmed et al., IEEE Trans. Comput. 1974): weak coefficients go, however fine.
+`bottleneck` resizes as a diffusion model that works on fewer pixels does before it dissolves.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Control(Dissolving):
     Example:
         >>> image = np.zeros((1, 8, 8, 1), np.uint8)
         >>> image[0, 4, 4] = 200
-        >>> Control(DissolverSettings(kind="gaussian")).dissolve(image, t=30).max()
-        np.uint8(16)
+        >>> int(Control(DissolverSettings(kind="gaussian")).dissolve(image, t=30).max())
+        17
     """
 
     def __init__(self, settings: DissolverSettings, *, seed: int = 0, device: str = "auto"):

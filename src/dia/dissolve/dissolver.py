@@ -44,10 +44,6 @@ class Dissolver(Dissolving):
 
     Raises:
         DataError: settings of another kind.
-
-    Example:
-        >>> dissolver = Dissolver(DissolverSettings(steps=500)).fit(normals)  # doctest: +SKIP
-        >>> dissolver.dissolve(images, t=100)  # doctest: +SKIP
     """
 
     unet_: Any  # diffusers' classes are untyped
@@ -200,16 +196,11 @@ def build_unet(channels: int, settings: DissolverSettings) -> Any:
 
     s, levels, inputs = settings, len(settings.widths), channels * settings.patch**2
     return UNet2DModel(
-        sample_size=s.size // s.patch,
-        in_channels=inputs,
-        out_channels=inputs,
-        block_out_channels=tuple(s.widths),
-        layers_per_block=s.layers,
-        down_block_types=("DownBlock2D",) * levels,
-        up_block_types=("UpBlock2D",) * levels,
-        norm_num_groups=8,
-        add_attention=s.attention,
-    )
+        sample_size=s.size // s.patch, in_channels=inputs, out_channels=inputs,
+        block_out_channels=tuple(s.widths), layers_per_block=s.layers,
+        down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels,
+        norm_num_groups=8, add_attention=s.attention,
+    )  # fmt: skip
 
 
 class _Training(Timed):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def matched(
 
     def control(v: float) -> Control:  # more is removed with greater v
         strength = {"median": 2 * v + 1, "bottleneck": longer - v}.get(kind, v)
-        changes = {"matched": False, "pretrained": None, "input_range": "right"}
+        changes: dict[str, Any] = {"matched": False, "pretrained": None, "input_range": "right"}
         changes[STRENGTHS[kind]] = int(strength) if whole else float(strength)
         return Control(replace(settings, **changes), device=str(like.where_))
 

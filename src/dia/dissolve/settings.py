@@ -38,18 +38,18 @@ class DissolverSettings:
         precision: of training: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it.
             Dissolving is in 32 bits.
         pretrained: folder or hub name of an unconditional diffusers DDPM to use instead of training.
-        kind: what dissolves: `diffusion`; or a control that trains nothing: `gaussian` or
+        kind: the kind of dissolver: `diffusion`; or a control that trains nothing: `gaussian` or
             `median` with `kernel`, `noise` of diffusion step t, `shrink` (small cosine coefficients go, by
             `threshold`), `bottleneck` (to fewer pixels and back), `identity` (a third view that is not
-            dissolved); or `none`: no dissolved views, which makes `dia` what `csi` is.
+            dissolved); or `none`: no dissolved views, as in `csi`.
         kernel: side in pixels (odd) of the Gaussian or median window, at the working size.
         input_range: `right`: the U-Net dissolves images in [−1, 1], as it was trained; `released`: in
             [0, 1], the defect of the official code.
-        sigma: width in pixels of `gaussian`, whose window then reaches 4σ and not `kernel`; None: what
-            follows from `kernel` by OpenCV's rule.
-        noise: standard deviation of `noise` in grey levels of 0–255, at every t; None: that of t.
+        sigma: width in pixels of `gaussian`, whose window then reaches 4σ and not `kernel`; None: the
+            width that follows from `kernel` by OpenCV's rule.
+        noise: standard deviation of `noise` in grey levels of 0–255, at every t; None: the noise of t.
         threshold: of `shrink`, in grey levels of 0–255: every coefficient of the orthonormal cosine
-            transform moves so far towards 0, but for the mean's.
+            transform but the mean's moves so far towards 0.
         bottleneck: longer side in pixels to which `bottleneck` brings the image and back; it does nothing to
             images that are no longer, or where `size` is no larger and has done it.
         matched: the control's strength (`sigma`, `kernel`, `noise`, `threshold` or `bottleneck`) is found at

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
@@ -25,8 +26,8 @@ from ..core.errors import DataError
 from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
-from ..detectors.calibration import Calibration, joined
 from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.residual import Evidence, joined
 from ..detectors.saving import fingerprint
 
 BLOCKS = 5
@@ -196,8 +197,10 @@ def fused(members: Sequence[Scored]) -> Scored:
 
     def join(name: str) -> np.ndarray:
         shape = getattr(members[0], name).shape
-        evidence = [Calibration(m.calibration).evidence(getattr(m, name).ravel()) for m in members]
-        return joined(np.column_stack(evidence)).reshape(shape)
+        normals = (m.calibration[:, None] for m in members)
+        scores = (torch.from_numpy(getattr(m, name).reshape(-1, 1)) for m in members)
+        evidence = [Evidence(n)(s).numpy() for n, s in zip(normals, scores, strict=True)]
+        return joined(np.hstack(evidence)).reshape(shape)
 
     return Scored(
         join("calibration"), join("inner"), join("inner_pasted"), join("outer"), join("outer_pasted"),

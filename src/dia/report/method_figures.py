@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ..amplify.contrast import training_rows, untrained_encoder
+from ..amplify.contrast import training_rows
 from ..amplify.encoder import Encoder
+from ..amplify.inputs import untrained_encoder
 from ..amplify.loss import targets
 from ..amplify.shifts import SHIFTS
 from ..core.errors import DataError
