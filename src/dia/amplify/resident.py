@@ -143,6 +143,26 @@ def learn(
     return module.encoder.requires_grad_(False), module.seconds_before + time.perf_counter() - start
 
 
+def training_rows(
+    images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, *, seed: int = 0
+) -> Tensor:
+    """Returns the rows that the encoder sees in a first step on all images, in the order of `loss.py`.
+
+    Args:
+        images: `(B, H, W, C)` uint8.
+        dissolved: the source of dissolved copies; None for CSI.
+        settings: of the training.
+        seed: decides the draws.
+
+    Returns:
+        `(views·K·B, C, S, S)` in [0, 1].
+    """
+    with torch.random.fork_rng():
+        module = ContrastiveTraining(images, dissolved, settings, seed)
+        seed_step(seed, 0)
+        return module.augmented(np.arange(len(images)))
+
+
 class ResidentLoop:
     """Runs a `Resident` for the steps of its settings; writes checkpoints by time and goes on from one.
 

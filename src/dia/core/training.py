@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,7 @@ def train(
     precision: Precision = "auto",
     progress: bool = False,
     checkpoint_every: int = 100,
+    watchers: Sequence[Callback] = (),
 ) -> None:
     """Trains `module` for `steps` optimiser steps, with a checkpoint in `workdir` every so many.
 
@@ -138,6 +140,7 @@ def train(
         resume: go on from that checkpoint if there is one; otherwise it is ignored and overwritten.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
+        watchers: callbacks of the caller's, which look on and change nothing.
 
     Raises:
         TrainingError: the loss is NaN or infinite; names the step, and knows the batch.
@@ -160,6 +163,7 @@ def train(
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         ),
+        *watchers,
     ]
     if progress and is_main():
         callbacks.append(RichProgressBar(leave=True))

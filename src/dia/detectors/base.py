@@ -515,7 +515,7 @@ def _loaded(folder: Path, device: str) -> Detector:
         warnings.warn(
             f"{folder}: saved before checksums were, so damage to it may go unseen; "
             "Detector.load(...).save(...) writes them",
-            stacklevel=4,
+            stacklevel=3,
         )
     return self
 

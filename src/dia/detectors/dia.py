@@ -9,11 +9,10 @@ mean shift logits of shift k over seeded augmentations, z̄_{k,m} the L2-normali
 normal, λ_k = 1/mean‖z_k‖ and μ_k = 1/mean s_k[k] over training. The score is −normality. `score_parts` takes
 some of its three parts: the greatest cosine, the norm ‖z_k‖·λ_k, which multiplies it, and the shift term.
 
-Deviations: by default each of the seeded augmentations is one draw shared by all images; `score_draws: own`
-is the published way, a draw for each image and shift, with random flips, here seeded by the image's pixels.
-Either way an image's score does not depend on which others are scored with it. From DIA's released code it
-differs in that images are dissolved in the range the diffusion model was trained on, training has a fixed
-length and never looks at test images, and small presets draw t from a grid, dissolved once (`live=False`).
+Deviations: by default an augmentation is one draw shared by all images; `score_draws: own` is the published
+way, a draw for each image and shift, with flips, here seeded by the image's pixels. Images are dissolved in
+the range the diffusion model was trained on, training has a fixed length and never looks at test images, and
+small presets draw t from a grid, dissolved once (`live: false`).
 """
 
 from __future__ import annotations
@@ -190,7 +189,7 @@ class CSI(Detector):
             h = self.encoder_(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
             return h.view(k_shifts, len(x), -1).transpose(0, 1).float()
 
-        return measured(of, images, max(_ROWS // k_shifts, 1), self.where_).transpose(1, 0, 2)
+        return measured(of, images, max(_ROWS // k_shifts, 1), self.where_).swapaxes(0, 1)
 
     def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
         """Returns penultimate features of the encoder, all shifts side by side: `(N, K·D)` float32."""

@@ -185,6 +185,17 @@ def kernel_and_tail(x: np.ndarray) -> tuple[float, float, float]:
     return width, float(edge), max(float(np.mean(x[x >= edge] - edge)), width)
 
 
+def evidence(scores: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Returns the smooth evidence, −log p, of scores by those of normals, `(N,)` float64; see `Evidence`.
+
+    Args:
+        scores: `(N,)`.
+        normals: `(n,)` scores of held-out normals, such as `detector.calibration_.scores`.
+    """
+    column = torch.from_numpy(np.asarray(scores, np.float64))[:, None]
+    return np.asarray(Evidence(np.sort(normals)[:, None])(column)[:, 0])
+
+
 def joined(evidence: np.ndarray) -> np.ndarray:
     """Joins `(N, P)` evidence −log p of P parts: −log of the harmonic mean of the p-values, `(N,)`."""
     return np.asarray(np.logaddexp.reduce(evidence, axis=1) - np.log(evidence.shape[1]))

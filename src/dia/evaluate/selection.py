@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
@@ -27,7 +26,7 @@ from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
 from ..detectors.registry import detector_class, wanted_settings
-from ..detectors.residual import Evidence, joined
+from ..detectors.residual import evidence, joined
 from ..detectors.saving import fingerprint
 
 BLOCKS = 5
@@ -197,10 +196,8 @@ def fused(members: Sequence[Scored]) -> Scored:
 
     def join(name: str) -> np.ndarray:
         shape = getattr(members[0], name).shape
-        normals = (m.calibration[:, None] for m in members)
-        scores = (torch.from_numpy(getattr(m, name).reshape(-1, 1)) for m in members)
-        evidence = [Evidence(n)(s).numpy() for n, s in zip(normals, scores, strict=True)]
-        return joined(np.hstack(evidence)).reshape(shape)
+        columns = [evidence(getattr(m, name).ravel(), m.calibration) for m in members]
+        return joined(np.column_stack(columns)).reshape(shape)
 
     return Scored(
         join("calibration"), join("inner"), join("inner_pasted"), join("outer"), join("outer_pasted"),
