@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ..amplify.contrast import training_rows
 from ..amplify.encoder import Encoder
 from ..amplify.inputs import untrained_encoder
 from ..amplify.loss import targets
+from ..amplify.resident import training_rows
 from ..amplify.shifts import SHIFTS
 from ..core.errors import DataError
 from ..detectors.base import Detector
