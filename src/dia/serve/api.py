@@ -39,7 +39,7 @@ from ..report.style import LIMITS
 from .batching import Batcher
 from .limits import Deadline, Limits, Refused
 from .middleware import LOOPBACK, Counter, Guard, Work
-from .uploads import Upload, plain_name, unpack
+from .uploads import Unpacking, plain_name
 
 PATHS = ("/score", "/dissolve", "/model", "/health")
 _MULTIPART = Form(media_type="multipart/form-data")
@@ -155,16 +155,14 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
     return {"model": Problem, "description": description, "headers": shown}
 
 
-_TOKEN: dict[int | str, dict[str, Any]] = {
-    401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
-}
 _ANY: dict[int | str, dict[str, Any]] = {
     400: _problem("a malformed request, or a host name that is not served"),
+    401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
     500: _problem("an error of the service"),
 }
+_HEALTH = {400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     **_ANY,
-    **_TOKEN,
     403: _problem("sent by a page of another site"),
     408: _problem("did not arrive in time"),
     413: _problem("above a limit"),
@@ -213,15 +211,7 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(
-        Guard,
-        paths=PATHS,
-        limits=limits,
-        token=token,
-        hosts=hosts,
-        counter=counter,
-    )
-    app.add_exception_handler(Refused, _refused)
+    app.add_middleware(Guard, paths=PATHS, limits=limits, token=token, hosts=hosts, counter=counter)
     app.add_exception_handler(RequestValidationError, _invalid)
     # the guard asks for the token; this tells the documentation of it
     needs = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
@@ -288,12 +278,14 @@ def build_app(
 
         return await in_thread(request, make)
 
-    @app.get("/model", dependencies=needs, responses=_ANY | _TOKEN)
+    @app.get("/model", dependencies=needs, responses=_ANY)
     async def model() -> dict[str, Any]:
         """Facts of the model; and the limits of the service."""
         return {**inferencer.about(), "limits": vars(limits)}
 
-    @app.get("/health", response_model=Health, responses=_ANY | {503: {"model": Health}})
+    @app.get(
+        "/health", response_model=Health, responses={400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
+    )
     async def health(response: Response) -> Health:
         """Whether the service works. Needs no token."""
         if not batcher.alive:
@@ -326,9 +318,10 @@ def _read(
     pictures: list[Picture] = []
     counts: list[tuple[str, int]] = []
     with tempfile.TemporaryDirectory(prefix="dia-request-") as folder:
-        uploads = [Upload(file.filename or "", file.file) for file in files]
-        unpacked = unpack(uploads, Path(folder), limits, deadline)
-        errors = list(unpacked.errors)
+        unpacked = Unpacking(Path(folder), limits, deadline)
+        for sent in files:
+            unpacked.add(sent.filename or "", sent.file)
+        errors = unpacked.errors
         for file, name in zip(unpacked.files, unpacked.names, strict=True):
             deadline.check()
             one = inferencer.read([file], names=[name], most=most - len(pictures))
@@ -354,11 +347,6 @@ def _asked(do: Callable[..., Any], *values: Any) -> Any:
         return do(*values)
     except DataError as error:
         raise Refused(422, str(error)) from error
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return JSONResponse({"detail": error.line}, error.status, headers=error.headers)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,20 +29,20 @@ _OPEN = ("/health",)  # of the paths that are guarded, those that need no token
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 
 
+@dataclass
 class Work:
     """What a guarded request carries along, as `request.state.work`.
 
     Args:
-        deadline: when its time is over.
-        thread: what works for it in a thread; the request counts as being worked on until that ends,
-            though it may be answered before.
+        deadline: the end of its time.
+        thread: works for it; the request counts as being worked on until that ends, though it may be
+            answered before.
         note: what the log says of it.
     """
 
-    def __init__(self, deadline: Deadline):
-        self.deadline = deadline
-        self.thread: Future[Any] | None = None
-        self.note = ""
+    deadline: Deadline
+    thread: Future[Any] | None = None
+    note: str = ""
 
 
 class Guard:
@@ -140,7 +141,7 @@ class Guard:
         # as bytes: compare_digest takes only ASCII text
         right = hmac.compare_digest(given.strip().encode("latin-1"), self.token)
         if scheme.lower() != "bearer" or not right:
-            raise _Unauthorized()
+            raise Refused(401, "a token is needed: Authorization: Bearer TOKEN")
 
 
 class Counter:
@@ -167,15 +168,6 @@ class Counter:
     def _leave(self, _: object = None) -> None:
         with self._lock:
             self.active -= 1
-
-
-class _Unauthorized(Refused):
-    def __init__(self) -> None:
-        super().__init__(401, "a token is needed: Authorization: Bearer TOKEN")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
 
 
 class _Body:

@@ -108,15 +108,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=_GRACE,
-    )
+        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=_IDLE, timeout_graceful_shutdown=_GRACE,
+    )  # fmt: skip
     return uvicorn.Server(config)
 
 
@@ -140,7 +134,6 @@ def _logged() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("dia.serve")
-    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -148,8 +141,7 @@ def _logged() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before[0])
-        log.propagate = before[1]
+        log.propagate = True
 
 
 @contextmanager

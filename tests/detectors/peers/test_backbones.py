@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from dia.amplify.contrast import AmplifySettings, encoder_input
 from dia.core.errors import DataError
-from dia.core.settings import SettingsError
 from dia.detectors import MSC, Detector
 from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.peers.backbones import (
@@ -21,7 +20,6 @@ from dia.detectors.peers.backbones import (
     TAGS,
     OwnResNet,
     backbone,
-    check_weights,
     describe,
     restored,
     to_input,
@@ -303,13 +301,6 @@ def test_our_own_encoder_is_refused_where_it_cannot_stand(run, make_images, tmp_
         backbone("resnet18", f"dia:{std}")
     with pytest.raises(DataError, match="not a model folder"):
         backbone("resnet18", f"dia:{tmp_path / 'absent'}")
-    with pytest.raises(SettingsError, match=r"^weights dia:RUN is a ResNet, which m cannot take"):
-        check_weights("dia:x", "m")
-    with pytest.raises(SettingsError, match=r"^weights dia:RUN must name"):
-        check_weights("dia:", "m", own=True)
-    with pytest.raises(SettingsError, match=r"^weights must be"):
-        check_weights("", "m")
-    check_weights("dia:x", "m", own=True)
 
 
 @given(st.integers(4, 40), st.integers(4, 40), st.sampled_from([1, 3]), st.integers(0, 255))

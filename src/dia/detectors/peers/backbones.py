@@ -31,11 +31,10 @@ from torch import Tensor, nn
 
 from ...amplify.encoder import Encoder, Stem
 from ...core.errors import DataError
-from ...core.settings import require
 from ...core.training import seed_step
 from ..base import Detector
 from ..dia import CSI
-from ..saving import OWN, load_module, sha256_of
+from ..saving import OWN, sha256_of
 
 # The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and
 # the large ViT's are to be verified.
@@ -53,6 +52,7 @@ TAGS = {
     "cait_s24_224": "cait_s24_224.fb_dist_in1k",
     "deit_base_distilled_patch16_384": "deit_base_distilled_patch16_384.fb_in1k",
 }
+Channels = tuple[float, float, float]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 _STEMS: tuple[Stem, ...] = ("cifar", "patch", "imagenet")
 _HEAD = re.compile(r"(fc|head|classifier|pre_logits|heads)\.")
@@ -70,14 +70,6 @@ _VIT = (
     (r"mlp\.(linear_2|3)\.", "mlp.fc2."),
 )
 _log = logging.getLogger(__name__)
-
-
-def check_weights(weights: str, method: str, *, own: bool = False) -> None:
-    """For `__post_init__` of a method's settings; `own`: it takes a ResNet, so `dia:RUN` too."""
-    require(bool(weights), "weights", "must be imagenet, none or a file, not empty")
-    if weights.startswith(OWN):
-        require(own, "weights", f"{OWN}RUN is a ResNet, which {method} cannot take: imagenet, none or a file")
-        require(weights != OWN, "weights", f"{OWN}RUN must name the folder of a fitted csi or dia")
 
 
 def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> nn.Module:
@@ -100,7 +92,8 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         if timm_kwargs.get("features_only"):
             model = OwnFeatures(own, timm_kwargs.get("out_indices", (0, 1, 2, 3, 4)))
     else:
-        needs_timm()
+        if find_spec("timm") is None:
+            raise DataError("a pretrained backbone needs timm: pip install 'dia-anomaly[backbones]'")
         import timm
 
         if not re.fullmatch(r"[\w.-]+", name):  # timm takes names of hubs and folders too
@@ -110,9 +103,7 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         with torch.random.fork_rng(devices=[]):
             seed_step(seed, 2**32 - 4)
             if weights == "none":
-                if (
-                    "resnet" in name
-                ):  # whose residual branches timm starts at zero: untrained, they do nothing
+                if "resnet" in name:  # timm starts residual branches at zero: untrained, they do nothing
                     timm_kwargs.setdefault("zero_init_last", False)
                 model = timm.create_model(name, pretrained=False, **timm_kwargs)
             elif weights == "imagenet":
@@ -123,14 +114,23 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
 
 
 def restored(name: str, tensors: dict[str, np.ndarray], prefix: str, **timm_kwargs: Any) -> nn.Module:
-    """The network that `module_tensors(network, prefix)` was made of; nothing is fetched or looked for."""
+    """Returns the network that `module_tensors(network, prefix)` was made of; nothing is fetched.
+
+    Args:
+        name: timm's architecture.
+        tensors: arrays by name, others among them.
+        prefix: of the names of the network's arrays.
+        timm_kwargs: as for `backbone`.
+    """
     if (plan := tensors.get(f"{prefix}plan")) is not None:
         model: nn.Module = OwnResNet(*map(int, plan))
     elif (plan := tensors.get(f"{prefix}own.plan")) is not None:
         model = OwnFeatures(OwnResNet(*map(int, plan)), timm_kwargs["out_indices"])
     else:
-        model = backbone(name, "none", **timm_kwargs)
-    load_module(model, tensors, prefix)
+        with torch.device("meta"):  # random values would take seconds
+            model = backbone(name, "none", **timm_kwargs)
+    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
@@ -152,38 +152,55 @@ def to_input(
     size: int,
     device: torch.device | str = "cpu",
     *,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
+    mean: Channels = MEAN,
+    std: Channels = STD,
 ) -> Tensor:
-    """`(N, H, W, 1 or 3)` uint8 to `(N, 3, size, size)` float32, bilinear antialiased, normalised."""
+    """Returns images as the networks take them, resized bilinearly with antialiasing and normalised.
+
+    Args:
+        images: `(N, H, W, 1 or 3)` uint8.
+        size: side S of the squares, in pixels.
+        device: on which the result lies.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+
+    Returns:
+        `(N, 3, S, S)` float32.
+    """
     # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
     return as_input(torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2), size, mean, std)
 
 
-def as_input(
-    x: Tensor,
-    size: int,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
-) -> Tensor:
-    """The same of a tensor `(N, 1 or 3, H, W)` uint8."""
+def as_input(x: Tensor, size: int, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
+    """Returns what `to_input` does, of a tensor.
+
+    Args:
+        x: `(N, 1 or 3, H, W)` uint8.
+        size: side S of the squares, in pixels.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+
+    Returns:
+        `(N, 3, S, S)` float32.
+    """
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if x.shape[-2:] != (size, size):
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
     return normalised(x.expand(-1, 3, -1, -1), mean, std)
 
 
-def normalised(
-    x: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
-) -> Tensor:
-    """`(N, 3, H, W)` in [0, 1], less the mean, by the deviation of each channel."""
+def normalised(x: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
+    """Returns images less the mean, divided by the deviation of each channel.
+
+    Args:
+        x: `(N, 3, H, W)` in [0, 1].
+        mean: of each channel.
+        std: of each channel.
+
+    Returns:
+        `(N, 3, H, W)`.
+    """
     return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
-
-
-def needs_timm() -> None:
-    """Complains where timm is absent."""
-    if find_spec("timm") is None:
-        raise DataError("a pretrained backbone needs timm: pip install 'dia-anomaly[backbones]'")
 
 
 class OwnResNet(nn.Module):

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from ...amplify.augment import Augment, AugmentSettings
 from ...amplify.loss import contrastive_loss, targets
 from ...core.processes import choose_device, gather, processes, share
-from ...core.settings import chosen, require
+from ...core.settings import require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
-from ..base import Detector
 from ..nearest import nearest_squared
 from ..saving import StageCache, module_tensors
-from .backbones import as_input, backbone, check_weights, describe, normalised, restored, to_input
+from .backbones import as_input, backbone, normalised, restored, to_input
+from .pretrained import Presets, Pretrained, PretrainedSettings
 
 TRAINED = ("layer3", "layer4")
 _PIXELS = 2**20  # of one forward pass without gradients
@@ -48,7 +48,7 @@ _BLUR, _BLUR_P, _SIDE = (0.1, 2.0), 0.5, 224  # MoCo v2's blur: range of σ at a
 
 
 @dataclass(frozen=True)
-class MSCSettings:
+class MSCSettings(PretrainedSettings):
     """Mean-shifted contrastive loss.
 
     Args:
@@ -81,34 +81,20 @@ class MSCSettings:
     bank_size: int = 16384
     precision: Precision = "auto"
 
+    presets: ClassVar[Presets] = {
+        "cpu": {"backbone": "resnet18", "size": 64, "epochs": 3, "lr": 1e-3},
+        "gpu": {"backbone": "resnet50", "size": 128, "lr": 1e-3},
+        "paper": {"precision": "32"},
+    }
+    least: ClassVar[dict[str, float]] = {"size": 16, "batch": 2, "weight_decay": 0}
+
     def __post_init__(self) -> None:
-        for name in ("backbone", "precision"):
-            chosen(self, name)
-        check_weights(self.weights, "msc", own=True)
-        least = {"size": 16, "epochs": 1, "batch": 2, "neighbours": 1, "bank_size": 1}
-        for name, value in least.items():
-            require(
-                getattr(self, name) >= value, name, f"must be at least {value}, not {getattr(self, name)}"
-            )
-        for name in ("lr", "temperature"):
-            require(getattr(self, name) > 0, name, f"must be above 0, not {getattr(self, name)}")
-        require(self.weight_decay >= 0, "weight_decay", f"must not be negative, as {self.weight_decay} is")
-        require(
-            self.bank_size >= self.neighbours, "bank_size",
-            f"must hold the {self.neighbours} neighbours, not {self.bank_size}",
-        )  # fmt: skip
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """`paper` as published; the others small enough for two cores, or for one accelerator."""
-        if name == "paper":
-            return cls(weights="imagenet", precision="32")
-        if name == "gpu":
-            return cls(backbone="resnet50", size=128, lr=1e-3)
-        return cls(backbone="resnet18", size=64, epochs=3, lr=1e-3)
+        super().__post_init__()
+        fits = self.bank_size >= self.neighbours
+        require(fits, "bank_size", f"must hold the {self.neighbours} neighbours, not {self.bank_size}")
 
 
-class MSC(Detector):
+class MSC(Pretrained):
     """A pretrained ResNet, adapted by the mean-shifted contrastive loss, with nearest normals."""
 
     method = "msc"
@@ -123,21 +109,14 @@ class MSC(Detector):
         self.network_ = backbone(s.backbone, s.weights, seed=self.seed).to(self.where_)
         scoring = {"neighbours": MSCSettings.neighbours, "bank_size": MSCSettings.bank_size}
         path = stages.path("msc", replace(s, **scoring), self.weights_source(), self.seed, images)
-        centre = features(self.network_, images, s.size).mean(0)
+        centre = _features(self.network_, images, s.size).mean(0)
         module = MeanShifted(self.network_, centre, images, s, self.seed)
         stages.trained(path, module, len(images), s, self.device)
         self.centre_ = module.centre  # of the network as it was before training, found or made
-        self.bank_ = features(self.network_, subsample(images, s.bank_size), s.size)
-
-    def weights_source(self) -> str:
-        """Where the network's first weights are from."""
-        return describe(self.s.backbone, self.s.weights, seed=self.seed)
+        self.bank_ = _features(self.network_, subsample(images, s.bank_size), s.size)
 
     def _module(self) -> nn.Module:
         return MeanShiftedDistance(self.network_, self.bank_, self.s)
-
-    def _at_once(self) -> int:
-        return _step(self.s.size)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         own = {"centre": self.centre_.cpu().numpy(), "bank": self.bank_.cpu().numpy()}
@@ -150,7 +129,7 @@ class MSC(Detector):
 
 
 @torch.inference_mode()
-def features(network: nn.Module, images: np.ndarray, size: int) -> Tensor:
+def _features(network: nn.Module, images: np.ndarray, size: int) -> Tensor:
     """Unit features φ `(N, D)` of uint8 images `(N, H, W, C)`, some at a time."""
     device = next(network.parameters()).device
     step = _step(size)
@@ -228,7 +207,7 @@ class MeanShifted(Timed):
         x = to_input(self.images[index[part]], self.s.size, self.device, mean=(0, 0, 0), std=(1, 1, 1))
         x = self.augment(x[:, : self.augment.channels].repeat(2, 1, 1, 1), draws)
         x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-        x[blur] = blurred(x[blur], sigma[blur], _BLUR[1] * self.s.size / _SIDE)
+        x[blur] = _blurred(x[blur], sigma[blur], _BLUR[1] * self.s.size / _SIDE)
         return normalised(x.expand(-1, 3, -1, -1))
 
     def loss(self, phi: Tensor) -> Tensor:
@@ -259,7 +238,7 @@ class MeanShifted(Timed):
         return torch.optim.SGD(trained, self.s.lr, weight_decay=self.s.weight_decay)
 
 
-def blurred(x: Tensor, sigma: Tensor, greatest: float) -> Tensor:
+def _blurred(x: Tensor, sigma: Tensor, greatest: float) -> Tensor:
     """Each image of `(N, C, H, W)` by its own σ `(N,)`, at most `greatest`, which sets the window."""
     if not len(x):
         return x

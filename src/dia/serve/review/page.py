@@ -137,76 +137,60 @@ class Page:
         self.inferencer = inferencer
         self.lists = Worklists(inferencer, reviews)
         self.n = int(inferencer.about()["n_calibration"])
+        kept = (_ABANDONED, _ABANDONED)
         with gr.Blocks(
-            title="DIA review",
-            analytics_enabled=False,
-            fill_width=True,
-            delete_cache=(_ABANDONED, _ABANDONED),
+            title="DIA review", analytics_enabled=False, fill_width=True, delete_cache=kept
         ) as self.blocks:
             self._parts()
             self._events()
 
     def _parts(self) -> None:
         percent, last = 100 * self.inferencer.rate, max(self.inferencer.t_max - 1, 1)
+        dissolves, has_heatmaps = self.inferencer.can_dissolve, self.inferencer.has_heatmaps
         self.current = gr.Textbox("", visible="hidden", elem_id="current")
         self.order = gr.Textbox("score down", visible="hidden")
         self.csv = gr.Textbox("", visible="hidden")
         self.written = gr.Button(visible="hidden", elem_id="written")
-        gr.HTML(view.header(self.inferencer.about()) + view.keys(), elem_id="header", apply_default_css=False)
+        _html("header", view.header(self.inferencer.about()) + view.keys())
         with gr.Row(elem_id="review"):
             with gr.Column(scale=2, min_width=450, elem_id="left"):
                 self.files = gr.File(
                     label="Drop images here, one or many", file_count="multiple", height=110, elem_id="drop"
                 )
-                self.status = gr.HTML("", elem_id="status", apply_default_css=False)
-                self.rate = gr.Slider(
-                    0.1, 50, percent, step=0.1, label="False-alarm rate, %", buttons=[], elem_id="rate"
-                )
-                self.meaning = gr.HTML(
-                    view.meaning(percent / 100, self.n), elem_id="meaning", apply_default_css=False
-                )
-                self.show = gr.Radio(
-                    [(s.capitalize(), s) for s in SHOWN], value="all", label="Show", elem_id="show"
-                )
-                self.table = gr.HTML(
-                    view.table([], [], "score", True),
-                    elem_id="list",
-                    apply_default_css=False,
-                    js_on_load=_LIST_JS,
-                )
+                self.status = _html("status")
+                self.rate = _slider("rate", "False-alarm rate, %", 0.1, 50, percent, step=0.1)
+                self.meaning = _html("meaning", view.meaning(percent / 100, self.n))
+                choices = [(s.capitalize(), s) for s in SHOWN]
+                self.show = gr.Radio(choices, value="all", label="Show", elem_id="show")
+                self.table = _html("list", view.table([], [], "score", True), js_on_load=_LIST_JS)
                 with gr.Row():
-                    self.export = gr.Button("Export this list (CSV)", size="sm", elem_id="export")
-                    self.export_all = gr.Button(
-                        "Export all saved marks (CSV)", size="sm", elem_id="export-all"
-                    )
+                    self.export = _button("export", "Export this list (CSV)")
+                    self.export_all = _button("export-all", "Export all saved marks (CSV)")
             with gr.Column(scale=5, min_width=320, elem_id="detail", visible=False) as self.detail:
-                self.title = gr.HTML("", elem_id="title", apply_default_css=False)
+                self.title = _html("title")
                 with gr.Row(elem_id="marking"):
-                    self.previous = gr.Button("‹ Previous", size="sm", elem_id="previous")
-                    self.agree = gr.Button("✓ Agree", size="sm", elem_id="agree")
-                    self.disagree = gr.Button("✗ Disagree", size="sm", elem_id="disagree")
-                    self.undo = gr.Button("Undo", size="sm", elem_id="undo")
-                    self.next = gr.Button("Next ›", size="sm", elem_id="next")
-                self.state = gr.HTML("", elem_id="state", apply_default_css=False)
+                    self.previous = _button("previous", "‹ Previous")
+                    self.agree = _button("agree", "✓ Agree")
+                    self.disagree = _button("disagree", "✗ Disagree")
+                    self.undo = _button("undo", "Undo")
+                    self.next = _button("next", "Next ›")
+                self.state = _html("state")
                 self.note = gr.Textbox(
                     label="Note", lines=1, max_lines=6, max_length=2000, elem_id="note",
                     placeholder="Saved while you write. No names, please.",
                 )  # fmt: skip
                 with gr.Row(elem_id="pictures"):
                     with gr.Column(min_width=240, scale=4):
-                        self.picture = gr.HTML("", elem_id="picture", apply_default_css=False)
-                        self.opacity = gr.Slider(
-                            0, 100, 60, step=1, label="Heatmap opacity, %", buttons=[], elem_id="opacity",
-                            visible=self.inferencer.has_heatmaps,
-                        )  # fmt: skip
+                        self.picture = _html("picture")
+                        self.opacity = _slider(
+                            "opacity", "Heatmap opacity, %", 0, 100, 60, visible=has_heatmaps
+                        )
                     with gr.Column(min_width=240, scale=6):
-                        self.dissolved = gr.HTML("", elem_id="dissolved", apply_default_css=False)
-                        self.t = gr.Slider(
-                            0, last, min(_T, last), step=1, label="Dissolve, t", buttons=[],
-                            elem_id="dissolve-t",
-                            visible=self.inferencer.can_dissolve,
-                        )  # fmt: skip
-                self.nearest = gr.HTML("", elem_id="nearest", apply_default_css=False)
+                        self.dissolved = _html("dissolved")
+                        self.t = _slider(
+                            "dissolve-t", "Dissolve, t", 0, last, min(_T, last), visible=dissolves
+                        )
+                self.nearest = _html("nearest")
 
     def _events(self) -> None:
         shown = [self.current, self.rate, self.order, self.show]
@@ -223,11 +207,8 @@ class Page:
             event.then(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **direct)
             event.then(self._on(self.draw_nearest), shown, self.nearest, **direct)
 
-        opens(
-            self.files.upload(
-                self.take, [self.files, *shown], [self.files, *opened], concurrency_limit=4, **quiet
-            )
-        )
+        outputs = [self.files, *opened]
+        opens(self.files.upload(self.take, [self.files, *shown], outputs, concurrency_limit=4, **quiet))
         opens(self.table.pick(self._on_event(self.pick), shown, opened, **direct))
         for button, by in ((self.next, 1), (self.previous, -1)):
             opens(button.click(self._on(self.go, by), shown, opened, **direct))
@@ -379,6 +360,18 @@ class Page:
     def all_csv(self, a: Asked) -> str:
         """Every mark made with this model."""
         return as_csv(a.work.reviews.of_model(a.work.model))
+
+
+def _html(name: str, value: str = "", **more: Any) -> Any:
+    return gr.HTML(value, elem_id=name, apply_default_css=False, **more)
+
+
+def _button(name: str, text: str) -> Any:
+    return gr.Button(text, size="sm", elem_id=name)
+
+
+def _slider(name: str, text: str, low: float, high: float, value: float, step: float = 1, **more: Any) -> Any:
+    return gr.Slider(low, high, value, step=step, label=text, buttons=[], elem_id=name, **more)
 
 
 def _table(a: Asked) -> str:

@@ -33,14 +33,8 @@ _macros: Any = (
     .module
 )  # fmt: skip
 
-header, keys, progress, done, gone = (
-    _macros.header,
-    _macros.keys,
-    _macros.progress,
-    _macros.done,
-    _macros.gone,
-)
-title, state, no_dissolver = _macros.title, _macros.state, _macros.no_dissolver
+header, keys, progress, done = _macros.header, _macros.keys, _macros.progress, _macros.done
+gone, title, state, no_dissolver = _macros.gone, _macros.title, _macros.state, _macros.no_dissolver
 
 
 def meaning(rate: float, n: int) -> str:

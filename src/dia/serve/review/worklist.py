@@ -175,13 +175,8 @@ class Worklist:
                     return row
                 if old.verdict:
                     now = replace(now, flagged=old.flagged, rate=old.rate)
-            saved = self.reviews.save(
-                replace(
-                    now,
-                    verdict=old.verdict if verdict is None else verdict,
-                    note=old.note if note is None else note,
-                )
-            )
+            verdict = old.verdict if verdict is None else verdict
+            saved = self.reviews.save(replace(now, verdict=verdict, note=old.note if note is None else note))
             row = replace(row, mark=saved if saved.time else None)
             self._rows[sha256] = row
             return row
