@@ -374,7 +374,6 @@ def test_a_request_that_takes_too_long_is_answered_and_still_counts(inferencer):
         # the first one's thread may just have ended too, by the same deadline
         slow.go.set()
         idle(client)
-        assert client.post("/score", files=one).status_code == 200
 
 
 def test_more_requests_than_may_be_worked_on_are_told_to_come_again(inferencer):

@@ -1,7 +1,7 @@
 """The HTTP service: scores, heatmaps and dissolved copies of images that are sent, as JSON.
 
-Knows requests and answers; what is behind them are `predictor.py`, `batching.py` and `uploads.py`, and
-`middleware.py` stands before them. Keeps nothing of a request once it is answered.
+Knows requests and answers; `predictor.py`, `batching.py` and `uploads.py` do the work, and `middleware.py`
+guards it. Keeps nothing of a request once it is answered.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FILES = Field(description="images, or zips of images", min_length=1)
 
 
 class ScoreForm(BaseModel):
-    """What is sent to be scored."""
+    """Images to score, and options."""
 
     model_config = ConfigDict(extra="forbid")
     files: list[UploadFile] = _FILES
@@ -64,7 +64,7 @@ class ScoreForm(BaseModel):
 
 
 class DissolveForm(BaseModel):
-    """What is sent to be dissolved."""
+    """Images to dissolve, and diffusion steps."""
 
     model_config = ConfigDict(extra="forbid")
     files: list[UploadFile] = _FILES
@@ -72,7 +72,7 @@ class DissolveForm(BaseModel):
 
 
 class FileError(BaseModel):
-    """A file that was left out."""
+    """A file that was left out, and why."""
 
     name: str
     error: str
@@ -133,7 +133,7 @@ class DissolveAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the service works, and how much it has to do."""
+    """State and load of the service."""
 
     status: Literal["ok", "failing"]
     model_loaded: bool
@@ -182,13 +182,13 @@ def build_app(
     *,
     hosts: Sequence[str] | None = LOOPBACK,
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Returns the service as an ASGI application.
 
     Sets Pillow's limit on pixels, which holds for the whole process.
 
     Args:
         inferencer: the model.
-        limits: see there.
+        limits: of a request, and of all together.
         token: asked for by all but `/health` and the documentation; None to ask for nothing.
         hosts: names that the service answers to; None for any.
     """
@@ -287,7 +287,7 @@ def build_app(
         "/health", response_model=Health, responses={400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
     )
     async def health(response: Response) -> Health:
-        """Whether the service works. Needs no token."""
+        """Returns state and load of the service. Needs no token."""
         if not batcher.alive:
             response.status_code = 503
         return Health(
@@ -298,7 +298,7 @@ def build_app(
         )
 
     def described() -> dict[str, Any]:
-        """As FastAPI describes it, with the diffusion steps that this model has."""
+        """The description by FastAPI, with the diffusion steps of this model."""
         found = FastAPI.openapi(app)
         steps = found["components"]["schemas"]["DissolveForm"]["properties"]["t"]["items"]
         steps |= {"minimum": 0, "maximum": max(inferencer.t_max - 1, 0)}
@@ -314,7 +314,7 @@ def build_app(
 def _read(
     inferencer: Inferencer, files: Sequence[UploadFile], limits: Limits, most: int, deadline: Deadline
 ) -> tuple[Reading, list[tuple[str, int]]]:
-    """The pictures of what was sent, and how many each file had."""
+    """The pictures of the uploads, and the number of pictures of each file."""
     pictures: list[Picture] = []
     counts: list[tuple[str, int]] = []
     with tempfile.TemporaryDirectory(prefix="dia-request-") as folder:
@@ -342,7 +342,7 @@ def _check_query(request: Request) -> None:
 
 
 def _asked(do: Callable[..., Any], *values: Any) -> Any:
-    """What the model says, or the line that says why such values cannot be."""
+    """Calls the model; its complaint about the values becomes a refusal."""
     try:
         return do(*values)
     except DataError as error:
@@ -350,7 +350,7 @@ def _asked(do: Callable[..., Any], *values: Any) -> Any:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """The first thing that is wrong, in one line that repeats of what was sent but the field's name."""
+    """Returns the first validation error as one line, which quotes the field's name and nothing else sent."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(plain_name(str(part)) for part in first["loc"][1:])  # a client's may be anything
@@ -374,7 +374,7 @@ def _scored(
 
 
 def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
-    """Of the files with several images; two files may have one name, so they are told apart by number."""
+    """The volumes: files with several images. Files are known by their number, as names may be equal."""
     owners = [str(i) for i, (_, count) in enumerate(counts) for _ in range(count)]
     of_several = [owner if counts[int(owner)][1] > 1 else None for owner in owners]
     out = []

@@ -1,7 +1,7 @@
 """Images of several requests scored together: networks take a batch in little more time than one image.
 
 Knows a function that scores; knows nothing of requests. One thread scores. It takes images of those who wait
-in turn, so that a large request does not hold up a small one, and waits a few milliseconds for more while a
+in turn, so that a large request does not delay a small one, and waits a few milliseconds for more while a
 batch is not full. An image's score does not depend on its neighbours, but for the last bits of sums that
 are taken in another order.
 """
@@ -60,7 +60,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether it still scores."""
+        """Whether the scoring thread runs."""
         return self._open and self._thread.is_alive()
 
     def score(self, images: np.ndarray, heatmaps: bool, deadline: Deadline) -> Verdict:

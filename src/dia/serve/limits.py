@@ -1,4 +1,4 @@
-"""What the service accepts of one request and of all together. Knows numbers; checks nothing by itself."""
+"""Limits of the service, of one request and of all together. Knows numbers; checks no request itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..core.errors import DataError
 
 @dataclass(frozen=True)
 class Limits:
-    """Above these a request is refused; nothing of it is kept.
+    """The limits: a request above one of them is refused, and nothing of it is kept.
 
     Args:
         max_mb: size of a request's body, in MB of 10⁶ bytes; counted while it arrives.
@@ -42,7 +42,7 @@ class Limits:
             if isinstance(f.default, int) and value < 1:
                 raise DataError(f"--{f.name} must be at least 1, not {value}")
             if not value >= 0:
-                raise DataError(f"--{f.name} must not be below 0, nor be {value}")
+                raise DataError(f"--{f.name} must be a number from 0, not {value}")
 
     @property
     def max_bytes(self) -> int:

@@ -174,7 +174,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether a zip's bytes are the reason: `zipfile` raises nearly anything on malformed ones."""
+    """Returns whether a zip's bytes are the cause: `zipfile` raises nearly anything on malformed ones."""
     if isinstance(error, OSError):  # others are the disk's
         return error.errno == errno.EINVAL  # it seeks before the start of the file
     return not isinstance(error, Refused | MemoryError)

@@ -22,7 +22,6 @@ from dia.detectors.registry import METHODS, detector_class
 
 TINY = {name: TINY[name] for name in PEERS}
 SLOW = "efficientad"  # 256 px: a second for each image
-CHEAP = [name for name in TINY if name != SLOW]
 
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -150,7 +149,7 @@ def test_ganomaly_scores_are_the_difference_of_the_two_codes(fitted, few):
 
 def test_nothing_is_printed(needs_anomalib, normals, few, capfd):
     fit("patchcore", normals).score(few("patchcore"))
-    fit("cfa", normals)
+    fit("cfa", normals, changes={"epochs": 1})
     said = capfd.readouterr()
     assert said.out + said.err == ""
 
@@ -163,6 +162,10 @@ def test_what_was_raised_is_recorded_and_the_hash_stays(fitted, normals):
     assert raised.facts_["adapted"] == {"size": [28, 32]}
     assert raised.settings_hash() == PEERS["fastflow"](tiny("fastflow", size=28)).settings_hash()
     assert "adapted" not in fitted("fastflow").facts_
+
+
+@pytest.mark.slow
+def test_efficientad_records_what_stands_for_natural_images(fitted):
     assert fitted(SLOW).adapted_ == {"imagenette": ["natural images", "shuffled tiles of the normals"]}
 
 
@@ -232,7 +235,7 @@ def test_a_file_fills_the_backbone(needs_anomalib, normals, tmp_path):
     file = tmp_path / "resnet18.pth"
     torch.save(backbone("resnet18", "none", seed=7).state_dict(), file)
     detector = fit("patchcore", normals, changes={"weights": str(file)})
-    other = fit("cfa", normals, changes={"weights": str(file)})
+    other = fit("cfa", normals, changes={"weights": str(file), "epochs": 1})
     wanted = backbone("resnet18", "none", seed=7).layer2[0].conv1.weight
     assert torch.equal(detector.model_.feature_extractor.feature_extractor.layer2[0].conv1.weight, wanted)
     assert torch.equal(other.model_.feature_extractor.network.layer2[0].conv1.weight, wanted)
@@ -246,7 +249,8 @@ def own_run(normals, tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["patchcore", "cflow", "fastflow", "uflow", "cfa"])
 def test_our_own_encoder_takes_the_place_of_a_resnet(method, needs_anomalib, own_run, normals, few, tmp_path):
-    detector = fit(method, normals, changes={"weights": f"dia:{own_run}"})
+    shorter = {} if method == "patchcore" else {"epochs": 1}
+    detector = fit(method, normals, changes={"weights": f"dia:{own_run}"} | shorter)
     start = Detector.load(own_run, device="cpu").encoder_.state_dict()["stages.0.conv1.weight"]
     kept = [v for k, v in detector._tensors().items() if k.endswith("own.layer1.0.conv1.weight")]
     assert np.array_equal(kept[0], start.numpy())
@@ -299,15 +303,6 @@ def test_a_hash_tells_options_apart(needs_anomalib):
     a, b = (AnomalibSettings(options={"n_features": n}) for n in (20, 30))
     assert cls(a).settings_hash() != cls(b).settings_hash()
     assert cls(a).settings_hash() == cls(replace(b, options={"n_features": 20})).settings_hash()
-
-
-@pytest.mark.parametrize("method", CHEAP)
-def test_it_takes_colour_at_the_networks_own_size(method, needs_anomalib):
-    images = phantoms.load("train", size=32, n=24, colour=True).normals().images
-    assert images.shape[1:] == (32, 32, 3)
-    scores = fit(method, images).score(images)
-    assert np.isfinite(scores).all()
-    assert len(np.unique(scores)) == len(images)
 
 
 def test_patchcores_coreset_is_anomalibs(needs_anomalib, normals):

@@ -11,13 +11,7 @@ from torch import nn
 
 from dia.detectors import KDAD
 from dia.detectors.peers.backbones import to_input
-from dia.detectors.peers.kdad import (
-    KDADSettings,
-    _cloner_of,
-    _disagreement,
-    _pooled,
-    _steepness,
-)
+from dia.detectors.peers.kdad import KDADSettings, _cloner_of, _disagreement, _pooled, _steepness
 from dia.detectors.peers.pretrained import Learner
 
 pytest.importorskip("timm")

@@ -23,11 +23,11 @@ PARTS = {"kdad": "cloner", "transformaly": "student", "uniad": "rebuilder"}  # t
 
 
 @pytest.fixture(scope="module", autouse=True)
-def frozen_networks_are_made_once():
-    """They stay as they are, so that detectors can share them: a random VGG takes seconds."""
+def frozen():
+    """The frozen networks, each made once, as detectors can share them: a random VGG takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dia.detectors.peers.pretrained.backbone", cache(backbone))
-        yield
+        patch.setattr("dia.detectors.peers.pretrained.backbone", shared := cache(backbone))
+        yield shared
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,13 @@ def own_run(normals, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", PARTS)
-def test_one_network_stays_as_it_came_and_the_other_learns_every_weight(method, fitted):
-    detector = fitted(method)[0]
+def test_one_network_stays_as_it_came_and_the_other_learns_every_weight(method, fitted, frozen):
     before = fresh(method, seed=2)
     before.where_ = torch.device("cpu")
-    before.frozen_ = backbone(before._architecture(), "none", seed=2, **before._options())
-    for name, value in before.frozen_.state_dict().items():
+    before.frozen_ = frozen(before._architecture(), "none", seed=2, **before._options())
+    came = {name: value.clone() for name, value in before.frozen_.state_dict().items()}
+    detector = fitted(method)[0]
+    for name, value in came.items():
         assert torch.equal(value, detector.frozen_.state_dict()[name]), name
     for name, value in before._untrained().named_parameters():
         assert not torch.equal(value, detector.trained_.state_dict()[name]), name

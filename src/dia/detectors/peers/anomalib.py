@@ -1,15 +1,15 @@
-"""anomalib's models as detectors: how one is built, trained, scored, saved. Knows `weights`, no method.
+"""anomalib's models as detectors: how one is built, trained, scored, saved. Knows `backbones`, no method.
 
 Source: anomalib 2.7 (Intel, Apache-2.0), which is imported when a model is made and not before, so that its
-methods can be listed without it. `peers.py` has those with names of ours; any other image model of its is
+methods can be listed without it. `anomalib_models.py` has those with names of ours; any other image model is
 `anomalib:NAME`, with its constructor's arguments as `options`.
 
-anomalib's own here: networks, losses, optimisers, memory banks, training steps, and its pre-processor at the
-side in `size`. Ours: the split; batches and chance from (seed, step); checkpoints at the ends of epochs; the
-first weights, by `weights.py` (every `timm.create_model` of a model goes through `backbone`), with the
-papers' tags instead of anomalib's. Scores and maps are what the network returns: nothing is normalised by
-other images, clamped, or thresholded. What a run could not do as its settings ask is in `adapted_`, as
-[asked, done], and in the ledger's line.
+From anomalib: networks, losses, optimisers, memory banks, training steps, and its pre-processor at the
+side in `size`. From here: the split; batches and chance from (seed, step); checkpoints at the ends of
+epochs; the first weights, by `backbones.py` (every `timm.create_model` of a model goes through `backbone`),
+with the papers' tags instead of anomalib's. Scores and maps are what the network returns: nothing is
+normalised by other images, clamped, or thresholded. Where a run had to differ from its settings, `adapted_`
+and the ledger's line hold [asked, done].
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from functools import lru_cache, partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import lightning as L
 import numpy as np
@@ -63,7 +64,7 @@ _BLIND = ("Ganomaly", "Dfkde")  # which give no map
 
 @dataclass(frozen=True)
 class PeerSettings(PretrainedSettings):
-    """What all have; further fields are arguments of anomalib's constructor, under its names.
+    """The settings of all; further fields are arguments of anomalib's constructor, under its names.
 
     Args:
         size: images are resized to squares of this side; one the method cannot have is raised, and recorded.
@@ -83,7 +84,7 @@ class PeerSettings(PretrainedSettings):
 
 @dataclass(frozen=True)
 class BackboneSettings(PeerSettings):
-    """What those have that start from a pretrained network.
+    """The settings of models that start from a pretrained network.
 
     Args:
         weights: `imagenet`, `none` (random, by seed), a file, or `dia:RUN` for ResNets.
@@ -108,7 +109,7 @@ class AnomalibSettings(BackboneSettings):
     presets: ClassVar[Presets] = {"cpu": {"size": 64, "epochs": 2}, "gpu": {"size": 128}}
 
     def takes_own_encoder(self) -> bool:
-        """Returns True: what its backbone is stands in `options`, where the network is built."""
+        """Returns True: the network is chosen in `options`, and checked when it is built."""
         return True
 
 
@@ -135,18 +136,14 @@ def _seed(seed: int, step: int) -> None:
 
 @contextmanager
 def _alone(seed: int, step: int, *, progress: bool = False) -> Iterator[None]:
-    """Chance by (seed, step), the caller's put back afterwards; no warnings, and no bars unless asked for."""
+    """Draws by (seed, step), keeps the caller's random state, and shows no warnings, nor bars unless asked."""
     from tqdm import tqdm
 
-    init = tqdm.__init__
-    with isolate_rng(), warnings.catch_warnings():
+    quiet = patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=not progress))
+    with isolate_rng(), warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")
-        tqdm.__init__ = partialmethod(init, disable=not progress)
         _seed(seed, step)
-        try:
-            yield
-        finally:
-            tqdm.__init__ = init
+        yield
 
 
 class _Named(nn.Module):
@@ -162,40 +159,31 @@ class _Named(nn.Module):
 
 @contextmanager
 def _networks(weights: str, seed: int, plan: np.ndarray | None = None) -> Iterator[None]:
-    """While a model is built, what it wants of timm comes from `backbone`, which asks no network unasked.
+    """While a model is built, its networks come from `backbone` instead of timm: nothing is fetched unasked.
 
-    The first pretrained network has the seed itself; others have their own, lest students equal teachers.
+    The first pretrained network has the seed itself; others have their own: no student equals its teacher.
     `plan` rebuilds a saved `OwnFeatures` without its run.
     """
-    import timm as timm_module
+    import timm
     from anomalib.models.image.cfa import torch_model
 
-    timm: Any = timm_module
-    cfa: Any = torch_model
-    real, extractor = timm.create_model, cfa.get_feature_extractor
     count = {True: itertools.count(), False: itertools.count()}
 
     def create(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         other = seed + (next(count[pretrained]) * 2 + (not pretrained)) * 2**32
-        timm.create_model = real  # for `backbone`
-        try:
-            if plan is not None and pretrained:
-                made: nn.Module = OwnFeatures(OwnResNet(*map(int, plan)), kwargs["out_indices"])
-            else:
-                made = backbone(name, weights if pretrained else "none", seed=other, **kwargs)
-        finally:
-            timm.create_model = create
+        if plan is not None and pretrained:
+            made: nn.Module = OwnFeatures(OwnResNet(*map(int, plan)), kwargs["out_indices"])
+        else:
+            made = backbone(name, weights if pretrained else "none", seed=other, **kwargs)
         return made.train().requires_grad_(True)  # as timm gives them
 
     def extract(name: str, nodes: list[str]) -> nn.Module:
         network = create(name, pretrained=True, features_only=True, out_indices=(1, 2, 3))
         return _Named(network, nodes).eval()
 
-    timm.create_model, cfa.get_feature_extractor = create, extract
-    try:
+    extractor = patch.object(torch_model, "get_feature_extractor", extract)
+    with patch.object(timm, "create_model", create), extractor:
         yield
-    finally:
-        timm.create_model, cfa.get_feature_extractor = real, extractor
 
 
 class Normals(L.LightningDataModule):
@@ -282,7 +270,7 @@ class Peer(Pretrained):
 
     Attributes:
         model_: the fitted network, which gives `pred_score` and `anomaly_map`.
-        adapted_: what was done otherwise than the settings ask, by name, as [asked, done].
+        adapted_: where the run differs from the settings, [asked, done] by name.
     """
 
     model: ClassVar[str]  # its name in anomalib
@@ -292,7 +280,7 @@ class Peer(Pretrained):
     whole: ClassVar[int] = 1
 
     def side(self) -> int:
-        """The side of the squares that the network sees: `size`, or the next one that it can have."""
+        """Returns the side of the squares that the network sees: `size`, or the next possible one."""
         fixed = _FIXED.get(getattr(self.s, "backbone", ""))
         return fixed or max(self.least, -(-self.s.size // self.whole) * self.whole)
 
@@ -305,11 +293,11 @@ class Peer(Pretrained):
         """Parts of the network that are ours, before it is trained or loaded."""
 
     def _within(self, model: Any, images: np.ndarray) -> np.ndarray:
-        """Those of the normals that are trained on, once the settings are found to fit them."""
+        """The normals to train on; checks that the settings fit them."""
         return images
 
     def _prepare(self, module: Any, normals: Normals) -> None:
-        """What anomalib does when training starts."""
+        """Steps of anomalib when training starts."""
 
     def _finish(self, module: Any, reference: Normals) -> None:
         """Statistics of the trained network."""
@@ -317,7 +305,7 @@ class Peer(Pretrained):
     # what all do
 
     def _built(self, weights: str, plan: np.ndarray | None = None) -> Any:
-        """anomalib's module for this side, with nothing about it that changes scores."""
+        """The module of anomalib for this side, with nothing about it that changes scores."""
         image, s = _anomalib(), self.s
         cls = getattr(image, self.model)
         options = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in _OURS}
@@ -407,7 +395,7 @@ class Peer(Pretrained):
                 "enable_progress_bar": stages.progress,
                 "limit_val_batches": 0, "logger": False, "enable_model_summary": False,
                 "use_distributed_sampler": False, "default_root_dir": path,
-                "reload_dataloaders_every_n_epochs": 1,
+                "reload_dataloaders_every_n_epochs": 1
             }
         )  # fmt: skip
         normals = self._normals(images, _EPOCH if steps > 0 else None)
@@ -462,7 +450,7 @@ class _Any(Peer):
 
 @lru_cache
 def anomalib_class(method: str) -> type[Detector]:
-    """The class of `anomalib:NAME`.
+    """Returns the class of `anomalib:NAME`.
 
     Raises:
         DataError: anomalib is missing, or has no such image model.

@@ -1,8 +1,8 @@
-"""Eight methods of other authors, as anomalib has them: settings, presets, and what each does its own way.
+"""Eight methods of other authors, as anomalib has them: settings, presets, and the special steps of each.
 
-Knows `anomalib.py`, which runs them, and `weights`. Sources: the papers named below; the code is anomalib's.
+Knows `anomalib.py`, which runs them, and `backbones`. Sources: the papers below; the code is anomalib's.
 
-Deviations, beside random weights in all presets but `paper`:
+Deviations, besides random weights in all presets but `paper`:
 - cflow: anomalib divides likelihoods by the greatest of the batch; here by the greatest of normals that were
   not trained on, so that an image's score is its own. Its sums of exponentials, as those of fastflow and
   uflow, come to their end for images that are very unlikely.
@@ -241,7 +241,7 @@ class Ganomaly(_Listed):
     maps = False
 
     def side(self) -> int:
-        """The next power of two."""
+        """Returns the next power of two."""
         return max(self.least, 1 << (self.s.size - 1).bit_length())
 
     def _pre_processor(self, cls: Any) -> Any:
@@ -452,7 +452,7 @@ class Patchcore(_Listed):
 
 
 def _subsample(model: Any, sampling_ratio: float) -> None:
-    """anomalib's coreset, but with distances a part at a time.
+    """Picks the coreset of anomalib, but computes distances a part at a time.
 
     Its one array for all patches, made anew for every pick, leaves holes in the heap that add up to gigabytes
     (7.7 GB where 1.1 do).

@@ -1,4 +1,4 @@
-"""Backbones of the methods that start from a pretrained one: their weights, and images as they want them.
+"""Networks that methods start from: their weights, and images in the form that they take.
 
 Knows timm (only inside functions, so that the core runs without it), files, and our own encoders; knows no
 method. A setting `weights` says where they come from:
@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -73,14 +74,14 @@ _log = logging.getLogger(__name__)
 
 
 def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> nn.Module:
-    """A frozen network in eval mode and float32.
+    """Returns a frozen network in eval mode and float32.
 
     Args:
         name: timm's architecture, one of `TAGS` where weights are `imagenet`.
         weights: `imagenet`, `none`, a file, or `dia:RUN` (which brings its own architecture, `OwnResNet`,
-            and takes of `timm_kwargs` only `features_only`, which makes it `OwnFeatures`).
+            and uses only `features_only` and `out_indices` of `timm_kwargs`, which make it `OwnFeatures`).
         seed: of random weights.
-        timm_kwargs: what else `timm.create_model` is told, such as `features_only=True`. Without it and
+        timm_kwargs: further arguments of `timm.create_model`, such as `features_only=True`. Without it and
             without `num_classes` the network has no classifier, and gives pooled features.
 
     Raises:
@@ -94,7 +95,7 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
     else:
         if find_spec("timm") is None:
             raise DataError("a pretrained backbone needs timm: pip install 'dia-anomaly[backbones]'")
-        import timm
+        from timm.models import create_model
 
         if not re.fullmatch(r"[\w.-]+", name):  # timm takes names of hubs and folders too
             raise DataError(f"{name}: not the name of a network of timm's")
@@ -105,7 +106,7 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
             if weights == "none":
                 if "resnet" in name:  # timm starts residual branches at zero: untrained, they do nothing
                     timm_kwargs.setdefault("zero_init_last", False)
-                model = timm.create_model(name, pretrained=False, **timm_kwargs)
+                model = create_model(name, pretrained=False, **timm_kwargs)
             elif weights == "imagenet":
                 model = _fetched(name, timm_kwargs)
             else:
@@ -135,7 +136,16 @@ def restored(name: str, tensors: dict[str, np.ndarray], prefix: str, **timm_kwar
 
 
 def describe(name: str, weights: str, *, seed: int = 0) -> str:
-    """Where weights come from, as the ledger says it; of files and runs with their sha256."""
+    """Returns where weights come from, as the ledger says it; of files and runs with their sha256.
+
+    Args:
+        name: timm's architecture.
+        weights: `imagenet`, `none`, a file, or `dia:RUN`.
+        seed: of random weights.
+
+    Raises:
+        DataError: there is no such file.
+    """
     if weights == "none":
         return f"none (random, seed {seed})"
     if weights == "imagenet":
@@ -206,8 +216,8 @@ def normalised(x: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
 class OwnResNet(nn.Module):
     """Our encoder without its heads, with the names of timm's ResNets: `layer1` to `layer4`, `num_features`.
 
-    It takes what `to_input` gives and undoes the normalisation; an encoder of grey images sees the mean of
-    the channels. `plan` makes saved tensors tell the architecture.
+    It takes the output of `to_input` and undoes the normalisation; an encoder of grey images sees the mean of
+    the channels. The buffer `plan` keeps the architecture in saved tensors.
 
     Args:
         channels: 1 or 3, that the encoder was fitted on.
@@ -227,7 +237,7 @@ class OwnResNet(nn.Module):
         self.register_buffer("plan", torch.tensor([channels, width, stem, side]))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """`(N, 3, H, W)` normalised to the maps `(N, C, h, w)` of the stem and of each layer."""
+        """Returns the maps `(N, C, h, w)` of the stem and of each layer, of `(N, 3, H, W)` normalised."""
         x = x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
         x = x.mean(1, keepdim=True) if self.channels == 1 else x
         made = [self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))]
@@ -236,11 +246,11 @@ class OwnResNet(nn.Module):
         return made
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalised to the last feature map `(N, num_features, h, w)`."""
+        """Returns the last feature map `(N, num_features, h, w)` of `(N, 3, H, W)` normalised."""
         return self.maps(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalised to features `(N, num_features)`."""
+        """Returns features `(N, num_features)` of `(N, 3, H, W)` normalised."""
         return self.forward_features(x).mean((-2, -1))
 
 
@@ -267,7 +277,7 @@ class OwnFeatures(nn.Module):
         self.feature_info = FeatureInfo(maps, self.out_indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`(N, 3, H, W)` normalised to a map `(N, C, h, w)` for each of `out_indices`."""
+        """Returns a map `(N, C, h, w)` for each of `out_indices`, of `(N, 3, H, W)` normalised."""
         maps = self.own.maps(x)
         return [maps[i] for i in self.out_indices]
 
@@ -276,7 +286,7 @@ _CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, short."""
+    """Returns what an error says, in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
@@ -297,7 +307,7 @@ def _own(name: str, weights: str) -> OwnResNet:
 
 
 def _fetched(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
-    import timm
+    from timm.models import create_model
 
     if name not in TAGS:
         raise DataError(f"weights imagenet: no tag is known for {name}; there are {', '.join(TAGS)}")
@@ -306,7 +316,7 @@ def _fetched(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
     _log.warning("weights imagenet: %s from %s, unless it is in the hub's cache", tag, source)
     try:
         with _offline_at_once():
-            return timm.create_model(tag, pretrained=True, **timm_kwargs)
+            return create_model(tag, pretrained=True, **timm_kwargs)
     except Exception as error:  # of the hub, of the network, of the file that came: there are many
         raise DataError(
             f"weights imagenet: {tag} could not be had from {source} ({one_line(error)}); give a file with "
@@ -319,25 +329,23 @@ def _offline_at_once() -> Iterator[None]:
     """Where the hub's name cannot be resolved, only its cache is asked: it would try for most of a minute."""
     from huggingface_hub import constants
 
-    host, was = urlsplit(constants.ENDPOINT).hostname, constants.HF_HUB_OFFLINE
-    if not was and not getproxies():
+    host, offline = urlsplit(constants.ENDPOINT).hostname, constants.HF_HUB_OFFLINE
+    if not offline and not getproxies():
         try:
             socket.getaddrinfo(host, 443)
         except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
+            offline = True
+    with patch.object(constants, "HF_HUB_OFFLINE", offline):
         yield
-    finally:
-        constants.HF_HUB_OFFLINE = was
 
 
 def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
-    import timm
+    from timm.models import create_model
 
     state = _timm_names(read_state(path))
     plain_kwargs = {k: v for k, v in timm_kwargs.items() if k not in ("features_only", "out_indices")}
     with torch.device("meta"):
-        wanted = timm.create_model(name, pretrained=False, **plain_kwargs | {"num_classes": 0}).state_dict()
+        wanted = create_model(name, pretrained=False, **plain_kwargs | {"num_classes": 0}).state_dict()
     for key, tensor in wanted.items():
         if _HEAD.match(key) or key.endswith("num_batches_tracked"):
             continue
@@ -347,7 +355,7 @@ def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
             is_, should = tuple(state[key].shape), tuple(tensor.shape)
             raise DataError(f"weights {path}: not those of {name}, whose {key} is {should}, not {is_}")
     try:
-        model = timm.create_model(
+        model = create_model(
             name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **timm_kwargs
         )
     except Exception as error:
@@ -357,7 +365,11 @@ def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
 
 
 def read_state(path: str) -> dict[str, Tensor]:
-    """The state dict in a file, also one inside `{"state_dict": …}` or `{"model": …}`."""
+    """Returns the state dict in a file, also one inside `{"state_dict": …}` or `{"model": …}`.
+
+    Raises:
+        DataError: there is no such file, or it holds no plain state dict.
+    """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"weights {path}: no such file; {_CHOICES}")
@@ -378,7 +390,7 @@ def read_state(path: str) -> dict[str, Tensor]:
 
 
 def _timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names as timm's. ResNets agree; of VGG timm itself renames the classifier."""
+    """Returns torchvision's names as timm's. ResNets agree; timm itself renames the classifier of a VGG."""
     if "class_token" in state:
         for old, new in _VIT:
             state = {re.sub(old, new, k): v for k, v in state.items()}

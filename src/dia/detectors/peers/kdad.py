@@ -1,4 +1,4 @@
-"""KDAD: a thin VGG learns a frozen VGG's outputs on normals, and disagrees elsewhere. Knows `weights`.
+"""KDAD: a thin VGG learns a frozen VGG's outputs on normals, and disagrees elsewhere. Knows `pretrained`.
 
 Source: Salehi et al., "Multiresolution Knowledge Distillation for Anomaly Detection", CVPR 2021. With a_l and
 b_l the teacher's and the cloner's outputs of the l-th of the last four pools, as one vector each:
@@ -7,8 +7,8 @@ b_l the teacher's and the cloner's outputs of the l-th of the last four pools, a
     loss = Σ_l direction_l + λ Σ_l value_l, λ = .01;   score = the same of the last three pools
     heatmap = |∂ score / ∂ input|, smoothed by a Gaussian of σ 4
 
-The teacher is VGG-16 and takes ImageNet's normalisation. The cloner's convolutions are followed by
-batch-norm, but for those before a pool. Teacher and cloner are both saved, so a model loads with no network
+The teacher is VGG-16 and takes ImageNet's normalisation. Batch-norm follows each convolution of the
+cloner but those before a pool. Teacher and cloner are both saved, so a model loads with no network
 and no hub.
 
 Written from the facts above alone; the official code was neither used nor looked at, so where it differs is
@@ -17,8 +17,8 @@ the last, incomplete one of an epoch dropped; images are resized to squares, not
 values of the cloner; the score keeps the loss's λ; absolute gradients are added up over the three channels of
 the normalised input, and σ is 4 at a side of 128, in proportion at others. Presets other than `paper` are
 small and take a random teacher (timm's initial values keep its outputs alive to the last pool), because
-nothing is fetched unasked: `--settings.weights imagenet` or a file is what the method is about. A ResNet, so
-`dia:RUN`, cannot stand for the teacher: the cloner is planned after the VGG's pools.
+nothing is fetched unasked; the method is meant for `--settings.weights imagenet` or a file. A ResNet, so
+`dia:RUN`, cannot stand for the teacher: the cloner is planned after the pools of the VGG.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class KDADSettings(PretrainedSettings):
         epochs: passes over the training normals.
         batch: images per step.
         lr: of Adam.
-        value_weight: λ, of the values' errors beside the directions'.
+        value_weight: λ, the weight of the values against the directions.
         sigma: of the heatmap's Gaussian, in pixels of images of side 128.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
     """
@@ -76,7 +76,7 @@ class KDADSettings(PretrainedSettings):
 
 
 class KDAD(Distilled):
-    """A thin cloner of a frozen VGG's last pools, and how far it is from them; gradients say where."""
+    """A thin cloner learns the last pools of a frozen VGG; the score is its distance to them."""
 
     method = "kdad"
     family = "teacher and student"
@@ -187,10 +187,10 @@ class Disagreement(nn.Module):
         self.size, self.value_weight = settings.size, settings.value_weight
 
     def of_input(self, x: Tensor) -> Tensor:
-        """Scores `(N,)` of what the networks take, `(N, 3, S, S)`."""
+        """Returns the scores `(N,)` of the networks' input `(N, 3, S, S)`."""
         pairs = _pooled(self.teacher, x)[-SCORED:], _pooled(self.cloner, x)[-SCORED:]
         return _disagreement(*pairs, self.value_weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Returns the scores `(N,)` of `(N, C, H, W)` uint8."""
         return (self.of_input(as_input(x, self.size)).double(),)

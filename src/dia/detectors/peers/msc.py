@@ -1,4 +1,6 @@
-"""MSC: a pretrained ResNet adapted to the normals by a contrastive loss about their centre. Knows `weights`.
+"""MSC: a pretrained ResNet adapted to the normals by a contrastive loss about their centre.
+
+Knows `backbones` and augmentations.
 
 Source: Reiss and Hoshen, "Mean-Shifted Contrastive Loss for Anomaly Detection", AAAI 2023. With φ the
 unit-length pooled features of the network and c their mean over the training normals before training:
@@ -15,14 +17,14 @@ is not known. Ours: views and batches come from (seed, step); the last, incomple
 dropped; images are resized to squares, not cropped; the blur's width scales with the image's side; SGD has no
 momentum; the bank is capped at `bank_size`. Presets other than `paper` are small, and take random weights,
 because nothing is fetched unasked, with a learning rate for them (not tuned): `--settings.weights imagenet`,
-a file, or `dia:RUN` is what the method is about.
+a file, or `dia:RUN` is what the method is meant for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import kornia.filters as KF
 import numpy as np
@@ -42,7 +44,6 @@ from .backbones import as_input, backbone, normalised, restored, to_input
 from .pretrained import Presets, Pretrained, PretrainedSettings
 
 TRAINED = ("layer3", "layer4")
-_PIXELS = 2**20  # of one forward pass without gradients
 _MOCO = AugmentSettings(crop=(0.2, 1.0))
 _BLUR, _BLUR_P, _SIDE = (0.1, 2.0), 0.5, 224  # MoCo v2's blur: range of σ at a side of 224
 
@@ -130,15 +131,11 @@ class MSC(Pretrained):
 
 @torch.inference_mode()
 def _features(network: nn.Module, images: np.ndarray, size: int) -> Tensor:
-    """Unit features φ `(N, D)` of uint8 images `(N, H, W, C)`, some at a time."""
+    """Unit features φ `(N, D)` of uint8 images `(N, H, W, C)`, in several passes."""
     device = next(network.parameters()).device
-    step = _step(size)
+    step = max(Pretrained.pixels // size**2, 4)
     parts = (images[i : i + step] for i in range(0, len(images), step))
     return torch.cat([F.normalize(network(to_input(part, size, device)), dim=1) for part in parts])
-
-
-def _step(size: int) -> int:
-    return max(_PIXELS // size**2, 8)
 
 
 class MeanShiftedDistance(nn.Module):
@@ -158,7 +155,7 @@ class MeanShiftedDistance(nn.Module):
         self.register_buffer("bank", bank)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Returns the scores `(N,)` of `(N, C, H, W)` uint8."""
         phi = F.normalize(self.network(as_input(x, self.size)), dim=1)
         return (nearest_squared(phi, self.bank, self.neighbours).sum(1),)
 
@@ -187,14 +184,14 @@ class MeanShifted(Timed):
         self.augment = Augment(settings.augment, images.shape[-1])
 
     def train(self, mode: bool = True) -> Self:
-        """Never the network: its batch-norm keeps the statistics it came with."""
+        """Sets the mode of all but the network, whose batch-norm keeps the statistics it came with."""
         super().train(mode)
         self.network.eval()
         return self
 
     @torch.no_grad()
     def views(self, index: np.ndarray) -> Tensor:
-        """This process's views of the batch `index`, `(2·b, 3, S, S)` normalised: first views, then second.
+        """Returns this process's views of the batch `index`, `(2·b, 3, S, S)` normalised: first, then second.
 
         Chance is drawn for the whole batch, so that it does not depend on the number of processes.
         """
@@ -211,7 +208,7 @@ class MeanShifted(Timed):
         return normalised(x.expand(-1, 3, -1, -1))
 
     def loss(self, phi: Tensor) -> Tensor:
-        """Of unit features `(2·b, D)`; over all processes' rows, as in `amplify/contrast.py`."""
+        """Returns the loss of unit features `(2·b, D)`, over all processes' rows."""
         shifted, size = phi - self.centre, processes()[1]
         local = len(phi) // 2
         if size > 1:  # (W, 2·b, D) to (2·B, D)
@@ -222,8 +219,8 @@ class MeanShifted(Timed):
             loss = loss + 2 * (phi - self.centre).square().sum(1).mean()  # the mean of both views, twice
         return loss
 
-    def training_step(self, batch: int, _: int) -> Tensor:
-        """One batch of its own making."""
+    def training_step(self, *_: Any) -> Tensor:
+        """Returns the loss of the batch at the current step."""
         seed_step(self.seed, self.global_step)
         index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
         with torch.autocast(self.device.type, enabled=False):  # low precision is for the network alone
@@ -233,7 +230,7 @@ class MeanShifted(Timed):
             return self.loss(F.normalize(phi.float(), dim=1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD of the trained layers."""
+        """Returns plain SGD of the trained layers."""
         trained = [p for p in self.network.parameters() if p.requires_grad]
         return torch.optim.SGD(trained, self.s.lr, weight_decay=self.s.weight_decay)
 

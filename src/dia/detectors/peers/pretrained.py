@@ -1,4 +1,4 @@
-"""What methods with a pretrained network share: settings, presets, and training beside a frozen network.
+"""The common parts of methods with a pretrained network: settings, presets, training with a frozen teacher.
 
 Knows backbones, detectors and training; knows no method.
 """
@@ -110,7 +110,7 @@ class Learner(Timed):
         self.network, self.loss, self.images, self.s, self.seed = network, loss, images, settings, seed
         self.mean, self.std = mean, std
 
-    def training_step(self, batch: int, _: int) -> Tensor:
+    def training_step(self, *_: Any) -> Tensor:
         """Returns the mean loss of this process's share of the batch at the current step."""
         index = self.batch_at(self.global_step)
         part = share(len(index))

@@ -1,4 +1,6 @@
-"""Transformaly: a vision transformer's class tokens, and a student's errors in its blocks. Knows `weights`.
+"""Transformaly: a vision transformer's class tokens, and a student's errors in its blocks.
+
+Knows `pretrained`.
 
 Source: Cohen and Avidan, "Transformaly: Two (Feature Spaces) Are Better Than One", CVPR Workshops 2022.
 A frozen teacher has tokens x_0 … x_12 before, between and after its 12 blocks T_i. The student is 12 randomly
@@ -14,8 +16,8 @@ Written from the paper's facts alone; the official code was neither used nor loo
 not known. Ours: batches come from (seed, step), without augmentation; a batch of 32; images are resized to
 squares, not cropped; the errors' covariance is regularised after standardising each block's, because their
 scales differ by orders of magnitude; at most `bank_size` normals make the Gaussians. Presets other than
-`paper` are small and take a random teacher, because nothing is fetched unasked: `--settings.weights imagenet`
-or a file is what the method is about.
+`paper` are small and take a random teacher, because nothing is fetched unasked; the method is meant for
+`--settings.weights imagenet` or a file.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class TransformalySettings(PretrainedSettings):
 
 
 class Transformaly(Distilled):
-    """Class tokens of a frozen vision transformer, and the errors of a student of its blocks."""
+    """Two Gaussians: of class tokens of a frozen vision transformer, and of the errors of a student."""
 
     method = "transformaly"
     family = "teacher and student"
@@ -180,7 +182,7 @@ class Spaces(nn.Module):
         self.teacher, self.student, self.size = teacher, student, size
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, C, H, W)` uint8 to `(N, D)` and `(N, 10)`, float64."""
+        """Returns `(N, D)` class tokens and `(N, 10)` errors, float64, of `(N, C, H, W)` uint8."""
         between = _tokens(self.teacher, as_input(x, self.size, HALF, HALF))
         errors = torch.stack(_block_errors(between, self.student)[1:-1], 1).double()
         return self.teacher.norm(between[-1])[:, 0].double(), errors

@@ -1,4 +1,6 @@
-"""UniAD: a transformer rebuilds a frozen network's features without seeing what it rebuilds. Knows `weights`.
+"""UniAD: a transformer rebuilds a frozen network's features from those beyond the neighbours of each token.
+
+Knows `pretrained`.
 
 Source: You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022. The maps of a frozen
 network's stages 1–4, resized to 14×14 and concatenated, are tokens f of C channels:
@@ -6,7 +8,7 @@ network's stages 1–4, resized to 14×14 and concatenated, are tokens f of C ch
     jitter, in training: f + ε, ε ~ N(0, σ²), σ = 20·‖f‖/C, each token's own
     encoder: 4 layers on the tokens, projected to 256 channels
     decoder: 4 layers; a learned query of each attends to the encoder's output, then to the layer before
-    mask: in all attentions, a token sees nothing of the 7×7 tokens about itself, to copy from
+    mask: in all attentions, a token sees none of the 7×7 tokens about itself, so that it cannot copy
     loss = mean (f̂ − f)², f̂ projected back to C channels, f without jitter
     heatmap = ‖f̂ − f‖ over the channels, bilinear ×16;   score = its greatest mean over 16×16 pixels
 
@@ -20,7 +22,7 @@ encoder's output before it; layer norm after each residual, no dropout, torch's 
 and positions (σ = .02); the norm of all gradients together is what is clipped; stages are resized bilinearly
 with antialiasing; a mean, not a maximum, pools 16×16 windows that lie side by side; images are resized to
 squares; batches come from (seed, step), without augmentation, the last, incomplete one of an epoch dropped.
-Which EfficientNet-B4 of timm's is nearest to the paper's is not verified (`weights.TAGS`).
+Which EfficientNet-B4 of timm's is nearest to the paper's is not verified (`backbones.TAGS`).
 
 The grid has size/16 tokens a side (14 at 224) and must be larger than the neighbourhood, or its middle would
 see nothing: small images take smaller `neighbours`. Presets other than `paper` take random weights, because
@@ -28,7 +30,7 @@ nothing is fetched unasked, and `cpu` a ResNet, a smaller transformer and a high
 stage of a random EfficientNet is over a hundred times fainter than its first and counts for nothing, while a
 random ResNet's stages are alike. In the minute of `cpu` the transformer learns hardly more than the mean
 features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file,
-or (for ResNets) `dia:RUN`, and time, are what the method is about.
+or (for ResNets) `dia:RUN`, and more time, are what the method is meant for.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class UniADSettings(PretrainedSettings):
     presets: ClassVar[Presets] = {
         "cpu": {
             "backbone": "resnet18", "size": 64, "width": 128, "layers": 2, "neighbours": 3, "epochs": 8,
-            "batch": 16, "lr": 1e-3,
+            "batch": 16, "lr": 1e-3
         },
         "gpu": {"size": 128, "epochs": 100},
         "paper": {"precision": "32"},
@@ -198,19 +200,14 @@ class RebuildingError(nn.Module):
         self.to_shape = Linear(down.float(), across.float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Returns scores `(N,)` and maps `(N, H, W)` of `(N, C, H, W)` uint8."""
         f = _features(self.network, as_input(x, self.size))
         maps = _anomaly_map(self.rebuilder(f), f)
         return _greatest_mean(maps).double(), self.to_shape(maps)
 
 
-class DecoderLayer(nn.Module):
-    """Its learned query attends to the encoder's output, then to what the layer before gave.
-
-    Args:
-        width: of tokens.
-        tokens: their number.
-    """
+class _DecoderLayer(nn.Module):
+    """A layer whose learned query attends to the encoder's output, then to the output of the layer before."""
 
     def __init__(self, width: int, tokens: int):
         super().__init__()
@@ -252,11 +249,11 @@ class Rebuilder(nn.Module):
             for _ in range(layers)
         )
         self.encoder = nn.ModuleList(encoder)
-        self.decoder = nn.ModuleList(DecoderLayer(width, grid**2) for _ in range(layers))
+        self.decoder = nn.ModuleList(_DecoderLayer(width, grid**2) for _ in range(layers))
         self.register_buffer("mask", _neighbour_mask(grid, neighbours), persistent=False)
 
     def forward(self, f: Tensor) -> Tensor:
-        """`(N, C, h, w)` to `(N, C, h, w)`."""
+        """Returns the rebuilt features `(N, C, h, w)` of `(N, C, h, w)`."""
         x = self.into(f.flatten(2).transpose(1, 2)) + self.position  # (N, T, D)
         for layer in self.encoder:
             x = layer(x, src_mask=self.mask)

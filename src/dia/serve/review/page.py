@@ -59,7 +59,7 @@ def mount(app: FastAPI, inferencer: Inferencer, *, store: Path, token: str | Non
     reviews = Reviews(store)
     uploads = tempfile.TemporaryDirectory(prefix="dia-uploads-")  # for its owner only; deleted at exit
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
-    page = Page(inferencer, reviews)
+    page = _Page(inferencer, reviews)
     page.uploads = uploads
     return gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
@@ -82,7 +82,7 @@ def _theme() -> Any:
 
 
 @dataclass(frozen=True)
-class Asked:
+class _Asked:
     """What a browser window shows when something happens in it.
 
     Args:
@@ -120,7 +120,7 @@ class Asked:
         return self.work.row(self.sha, self.rate)
 
 
-class Page:
+class _Page:
     """The page's parts and events.
 
     The browser says with each event which image it shows, so a mark or a note goes to the image it was
@@ -231,12 +231,12 @@ class Page:
         self.opacity.change(None, self.opacity, None, js="(percent) => dia.opacity(percent)")
         self.current.change(None, self.current, None, js="(sha) => dia.select(sha)")
 
-    def _ask(self, request: gr.Request, sha: str, percent: float, order: str, show: str) -> Asked:
+    def _ask(self, request: gr.Request, sha: str, percent: float, order: str, show: str) -> _Asked:
         lst = self.lists[request.session_hash or ""]
-        return Asked(lst, request.username or "", sha, percent / 100, order, show)
+        return _Asked(lst, request.username or "", sha, percent / 100, order, show)
 
     def _on(self, fn: Callable[..., Any], *first: Any) -> Callable[..., Any]:
-        """`fn` of what is asked, of `first`, and of the inputs after those of `Asked`."""
+        """`fn` of what is asked, of `first`, and of the inputs after those of `_Asked`."""
 
         def handler(request: gr.Request, *values: Any) -> Any:
             return fn(self._ask(request, *values[:4]), *first, *values[4:])
@@ -271,11 +271,11 @@ class Page:
             update |= self.open(a, rows[0].sha256)
         yield update
 
-    def pick(self, a: Asked, event: gr.EventData) -> Update:
+    def pick(self, a: _Asked, event: gr.EventData) -> Update:
         """Opens the row that was clicked."""
         return self.open(a, str(event.sha))
 
-    def go(self, a: Asked, by: int) -> Update:
+    def go(self, a: _Asked, by: int) -> Update:
         """Opens the next image (1), or the one before (−1), of those shown."""
         rows = a.rows("all")  # the open one may be filtered out by now
         here = next((i for i, r in enumerate(rows) if r.sha256 == a.sha), None)
@@ -285,7 +285,7 @@ class Page:
         found = next((r for r in ahead if SHOWN[a.show](r)), None)
         return self.open(a, found.sha256) if found else {self.current: a.sha}
 
-    def open(self, a: Asked, sha: str) -> Update:
+    def open(self, a: _Asked, sha: str) -> Update:
         """Opens an image. Where it is held no more (the server was started anew), says so."""
         a = replace(a, sha=sha)
         if (row := a.row()) is None:
@@ -300,7 +300,7 @@ class Page:
             self.picture: view.picture(row, self.inferencer.heat_scale),
         }  # fmt: skip
 
-    def draw_dissolved(self, a: Asked, t: float) -> Any:
+    def draw_dissolved(self, a: _Asked, t: float) -> Any:
         """The open image dissolved at t, with the residual."""
         if (row := a.row()) is None or a.sha != a.work.open:
             return gr.skip()
@@ -308,7 +308,7 @@ class Page:
             return view.no_dissolver(self.inferencer.detector.method)
         return view.dissolved(row, a.work.dissolved(row, int(t)), int(t))
 
-    def draw_nearest(self, a: Asked) -> Any:
+    def draw_nearest(self, a: _Asked) -> Any:
         """The normals nearest to the open image."""
         if (row := a.row()) is None or a.sha != a.work.open:
             return gr.skip()
@@ -316,7 +316,7 @@ class Page:
 
     # --- the list -----------------------------------------------------------------------------------
 
-    def refresh(self, a: Asked) -> Update:
+    def refresh(self, a: _Asked) -> Update:
         """The list, and what is said of the open image; nothing is scored anew."""
         update: Update = {self.table: _table(a), self.meaning: view.meaning(a.rate, self.n)}
         # an answer that comes late says nothing of another image
@@ -324,7 +324,7 @@ class Page:
             update |= {self.title: _title(a, row), self.state: view.state(row)}
         return update
 
-    def sort(self, a: Asked, event: gr.EventData) -> Update:
+    def sort(self, a: _Asked, event: gr.EventData) -> Update:
         """By the column that was clicked; the other way round where it was sorted by that."""
         down = not a.descending if event.key == a.key else event.key not in ("name", "p_value")
         a = replace(a, order=f"{event.key} {'down' if down else 'up'}")
@@ -332,19 +332,19 @@ class Page:
 
     # --- marks --------------------------------------------------------------------------------------
 
-    def judge(self, a: Asked, verdict: str) -> Update:
+    def judge(self, a: _Asked, verdict: str) -> Update:
         """Saves that the flag is right or wrong, or takes it back; the note stays."""
         return self._mark(a, verdict=verdict)
 
-    def write(self, a: Asked, note: str) -> Any:
+    def write(self, a: _Asked, note: str) -> Any:
         """Saves the note while it is written."""
         return self._mark(a, note=note).get(self.state, gr.skip())
 
-    def leave(self, a: Asked, note: str) -> Update:
+    def leave(self, a: _Asked, note: str) -> Update:
         """Saves the note when the field is left, and shows it in the list."""
         return self._mark(a, note=note)
 
-    def _mark(self, a: Asked, **what: str) -> Update:
+    def _mark(self, a: _Asked, **what: str) -> Update:
         try:
             row = a.work.mark(a.sha, a.rate, reviewer=a.reviewer, **what)
         except DataError as error:
@@ -353,11 +353,11 @@ class Page:
             raise gr.Error("Not saved: this window's images are held no more; please drop them again.")
         return self.refresh(a)
 
-    def list_csv(self, a: Asked) -> str:
+    def list_csv(self, a: _Asked) -> str:
         """One line per image of this window."""
         return as_csv(a.work.marks(a.rate))
 
-    def all_csv(self, a: Asked) -> str:
+    def all_csv(self, a: _Asked) -> str:
         """Every mark made with this model."""
         return as_csv(a.work.reviews.of_model(a.work.model))
 
@@ -374,11 +374,11 @@ def _slider(name: str, text: str, low: float, high: float, value: float, step: f
     return gr.Slider(low, high, value, step=step, label=text, buttons=[], elem_id=name, **more)
 
 
-def _table(a: Asked) -> str:
+def _table(a: _Asked) -> str:
     return view.table(a.rows(a.show), a.rows("all"), a.key, a.descending)
 
 
-def _title(a: Asked, row: Row) -> str:
+def _title(a: _Asked, row: Row) -> str:
     rows = a.rows(a.show)
     place = next((i for i, r in enumerate(rows, 1) if r.sha256 == row.sha256), None)
     return view.title(row, place, len(rows), a.rate)
