@@ -136,7 +136,7 @@ def _seed(seed: int, step: int) -> None:
 
 @contextmanager
 def _alone(seed: int, step: int, *, progress: bool = False) -> Iterator[None]:
-    """Draws by (seed, step), keeps the caller's random state, and shows no warnings, nor bars unless asked."""
+    """Draws by (seed, step) and keeps the caller's random state; no warnings, and no bars unless asked."""
     from tqdm import tqdm
 
     quiet = patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=not progress))

@@ -38,7 +38,11 @@ watch('value', dia.list(element));
 element.addEventListener('click', (event) => {
   const sort = event.target.closest('[data-sort]'), row = event.target.closest('[data-sha]');
   if (sort) trigger('sort_by', {key: sort.dataset.sort});
-  else if (row) { dia.follow = true; trigger('pick', {sha: row.dataset.sha}); }
+  else if (row) {
+    dia.follow = true;
+    if (row.dataset.sha === dia.opened) dia.select(dia.opened);  // nothing changes that would lead there
+    trigger('pick', {sha: row.dataset.sha});
+  }
 });
 """
 Update = dict[Any, Any]  # of components
