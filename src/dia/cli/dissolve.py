@@ -93,7 +93,7 @@ def illustrate(
         dia illustrate runs/mine scans
         dia illustrate runs/mine scans/labelled --normal good --split all --out pictures --format svg
     """
-    from ..report.illustrate import illustrate as draw
+    from ..report.method_figures import illustrate as draw
 
     detector = model.load()
     for path in draw(
