@@ -18,7 +18,8 @@ from ..data.imageset import ImageSet
 from ..detectors import Detector
 from ..detectors.calibration import FALSE_ALARM_RATE
 from ..detectors.registry import DEFAULT, TRIVIAL
-from ..report.gather import comparison_row, verdict, write_run_report
+from ..report.context import against_untrained, best_of
+from ..report.gather import comparison_row, write_run_report
 from ..report.pictures import DISSOLVE_TS, colour, sheet
 from .options import Device
 
@@ -100,9 +101,10 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any
         )
     plain = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     plain.print(table)
+    best = best_of(rows, "fitted on the same normals")
     for method in (PLACES, DEFAULT):
-        for sentence in verdict(method, rows):
-            plain.print(sentence)
+        if best is not None:
+            plain.print(against_untrained(method, metrics[method], best))
     plain.print(ABOUT)
     plain.print(f"report: {report}", soft_wrap=True)
     return result

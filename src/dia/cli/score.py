@@ -167,7 +167,7 @@ def evaluate(
     from ..benchmark.ledger import Ledger
     from ..benchmark.runs import record, score_set
     from ..evaluate.volume_scores import volume_metrics
-    from ..report.gather import beside
+    from ..report.gather import evaluation_context
 
     detector = model.load()
     test = images.read_for(detector)
@@ -185,7 +185,7 @@ def evaluate(
         facts |= volume_metrics(test.labels, scored.scores, test.volumes)
     lines: list[str] = []
     if compare:
-        found = beside(
+        found = evaluation_context(
             detector, test, scored.metrics, dataset=images.data, normal=images.normal,
             data_root=images.data_root, given=normals, ledger=ledger, say=remark,
         )  # fmt: skip

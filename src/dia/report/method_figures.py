@@ -76,12 +76,13 @@ def illustrate(
         raise DataError("figures of the method need at least one image labelled normal; see --normal")
     if count < 1 or not ts:
         raise DataError("give a count of at least 1 and at least one diffusion step t")
-    many = {}
+    lots = []
     for label in (NORMAL, ANOMALOUS):
         index = np.random.default_rng([seed, label]).permutation(np.flatnonzero(images.labels == label))
-        many[label] = images.images[index[:MEASURED]]
-    normal, anomalous = (x[:count] for x in many.values())
-    rows = [*(f"normal {i + 1}" for i in range(len(normal)))]
+        lots.append(images.images[index[:MEASURED]])
+    normals, anomalies = lots
+    normal, anomalous = normals[:count], anomalies[:count]
+    rows = [f"normal {i + 1}" for i in range(len(normal))]
     rows += [f"anomalous {i + 1}" for i in range(len(anomalous))]
     x = np.concatenate([normal, anomalous])
     dissolved = zip(ts, detector.dissolver_.dissolve(x, ts), strict=True)
@@ -91,7 +92,7 @@ def illustrate(
         if hasattr(detector, "encoder_"):
             figures["target_matrices"] = _target_figure(batch=2, shifts=2)
             figures["similarity"] = _similarity_figure(detector, normal[:BATCH], seed)
-        figures["residual_energy"] = _energy_figure(detector.dissolver_, *many.values(), sorted(set(ts)))
+        figures["residual_energy"] = _energy_figure(detector.dissolver_, normals, anomalies, sorted(set(ts)))
         dates = {"png": {"Software": None}, "svg": dict.fromkeys(("Creator", "Date"))}[form]
         for name, figure in figures.items():
             figure.savefig(out / f"{name}.{form}", metadata=dates)  # no dates: the same figure, the same file
