@@ -198,7 +198,7 @@ def test_from_the_command_line_to_the_report(run, capsys):
 
     main(["report", str(run / "run"), str(run / "set.npz"), "--split", "train", "--out", str(run / "r.html")])
     page = (run / "r.html").read_text()
-    assert "How fine it sees" in page
+    assert "Smallest lesions found" in page
     assert '<th scope="row">texture</th>' in page
 
     with pytest.raises(SystemExit) as stopped:  # another rate is another test
@@ -215,7 +215,7 @@ def test_a_test_of_another_model_is_left_out_of_the_report(run, capsys):
     main(["fit", str(run / "set.npz"), "--method", "trivial:std", "--out", str(run / "run"), "--overwrite"])
     (run / "run/stress.json").write_text(kept)
     main(["report", str(run / "run"), str(run / "set.npz"), "--split", "train", "--out", str(run / "r.html")])
-    assert "How fine it sees" not in (run / "r.html").read_text()
+    assert "Smallest lesions found" not in (run / "r.html").read_text()
     assert "of another model" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What stands beside a result: the best untrained row, copies, balance, direction."""
+"""The context of a result: the best untrained row, copies, balance, direction."""
 
 from __future__ import annotations
 
@@ -208,9 +208,8 @@ def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypa
 
 
 def test_rows_below_chance_are_named_with_what_is_clear():
-    ends = {"clear": (0.3, [0.2, 0.4]), "weak": (0.45, [0.35, 0.55]), "good": (0.8, [0.7, 0.9])}
-    lines = [of_benchmark(f"anomalib:{m}", "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
+    ends = {"dia": (0.3, [0.2, 0.4]), "csi": (0.45, [0.35, 0.55]), "dia+": (0.8, [0.7, 0.9])}
+    lines = [of_benchmark(m, "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
     assert below_chance(benchmark_results(lines)) == [
-        "d, below .5: with the whole interval anomalib:clear (0.300); "
-        "by the mean alone anomalib:weak (0.450)."
+        "d, below .5: with the whole interval dia (0.300); by the mean alone csi (0.450)."
     ]

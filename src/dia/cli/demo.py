@@ -20,7 +20,7 @@ from ..detectors.calibration import FALSE_ALARM_RATE
 from ..detectors.registry import DEFAULT, TRIVIAL
 from ..report.context import against_untrained, best_of
 from ..report.gather import comparison_row, write_run_report
-from ..report.pictures import DISSOLVE_TS, colour, sheet
+from ..report.pictures import colour, dissolved_columns, sheet
 from .options import Device
 
 PLACES = f"{DEFAULT} places"
@@ -121,8 +121,7 @@ def pictures(path: Path, detector: Detector, test: ImageSet, scored: Scored) -> 
     chosen = test.subset(np.array(index))
     columns = [("image", chosen.images)]
     if hasattr(detector, "dissolver_"):
-        dissolved = detector.dissolver_.dissolve(chosen.images, DISSOLVE_TS)
-        columns += [(f"t = {t}", d) for t, d in zip(DISSOLVE_TS, dissolved, strict=True)]
+        columns = dissolved_columns(detector.dissolver_, chosen.images)
     if scored.heatmaps is not None:
         columns.append(("heatmap", colour(scored.heatmaps)[index]))
     if chosen.masks is not None:

@@ -26,7 +26,7 @@ from .table import Table, table
 
 FPR = np.linspace(0, 1, 201)
 QUIET = "#8a94a0"
-# told apart on white and on black; dashes tell them apart without colour
+# colours that differ on white and on black; dashes differ too
 LINES = (
     *(("#d0690c", "-"), ("#2f86d6", "-"), ("#2a9d74", "-"), ("#c0569b", (0, (5, 1.5)))),
     *(("#8f7ae0", (0, (3, 1, 1, 1))), ("#a8902a", (0, (1.5, 1.2)))),

@@ -25,7 +25,7 @@ from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from ..evaluate.stress import is_of, load_stress
 from .context import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
-from .pictures import DISSOLVE_TS
+from .pictures import dissolved_columns
 from .run_page import ReportContent, write_report
 
 CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # rows that are no trivial scores
@@ -170,10 +170,10 @@ def _strip(detector: Detector, test: ImageSet, scores: np.ndarray) -> list[list[
         normal, high = low[test.labels[low] == 0], low[test.labels[low] == 1]
         low = normal[len(normal) // 2 :]
     chosen = test.subset(np.r_[low[:2], high[-2:][::-1]])
-    dissolved = dissolver.dissolve(chosen.images, DISSOLVE_TS)
+    (_, images), *copies = dissolved_columns(dissolver, chosen.images)
     return [
-        [(name, image), *((f"t = {t}", d[i]) for t, d in zip(DISSOLVE_TS, dissolved, strict=True))]
-        for i, (name, image) in enumerate(zip(chosen.names, chosen.images, strict=True))
+        [(name, images[i]), *((caption, x[i]) for caption, x in copies)]
+        for i, name in enumerate(chosen.names)
     ]
 
 

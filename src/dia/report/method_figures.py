@@ -29,7 +29,7 @@ from ..detectors import Detector
 from ..detectors.dia import DIA
 from ..dissolve import Dissolving
 from ..dissolve.bank import LiveDissolving
-from .pictures import DISSOLVE_TS, sheet
+from .pictures import DISSOLVE_TS, dissolved_columns, sheet
 
 EXCLUDED, NEGATIVE, POSITIVE = 0, 1, 2  # values of a cell of the target matrix
 MEANINGS = {  # colours as in the paper's poster
@@ -85,8 +85,7 @@ def illustrate(
     rows = [f"normal {i + 1}" for i in range(len(normal))]
     rows += [f"anomalous {i + 1}" for i in range(len(anomalous))]
     x = np.concatenate([normal, anomalous])
-    dissolved = zip(ts, detector.dissolver_.dissolve(x, ts), strict=True)
-    sheet(out / "strips.png", [("image", x), *((f"t = {t}", d) for t, d in dissolved)], rows)
+    sheet(out / "strips.png", dissolved_columns(detector.dissolver_, x, ts), rows)
     with style.context(["default", STYLE]):
         figures = {}
         if hasattr(detector, "encoder_"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from ..dissolve import Dissolving
 
 DISSOLVE_TS = (50, 100, 200, 400)  # diffusion steps of the paper's poster
 COLOURS = mpl.colormaps["inferno"]
@@ -36,6 +40,23 @@ def colour(heatmaps: np.ndarray, scale: tuple[float, float] | None = None) -> np
     low, high = scale_of(heatmaps) if scale is None else scale
     scaled = np.clip((heatmaps - low) / max(high - low, 1e-9), 0, 1)
     return (COLOURS(scaled)[..., :3] * 255).astype(np.uint8)
+
+
+def dissolved_columns(
+    dissolver: Dissolving, images: np.ndarray, ts: Sequence[int] = DISSOLVE_TS
+) -> list[tuple[str, np.ndarray]]:
+    """Columns of a sheet: images as they are, and dissolved at each t.
+
+    Args:
+        dissolver: a fitted dissolver.
+        images: `(N, H, W, C)` uint8.
+        ts: T diffusion steps in 0–999.
+
+    Returns:
+        T + 1 captions, each with `(N, H, W, C)` uint8.
+    """
+    dissolved = dissolver.dissolve(images, ts)
+    return [("image", images), *((f"t = {t}", d) for t, d in zip(ts, dissolved, strict=True))]
 
 
 def sheet(

@@ -212,7 +212,7 @@ def _histogram(scores: np.ndarray, labels: np.ndarray | None, threshold: float |
     if labels is not None:
         groups = [("normal", scores[labels == 0], "C1", "-"), ("anomalous", scores[labels == 1], "C0", "--")]
     for name, values, color, dash in groups:
-        if len(values):  # told apart by dashes too, not by colour alone
+        if len(values):  # dashes differ too, not colour alone
             ax.hist(values, bins, color=color, alpha=0.28)
             ax.hist(values, bins, histtype="step", color=color, linewidth=1.8, linestyle=dash, label=name)
     if threshold is not None and math.isfinite(threshold):

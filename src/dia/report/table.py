@@ -133,31 +133,18 @@ def long_table(results: BenchmarkResults) -> Table:
         for d in results.datasets:
             failed = "; ".join(f"seed {s}: {why}" for s, why in sorted(r.failures.get(d, {}).items()))
             found: dict[str, Any] = {**vars(r), "dataset": d, "mean_rank": r.rank, "failed": failed}
-            if d in r.cells:
-                found |= _long(r, d)
-            if d in r.cells or failed:
+            if c := r.cells.get(d):
+                paper, run = c.paper or (None, None), c.runs[0]
+                found |= {**vars(c), "preset": run["preset"], "auroc": c.mean, "auroc_std": c.std}
+                found |= {"ci_low": c.ci[0], "ci_high": c.ci[1], "paper": paper[0], "paper_std": paper[1]}
+                found |= {"paper_direction": c.direction, "difference": c.difference}
+                found["seeds"] = " ".join(str(run["seed"]) for run in c.runs)
+                found["image_shape"] = "x".join(map(str, run.get("image_shape", "")))
+                found["seen_at"] = r.sizes.get(d, "")
+                found["devices"] = "; ".join(dict.fromkeys(str(run["device"]) for run in c.runs))
+            if c or failed:
                 rows.append(["" if found.get(f) is None else str(found[f]) for f in CSV_FIELDS])
     return table(CSV_FIELDS, rows)
-
-
-def _long(row: Row, dataset: str) -> dict[str, Any]:
-    c = row.cells[dataset]
-    paper, paper_std = c.paper or (None, None)
-    return vars(c) | {
-        "preset": c.runs[0]["preset"],
-        "seeds": " ".join(str(run["seed"]) for run in c.runs),
-        "auroc": c.mean,
-        "auroc_std": c.std,
-        "ci_low": c.ci[0],
-        "ci_high": c.ci[1],
-        "paper": paper,
-        "paper_std": paper_std,
-        "paper_direction": c.direction,
-        "difference": c.difference,
-        "image_shape": "x".join(map(str, c.runs[0].get("image_shape", ""))),
-        "seen_at": row.sizes.get(dataset, ""),
-        "devices": "; ".join(dict.fromkeys(str(run["device"]) for run in c.runs)),
-    }
 
 
 def heatmap_table(results: BenchmarkResults) -> Table:

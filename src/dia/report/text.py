@@ -92,7 +92,7 @@ def sentences(results: BenchmarkResults) -> tuple[str, list[str]]:
             row = f"not beat the best untrained row, {_named(best, d)}"
             lines.append(f"{d}: {', '.join(below)} {_do(below)} {row}{but}.")
     if not total:
-        return "No method stands beside an untrained row here.", []
+        return "No data set has both a trained and an untrained row.", []
     of = "result of a method does" if total == 1 else "results of methods do"
     return f"{lost} of {total} {of} not beat the best untrained row of the data set.", lines
 
