@@ -82,12 +82,10 @@ class DriftMonitor:
     def verdict(self) -> dict[str, Any]:
         """Returns `alarm` (None if it cannot be judged), `words`, and the numbers behind them."""
         asked = {"false_alarm_rate": self.rate, "anomalous_up_to": self.share}
-        if self.unknown:
-            why = "drift cannot be judged: the interrupted run had another --batch, or did not count"
-            return {"alarm": None, "words": why, **asked}
-        if not self.references:
-            why = "drift cannot be judged: the model keeps nothing of its normals; fit it again"
-            return {"alarm": None, "words": why, **asked}
+        if self.unknown or not self.references:
+            interrupted = "the interrupted run had another --batch, or did not count"
+            why = interrupted if self.unknown else "the model keeps nothing of its normals; fit it again"
+            return {"alarm": None, "words": f"drift cannot be judged: {why}", **asked}
         found = drift.judged(self.references, self.counts, self.images, rate=self.rate, share=self.share)
         said = drift.words(found)
         if not self.columns:

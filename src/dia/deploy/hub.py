@@ -95,30 +95,21 @@ def save_pretrained(
     Raises:
         DataError: the detector is not fitted.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        saved = detector.save(Path(temporary) / "model")
-        card = (saved / "card.md").read_text()
-        (saved / "card.md").unlink()  # the README.md takes its place
-        files = sorted(p.relative_to(saved) for p in saved.rglob("*") if p.is_file())
-        for file in files:
-            target = folder / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".json":
-                target.write_text(json.dumps(public(json.loads((saved / file).read_text())), indent=2))
-            else:
-                shutil.copyfile(saved / file, target)
-        write_sums(folder, [file.as_posix() for file in files])
     head = ModelCardData(
         library_name="dia-anomaly",
         tags=["anomaly-detection", "one-class", "medical-imaging", detector.method.replace(":", "-")],
         license=license,
         pipeline_tag="image-classification",  # the hub has no tag for anomaly detection
     )
-    text = f"---\n{head.to_yaml()}\n---\n\n{card}{_details(detector, results or {}, data)}"
-    (folder / "README.md").write_text(text)
-    return folder
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = detector.save(Path(temporary) / "model")
+        for file in saved.rglob("*.json"):
+            file.write_text(json.dumps(public(json.loads(file.read_text())), indent=2))
+        write_sums(saved)
+        card = (saved / "card.md").rename(saved / "README.md")
+        text = f"---\n{head.to_yaml()}\n---\n\n{card.read_text()}{_details(detector, results or {}, data)}"
+        card.write_text(text, encoding="utf-8")
+        return Path(shutil.copytree(saved, folder, dirs_exist_ok=True))
 
 
 def push_to_hub(
@@ -130,7 +121,6 @@ def push_to_hub(
     data: str = "",
     private: bool | None = None,
     token: str | bool | None = None,
-    branch: str | None = None,
     **options: Any,
 ) -> str:
     """Pushes a model with its card to the hub.
@@ -143,8 +133,8 @@ def push_to_hub(
         data: as for `save_pretrained`.
         private: whether a new repository is private; the account's default where None.
         token: a token that may write; the one of `hf auth login` where None.
-        branch: the branch to push to; `main` where None.
-        options: further arguments of `huggingface_hub.HfApi.upload_folder`, as `commit_message`, `create_pr`.
+        options: further arguments of `huggingface_hub.HfApi.upload_folder`, such as `commit_message`,
+            `revision` (the branch) and `create_pr`.
 
     Returns:
         The address of the commit.
@@ -156,7 +146,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(detector, folder, license=license, results=results, data=data)
         name = api.create_repo(name, private=private, exist_ok=True).repo_id
-        return str(api.upload_folder(repo_id=name, folder_path=folder, revision=branch, **options))
+        return str(api.upload_folder(repo_id=name, folder_path=folder, **options))
 
 
 def public(config: Any, key: str = "") -> Any:

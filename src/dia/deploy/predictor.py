@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +146,7 @@ class Inferencer:
         }  # fmt: skip
         self._model = threading.RLock()  # networks and seeded draws serve one thread at a time
         self._neighbours = threading.Lock()  # so that the features of the normals are made once
+        self._bank: tuple[ImageSet, np.ndarray] | None = None  # normals and their directions
         self._scale: tuple[float, float] | None = None
         self._reading = ReadOptions(skip_bad=True).as_fitted(d.facts_, self.shape)
         self.why_no_normals = ""
@@ -272,21 +272,17 @@ class Inferencer:
             The normals, or None if the training images cannot be read.
         """
         with self._neighbours:
-            known = self._bank
-        if known is None:
+            if self._bank is None and (found := self._normals(_MOST_NORMALS)) is not None:
+                self._bank = found, self._directions(found.images)
+        if self._bank is None:
             return None
-        normals, bank = known
+        normals, bank = self._bank
         distance = 1 - self._directions(images) @ bank.T if len(images) else np.empty((0, len(bank)))
         order = np.argsort(distance, axis=1, kind="stable")[:, :k]
         names = [[Path(normals.names[j]).name for j in row] for row in order]
         return Nearest(normals.images[order], names, np.take_along_axis(distance, order, axis=1))
 
     # --- the training images ------------------------------------------------------------------------
-
-    @cached_property
-    def _bank(self) -> tuple[ImageSet, np.ndarray] | None:
-        normals = self._normals(_MOST_NORMALS)
-        return None if normals is None else (normals, self._directions(normals.images))
 
     def _directions(self, images: np.ndarray) -> np.ndarray:
         """Returns features of length 1; between batches the model is free for other threads."""

@@ -59,7 +59,7 @@ class ScoreFile:
         resume: bool = False,
         gaps: bool = False,
     ):
-        self.target, self.about = target, about
+        self.target, self.about, self._csv = target, about, target.suffix == ".csv"
         self.part = target.with_name(f".{target.name}.part")
         self.sidecar = target.with_name(f".{target.name}.part.json")
         self.volumes = target.with_name(f"{target.stem}.volumes{target.suffix}")
@@ -151,10 +151,6 @@ class ScoreFile:
         self._file.close()
         self.part.replace(self.target)
         self.sidecar.unlink(missing_ok=True)
-
-    @property
-    def _csv(self) -> bool:
-        return self.target.suffix == ".csv"
 
     def _open(self, path: Path, fields: Sequence[str]) -> TextIO:
         file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
@@ -264,6 +260,10 @@ def heatmap_path(folder: Path, name: str) -> Path:
 
     Returns:
         A path below `folder` that ends in .png.
+
+    Example:
+        >>> heatmap_path(Path("maps"), "../patient/1.dcm").as_posix()
+        'maps/patient/1.dcm.png'
     """
     inside = Path(*(p for p in Path(name).parts if p not in ("..", Path(name).anchor)))
     return folder / inside.with_name(inside.name + ".png" * (inside.suffix.lower() != ".png"))
