@@ -475,8 +475,8 @@ class Detector(OutlierMixin, BaseEstimator):
         h, w, c = self.shape_
         try:
             weights = self.weights_source()
-        except DataError:  # a file that is no longer there; the fitted model does without
-            weights = self.s.weights
+        except DataError:  # the fitted model needs the file no more
+            weights = "a file that is not there any more"
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
             f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} others (seed {self.seed}). "
