@@ -23,7 +23,7 @@ from dia.report.benchmark_page import (
     write_benchmark_report,
 )
 from dia.report.render import csv as csv_of
-from dia.report.render import escaped, latex, markdown, tex
+from dia.report.render import markdown
 from dia.report.style import environment
 from dia.report.table import CSV_FIELDS, failure_table, gain_table, long_table, results_table
 from dia.report.text import direction_notes, sentences, sizes
@@ -362,30 +362,6 @@ def test_csv_comes_back_in_full():
     assert (other["seen_at"], other["paper"], other["auroc_std"]) == ("64 px, n images 9 → 5", "", "")
     assert of["cfa", "breastmnist"]["failed"] == "seed 1: no weights"
     assert of["cfa", "breastmnist"]["auroc"] == ""
-
-
-def test_latex_is_escaped_and_whole():
-    assert tex(r"a_b & 50% \x{#}~^$") == (
-        r"a\_b \& 50\% \textbackslash{}x\{\#\}\textasciitilde{}\textasciicircum{}\$"
-    )
-    table = benchmark_results([*grid(trivial__hog=[0.9, 0.8], dia=[0.8, 0.7]), line("e_v&il", "d_1", 0.5)])
-    text = latex(results_table(table), "A_title")
-    for name in ("table*", "tabular"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
-    assert [text.count(rf"\{r}rule") for r in ("top", "bottom")] == [1, 1]
-    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
-    body = [s for s in text.splitlines() if s.endswith(r"\\") and "multicolumn" not in s]
-    assert all(len(re.findall(r"(?<!\\)&", s)) == len(columns) - 1 for s in body)
-    assert r"\textbf{0.900}" in text
-    assert r"\underline{0.800}" in text
-    assert r"e\_v\&il" in text
-
-
-def test_markdown_shows_names_and_runs_none():
-    assert escaped("a|b <i> *x* `y`\nz & w") == r"a\|b &lt;i> \*x\* \`y\` z &amp; w"
-    text = as_markdown(benchmark_results([line("a|<b>", "d|1", 0.5), line("dia", "d|1", 0.6)]))
-    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in text.splitlines()}) == 1
 
 
 def kept(folder, lines, n=60, other=()):
