@@ -38,11 +38,11 @@ from ..core.errors import DataError, first_line, printable
 from ..core.storage import take_room
 from .formats import tiff
 from .formats.dicom import Dicom
-from .formats.limits import OPENED, Kind, check_opened, has
+from .formats.limits import OPENED, check_opened, has
 from .formats.nifti import Nifti
 from .formats.windowing import View, Window
 from .imageset import ImageSet
-from .layouts import Entry, labels_of
+from .layouts import Entry, Kind, labels_of
 from .options import ReadOptions
 
 _CHUNK = 16  # images that a thread takes at once

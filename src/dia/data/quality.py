@@ -59,8 +59,9 @@ def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
 
     Returns:
         `splits`: per split `images`, `normal`, `anomalous`, `unlabelled`, `height`, `width`, `channels`,
-        `with_mask` (images with any anomalous pixel; None without masks), `skipped`, `sha256`, and
-        `duplicates` (`images`: how many repeat an earlier one; `groups`: names of the first 20 groups).
+        `with_mask` (images with any anomalous pixel; None without masks), `skipped`, `sha256`,
+        `duplicates` (`images`: how many repeat an earlier one; `groups`: names of the first 20 groups), and
+        where images are slices `volumes` and `slices`, their numbers.
         `leaks`: per pair of splits with images in common `between`, `images` (how many different ones they
         share) and `pairs` (names and labels on both sides, the first 20).
         `label_conflicts`: `images` (pixel-identical with different labels) and the first 20 `groups`.
@@ -106,6 +107,7 @@ def _summary(s: ImageSet, where: dict[str, list[int]]) -> dict[str, Any]:
     height, width, channels = s.shape
     known = s.labels is not None
     groups = [[s.names[i] for i in found] for found in where.values() if len(found) > 1]
+    slices = [v for v in s.volumes if v is not None]
     return {
         "images": len(s),
         "normal": int(np.sum(s.labels == NORMAL)) if known else 0,
@@ -118,6 +120,7 @@ def _summary(s: ImageSet, where: dict[str, list[int]]) -> dict[str, Any]:
         "skipped": list(s.skipped),
         "sha256": s.sha256(),
         "duplicates": {"images": len(s) - len(where), "groups": groups[:SHOWN]},
+        **({"volumes": len(set(slices)), "slices": len(slices)} if slices else {}),
     }
 
 

@@ -17,22 +17,21 @@ import numpy as np
 
 from ..core.errors import DataError
 from .decode import decode, decode_batches
-from .formats.limits import SUFFIXES, is_special, kind_of, suffix_of
 from .imageset import NORMAL, ImageSet
 from .layouts import (
+    SUFFIXES,
     Entry,
+    ImageFile,
     MissingSplit,
     folder_entries,
     labels_of,
     listed,
     manifest_entries,
-    of_split,
-    with_fixed_split,
     words,
 )
 from .npz import read_npz
 from .options import SPLITS, ReadOptions
-from .volumes import SEVERAL, expand
+from .volumes import SEVERAL, expand, of_split, with_fixed_split
 
 __all__ = ["SPLITS", "Listing", "MissingSplit", "ReadOptions", "listing", "read"]
 
@@ -211,17 +210,17 @@ def listing(
         raise DataError(f"split must be {', '.join(SPLITS)} or all, not {split!r}")
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder")
-    suffix, is_folder = suffix_of(path), path.is_dir()
+    suffix, is_folder = path.suffix.lower(), path.is_dir()
+    if not is_folder and not path.is_file():
+        raise DataError(f"{path}: a pipe or a device; save what it gives as a file")
+    if suffix == ".npz" and not is_folder:
+        return Listing(options, whole=read_npz(path, options, split))
     if is_folder:
         entries = folder_entries(path, options)
-    elif is_special(path):
-        raise DataError(f"{path}: a pipe or a device; save what it gives as a file")
-    elif suffix == ".npz":
-        return Listing(options, whole=read_npz(path, options, split))
     elif suffix == ".csv":
         entries = manifest_entries(path, options)
-    elif kind := kind_of(path):
-        entries = [Entry(path, kind, path.name)]
+    elif file := ImageFile.of(path):
+        entries = [Entry(path, file.kind, path.name)]
     else:
         raise DataError(f"{path}: expected a folder, .npz, .csv or image ({listed(SUFFIXES)})")
     entries = of_split(path, entries, split)  # before headers are read

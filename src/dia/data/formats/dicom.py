@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,8 @@ from .limits import (
     MissingLibrary,
     check_size,
     check_streams,
-    has_preamble,
     library,
+    refusing,
     silence,
 )
 from .windowing import View, Window, to_bytes
@@ -48,6 +49,7 @@ _PALETTE = [
     for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
 ]
 _ROWS = 256
+_MALFORMED = "a malformed DICOM header"
 _DEFLATED, _PIECE = b"1.2.840.10008.1.2.1.99", 2**20
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 _PIXELS = [
@@ -90,23 +92,20 @@ def header(path: Path) -> Header:
         DataError: no DICOM file, damaged, or promising more pixels than it can hold.
     """
     ds = _read(path, [*_SHAPE, *_ORDER, *_TONE, "BurnedInAnnotation"], pixels=False)
-    try:
-        frames = _check(path, ds)
+    with refusing(_MALFORMED):
         position, normal = _position(ds)
+        number, bits = ds.get("InstanceNumber"), ds.get("BitsStored", 8)
+        windowed = bool(ds.get("VOILUTSequence")) or _own_window(ds) is not None
+        frames = _check(path, ds)
         return Header(
             frames,
             str(ds.get("SeriesInstanceUID") or ""),
             position,
             normal,
-            None if ds.get("InstanceNumber") is None else int(ds.InstanceNumber),
-            frames > 1 or ds.get("BitsStored", 8) <= 8 or int(ds.get("SamplesPerPixel") or 1) > 1
-            or bool(ds.get("VOILUTSequence")) or _own_window(ds) is not None,
+            None if number is None else int(number),
+            windowed or frames > 1 or bits <= 8 or int(ds.get("SamplesPerPixel") or 1) > 1,
             str(ds.get("BurnedInAnnotation") or "").upper() == "YES",
-        )  # fmt: skip
-    except DataError:
-        raise
-    except Exception as error:  # an element of another kind than the standard's
-        raise _malformed(error) from None
+        )
 
 
 class Dicom:
@@ -118,24 +117,22 @@ class Dicom:
 
     def __init__(self, path: Path, view: View):
         self.ds = _read(path, [*_SHAPE, *_TONE, *_PALETTE, *_GROUPS, *_PIXELS], pixels=True)
-        try:
+        with refusing(_MALFORMED):
             _check(path, self.ds)
             if self.ds.file_meta.TransferSyntaxUID.is_encapsulated:
                 check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
-        except DataError:
-            raise
-        except Exception as error:
-            raise _malformed(error) from None
         self.window = view.window
         self.nbytes = max(len(self.ds.get(name) or b"") for name in _PIXELS[:3])
 
     def image(self, index: int) -> np.ndarray:
         """`(H, W, 1 or 3)` uint8 of frame `index` (from 0)."""
-        return _guarded(self._image, index)
+        with _decoding():
+            return self._image(index)
 
     def mask(self, index: int) -> np.ndarray:
         """`(H, W)` bool, True where the stored value is not 0."""
-        stored = _guarded(self._stored, index)
+        with _decoding():
+            stored = self._stored(index)
         return np.asarray(stored.reshape(*stored.shape[:2], -1).any(axis=-1))
 
     def _stored(self, index: int) -> np.ndarray:
@@ -193,41 +190,19 @@ class Dicom:
         return tone
 
 
-def in_order(headers: list[Header]) -> list[int]:
-    """Indices that sort a series: by position where all tell it for one plane, else by number, else as is."""
-    normals = {h.normal for h in headers}
-    placed = len(normals) == 1 and None not in normals and all(h.position is not None for h in headers)
-    numbered = all(h.number is not None for h in headers)
-
-    def key(i: int) -> tuple[float, int, int]:
-        position, number = headers[i].position, headers[i].number
-        return (position or 0.0) if placed else 0.0, (number or 0) if numbered else 0, i
-
-    return sorted(range(len(headers)), key=key)
-
-
 def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
-    """The attributes named, of a file that has pixels."""
+    """Reads the attributes named, of a file that has pixels."""
     pydicom = library("pydicom")
-    bare = not has_preamble(path)
-    try:
-        if not bare:
-            _check_deflated(path)
+    with refusing("no DICOM file, or damaged"):
+        bare = not _has_preamble(path)
         ds = pydicom.dcmread(
             path, stop_before_pixels=not pixels, specific_tags=["SOPClassUID", *keywords], force=bare
         )
         if "TransferSyntaxUID" not in ds.file_meta:  # a bare data set, as from before part 10
-            implicit, little = ds.original_encoding
             syntaxes = {(True, True): "ImplicitVRLittleEndian", (False, True): "ExplicitVRLittleEndian"}
-            name = syntaxes.get((implicit, little), "ExplicitVRBigEndian")
+            name = syntaxes.get(ds.original_encoding, "ExplicitVRBigEndian")
             ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, name)
         image = bool(ds.get("Rows")) and bool(ds.get("Columns"))
-    except OSError as error:
-        raise DataError(error.strerror or type(error).__name__) from None
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"no DICOM file, or damaged ({type(error).__name__})") from None
     if not image and bare and "SOPClassUID" not in ds:
         raise DataError("no DICOM file, or damaged")
     if not image:
@@ -235,35 +210,36 @@ def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
     return ds
 
 
-def _check_deflated(path: Path) -> None:
-    """Refuses a deflated file that unfolds to too much: pydicom inflates it whole before it looks at it."""
+def _has_preamble(path: Path) -> bool:
+    """Returns whether the file begins as part 10 says; refuses a deflated one that unfolds to too much.
+
+    Pydicom would inflate it whole before it looks at it.
+    """
     available = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(132)
+        if file.read(132)[128:] != b"DICM":
+            return False
         deflated = False
         while (head := file.read(8))[:2] == b"\x02\x00":  # the group that is never deflated
             long = head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT")
             value = file.read(int.from_bytes(file.read(4) if long else head[6:8], "little"))
             deflated |= head[:4] == b"\x02\x00\x10\x00" and value.rstrip(b"\0 ") == _DEFLATED
-        if not deflated:
-            return
-        file.seek(-len(head), 1)
-        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while piece := inflate.unconsumed_tail or file.read(_PIECE):
-            total += len(inflate.decompress(piece, _PIECE))
-            check_size(1, 1, 1, total, available, math.inf)
+        if deflated:
+            file.seek(-len(head), 1)
+            inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            while piece := inflate.unconsumed_tail or file.read(_PIECE):
+                total += len(inflate.decompress(piece, _PIECE))
+                check_size(1, 1, 1, total, available, math.inf)
+    return True
 
 
-def _guarded(decode: Any, index: int) -> np.ndarray:
-    """`decode(index)`, with errors in our words."""
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Silences the libraries, and turns their errors into ours."""
     for name in ("pydicom", "pylibjpeg"):
         silence(name)
-    try:
-        return decode(index)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(f"its pixels cannot be decoded ({type(error).__name__})") from None
+    with refusing("its pixels cannot be decoded"):
+        yield
 
 
 def _decoder(syntax: Any) -> Any:
@@ -283,10 +259,6 @@ def _decoder(syntax: Any) -> Any:
 def _by_rows(tone: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
     """`tone(x)`, some rows at a time: a whole image of floats would take many times its file."""
     return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
-
-
-def _malformed(error: Exception) -> DataError:
-    return DataError(f"a malformed DICOM header ({type(error).__name__})")
 
 
 def _check(path: Path, ds: Any) -> int:

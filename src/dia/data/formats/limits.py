@@ -1,6 +1,6 @@
-"""Which files are images, what kind each is, and which optional library reads it.
+"""What a file may promise and unfold to, and which optional library reads it.
 
-Knows names, first bytes and packages; reads no pixels and knows nothing of layouts.
+Knows sizes, compressed streams and packages; reads no pixels and knows nothing of layouts.
 """
 
 from __future__ import annotations
@@ -8,28 +8,17 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 from PIL import Image
 
 from ...core.errors import DataError
 
-Kind = Literal["plain", "png", "tiff", "dicom", "nifti"]  # plain: what Pillow alone reads
-_KINDS: dict[str, Kind] = {
-    ".png": "png",
-    **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"), "plain"),
-    **dict.fromkeys((".tif", ".tiff"), "tiff"),
-    **dict.fromkeys((".dcm", ".dicom"), "dicom"),
-    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
-}
-SUFFIXES = frozenset(_KINDS)
 # What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
 OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
@@ -39,49 +28,27 @@ INFLATED = 1032  # deflate makes no more of a byte than that many
 IMAGE_BYTES, VOLUME_BYTES, TIMES = 2**27, 2**30, 32
 
 
-def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The suffix in small letters; `.nii.gz` is one."""
-    name = os.fspath(path).lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
-
-
-def stem_of(path: Path) -> str:
-    """The name without its suffix; `.nii.gz` is one."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
-
-
-def kind_of(path: Path) -> Kind | None:
-    """The kind of an image file: by its suffix, or by its first bytes where the suffix says nothing.
-
-    It decides which reader opens the file. What the file then holds is checked by that reader.
-
-    Returns:
-        The kind; None where neither suffix nor first bytes say that the file is an image.
-    """
-    return _KINDS.get(suffix_of(path)) or ("dicom" if has_preamble(path) else None)
-
-
-def is_special(path: Path) -> bool:
-    """Whether it is a pipe, a socket or a device, which may have no end; a link to nothing is not."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError):  # whatever is wrong with it, reading says so
-        return False
-
-
-def has_preamble(path: Path) -> bool:
-    """Whether `DICM` stands at byte 128."""
-    try:
-        if not path.is_file():  # to open a pipe would be to wait
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 class MissingLibrary(DataError):
-    """The fault is not the file's: a package is not installed."""
+    """A package is not installed; the file may be sound."""
+
+
+@contextmanager
+def refusing(fault: str) -> Iterator[None]:
+    """Turns the errors of the libraries into a `DataError` that quotes nothing of the file.
+
+    Args:
+        fault: what is wrong with the file when anything fails within.
+
+    Raises:
+        DataError: with the system's words for its own errors, otherwise `fault` and the name of the error.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # nearly anything, on malformed bytes
+        said = error.strerror if isinstance(error, OSError) else None
+        raise DataError(said or f"{fault} ({type(error).__name__})") from None
 
 
 def library(name: str) -> ModuleType:
@@ -117,11 +84,6 @@ def has(name: str) -> bool:
     return True
 
 
-def pixel_limit() -> int | None:
-    """Pixels of one image above which a header is not believed: Pillow's limit; None if it has none."""
-    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
-
-
 def check_size(
     height: int, width: int, images: int, nbytes: int, available: int, ratio: float = 1, whole: bool = False
 ) -> None:
@@ -138,7 +100,7 @@ def check_size(
     Raises:
         DataError: no pixels, or more than the limits allow.
     """
-    limit = pixel_limit()
+    limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own; None for none
     if min(height, width, images) < 1:
         raise DataError(f"its header promises {images} images of {height}x{width} pixels")
     if limit is not None and height * width > limit:

@@ -20,19 +20,14 @@ from .windowing import Window, to_bytes
 _ORIENTATION = 274  # the tag, in EXIF as in TIFF
 _REDUCED = 254  # the tag whose lowest bit marks a page as another's thumbnail
 _DEEP_COLOUR = (
-    b"\x10\x02",
-    b"\x10\x04",
-    b"\x10\x06",
-)  # bit depth and colour type of a PNG: RGB, grey + alpha, RGBA
+    b"\x10\2",
+    b"\x10\4",
+    b"\x10\6",
+)  # PNG depth and colour type: RGB, grey + alpha, RGBA
 # compressions of bytes, whose result tifffile bounds, and of images, which say their own size
 _BYTES = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "ZSTD_DEPRECATED")
 _STREAMS = (
-    "JPEG",
-    "OJPEG",
-    "JPEG2000",
-    "APERIO_JP2000_YCBC",
-    "APERIO_JP2000_RGB",
-    "JPEG_2000_LOSSY",
+    *("JPEG", "OJPEG", "JPEG2000", "APERIO_JP2000_YCBC", "APERIO_JP2000_RGB", "JPEG_2000_LOSSY"),
     "JPEG_LOSSY",
 )
 _UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
@@ -42,8 +37,19 @@ def pages(path: Path) -> list[int]:
     """Numbers, from 0, of the pages that have the first one's size and type, so without thumbnails.
 
     Raises:
-        DataError: pages that lie in each other or go round in a circle; on other damage the library's errors.
+        DataError: pages that lie in each other or go round in a circle.
     """
+    try:
+        kinds = _page_kinds(path)
+    except DataError:
+        raise
+    except Exception:  # damage, which decoding explains better
+        return [0]
+    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
+
+
+def _page_kinds(path: Path) -> list[Any]:
+    """Returns what tells an image's pages from thumbnails: their sizes, types and marks."""
     kinds: list[Any] = []
     if has("tifffile"):
         from tifffile import TiffFile
@@ -63,7 +69,7 @@ def pages(path: Path) -> list[int]:
                 image.seek(i)
                 reduced = image.tag_v2.get(_REDUCED, 0) & 1 if hasattr(image, "tag_v2") else 0
                 kinds.append((image.size, image.mode, bool(reduced)))
-    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
+    return kinds
 
 
 def read(path: Path, page: int, window: Window | None, *, shallow: bool = False) -> np.ndarray | None:
