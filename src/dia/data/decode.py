@@ -38,7 +38,7 @@ from ..core.errors import DataError, first_line, printable
 from ..core.storage import take_room
 from .formats import tiff
 from .formats.dicom import Dicom
-from .formats.limits import OPENED, check_opened, has
+from .formats.limits import OPENED, check_opened, optional
 from .formats.nifti import Nifti
 from .formats.windowing import View, Window
 from .imageset import ImageSet
@@ -118,25 +118,19 @@ class Files:
         file, kind, page, window = entry.file, entry.kind, entry.number or 0, self.view.stated
         if kind in ("dicom", "nifti"):
             return self._opened(file, kind, entry.number).image(page)
-        deep = None
-        if kind == "tiff":
-            deep = tiff.read(file, page, window)
-        elif kind == "png":
-            deep = tiff.read_png(file)
-        if deep is not None:
-            return deep
+        if kind in ("tiff", "png"):
+            deep = tiff.read_png(file) if kind == "png" else tiff.read(file, page, window)
+            if deep is not None:
+                return deep
         try:
-            with Image.open(file, formats=OPENED) as opened:
-                if page:
-                    opened.seek(page)
-                check_opened(opened, file)
-                return _pixels(ImageOps.exif_transpose(opened), window)
+            with _open_page(file, page) as image:
+                return _pixels(ImageOps.exif_transpose(image), window)
         except (DataError, MemoryError):
             raise
         except Exception:
             if kind != "tiff":
                 raise
-            if not has("tifffile"):
+            if not optional("tifffile"):
                 more = "pip install 'dia-anomaly[medical]' for more kinds of TIFF"
                 raise DataError(f"Pillow cannot read it; repair it, or {more}") from None
             if (shallow := tiff.read(file, page, window, shallow=True)) is not None:
@@ -157,21 +151,24 @@ class Files:
         Raises:
             DataError: a mask of another size than its image.
         """
-        kind = entry.mask_kind
-        if kind in ("dicom", "nifti"):
-            found = self._opened(file, kind, entry.number, mask=True).mask(entry.number or 0)
+        if entry.mask_kind in ("dicom", "nifti"):
+            found = self._opened(file, entry.mask_kind, entry.number, mask=True).mask(entry.number or 0)
         else:
-            found = _mask(file, entry.number)
+            with _open_page(file, entry.number or 0) as opened:
+                image = ImageOps.exif_transpose(opened)
+            deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
+            x = np.asarray(image if deep else image.convert("RGB"))
+            found = np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
         if found.shape != shape:
             raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
         return found
 
-    def _open(self, file: Path, kind: Kind, mask: bool) -> Dicom | Nifti:
-        return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
-
     def _opened(self, file: Path, kind: Kind, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
+        def open_it() -> Dicom | Nifti:
+            return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
+
         if number is None:  # a file of one image is not kept
-            return self._open(file, kind, mask)
+            return open_it()
         with self._lock:
             future = self._kept.get((file, mask))
             if ours := future is None:
@@ -179,7 +176,7 @@ class Files:
             self._kept.move_to_end((file, mask))
         if ours:
             try:
-                future.set_result(self._open(file, kind, mask))
+                future.set_result(open_it())
             except BaseException as error:
                 future.set_exception(error)  # for all its images
             with self._lock:
@@ -187,15 +184,26 @@ class Files:
         return future.result()
 
     def _drop(self) -> None:
-        """Lets the oldest go, until the rest are few or small."""
+        """Drops the oldest files, until the rest are few or small."""
         done = [k for k, f in self._kept.items() if f.done()]
         sizes = [0 if self._kept[k].exception() else self._kept[k].result().nbytes for k in done]
         while len(done) > 1 and (sum(sizes) > _KEPT_BYTES or len(done) > _KEPT_FILES):
             del self._kept[done.pop(0)], sizes[0]
 
 
-def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
-    """`(H, W, 1 or 3)` uint8 by the rules above."""
+def _open_page(file: Path, page: int) -> Image.Image:
+    """Opens a page of a file that Pillow reads, its pixels not yet decoded."""
+    image = Image.open(file, formats=OPENED)
+    if page and getattr(image, "n_frames", 1) <= page:
+        raise DataError(f"{file.name} has fewer slices than its volume")
+    if page:
+        image.seek(page)
+    check_opened(image, file)
+    return image
+
+
+def _pixels(image: Image.Image, window: Window | None) -> np.ndarray:
+    """Converts to `(H, W, 1 or 3)` uint8 by the rules above."""
     if image.mode[0] in "IF":  # 16 bits and more
         return tiff.to_8_bits(np.asarray(image), window)[..., None]
     grey = image.mode in ("1", "L", "LA")
@@ -205,19 +213,6 @@ def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
         return over_black[..., :1] if grey else over_black
     x = np.asarray(image.convert("L" if grey else "RGB"))
     return x[..., None] if grey else x
-
-
-def _mask(file: Path, number: int | None) -> np.ndarray:
-    """`(H, W)` bool, True where not black."""
-    with Image.open(file, formats=OPENED) as opened:
-        if number is not None and getattr(opened, "n_frames", 1) <= number:
-            raise DataError(f"mask {file} has fewer slices than its volume")
-        opened.seek(number or 0)
-        check_opened(opened, file)
-        image = ImageOps.exif_transpose(opened)
-    deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
-    x = np.asarray(image if deep else image.convert("RGB"))
-    return np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
 
 
 def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:

@@ -14,24 +14,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core.errors import DataError
-from .limits import (
-    INFLATED,
-    MOST_SAMPLES,
-    MissingLibrary,
-    check_size,
-    check_streams,
-    library,
-    refusing,
-    silence,
-)
+from . import limits
+from .limits import check_size, refusing
 from .windowing import View, Window, to_bytes
 
 _SHAPE = [
@@ -50,6 +41,7 @@ _PALETTE = [
 ]
 _ROWS = 256
 _MALFORMED = "a malformed DICOM header"
+_UNDECODED = "its pixels cannot be decoded", "pydicom", "pylibjpeg"
 _DEFLATED, _PIECE = b"1.2.840.10008.1.2.1.99", 2**20
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 _PIXELS = [
@@ -120,18 +112,18 @@ class Dicom:
         with refusing(_MALFORMED):
             _check(path, self.ds)
             if self.ds.file_meta.TransferSyntaxUID.is_encapsulated:
-                check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
+                limits.check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
         self.window = view.window
         self.nbytes = max(len(self.ds.get(name) or b"") for name in _PIXELS[:3])
 
     def image(self, index: int) -> np.ndarray:
         """`(H, W, 1 or 3)` uint8 of frame `index` (from 0)."""
-        with _decoding():
+        with refusing(*_UNDECODED):
             return self._image(index)
 
     def mask(self, index: int) -> np.ndarray:
         """`(H, W)` bool, True where the stored value is not 0."""
-        with _decoding():
+        with refusing(*_UNDECODED):
             stored = self._stored(index)
         return np.asarray(stored.reshape(*stored.shape[:2], -1).any(axis=-1))
 
@@ -192,7 +184,7 @@ class Dicom:
 
 def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
     """Reads the attributes named, of a file that has pixels."""
-    pydicom = library("pydicom")
+    pydicom = limits.required("pydicom")
     with refusing("no DICOM file, or damaged"):
         bare = not _has_preamble(path)
         ds = pydicom.dcmread(
@@ -233,15 +225,6 @@ def _has_preamble(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def _decoding() -> Iterator[None]:
-    """Silences the libraries, and turns their errors into ours."""
-    for name in ("pydicom", "pylibjpeg"):
-        silence(name)
-    with refusing("its pixels cannot be decoded"):
-        yield
-
-
 def _decoder(syntax: Any) -> Any:
     from pydicom.pixels import get_decoder
 
@@ -252,7 +235,7 @@ def _decoder(syntax: Any) -> Any:
     except NotImplementedError:
         raise DataError(f"{name} is not read; convert it to another one") from None
     if not decoder.is_available:
-        raise MissingLibrary(f"{name} is read by pylibjpeg; pip install 'dia-anomaly[medical]'")
+        raise limits.MissingLibrary(f"{name} is read by pylibjpeg; pip install 'dia-anomaly[medical]'")
     return decoder
 
 
@@ -270,12 +253,12 @@ def _check(path: Path, ds: Any) -> int:
     nbytes = frames * rows * columns * samples * int(ds.BitsAllocated) // 8
     if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422":
         nbytes = nbytes * 2 // 3
-    if samples > MOST_SAMPLES:
+    if samples > limits.MOST_SAMPLES:
         raise DataError(f"its header promises {samples} samples for each pixel; grey has one, colour three")
     if syntax.is_encapsulated:  # each frame is an item of its own
         check_size(rows, columns, frames, frames * 8, available)
         nbytes = max(nbytes, 2 * frames * rows * columns * samples)  # decoders are slow, and count in 16 bits
-    ratio = math.inf if syntax.is_encapsulated else INFLATED if syntax.is_deflated else 1
+    ratio = math.inf if syntax.is_encapsulated else limits.INFLATED if syntax.is_deflated else 1
     check_size(rows, columns, frames, nbytes, available, ratio)
     return frames
 
@@ -291,7 +274,7 @@ def _position(ds: Any) -> tuple[float | None, tuple[float, ...] | None]:
 
 def _own_window(ds: Any) -> Window | None:
     """The first window of the file; None where it has none, or one of no width."""
-    center, width = (_first(ds.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    center, width = _first(ds.get("WindowCenter")), _first(ds.get("WindowWidth"))
     function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
     if center is None or width is None or not width >= (1 if function == "LINEAR" else 1e-12):
         return None
@@ -299,11 +282,10 @@ def _own_window(ds: Any) -> Window | None:
 
 
 def _first(value: Any) -> float | None:
-    """A number, or the first of several."""
-    if value is None or isinstance(value, str):
-        return None
-    found = next(iter(value), None) if hasattr(value, "__iter__") else value
-    return None if found is None else float(found)
+    """Returns a number, or the first of several."""
+    if hasattr(value, "__iter__"):
+        value = None if isinstance(value, str) else next(iter(value), None)
+    return None if value is None else float(value)
 
 
 def _range(ds: Any, stored: np.ndarray) -> Window | None:

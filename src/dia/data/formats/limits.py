@@ -13,18 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from PIL import Image
 
 from ...core.errors import DataError
 
-# What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
+# The formats that Pillow may try: it goes by the content, and for some of its formats starts other programs.
 OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
 _NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
-INFLATED = 1032  # deflate makes no more of a byte than that many
-# what packed pixels may unfold to, in bytes: of one image, of a volume; or so many times their file, if more
+INFLATED = 1032  # the most bytes that deflate makes of one
+# bytes that packed pixels may unfold to: of one image, of a volume; or so many times their file, if more
 IMAGE_BYTES, VOLUME_BYTES, TIMES = 2**27, 2**30, 32
 
 
@@ -33,15 +33,18 @@ class MissingLibrary(DataError):
 
 
 @contextmanager
-def refusing(fault: str) -> Iterator[None]:
+def refusing(fault: str, *libraries: str) -> Iterator[None]:
     """Turns the errors of the libraries into a `DataError` that quotes nothing of the file.
 
     Args:
         fault: what is wrong with the file when anything fails within.
+        libraries: names of those whose warnings and log records are switched off.
 
     Raises:
         DataError: with the system's words for its own errors, otherwise `fault` and the name of the error.
     """
+    for name in libraries:
+        _silence(name)
     try:
         yield
     except (DataError, MemoryError):
@@ -51,37 +54,36 @@ def refusing(fault: str) -> Iterator[None]:
         raise DataError(said or f"{fault} ({type(error).__name__})") from None
 
 
-def library(name: str) -> ModuleType:
-    """pydicom or nibabel, kept from saying what is in the headers it reads.
+def optional(name: str) -> Any:
+    """Imports pydicom, nibabel, tifffile or imagecodecs; None where it is not installed.
 
-    They warn of malformed elements by quoting them, and a quotation may identify a patient. Their warnings
-    and log records are therefore switched off, for the whole process: nothing less holds in threads.
+    Its warnings and log records are switched off, for the whole process: nothing less holds in threads. Such
+    libraries warn of malformed elements by quoting them, and a quotation may identify a patient.
+    """
+    try:
+        found = importlib.import_module(name)
+    except ImportError:
+        return None
+    _silence(name)
+    return found
+
+
+def required(name: str) -> Any:
+    """Imports such a library.
 
     Raises:
         MissingLibrary: it is not installed.
     """
-    if not has(name):
+    if (found := optional(name)) is None:
         raise MissingLibrary(f"{_NAMES[name]} is read by {name}; pip install 'dia-anomaly[medical]'")
-    found = importlib.import_module(name)
-    silence(name)
     return found
 
 
-def silence(name: str) -> None:
-    """Switches off the warnings and log records of a library."""
-    for logger in (name, f"{name}.global"):  # nibabel's is called so
+def _silence(name: str) -> None:
+    for logger in (name, f"{name}.global"):  # the name of nibabel's
         logging.getLogger(logger).disabled = True
-    # asked anew each time: the list of filters is swapped by whoever catches warnings
+    # each time anew: the list of filters is swapped by whoever catches warnings
     warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
-
-
-def has(name: str) -> bool:
-    """Whether an optional library is there."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
 
 
 def check_size(
@@ -116,7 +118,7 @@ def check_size(
 
 
 def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
-    """Holds what Pillow read of a header against what packed pixels may be.
+    """Refuses an image whose header, as Pillow read it, promises more than packed pixels may be.
 
     Args:
         image: opened, its pixels not yet decoded.
@@ -152,14 +154,14 @@ def check_streams(data: bytes, pixels: int) -> None:
 
 
 def _jpeg_2000(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of each codestream, which no packet can look like (ISO 15444-1, A.5.1)."""
+    """Yields the size of each codestream, whose marker occurs in no packet (ISO 15444-1, A.5.1)."""
     for found in re.finditer(rb"\xff\x4f\xff\x51.{38}", data, re.DOTALL):
         right, bottom, left, top = (int.from_bytes(found[0][i : i + 4]) for i in (8, 12, 16, 20))
         yield max(bottom - top, 0), max(right - left, 0), int.from_bytes(found[0][40:42])
 
 
 def _jpeg(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of the frame headers of each image (ISO 10918-1, B.2.2; 14495-1, C.2.2)."""
+    """Yields the sizes in each image's frame headers (ISO 10918-1, B.2.2; 14495-1, C.2.2)."""
     for start in re.finditer(rb"\xff\xd8\xff", data):
         at = start.start() + 2
         while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DataError
-from .limits import INFLATED, check_size, library, refusing
+from .limits import INFLATED, check_size, refusing, required
 from .windowing import ANATOMICAL, View, Window, to_bytes
 
 VOXELS = 2**29  # of one volume, above which a header is not believed
@@ -98,7 +98,7 @@ class Nifti:
 
 def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
     """The file, its voxels not yet read, and its shape."""
-    nibabel = library("nibabel")
+    nibabel = required("nibabel")
     with refusing("no NIfTI file, or damaged"):
         image = nibabel.load(path, mmap=False)  # a mapped file that shrinks would end the process
         shape = tuple(int(n) for n in image.shape)
