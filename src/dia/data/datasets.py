@@ -1,9 +1,7 @@
-"""Data sets as declarations, ours and a user's own, and reading them by name.
+"""Data sets as declarations, those of `datasets.yaml` and a user's own, and reading them by name.
 
 Knows names, normal classes, licences and where to get the files; leaves pixels and layouts to `readers`.
-Nothing is downloaded: a set that is absent says where to get it and where to put it.
-
-A user's own data set is the same declaration as a YAML file: see `declared`.
+Nothing is downloaded: the error of an absent set says where to get it and where to put it.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.settings import from_dict
 from ..core.yamlfile import read_yaml
-from . import quality, readers
+from . import readers
 from .imageset import ImageSet
 from .layouts import SUFFIXES, Entry
 from .npz import joined
@@ -29,18 +27,18 @@ from .options import ReadOptions
 from .volumes import of_split, with_fixed_split
 
 DECLARATION = (".yaml", ".yml")  # suffixes of a user's own declaration
+PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known about one data set before any file of it is read.
+    """The facts about one data set that are known before any of its files is read.
 
     All fields but `name` may stand in a user's YAML file, where `path` alone must.
 
     Args:
-        name: what the user types.
-        path: its folder, `.npz` or `.csv`. Of a known set it lies under the data root, where `NAME/`,
-            `NAME.npz` and the file's name as a folder are accepted as well.
+        name: as the user types it.
+        path: its folder, `.npz` or `.csv`; a known set's lies under the data root; empty if it is generated.
         normal: comma-separated class folders, or label values, that are normal.
         title: one line for people.
         split: where the division into train and test comes from.
@@ -50,14 +48,14 @@ class DataSet:
         normal_label: the label value that is normal where the set is an `.npz`; as `normal` if empty.
         anomalous: comma-separated class folders that are anomalous; all that are not normal if empty.
         train_normals: share or number of normals that train where the folder has no split of its own.
-        split_folders: what its folders "train", "val" and "test" are called, where not so.
+        split_folders: the names of its folders for "train", "val" and "test", where they differ.
         masks: the folder of its masks, where not "ground_truth".
-        size: (H, W), or n for n × n, that its images are read at, where they differ in size.
+        size: (H, W), or n for n × n, to which its images are resized, where they differ in size.
         pool: the split of the .npz ("test", or "all") that is divided anew by the rule of such a folder,
             where its own train holds no normals; empty where the file's splits stand.
         channels: 1 where colour files hold grey images; as they are where None.
-        proxy: a stand-in whose numbers must not be compared with the paper's.
-        note: sizes, and what to beware of.
+        proxy: a substitute whose numbers must not be compared with the paper's.
+        note: sizes and cautions.
     """
 
     name: str
@@ -80,7 +78,7 @@ class DataSet:
     note: str = ""
 
     def options(self, path: Path, options: ReadOptions) -> ReadOptions:
-        """`options`, filled up with what is declared: what was given goes before it.
+        """Fills up options with the declared ones; options that were given take precedence.
 
         Args:
             path: where the set lies; a folder's classes may have other names than an `.npz`'s labels.
@@ -90,23 +88,20 @@ class DataSet:
             The options to read the set with.
         """
         in_folder = path.is_dir()
+        named = ("train_normals", "split_folders", "masks", "size", "channels")
         return options.or_else(
             normal=(self.normal if in_folder else self.normal_label or self.normal) or None,
             anomalous=(in_folder and self.anomalous) or None,
-            train_normals=self.train_normals,
-            split_folders=self.split_folders,
-            masks=self.masks,
-            size=self.size,
-            channels=self.channels,
+            **{name: getattr(self, name) for name in named},
         )
 
 
 def _declaration(name: str, values: Any, where: str) -> DataSet:
-    """The data set of one YAML mapping; `where` names the file in messages."""
+    """Checks one YAML mapping and makes its data set; `where` names the file in messages."""
     keys = [f.name for f in fields(DataSet) if f.name != "name"]
     if unknown := [str(key) for key in values if key not in keys]:
         raise DataError(f"{where}: no key {unknown[0]!r}; there are: {', '.join(keys)}")
-    values = dict(values)
+    values = {**values, "name": name}
     for key in {"normal", "anomalous", "normal_label"} & set(values):
         classes = values[key] if isinstance(values[key], list) else [values[key]]
         for c in classes:
@@ -114,7 +109,7 @@ def _declaration(name: str, values: Any, where: str) -> DataSet:
                 raise DataError(f"{where}: {key}: {c!r} is not the name of a class; put it in quotes")
         values[key] = ",".join(map(str, classes))
     try:
-        known: DataSet = from_dict(DataSet, {**values, "name": name})
+        known: DataSet = from_dict(DataSet, values)
         known.options(Path(known.path), ReadOptions())
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
@@ -125,15 +120,15 @@ _FILE = Path(__file__).with_name("datasets.yaml")
 CATALOG = {name: _declaration(name, values, _FILE.name) for name, values in read_yaml(_FILE).items()}
 
 
-def declared(file: str | os.PathLike[str]) -> DataSet:
-    """A user's own data set, as a YAML file declares it; the file's name without suffix is the set's name.
+def declared(file: PathLike) -> DataSet:
+    """Reads a user's own declaration; the file's name without suffix is the set's name.
 
     Args:
         file: the YAML file. Its keys are the fields of `DataSet` but for `name`; a list stands for
             comma-separated words, and a relative `path` starts in the file's folder.
 
     Returns:
-        The declaration, whose `path` is absolute.
+        The declaration; its `path` is absolute.
 
     Raises:
         DataError: no such file, no mapping, a key or value that is not known, or the name of a known set.
@@ -148,7 +143,7 @@ def declared(file: str | os.PathLike[str]) -> DataSet:
     return replace(known, path=str(Path(file.absolute().parent, known.path)))
 
 
-def known_set(name: str, data_root: str | os.PathLike[str] | None = None) -> DataSet:
+def known_set(name: str, data_root: PathLike | None = None) -> DataSet:
     """Finds the declaration of a data set.
 
     Args:
@@ -165,8 +160,7 @@ def known_set(name: str, data_root: str | os.PathLike[str] | None = None) -> Dat
         return CATALOG[name]
     if Path(name).suffix.lower() in DECLARATION:
         return declared(name)
-    own = _own_files(data_root)
-    if name in own:
+    if name in (own := _own_files(data_root)):
         return declared(own[name])
     names = [*CATALOG, *own]
     near = difflib.get_close_matches(name.lower(), names, n=3)
@@ -174,18 +168,14 @@ def known_set(name: str, data_root: str | os.PathLike[str] | None = None) -> Dat
     raise DataError(f"{name}: no such path or data set{hint} (known: {', '.join(names)})")
 
 
-def _own_files(data_root: str | os.PathLike[str] | None) -> dict[str, Path]:
+def _own_files(data_root: PathLike | None) -> dict[str, Path]:
     """The user's own declarations in the data root, by name."""
-    root = _root(data_root)
+    root = data_root or os.environ.get("DIA_DATA")
     files = sorted(Path(root).glob("*.y*ml")) if root else []
     return {f.stem: f for f in files if f.suffix in DECLARATION and f.stem not in CATALOG}
 
 
-def _root(data_root: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-    return os.environ.get("DIA_DATA") if data_root is None else data_root
-
-
-def known_sets(data_root: str | os.PathLike[str] | None = None) -> dict[str, DataSet]:
+def known_sets(data_root: PathLike | None = None) -> dict[str, DataSet]:
     """Returns all declarations by name: the catalogue's, and those in the data root that can be read."""
     known = dict(CATALOG)
     for name, file in _own_files(data_root).items():
@@ -199,7 +189,7 @@ def name_of(spec: str) -> str:
     return Path(spec).stem if Path(spec).suffix.lower() in DECLARATION else spec
 
 
-def find(known: DataSet, data_root: str | os.PathLike[str] | None = None) -> Path:
+def find(known: DataSet, data_root: PathLike | None = None) -> Path:
     """Finds the file or folder of a data set.
 
     Args:
@@ -213,17 +203,15 @@ def find(known: DataSet, data_root: str | os.PathLike[str] | None = None) -> Pat
         DataError: no such file; the message says where to get it and where to put it.
     """
     if os.path.isabs(known.path):  # a user's own
-        if not os.path.exists(known.path):
-            raise DataError(f"{known.name}: no such file or folder: {known.path}")
-        return Path(known.path)
-    root, name = _root(data_root), known.name
+        if os.path.exists(known.path):
+            return Path(known.path)
+        raise DataError(f"{known.name}: no such file or folder: {known.path}")
+    root, name = data_root or os.environ.get("DIA_DATA"), known.name
     if not root:
         raise DataError(f"{name}: no data root; give --data-root or set DIA_DATA to the folder that holds it")
-    # the stem: both directions of a set may lie in one folder
     places = dict.fromkeys((known.path, name, f"{name}.npz", Path(known.path).stem))
-    for place in places:
-        if os.path.exists(path := Path(root, place)):
-            return path
+    if found := next((path for place in places if (path := Path(root, place)).exists()), None):
+        return found
     where = " or ".join(places)
     raise DataError(f"{name}: not found in {root}; get it from {known.obtain} and put it there as {where}")
 
@@ -231,7 +219,7 @@ def find(known: DataSet, data_root: str | os.PathLike[str] | None = None) -> Pat
 def load(
     name: str,
     split: str | None = None,
-    data_root: str | os.PathLike[str] | None = None,
+    data_root: PathLike | None = None,
     options: ReadOptions | None = None,
     **changes: Any,
 ) -> ImageSet:
@@ -239,14 +227,13 @@ def load(
 
     Args:
         name: as for `known_set`.
-        split: "train", "val", "test"; None or "all" for everything. Labels come with every split, so
-            training takes `.normals()`.
+        split: "train", "val", "test", each with its labels; None or "all" for everything.
         data_root: the folder that holds the data sets, by default `$DIA_DATA`.
-        options: how to read it; what is given here goes before what is declared.
+        options: how to read it; these take precedence over the declared ones.
         changes: options by name, in place of those in `options`.
 
     Returns:
-        The images with labels, and masks where the set has them.
+        The images, with masks where the set has them.
 
     Raises:
         MissingSplit: the set has no such split.
@@ -257,7 +244,7 @@ def load(
 
 def load_training(
     name: str,
-    data_root: str | os.PathLike[str] | None = None,
+    data_root: PathLike | None = None,
     options: ReadOptions | None = None,
     *,
     contamination: float = 0.0,
@@ -266,7 +253,7 @@ def load_training(
 ) -> ImageSet:
     """Reads the training normals of a data set, with a share of unmarked anomalies on request.
 
-    Those come from the training split, or from `val` where the training split has none; never from `test`.
+    The anomalies come from the training split, or from `val` where that has none; never from `test`.
 
     Args:
         name: as for `known_set`.
@@ -297,13 +284,13 @@ def load_training(
 
 
 def open_data(
-    spec: str | os.PathLike[str],
+    spec: PathLike,
     split: str | None = None,
-    data_root: str | os.PathLike[str] | None = None,
+    data_root: PathLike | None = None,
     options: ReadOptions | None = None,
     **changes: Any,
 ) -> ImageSet:
-    """Reads what a user means by a data argument: a path if it exists, else the name of a data set.
+    """Reads a path if it exists, otherwise the data set of that name.
 
     Args:
         spec: a path as for `readers.read`, a YAML file as for `declared`, or a name as for `known_set`.
@@ -323,16 +310,16 @@ def open_data(
 
 
 def open_listing(
-    spec: str | os.PathLike[str],
+    spec: PathLike,
     split: str | None = None,
-    data_root: str | os.PathLike[str] | None = None,
+    data_root: PathLike | None = None,
     options: ReadOptions | None = None,
     **changes: Any,
 ) -> readers.Listing:
-    """As `open_data`, before any pixel is read (but the phantoms are drawn, and an `.npz` is read whole).
+    """Lists what `open_data` reads, before any pixel is read (an `.npz` is read whole, phantoms are drawn).
 
     Args:
-        spec: what to read, as for `open_data`.
+        spec: as for `open_data`.
         split: "train", "val", "test"; None or "all" for everything.
         data_root: the folder that holds the data sets, by default `$DIA_DATA`.
         options: how to read it.
@@ -347,31 +334,26 @@ def open_listing(
     """
     spec, options = os.fspath(spec), ReadOptions.of(options, **changes)
     suffix = Path(spec).suffix.lower()
-    if suffix not in DECLARATION and os.path.exists(spec):
-        return _listing(Path(spec), split, data_root, options)
-    if suffix not in DECLARATION and (
-        os.path.basename(spec) != spec or suffix in (".npz", ".csv", ".gz", *SUFFIXES)
-    ):
-        raise DataError(f"{spec}: no such file or folder")
+    if suffix not in DECLARATION:
+        if os.path.exists(spec):
+            return _listing(Path(spec), split, data_root, options)
+        if os.path.basename(spec) != spec or suffix in (".npz", ".csv", ".gz", *SUFFIXES):
+            raise DataError(f"{spec}: no such file or folder")
     return _listing(known_set(spec, data_root), split, data_root, options)
 
 
 def open_splits(
-    spec: str | os.PathLike[str],
-    data_root: str | os.PathLike[str] | None = None,
-    options: ReadOptions | None = None,
-    **changes: Any,
+    spec: PathLike, data_root: PathLike | None = None, options: ReadOptions | None = None
 ) -> dict[str, ImageSet]:
-    """All splits of what `open_data` understands, by name; `all` alone where it has none.
+    """Reads all splits, for `quality.check`.
 
     Args:
-        spec: what to read, as for `open_data`.
+        spec: as for `open_data`.
         data_root: the folder that holds the data sets, by default `$DIA_DATA`.
         options: how to read it.
-        changes: options by name, in place of those in `options`.
 
     Returns:
-        The images by split, in the order "train", "val", "test".
+        The images by split, in the order "train", "val", "test"; `all` alone where there are no splits.
 
     Raises:
         DataError: as `open_data`.
@@ -379,37 +361,14 @@ def open_splits(
     sets: dict[str, ImageSet] = {}
     for split in readers.SPLITS:
         with suppress(readers.MissingSplit):
-            sets[split] = open_data(spec, split, data_root, options, **changes)
+            sets[split] = open_data(spec, split, data_root, options)
     if len(sets) > 1 and len({tuple(images.names) for images in sets.values()}) == 1:
         return {"all": sets["train"]}  # without splits all images belong to each: no leak
     return sets
 
 
-def check(
-    spec: str | os.PathLike[str],
-    data_root: str | os.PathLike[str] | None = None,
-    options: ReadOptions | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
-    """Counts and findings over all splits of what `open_data` understands.
-
-    Args:
-        spec: what to read, as for `open_data`.
-        data_root: the folder that holds the data sets, by default `$DIA_DATA`.
-        options: how to read it.
-        changes: options by name, in place of those in `options`.
-
-    Returns:
-        The result of `quality.check`.
-
-    Raises:
-        DataError: as `open_data`.
-    """
-    return quality.check(open_splits(spec, data_root, options, **changes))
-
-
 def _listing(
-    source: DataSet | Path, split: str | None, data_root: str | os.PathLike[str] | None, options: ReadOptions
+    source: DataSet | Path, split: str | None, data_root: PathLike | None, options: ReadOptions
 ) -> readers.Listing:
     """Lists one split of a declared set, or of a path."""
     if isinstance(source, Path):
@@ -423,7 +382,7 @@ def _listing(
         return found
     if found.labels is None:
         raise DataError(f"{path}: it has no labels, by which its images would be divided")
-    # the rule of a folder, for a split that the .npz does not have
+    # the rule for class folders, because the .npz has no such split
     entries = [Entry(path, "plain", n, int(y)) for n, y in zip(found.names, found.labels, strict=True)]
     kept = {e.name for e in of_split(path, with_fixed_split(entries, options.train_normals), split)}
     return replace(found, whole=found.whole.subset(np.array([n in kept for n in found.names])))
@@ -435,8 +394,6 @@ def _phantoms(split: str | None, options: ReadOptions) -> readers.Listing:
 
     if split not in (*phantoms.SPLITS, "all", None):
         raise readers.MissingSplit(f"phantom: no split {split!r}; there are: {', '.join(phantoms.SPLITS)}")
-    wanted = [split] if split in phantoms.SPLITS else list(phantoms.SPLITS)
-    # drawn at that size, not resized to it
-    drawn: dict[str, Any] = {"size": options.size} if isinstance(options.size, int) else {}
-    images = joined("phantom", [phantoms.load(str(s), **drawn) for s in wanted])
-    return readers.Listing(options, whole=images)
+    drawn: dict[str, Any] = {"size": options.size} if isinstance(options.size, int) else {}  # not resized
+    images = [phantoms.load(s, **drawn) for s in phantoms.SPLITS if split in (s, "all", None)]
+    return readers.Listing(options, whole=joined("phantom", images))

@@ -1,7 +1,7 @@
-"""Decoding: entries of image files in, one `ImageSet` on an array (or memory map) out.
+"""Decoding: from entries of image files to one `ImageSet` on an array or memory map.
 
-Knows pixels and threads, and the readers of `formats`; trusts the kind that each entry has. Knows nothing of
-where entries come from (`layouts`, `volumes`), nor of data sets or models. The rules:
+Knows pixels and threads, and the readers of `formats`; trusts the kind of each entry. Does not know how
+entries are listed (`layouts`, `volumes`), nor data sets or models. The rules:
 
 - Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
   set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
@@ -52,12 +52,12 @@ _KEPT_BYTES, _KEPT_FILES = 2**30, 64  # of opened files
 def decode(
     entries: Sequence[Entry], options: ReadOptions, title: str = "", workers: int | None = None
 ) -> ImageSet:
-    """The images of `entries` as one set, in their order.
+    """Decodes entries to one set, in their order.
 
     Args:
         entries: N images to decode, at least one.
-        options: size, channels, window, threads, and what becomes of unreadable files.
-        title: of the bar, where `options.progress` shows one.
+        options: size, channels, window, threads, and whether unreadable files are left out.
+        title: of the bar that `options.progress` shows.
         workers: decoding threads, in place of those of the options.
 
     Returns:
@@ -80,11 +80,11 @@ def decode(
 def decode_batches(
     entries: Sequence[Entry], options: ReadOptions, batch: int, workers: int | None = None
 ) -> Generator[ImageSet, None, None]:
-    """As `decode`, `batch` entries at a time, in order; up to a batch more is decoded while one is used.
+    """Decodes `batch` entries at a time, in order; up to a batch more is decoded while one is used.
 
     Args:
         entries: N images to decode.
-        options: as those of `decode`.
+        options: as for `decode`.
         batch: how many entries make a set; each set is decoded by itself.
         workers: decoding threads, in place of those of the options.
 
@@ -99,9 +99,9 @@ def decode_batches(
 
 
 class Files:
-    """Files of many images, opened once for all of them: the last few are kept, up to a bound of memory.
+    """Opens a file of many images once for all of them, and keeps the last few files, up to a memory limit.
 
-    Threads that want one file wait for the first of them to open it.
+    Threads that need the same file wait until the first of them has opened it.
     """
 
     def __init__(self, view: View):
@@ -110,7 +110,7 @@ class Files:
         self._lock = Lock()
 
     def image(self, entry: Entry) -> np.ndarray:
-        """The pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
+        """Reads the pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
 
         Raises:
             DataError: a file that its reader refuses; on damaged bytes Pillow raises nearly anything else.
@@ -138,7 +138,7 @@ class Files:
             raise
 
     def mask(self, file: Path, entry: Entry, shape: tuple[int, int]) -> np.ndarray:
-        """The mask of an entry as `(H, W)` bool, True where it is not black.
+        """Reads the mask of an entry as `(H, W)` bool, True where it is not black.
 
         Args:
             file: the mask's file.
@@ -216,7 +216,7 @@ def _pixels(image: Image.Image, window: Window | None) -> np.ndarray:
 
 
 def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
-    """One image with its mask, or the line that says why not. Runs in the decoding threads."""
+    """Decodes one image with its mask, or returns the line that says why it cannot. Runs in the threads."""
     file = entry.file
     if entry.problem is not None:
         return printable(f"{file}: {entry.problem}")
@@ -224,7 +224,7 @@ def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
         pixels = files.image(entry)
         masks = None if entry.mask is None else files.mask(entry.mask, entry, pixels.shape[:2])[None]
         return options.conform(ImageSet(pixels[None], masks=masks))
-    except MemoryError as e:  # no fault of the file, so that none is left out for it
+    except MemoryError as e:  # not the file's fault, so that no file is left out for it
         raise DataError(f"{file}: there is not the memory to decode it; give a smaller one") from e
     except DataError as e:
         return printable(f"{file}: {e}")
@@ -236,9 +236,9 @@ def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
 def _map(
     load: partial, entries: Sequence[Entry], workers: int | None, ahead: int = 0
 ) -> Generator[ImageSet | str, None, None]:
-    """`load` over the entries, in order, in threads: Pillow decodes and resizes without Python's lock.
+    """Maps `load` over the entries, in order, in threads: Pillow decodes and resizes without Python's lock.
 
-    They work on a sliding window: `ahead` entries, or what keeps every thread busy if that is more.
+    The threads work on a sliding window of `ahead` entries, or of enough to keep every thread busy.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers == 1 or len(entries) <= _CHUNK:
@@ -254,12 +254,12 @@ def _map(
                 window.extend(islice(chunks, 1))
                 yield from ready
         finally:
-            for future in window:  # the caller has had enough
+            for future in window:  # the caller wants no more
                 future.cancel()
 
 
 def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options: ReadOptions) -> ImageSet:
-    """Each result straight into its place in one array, with what its entry says of it."""
+    """Puts each result into its place in one array, and adds labels, names and volumes of the entries."""
     images = masks = None
     kept: list[Entry] = []
     skipped: list[str] = []

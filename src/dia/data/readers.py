@@ -1,8 +1,7 @@
-"""Readers: a folder, MedMNIST-like .npz, CSV manifest or image file in; an `ImageSet`, or a stream, out.
+"""Readers: from a folder, MedMNIST-like .npz, CSV manifest or image file to an `ImageSet` or a stream.
 
-Knows how the parts go together: `layouts` says which files there are and of which kind, `volumes` which
-slices they hold, `decode` what their pixels are (the rules for pixels are written there). Knows no data set
-by name (`datasets` does), and nothing of models.
+Knows the order of the parts: `layouts` lists files and their kinds, `volumes` lists their slices, `decode`
+reads the pixels (by the rules written there). Knows no data set by name (`datasets` does), and no model.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def read(
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a path holds, before its pixels are read: see `listing`. Pickles; a part pickles small.
+    """The images of a path, before their pixels are read: see `listing`. Pickles; a part pickles small.
 
     Args:
         options: how its images are read.
@@ -128,7 +127,7 @@ class Listing:
         return tuple(e.volume for e in self.entries) if self.whole is None else (None,) * len(self)
 
     def part(self, start: int, stop: int) -> Listing:
-        """Some of the images as a listing of its own, for another process or machine to read.
+        """Makes a listing of some of the images, for another process or machine to read.
 
         Args:
             start: number of the first image, from 0.
@@ -142,7 +141,7 @@ class Listing:
         return replace(self, entries=self.entries[start:stop])
 
     def read(self, *, workers: int | None = None) -> ImageSet:
-        """All images as one set.
+        """Reads all images as one set.
 
         Args:
             workers: decoding threads, in place of those of the options.
@@ -157,7 +156,7 @@ class Listing:
     def stream(
         self, batch: int = 512, start: int = 0, *, workers: int | None = None
     ) -> Generator[ImageSet, None, None]:
-        """The images from `start` on in sets of `batch`, in order; memory is bounded by the batch.
+        """Reads the images from `start` on in sets of `batch`, in order; the batch bounds the memory.
 
         While one set is used, up to a batch more is decoded by one pool of threads. Each batch is a set of
         its own: give size and channels for sets of one shape; it has masks if one of its images has. With
@@ -187,13 +186,13 @@ def listing(
     split: str | None = None,
     **changes: Any,
 ) -> Listing:
-    """What `read` would read, told before any pixel is: its names and labels, and its images as a stream.
+    """Lists the images that `read` would read, with names and labels, before any pixel is read.
 
-    Headers are read of DICOM, NIfTI and TIFF files, to know how many images they hold. Only an `.npz` is
-    read whole, and its stream cut from that.
+    The headers of DICOM, NIfTI and TIFF files are read, to count their images. Only an `.npz` is read whole,
+    and its stream is cut from that.
 
     Args:
-        path: what to read, as for `read`.
+        path: as for `read`.
         options: how to read it; the defaults where None.
         split: "train", "val", "test"; None or "all" for everything.
         changes: options by name, in place of those in `options`.

@@ -22,7 +22,7 @@ from ..core.errors import DataError
 from ..data import datasets
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
-from ..data.quality import has_near_duplicate
+from ..data.quality import check, has_near_duplicate
 from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from ..evaluate.stress import is_of, load_stress
@@ -262,10 +262,10 @@ def check_data(a: Namespace, options: ReadOptions) -> dict[str, Any]:
     """`dia data check`, with the effect of copies on the AUROC of a run, scores or an untrained row."""
     if sum(x is not None for x in (a.run, a.scores, a.row)) > 1:
         raise DataError("--run, --scores and --row are three ways to one thing; give one of them")
-    result = datasets.check(a.name, a.data_root, options)
+    sets = datasets.open_splits(a.name, a.data_root, options)
+    result = check(sets)
     if a.run is None and a.scores is None and a.row is None:
         return result
-    sets = datasets.open_splits(a.name, a.data_root, options)
     if not {"train", "test"} <= set(sets):
         raise DataError(f"{a.name}: needs a train and a test split to see what copies change")
     normals, test, labels = sets["train"].normals(), sets["test"], sets["test"].labels

@@ -92,7 +92,8 @@ def check_size(
     """Refuses a header that promises more than an image may have, or than its file can hold or should.
 
     Args:
-        height, width: of one image, in pixels.
+        height: of one image, in pixels.
+        width: of one image, in pixels.
         images: number of frames or slices.
         nbytes: bytes of all pixels, unpacked.
         available: bytes of the file.
