@@ -268,7 +268,7 @@ def _missing(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> C
     outside = (1 - s.soft)[..., None] + 1e-6
     around = ndimage.gaussian_filter(g.image * outside, sigma) / ndimage.gaussian_filter(outside, sigma)
     detail = g.image - ndimage.gaussian_filter(g.image, (1, 1, 0))
-    turn = rng.uniform(0, 2 * np.pi)  # the texture of a place beside it
+    turn = rng.uniform(0, 2 * np.pi)  # the texture of a neighbouring place
     shift = tuple(round(3 * max(s.radius, 1) * float(f(turn))) for f in (np.sin, np.cos))
     filled = around + np.roll(detail, shift, (0, 1)) * (np.roll(g.depth, shift, (0, 1)) > 1)[..., None]
     return faded(g.image, filled, contrast * s.soft[..., None]), s.soft

@@ -43,7 +43,7 @@ def read(
 ) -> ImageSet:
     """Reads the images of `path` as one `(N, H, W, 1 or 3)` uint8 array, 0–255, with labels, masks and names.
 
-    Layouts, told apart by what `path` is:
+    `path` decides the layout:
 
     - `.npz` as MedMNIST: `{train,val,test}_images` (N, H, W[, 3]), optional `_labels` (N[, 1]), `_masks`
       (N, H, W), `_names`. The label values in `normal` (default "0") are normal, all others anomalous.
@@ -58,7 +58,7 @@ def read(
       words as normal/anomalous, good/defect, or all empty. Values in `normal`, if given, are the normal ones.
     - one image file.
 
-    A folder `ground_truth/<class>/NAME_mask.png` (or `NAME.png`) beside the above holds masks; that of a
+    A folder `ground_truth/<class>/NAME_mask.png` (or `NAME.png`) next to these holds masks; the mask of a
     volume in one file is a NIfTI, TIFF or DICOM file with as many slices.
     Hidden files are ignored, and those that are no images by their suffix nor DICOM by their first bytes.
     DICOM, NIfTI and TIFF files may hold many images, and volumes: see `volumes`.

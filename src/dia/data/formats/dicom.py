@@ -1,4 +1,4 @@
-"""DICOM: what a file's header says of its frames and their order, and frames as 8-bit pixels.
+"""DICOM: the frames and their order by a file's header, and frames as 8-bit pixels.
 
 Knows the standard's rules for pixels; decoding is pydicom's and pylibjpeg's. Only the attributes named here
 are read, none of which tells who the patient is, and no text of an error or a warning of those libraries
@@ -55,11 +55,11 @@ class NoImage(DataError):
 
 
 class Header(NamedTuple):
-    """What is known of a file before its pixels are decoded.
+    """The facts about a file that its header holds.
 
     Args:
-        frames: how many.
-        series: what tells series apart; for comparing only, never to be kept or shown.
+        frames: number of frames.
+        series: identifies the series; for comparing only, never to be kept or shown.
         position: along the normal of the image's plane, mm; None where the file does not say.
         normal: of that plane, rounded; None where the file does not say.
         number: of the image in its series; None where the file does not say.
@@ -101,7 +101,7 @@ def header(path: Path) -> Header:
 
 
 class Dicom:
-    """The frames of one file; decoded one by one, as they are asked for.
+    """The frames of one file, each decoded when it is asked for.
 
     Raises:
         DataError: as `header`.
@@ -117,12 +117,12 @@ class Dicom:
         self.nbytes = max(len(self.ds.get(name) or b"") for name in _PIXELS[:3])
 
     def image(self, index: int) -> np.ndarray:
-        """`(H, W, 1 or 3)` uint8 of frame `index` (from 0)."""
+        """Returns frame `index` (from 0), `(H, W, 1 or 3)` uint8."""
         with refusing(*_UNDECODED):
             return self._image(index)
 
     def mask(self, index: int) -> np.ndarray:
-        """`(H, W)` bool, True where the stored value is not 0."""
+        """Returns frame `index` of a mask, `(H, W)` bool, True where the stored value is not 0."""
         with refusing(*_UNDECODED):
             stored = self._stored(index)
         return np.asarray(stored.reshape(*stored.shape[:2], -1).any(axis=-1))
@@ -164,7 +164,7 @@ class Dicom:
         return _by_rows(tone, x)
 
     def _of_frame(self, index: int) -> Any:
-        """What makes the tone of one frame: its own functional groups, those all share, the file's."""
+        """Returns the tone attributes of one frame: its own, else the shared ones, else the file's."""
         if not any(self.ds.get(name) for name in _GROUPS):
             return self.ds
         from pydicom.dataset import Dataset
@@ -240,12 +240,12 @@ def _decoder(syntax: Any) -> Any:
 
 
 def _by_rows(tone: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
-    """`tone(x)`, some rows at a time: a whole image of floats would take many times its file."""
+    """Applies `tone` to some rows at a time: a whole image of floats would take many times its file."""
     return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
 
 
 def _check(path: Path, ds: Any) -> int:
-    """Holds what the header promises against the file and what can be decoded; the number of frames."""
+    """Refuses a header that the file cannot hold or that cannot be decoded; returns the number of frames."""
     frames = int(ds.get("NumberOfFrames") or 1)
     _decoder(ds.file_meta.TransferSyntaxUID)
     rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)
@@ -273,7 +273,7 @@ def _position(ds: Any) -> tuple[float | None, tuple[float, ...] | None]:
 
 
 def _own_window(ds: Any) -> Window | None:
-    """The first window of the file; None where it has none, or one of no width."""
+    """Returns the first window of the file; None where it has none, or one of no width."""
     center, width = _first(ds.get("WindowCenter")), _first(ds.get("WindowWidth"))
     function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
     if center is None or width is None or not width >= (1 if function == "LINEAR" else 1e-12):
@@ -289,7 +289,7 @@ def _first(value: Any) -> float | None:
 
 
 def _range(ds: Any, stored: np.ndarray) -> Window | None:
-    """All that the stored bits allow, after the modality LUT or rescale; None for floats."""
+    """Returns the range of the stored bits, after the modality LUT or rescale; None for floats."""
     if stored.dtype.kind == "f":
         return None
     if ds.get("ModalityLUTSequence"):

@@ -1,4 +1,4 @@
-"""NIfTI: how many slices a volume has along an axis, and the volume as 8-bit slices.
+"""NIfTI: the number of slices of a volume along an axis, and the volume as 8-bit slices.
 
 Knows orientations and grey values; reading is nibabel's. No text of the header is looked at, none is shown.
 
@@ -28,7 +28,7 @@ _PERCENTILES = (0.5, 99.5)
 
 
 def slices(path: Path, view: View) -> int:
-    """How many slices the volume has along the axis asked for; reads the header alone.
+    """Counts the slices of the volume along the axis asked for; reads the header alone.
 
     Args:
         path: a NIfTI file.
@@ -62,11 +62,11 @@ class Nifti:
         self.nbytes = self.volume.nbytes
 
     def image(self, index: int) -> np.ndarray:
-        """`(H, W, 1)` uint8 of slice `index` (from 0)."""
+        """Returns slice `index` (from 0), `(H, W, 1)` uint8."""
         return self.volume[index, ..., None]
 
     def mask(self, index: int) -> np.ndarray:
-        """`(H, W)` bool, True where the stored value is not 0.
+        """Returns slice `index` of a mask, `(H, W)` bool, True where the stored value is not 0.
 
         Raises:
             DataError: there is no slice `index`.
@@ -97,7 +97,7 @@ class Nifti:
 
 
 def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
-    """The file, its voxels not yet read, and its shape."""
+    """Opens a file, whose voxels are not yet read, and returns it with its shape."""
     nibabel = required("nibabel")
     with refusing("no NIfTI file, or damaged"):
         image = nibabel.load(path, mmap=False)  # a mapped file that shrinks would end the process
@@ -127,7 +127,7 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
 def _axes(
     image: Any, shape: tuple[int, int, int], axis: str
 ) -> tuple[tuple[slice, ...], tuple[int, int, int]]:
-    """How to turn the stored array, and which of its axes are slices, rows and columns."""
+    """Returns how to turn the stored array, and which of its axes are slices, rows and columns."""
     straight, back = slice(None), slice(None, None, -1)
     if axis not in ANATOMICAL:
         first = int(axis)
