@@ -76,7 +76,7 @@ def test_flat_images_are_like_nothing():
     assert np.isinf(nearest_images(thumbnails(flat[:1])).distance).all()
 
 
-@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9))
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 300))
 def test_blocks_change_nothing(seed, n, m, block):
     rng = np.random.default_rng(seed)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(k, 6)) for k in (n, m)))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation, binary_erosion
 
@@ -117,6 +118,7 @@ def test_without_background_all_is_body():
     assert body(np.zeros((20, 20))).all()  # nothing would be left
 
 
+@hypothesis_settings(max_examples=40)
 @given(
     kind=st.sampled_from(list(KINDS)),
     shape=st.tuples(st.integers(8, 33), st.integers(8, 33), st.sampled_from([1, 3])),

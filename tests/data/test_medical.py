@@ -457,7 +457,7 @@ def test_shipped_nifti_is_read_as_nibabel_reads_it(name):
     axis=st.sampled_from(["axial", "coronal", "sagittal"]),
     suffix=st.sampled_from([".nii", ".nii.gz"]),
 )
-@hypothesis_settings(max_examples=30)
+@hypothesis_settings(max_examples=15)
 def test_however_it_is_stored_a_body_is_seen_from_the_same_side(order, signs, tilt, axis, suffix):
     """A volume stored in any order of axes, mirrored and tilted, gives the same slices."""
     x = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)

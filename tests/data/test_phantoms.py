@@ -76,7 +76,7 @@ def statistics(x):
 
 
 def test_whole_image_statistics_say_little(phantoms):
-    normal = statistics(load("train", n=300))
+    normal = statistics(load("train", n=150))
     for name, values in statistics(phantoms).items():
         z = np.abs(values - normal[name].mean()) / normal[name].std()
         assert 0.35 < roc_auc_score(phantoms.labels, z) < 0.65, name

@@ -258,7 +258,7 @@ def test_natural_order():
     with tempfile.TemporaryDirectory() as folder:
         for name in ("img10.png", "img2.png", "b/1.png", "B.JPG", "a1b.png", "a01b.png"):
             save(Path(folder, name))
-        names = [f.relative_to(folder).as_posix() for f in image_files(folder)]
+        names = [f.path.relative_to(folder).as_posix() for f in image_files(folder)]
         assert names == ["B.JPG", "a01b.png", "a1b.png", "b/1.png", "img2.png", "img10.png"]
 
 
@@ -267,7 +267,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     (tmp_path / "near").mkdir()
     (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
     (tmp_path / "near" / "loop").symlink_to(tmp_path / "near")
-    assert [f.name for f in image_files(tmp_path / "near")] == ["1.png"]
+    assert [f.path.name for f in image_files(tmp_path / "near")] == ["1.png"]
 
 
 def test_plain_folder_and_single_image(tmp_path):

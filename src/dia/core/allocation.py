@@ -1,4 +1,4 @@
-"""How much memory networks may take while they are built from settings that a stranger may have written.
+"""Limits the memory of networks while they are built from settings that a stranger may have written.
 
 Knows torch's functions that make tensors; knows no network.
 """
@@ -13,23 +13,21 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import DataError
 
-SPARE = 2**30  # bytes beyond four times the weights: some networks are built whole before a part is kept
+SPARE = 2**30  # bytes beyond four times the weights: some networks are built whole though a part is kept
 MAX_PARTS = 20_000  # tensors
-_FACTORIES = frozenset(
-    getattr(torch, name)
-    for name in (
-        *("empty", "zeros", "ones", "full", "rand", "randn", "eye", "arange", "linspace", "logspace"),
-        *("empty_strided", "randint", "randperm", "hann_window", "hamming_window", "tril_indices"),
-    )
+_NAMES = (
+    "empty zeros ones full rand randn eye arange linspace logspace empty_strided randint randperm "
+    "tril_indices hann_window hamming_window"
 )
+_FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
 
 
 class AllocationLimit(TorchFunctionMode):
-    """A context in which a tensor that would be too much is refused before it is allocated.
+    """A context that refuses a tensor beyond the limit before it is allocated.
 
     Args:
-        what: is loaded, as a message calls it.
-        weights: bytes that the networks are to be filled with; they may take four times as many and 1 GiB.
+        what: the thing that is loaded, for the message.
+        weights: bytes of the networks' weights; the networks may take four times as many and 1 GiB.
     """
 
     def __init__(self, what: object, weights: int):

@@ -13,31 +13,29 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-VERSIONS_OF = ("torch", "diffusers", "lightning", "numpy", "scikit-learn")
+_PACKAGES = {n: n for n in ("torch", "diffusers", "lightning", "numpy", "scikit-learn")} | {
+    "dia": "dia-anomaly"
+}
 
 
 def environment() -> dict[str, Any]:
-    """Where a run happens: `device`, `versions`, `commit` (see `commit_of`), `cpu_count`."""
+    """Returns where a run happens: `device`, `versions`, `commit` (see `commit_of`), `cpu_count`."""
     import torch  # only here: reading tables needs no torch
 
-    device = "cpu"
+    device = "mps" if torch.backends.mps.is_available() else "cpu"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-    elif torch.backends.mps.is_available():
-        device = "mps"
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS_OF}}
-    versions["dia"] = _version("dia-anomaly")
-    package = Path(__file__).resolve().parents[1]
-    return {
-        "device": device,
-        "versions": versions,
-        "commit": commit_of(package),
-        "cpu_count": os.cpu_count(),
-    }
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name, distribution in _PACKAGES.items():
+        versions[name] = None
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(distribution)
+    commit = commit_of(Path(__file__).resolve().parents[1])
+    return {"device": device, "versions": versions, "commit": commit, "cpu_count": os.cpu_count()}
 
 
 def commit_of(package: Path) -> str | None:
-    """Commit of `package`, with '-dirty' if its files differ from it; None where git does not track them."""
+    """Returns a package's commit, with '-dirty' if its files differ; None where git does not track them."""
     # an installed copy may lie inside a foreign repository, whose commit says nothing about it
     if not _git(package, "ls-files", "--", "."):
         return None
@@ -47,13 +45,13 @@ def commit_of(package: Path) -> str | None:
 
 
 def changed_since_commit(file: Path) -> bool:
-    """Whether a file differs from what was committed of it; where git does not track it, it does."""
+    """Returns whether a file differs from its committed form; True where git does not track it."""
     there, name = file.resolve().parent, file.name
     return not _git(there, "ls-files", "--", name) or bool(_git(there, "status", "--porcelain", "--", name))
 
 
 def _git(directory: Path, *args: str) -> str:
-    """Output of git in `directory`; empty where it fails or there is no git."""
+    """Returns the output of git in `directory`; empty where it fails or there is no git."""
     # no optional locks: a look must not disturb a commit under way
     command = ["git", "--no-optional-locks", "-C", str(directory), *args]
     try:
@@ -63,15 +61,8 @@ def _git(directory: Path, *args: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def reset_peak_memory() -> None:
-    """Starts `peak_memory_mb` anew where the system can (Linux), so that one run's peak is its own."""
+    """Resets `peak_memory_mb` where the system can (Linux), so that one run's peak is its own."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed is given back (glibc)
@@ -80,7 +71,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Highest resident memory of this process in MiB (host memory, not the accelerator's)."""
+    """Returns the highest resident memory of this process in MiB (host memory, not the accelerator's)."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10

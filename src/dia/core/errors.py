@@ -1,6 +1,6 @@
-"""What the command line says in one line beside `DataError`: training that cannot go on, the system's no.
+"""The errors that the command line prints as one line: of data, of training, of the system.
 
-Here, so that to know it takes no torch.
+Imports no torch, so that programs without it can know them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on: the loss is no longer finite, or processes cannot share the work.
 
     Attributes:
-        batch: which of the training images were in the batch at fault; empty where no batch is.
+        batch: indices of the training images in the batch at fault; empty where no batch is at fault.
         of: the number of training images.
     """
 
@@ -27,23 +27,26 @@ class TrainingError(RuntimeError):
 
 
 def printable(text: str) -> str:
-    """One line that a terminal only shows: line ends, controls and what no character is, as their escapes."""
+    """Escapes line ends, control characters and lone surrogates, so that a terminal shows one plain line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; the name of its class where it has none."""
+    """Returns the first line of an error's text; the name of its class where it has none."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def system_error(error: BaseException, target: str = "") -> str:
-    """What the system refused, with the remedy, in one line; empty where it was something else.
+    """Describes an error of the system, with the remedy, in one line.
 
     Args:
         error: an `OSError`, or what safetensors and torch make of one.
         target: where the command writes; named where the error names no file.
+
+    Returns:
+        The line; empty where the error is none of the system's.
     """
     if isinstance(error, OSError):
         number, words, target = error.errno or 0, str(error), str(error.filename or target)

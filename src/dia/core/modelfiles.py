@@ -1,15 +1,16 @@
-"""What is read of a model folder, which may come from a stranger: JSON and safetensors, checked first.
+"""The files of a model folder, which may come from a stranger: JSON and safetensors, checked first.
 
 Nothing else of a folder is opened. A file is read only if it is a plain file that lies in the folder, is no
-larger than what is stated here, and is what was saved: `checksums.json` holds the SHA-256 of each file that
-is read. That finds damage and exchanged files; whoever makes the whole folder makes its checksums too, so it
-does not say who made it. Knows files, sizes and hashes; knows no method and no network.
+larger than the limits below, and is unchanged: `checksums.json` holds the SHA-256 of each file that is read.
+That finds damage and exchanged files; it does not say who made the folder, because whoever makes a folder
+makes its checksums too. Knows files, sizes and hashes; knows no method and no network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,20 @@ from .errors import DataError
 
 MAX_JSON = 16 * 2**20  # bytes of one JSON file, and of the header of one safetensors file
 MAX_WEIGHTS = 8 * 2**30  # bytes of all safetensors files of a folder
-MAX_FILES = 1000  # that checksums may name
+MAX_FILES = 1000  # files that checksums may name
 SUMS = "checksums.json"
-READ = (".json", ".safetensors")  # all that is ever read
-STRESS = "stress.json"  # what `dia stress` found out about the model
+READ = (".json", ".safetensors")  # the suffixes of files that are read
+STRESS = "stress.json"  # the result of `dia stress` for the model
 
 
 class ModelFiles:
     """The files of a folder.
 
     Args:
-        folder: of the model.
+        folder: the model folder.
 
     Attributes:
-        sums: SHA-256 by relative name; None in a folder that was saved before there were any.
+        sums: SHA-256 by relative name; None in a folder that was saved before checksums existed.
 
     Raises:
         DataError: weights of more than `MAX_WEIGHTS` bytes, or malformed checksums.
@@ -53,7 +54,7 @@ class ModelFiles:
             raise DataError(f"{self.folder}: {most}; if you trust it, raise dia.core.modelfiles.MAX_WEIGHTS")
 
     def path(self, name: str) -> Path:
-        """A plain file in the folder, and what was saved, as far as checksums say.
+        """Returns the path of a plain file in the folder that has its checksum.
 
         Raises:
             FileNotFoundError: there is none.
@@ -74,22 +75,22 @@ class ModelFiles:
         return path
 
     def verify(self) -> None:
-        """Holds every file that checksums name against them, those of sub-models too."""
+        """Checks every file that has a checksum, those of sub-models too."""
         for name in self.sums or ():
             self.path(name)
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object; numbers in it are finite."""
+        """Reads a JSON object, whose numbers must be finite."""
         path = self.path(name)
         if path.stat().st_size > MAX_JSON:
             raise DataError(f"{self.folder}: {name} is larger than {MAX_JSON >> 20} MiB")
-        found = json.loads(path.read_bytes(), parse_constant=_no_number, parse_float=_finite)
+        found = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
         if not isinstance(found, dict):
             raise DataError(f"{self.folder}: {name} holds no JSON object")
         return found
 
     def weights(self, name: str) -> Path:
-        """A safetensors file whose header was held against its size; nothing is allocated for its tensors."""
+        """Checks the header of a safetensors file, without allocating its tensors, and returns its path."""
         from safetensors import SafetensorError, safe_open
 
         path = self.path(name)
@@ -106,7 +107,12 @@ class ModelFiles:
 
 
 def write_sums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Writes the checksums of the files named, or of all in a folder that are ever read."""
+    """Writes the checksums of a folder's files.
+
+    Args:
+        folder: the model folder.
+        names: relative names of the files; None for all. Only JSON and safetensors files count.
+    """
     if names is None:
         names = (p.relative_to(folder).as_posix() for p in folder.rglob("*"))
     wanted = sorted(n for n in names if n.endswith(READ) and n != SUMS)
@@ -114,23 +120,18 @@ def write_sums(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hex."""
+    """Returns the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_hub_cache(real: Path, root: Path) -> bool:
-    """Whether a folder lies in the hub's cache, whose files are links to blobs beside it."""
+    """Returns whether a file is a blob of the hub's cache, whose folders hold links to blobs."""
     snapshots = next((p for p in (root, *root.parents) if p.name == "snapshots"), None)
     return snapshots is not None and real.is_relative_to(snapshots.parent / "blobs")
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
 def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:20]} is too large a number")
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
     return number

@@ -15,7 +15,7 @@ from .errors import TrainingError
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device where there is one (this process's own of several), else the CPU."""
+    """Resolves `auto`: the CUDA device of this process if there is one, otherwise the CPU."""
     if device == "auto":
         own = int(os.environ.get("LOCAL_RANK", 0)) if processes()[1] > 1 else 0
         return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
@@ -23,9 +23,9 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, CPUs with AVX512-BF16 or AMX.
+    """Returns whether the device multiplies bfloat16 in hardware: CUDA since Ampere, AVX512-BF16 or AMX.
 
-    A CPU that torch was told to treat as an older one (`ATEN_CPU_CAPABILITY`) is one here, too.
+    A CPU that `ATEN_CPU_CAPABILITY` makes torch treat as an older one counts as an older one.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -42,12 +42,12 @@ def join_processes() -> None:
 
 
 def processes() -> tuple[int, int]:
-    """(rank of this process, their number)."""
+    """Returns (rank of this process, number of processes)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files."""
+    """Returns whether this process is the one that writes files."""
     return processes()[0] == 0
 
 
@@ -58,7 +58,7 @@ def barrier() -> None:
 
 
 def of_all(value: Any) -> list[Any]:
-    """The values of all processes, in each of them."""
+    """Gathers the values of all processes, in each of them."""
     values = [value] * processes()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -66,14 +66,14 @@ def of_all(value: Any) -> list[Any]:
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:
-    """`(W, *x.shape)` of all W processes; gradients flow back to each, added up over the processes."""
+    """Stacks the tensors of all W processes, `(W, *x.shape)`; gradients flow back to each, added up."""
     from torch.distributed.nn.functional import all_gather
 
     return torch.stack(all_gather(x))
 
 
 def share(n: int) -> slice:
-    """This process's part of a batch of n.
+    """Returns this process's part of a batch of n.
 
     Raises:
         TrainingError: the batch cannot be shared equally.

@@ -1,7 +1,7 @@
-"""What every settings dataclass shares: checks, differences, and its form as plain values.
+"""Functions of every settings dataclass: checks, differences, and conversion to plain values.
 
 Settings are frozen dataclasses, nested. One definition is the constructor's argument, the command line's
-flags, the saved JSON, and what the ledger says of a run. This file knows no particular settings.
+flags, the saved JSON, and the ledger's record of a run. This file knows no particular settings.
 """
 
 from __future__ import annotations
@@ -18,29 +18,54 @@ from .errors import DataError
 
 
 class SettingsError(DataError):
-    """Settings that cannot be, or not together. Names the setting and says what to do."""
+    """Settings that are impossible, alone or together. The message names the setting and the remedy."""
 
 
 def require(holds: bool, setting: str, must: str) -> None:
-    """Raises `SettingsError` "setting MUST" unless it holds."""
+    """Checks one condition on a setting.
+
+    Args:
+        holds: whether the setting is as it must be.
+        setting: its name, for the message.
+        must: the rest of the message, as "must be at least 1".
+
+    Raises:
+        SettingsError: it does not hold.
+    """
     if not holds:
         raise SettingsError(f"{setting} {must}")
 
 
 def chosen(settings: Any, name: str) -> None:
-    """Checks a field against the words its `Literal` type allows."""
+    """Checks a field against the words that its `Literal` type allows.
+
+    Args:
+        settings: a settings dataclass.
+        name: of the field.
+
+    Raises:
+        SettingsError: the value is none of them.
+    """
     words = get_args(get_type_hints(type(settings))[name])
     value = getattr(settings, name)
     require(value in words, name, f"must be one of {', '.join(map(str, words))}, not {value!r}")
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """All values, nested settings as dicts: what is saved and what YAML shows."""
+    """Returns all values, nested settings as dicts, as they are saved and as YAML shows them."""
     return {f.name: plain(v) if is_dataclass(v := getattr(settings, f.name)) else v for f in fields(settings)}
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name: {"amplify.width": 24, ...}."""
+    """Returns the values by dotted name: {"amplify.width": 24, ...}.
+
+    Args:
+        settings: a settings dataclass.
+        prefix: put before each name.
+
+    Returns:
+        The values that are no settings dataclasses themselves.
+    """
     made: dict[str, Any] = {}
     for f in fields(settings):
         value = getattr(settings, f.name)
@@ -49,16 +74,24 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(settings: Any, other: Any) -> dict[str, tuple[Any, Any]]:
-    """(value, value in `other`) of each dotted name in which two settings of one class differ."""
+    """Compares two settings.
+
+    Args:
+        settings: a settings dataclass.
+        other: another one of the same class.
+
+    Returns:
+        (value, value in `other`) by dotted name, where they differ.
+    """
     a, b = flat(settings), flat(other)
     return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
 
 
 def changes_from(settings: Any, base: Any) -> dict[str, Any]:
-    """The settings that differ from `base`, by dotted name, in the form that JSON gives back.
+    """Returns the settings that differ from `base`, by dotted name, in the form that JSON gives back.
 
-    A setting that is added later, at a default that does what was done before, differs in neither: what was
-    written before it was added stays equal to what is written after.
+    A setting that is added later, at a default that changes nothing, differs in neither: records written
+    before and after stay equal.
 
     Args:
         settings: a settings dataclass.
@@ -72,41 +105,66 @@ def changes_from(settings: Any, base: Any) -> dict[str, Any]:
 
 
 def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
-    """A copy with other values by dotted name; all are set before any is checked against the others.
+    """Makes a copy with other values; all are set before any is checked against the others.
+
+    Args:
+        settings: a settings dataclass.
+        values: the new values by dotted name.
+
+    Returns:
+        The copy.
 
     Raises:
-        SettingsError: no such setting, or values that cannot be together.
+        SettingsError: no such setting, or values that contradict each other.
     """
     known = flat(settings)
     if unknown := [name for name in values if name not in known]:
         raise SettingsError(f"no setting {unknown[0]}; there are: {', '.join(sorted(known))}")
     changes: dict[str, Any] = {}
-    inner: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         head, _, rest = name.partition(".")
         if rest:
-            inner.setdefault(head, {})[rest] = value
+            changes.setdefault(head, {})[rest] = value
         else:
-            changes[head] = as_typed(get_type_hints(type(settings))[head], value)
-    for head, nested in inner.items():
-        changes[head] = replaced(getattr(settings, head), nested)
+            changes[head] = _as_typed(get_type_hints(type(settings))[head], value)
+    for head, value in changes.items():
+        if is_dataclass(nested := getattr(settings, head)):
+            changes[head] = replaced(nested, value)
     return replace(settings, **changes)
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """Settings from their `plain` form, as JSON or YAML give it back; unknown names are refused."""
+    """Makes settings from their `plain` form, as JSON or YAML give it back.
+
+    Args:
+        cls: the settings dataclass.
+        values: its values by name, nested ones as dicts; defaults stand for those that are missing.
+
+    Returns:
+        An instance of `cls`.
+
+    Raises:
+        SettingsError: an unknown name, or a value of another type.
+    """
     hints = get_type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
+    if unknown := set(values) - set(hints):
         raise SettingsError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
-    typed = {name: as_typed(hints[name], value) for name, value in values.items()}
+    typed = {name: _as_typed(hints[name], value) for name, value in values.items()}
     if wrong := [name for name, value in typed.items() if not fits(hints[name], value)]:
         raise SettingsError(f"{cls.__name__}.{wrong[0]} cannot be {str(values[wrong[0]])[:50]!r}")
     return cls(**typed)
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of the type its field has; a number stands for a float only if it is finite."""
+    """Returns whether a value has the type of its field; floats must be finite.
+
+    Args:
+        hint: the type.
+        value: a value, after JSON's lists became tuples.
+
+    Returns:
+        True where it has.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(fits(a, value) for a in args)
@@ -122,8 +180,8 @@ def fits(hint: Any, value: Any) -> bool:
     return hint is Any or isinstance(value, origin or hint)
 
 
-def as_typed(hint: Any, value: Any) -> Any:
-    """A value as its field wants it: lists as tuples, dicts as nested settings, whole numbers as floats."""
+def _as_typed(hint: Any, value: Any) -> Any:
+    """Converts lists to tuples, dicts to nested settings and whole numbers to floats, as the field wants."""
     if is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value)  # type: ignore[arg-type]
     if isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):

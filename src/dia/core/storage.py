@@ -17,9 +17,9 @@ from .errors import NO_ROOM
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of the file `path`, made where it is absent; waits for whoever holds it.
+    """Holds the lock of the file `path`, which is made where it is absent; waits for other holders.
 
-    A process that is killed lets go. Where the system has no such locks (outside POSIX), nothing is held.
+    A process that is killed releases it. Where the system has no such locks (outside POSIX), nothing is held.
     """
     try:
         import fcntl
@@ -33,19 +33,28 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def reserve(path: Path | str) -> None:
-    """Takes the room that a file says it has, as a memory map's does, whose pages come when they are written.
+    """Allocates a file's disk blocks now, so that a full disk raises an error.
 
-    Without that a full disk ends the process by a signal (SIGBUS), which nothing can report.
+    Otherwise writing to a memory map of the file would end the process by a signal (SIGBUS).
 
     Raises:
-        OSError: there is not so much room; it names the file.
+        OSError: the disk is full; it names the file.
     """
     with open(path, "r+b") as file:
         take_room(file, os.fstat(file.fileno()).st_size, str(path))
 
 
 def take_room(file: IO[bytes], size: int, name: str) -> None:
-    """The same of an open file, for `size` bytes."""
+    """Allocates the disk blocks of an open file.
+
+    Args:
+        file: open for writing.
+        size: in bytes.
+        name: of the file, for the error.
+
+    Raises:
+        OSError: the disk is full.
+    """
     if not size or not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -56,13 +65,17 @@ def take_room(file: IO[bytes], size: int, name: str) -> None:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Moves a finished folder to where another may be, which is there until the new one takes its place.
+    """Moves a finished folder to a place where another may be, which stays until the new one replaces it.
 
     A process that is killed leaves the old folder or the new one, or, between two renames, neither; never a
-    part of one. What it leaves beside them is hidden: its name begins with that of `new`.
+    part of one. The remains have a name that begins with that of `new`.
+
+    Args:
+        new: the finished folder.
+        folder: its place.
 
     Raises:
-        OSError: it could not be moved; what was there is there again.
+        OSError: the folder could not be moved; the old one is in its place again.
     """
     aside = new.with_name(f"{new.name}.replaced")
     if folder.exists():

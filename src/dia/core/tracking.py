@@ -2,9 +2,8 @@
 
 `with tracking("tensorboard", "logs"): detector.fit(images)` logs each stage of that fit as a run of its own:
 its settings, and every so many steps the loss, its terms and the learning rate. Nothing is drawn at random
-and nothing of the training changes. No image, name or path of the data is logged, and nothing is sent
-anywhere but to the server that MLFLOW_TRACKING_URI names, if it is set. MLflow itself adds the names of user
-and program.
+and the training does not change. No image, name or path of the data is logged, and nothing is sent except to
+the server that MLFLOW_TRACKING_URI names, if it is set. MLflow itself adds the names of user and program.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ _about: ContextVar[Mapping[str, Any]] = ContextVar("about", default={})  # noqa:
 
 
 def logging_curves() -> bool:
-    """Whether trainings are being logged."""
+    """Returns whether trainings are being logged."""
     return _make.get() is not None
 
 
 def check_logger(logger: str) -> None:
-    """Complains, before anything is trained, of a logger that is not known or not installed.
+    """Checks, before anything is trained, that a logger is known and installed.
 
     Raises:
-        DataError: with the remedy.
+        DataError: it is not; the message says the remedy.
     """
     if logger not in LOGGERS:
         raise DataError(f"logger {logger} is not known; there are: {', '.join(LOGGERS)}")
@@ -61,7 +60,7 @@ def tracking(
         folder: holds `STAGE/version_N`, one for each stage of each fit; with `mlflow` a store of its own,
             unless the environment names another in MLFLOW_TRACKING_URI.
         run: with `mlflow` runs are named `RUN/STAGE`.
-        about: logged beside the settings of each stage.
+        about: logged with the settings of each stage.
 
     Raises:
         DataError: the logger is not known or not installed.
@@ -89,7 +88,16 @@ def tracking(
 
 
 def curves(stage: str, settings: Any, seed: int) -> list[Callback]:
-    """What a `Trainer` needs to log this stage; nothing where `tracking` is off."""
+    """Makes the callbacks with which a `Trainer` logs a stage.
+
+    Args:
+        stage: its name, as "encoder".
+        settings: the settings of the stage, logged with it.
+        seed: logged with it.
+
+    Returns:
+        One callback; none where `tracking` is off.
+    """
     make = _make.get()
     if make is None:
         return []

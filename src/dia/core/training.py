@@ -33,7 +33,7 @@ Precision = Literal["auto", "32", "bf16"]
 
 
 class _StopOnNonFinite(Callback):
-    """Before the weights take anything of it."""
+    """Stops before the weights are changed."""
 
     def on_before_backward(self, trainer, module, loss) -> None:  # type: ignore[no-untyped-def]
         if not torch.isfinite(loss):
@@ -42,7 +42,17 @@ class _StopOnNonFinite(Callback):
 
 
 def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingError:
-    """The error of a loss that is NaN or infinite, at this step, on the batch `index` of n images."""
+    """Makes the error of a loss that is not finite.
+
+    Args:
+        loss: NaN or infinite.
+        step: of the training, from 0.
+        index: indices of the images in the batch.
+        n: the number of training images.
+
+    Returns:
+        The error, to be raised.
+    """
     return TrainingError(
         f"the loss became {loss} at step {step} (the last good checkpoint is kept); lower the learning rate, "
         "or look at the images of this batch", index.tolist(), n,
@@ -50,11 +60,11 @@ def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingErr
 
 
 class Timed(L.LightningModule):
-    """A module that remembers, in its checkpoints, how long it was trained before an interruption.
+    """A module whose checkpoints hold how long it was trained before an interruption.
 
     Attributes:
-        seconds_before: of the runs before this one.
-        terms: of the last loss, detached, by name, where it has several.
+        seconds_before: seconds of training in the runs before this one.
+        terms: the terms of the last loss, detached, by name, where it has several.
     """
 
     s: Any  # settings
@@ -62,7 +72,7 @@ class Timed(L.LightningModule):
     images: np.ndarray
 
     def batch_at(self, step: int) -> np.ndarray:
-        """Indices of the images of a step's batch."""
+        """Returns the indices of the images in a step's batch."""
         return batch_indices(len(self.images), self.s.batch, self.seed, step)
 
     def __init__(self) -> None:
@@ -75,31 +85,33 @@ class Timed(L.LightningModule):
         checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes them up."""
+        """Reads the seconds before the interruption."""
         self.seconds_before = checkpoint["seconds"]
 
 
-# --- several processes ----------------------------------------------------------------------------------
-
-
-# --- batches ---------------------------------------------------------------------------------------------
-
-
 def seed_step(seed: int, step: int) -> None:
-    """Sets torch's generators for one step, whatever came before."""
+    """Seeds torch's generators for one step, independent of the steps before.
+
+    Args:
+        seed: of the training.
+        step: from 0.
+    """
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int, per_epoch: int | None = None) -> np.ndarray:
-    """Indices of the batch at `step`, `(batch,)`: a seeded permutation of n images for each epoch.
+    """Draws the batch at `step` from a seeded permutation of the images for each epoch.
 
     Args:
-        n: images.
-        batch: images of a batch; all of them where they are fewer.
+        n: number of images.
+        batch: images in a batch; n where that is less.
         seed: of the permutations.
         step: from 0.
         per_epoch: batches of an epoch; by default as many as are full. Where they are more, the last is
             filled up with the first images of the epoch.
+
+    Returns:
+        `(batch,)` indices.
     """
     batch = min(batch, n)
     epoch, place = divmod(step, per_epoch or n // batch)
@@ -107,10 +119,21 @@ def batch_indices(n: int, batch: int, seed: int, step: int, per_epoch: int | Non
 
 
 def used_indices(n: int, batch: int, seed: int, steps: int, per_epoch: int | None = None) -> np.ndarray:
-    """Which of n images any of the first `steps` batches holds, ascending; see `batch_indices`."""
+    """Returns the images that any of the first batches holds.
+
+    Args:
+        n: number of images.
+        batch: as for `batch_indices`, like the others.
+        seed: of the permutations.
+        steps: number of batches.
+        per_epoch: batches of an epoch.
+
+    Returns:
+        Ascending indices; all n where at most a few are left out.
+    """
     per_epoch = per_epoch or n // min(batch, n)
     if steps >= 2 * per_epoch and per_epoch >= n // min(batch, n):
-        return np.arange(n)  # but perhaps for a few that each epoch dropped
+        return np.arange(n)  # each epoch may have dropped a few
     return np.unique(np.concatenate([batch_indices(n, batch, seed, i, per_epoch) for i in range(steps)]))
 
 
@@ -135,15 +158,18 @@ def train(
 
     Args:
         module: its `training_step` makes its own batch from `self.global_step`.
+        steps: optimiser steps in all, those before an interruption included.
         workdir: holds `last.ckpt` while training; a finished run leaves it there. Curves are logged under
             its name, up to the hash.
-        resume: go on from that checkpoint if there is one; otherwise it is ignored and overwritten.
+        resume: continue from that checkpoint if there is one; otherwise it is ignored and overwritten.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
-        watchers: callbacks of the caller's, which look on and change nothing.
+        progress: show a bar.
+        checkpoint_every: steps between checkpoints.
+        watchers: callbacks of the caller that observe the training.
 
     Raises:
-        TrainingError: the loss is NaN or infinite; names the step, and knows the batch.
+        TrainingError: the loss is NaN or infinite; names the step, and holds the batch.
     """
     where, (_, size) = choose_device(device), processes()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -154,17 +180,11 @@ def train(
     low = precision == "bf16" or (precision == "auto" and bf16_is_fast(where))
     devices: int | list[int] = [where.index or 0] if where.type == "cuda" else 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    callbacks: list[Callback] = [
-        _StopOnNonFinite(),
-        ModelCheckpoint(
-            workdir,
-            filename=checkpoint.stem,
-            every_n_train_steps=checkpoint_every,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        ),
-        *watchers,
-    ]
+    saved = ModelCheckpoint(
+        workdir, filename=checkpoint.stem, every_n_train_steps=checkpoint_every,
+        save_on_train_epoch_end=False, enable_version_counter=False,
+    )  # fmt: skip
+    callbacks = [_StopOnNonFinite(), saved, *watchers]
     if progress and is_main():
         callbacks.append(RichProgressBar(leave=True))
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -178,21 +198,15 @@ def train(
             accelerator="gpu" if where.type == "cuda" else "cpu",
             devices=devices if size == 1 else local,
             num_nodes=size // local,
-            # the shift head learns nothing where there is one shift
+            # with one shift, the shift head has no gradient
             strategy="auto" if size == 1 else "ddp_find_unused_parameters_true",
             sync_batchnorm=size > 1 and where.type == "cuda",  # torch has it for accelerators only
             use_distributed_sampler=False,  # the loader only counts steps
             precision="bf16-mixed" if low else "32-true",
-            callbacks=callbacks,
-            logger=False,
-            enable_progress_bar=progress and is_main(),
-            enable_model_summary=False,
-            default_root_dir=workdir,
-        )
-        trainer.fit(
-            module,
-            DataLoader(range(steps), batch_size=None),  # type: ignore[arg-type]
-            ckpt_path=checkpoint if checkpoint.exists() else None,
-            weights_only=True,
-        )
+            callbacks=callbacks, default_root_dir=workdir, logger=False,
+            enable_progress_bar=progress and is_main(), enable_model_summary=False,
+        )  # fmt: skip
+        loader: Any = DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]
+        going_on = checkpoint if checkpoint.exists() else None
+        trainer.fit(module, loader, ckpt_path=going_on, weights_only=True)
     module.to(where).eval()

@@ -1,7 +1,7 @@
-"""YAML that a user gives, which may come from a stranger: read as plain values, checked first.
+"""YAML that a user gives, which may come from a stranger: read as plain values, within limits.
 
-PyYAML is slow, and aliases let a few lines stand for a billion values: a file may be so long, and stand for
-so many values, whatever it says. Knows YAML; knows no setting.
+PyYAML is slow, and aliases let a few lines stand for a billion values: the length of a file and the number of
+its values are limited. Knows YAML; knows no setting.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MAX_VALUES = 100_000  # with aliases written out
 
 
 def read_yaml(path: Path | str) -> Any:
-    """The values in a file.
+    """Reads the values in a file.
 
     Raises:
-        DataError: no such file, no YAML, or more of it than is read.
+        DataError: no such file, no YAML, or more than the limits allow.
     """
     try:
         with Path(path).open("rb") as file:
@@ -43,7 +43,7 @@ def read_yaml(path: Path | str) -> Any:
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """Values in `value`, one at several places counted at each; too many where one holds itself."""
+    """Counts the values in `value`, once for each place; too many where a value holds itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:

@@ -1,7 +1,7 @@
-"""Decoding: entries of image files in, one `ImageSet` on an array (or memory map) out.
+"""Decoding: from entries of image files to one `ImageSet` on an array or memory map.
 
-Knows pixels and threads, and the readers of `formats`; trusts the kind that each entry has. Knows nothing of
-where entries come from (`layouts`, `volumes`), nor of data sets or models. The rules:
+Knows pixels and threads, and the readers of `formats`; trusts the kind of each entry. Does not know how
+entries are listed (`layouts`, `volumes`), nor data sets or models. The rules:
 
 - Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
   set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
@@ -38,11 +38,11 @@ from ..core.errors import DataError, first_line, printable
 from ..core.storage import take_room
 from .formats import tiff
 from .formats.dicom import Dicom
-from .formats.limits import OPENED, Kind, check_opened, has
+from .formats.limits import OPENED, check_opened, optional
 from .formats.nifti import Nifti
 from .formats.windowing import View, Window
 from .imageset import ImageSet
-from .layouts import Entry, labels_of
+from .layouts import Entry, Kind, labels_of
 from .options import ReadOptions
 
 _CHUNK = 16  # images that a thread takes at once
@@ -52,12 +52,12 @@ _KEPT_BYTES, _KEPT_FILES = 2**30, 64  # of opened files
 def decode(
     entries: Sequence[Entry], options: ReadOptions, title: str = "", workers: int | None = None
 ) -> ImageSet:
-    """The images of `entries` as one set, in their order.
+    """Decodes entries to one set, in their order.
 
     Args:
         entries: N images to decode, at least one.
-        options: size, channels, window, threads, and what becomes of unreadable files.
-        title: of the bar, where `options.progress` shows one.
+        options: size, channels, window, threads, and whether unreadable files are left out.
+        title: of the bar that `options.progress` shows.
         workers: decoding threads, in place of those of the options.
 
     Returns:
@@ -80,11 +80,11 @@ def decode(
 def decode_batches(
     entries: Sequence[Entry], options: ReadOptions, batch: int, workers: int | None = None
 ) -> Generator[ImageSet, None, None]:
-    """As `decode`, `batch` entries at a time, in order; up to a batch more is decoded while one is used.
+    """Decodes `batch` entries at a time, in order; up to a batch more is decoded while one is used.
 
     Args:
         entries: N images to decode.
-        options: as those of `decode`.
+        options: as for `decode`.
         batch: how many entries make a set; each set is decoded by itself.
         workers: decoding threads, in place of those of the options.
 
@@ -99,9 +99,9 @@ def decode_batches(
 
 
 class Files:
-    """Files of many images, opened once for all of them: the last few are kept, up to a bound of memory.
+    """Opens a file of many images once for all of them, and keeps the last few files, up to a memory limit.
 
-    Threads that want one file wait for the first of them to open it.
+    Threads that need the same file wait until the first of them has opened it.
     """
 
     def __init__(self, view: View):
@@ -110,7 +110,7 @@ class Files:
         self._lock = Lock()
 
     def image(self, entry: Entry) -> np.ndarray:
-        """The pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
+        """Reads the pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
 
         Raises:
             DataError: a file that its reader refuses; on damaged bytes Pillow raises nearly anything else.
@@ -118,25 +118,19 @@ class Files:
         file, kind, page, window = entry.file, entry.kind, entry.number or 0, self.view.stated
         if kind in ("dicom", "nifti"):
             return self._opened(file, kind, entry.number).image(page)
-        deep = None
-        if kind == "tiff":
-            deep = tiff.read(file, page, window)
-        elif kind == "png":
-            deep = tiff.read_png(file)
-        if deep is not None:
-            return deep
+        if kind in ("tiff", "png"):
+            deep = tiff.read_png(file) if kind == "png" else tiff.read(file, page, window)
+            if deep is not None:
+                return deep
         try:
-            with Image.open(file, formats=OPENED) as opened:
-                if page:
-                    opened.seek(page)
-                check_opened(opened, file)
-                return _pixels(ImageOps.exif_transpose(opened), window)
+            with _open_page(file, page) as image:
+                return _pixels(ImageOps.exif_transpose(image), window)
         except (DataError, MemoryError):
             raise
         except Exception:
             if kind != "tiff":
                 raise
-            if not has("tifffile"):
+            if not optional("tifffile"):
                 more = "pip install 'dia-anomaly[medical]' for more kinds of TIFF"
                 raise DataError(f"Pillow cannot read it; repair it, or {more}") from None
             if (shallow := tiff.read(file, page, window, shallow=True)) is not None:
@@ -144,7 +138,7 @@ class Files:
             raise
 
     def mask(self, file: Path, entry: Entry, shape: tuple[int, int]) -> np.ndarray:
-        """The mask of an entry as `(H, W)` bool, True where it is not black.
+        """Reads the mask of an entry as `(H, W)` bool, True where it is not black.
 
         Args:
             file: the mask's file.
@@ -157,21 +151,24 @@ class Files:
         Raises:
             DataError: a mask of another size than its image.
         """
-        kind = entry.mask_kind
-        if kind in ("dicom", "nifti"):
-            found = self._opened(file, kind, entry.number, mask=True).mask(entry.number or 0)
+        if entry.mask_kind in ("dicom", "nifti"):
+            found = self._opened(file, entry.mask_kind, entry.number, mask=True).mask(entry.number or 0)
         else:
-            found = _mask(file, entry.number)
+            with _open_page(file, entry.number or 0) as opened:
+                image = ImageOps.exif_transpose(opened)
+            deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
+            x = np.asarray(image if deep else image.convert("RGB"))
+            found = np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
         if found.shape != shape:
             raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
         return found
 
-    def _open(self, file: Path, kind: Kind, mask: bool) -> Dicom | Nifti:
-        return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
-
     def _opened(self, file: Path, kind: Kind, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
+        def open_it() -> Dicom | Nifti:
+            return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
+
         if number is None:  # a file of one image is not kept
-            return self._open(file, kind, mask)
+            return open_it()
         with self._lock:
             future = self._kept.get((file, mask))
             if ours := future is None:
@@ -179,7 +176,7 @@ class Files:
             self._kept.move_to_end((file, mask))
         if ours:
             try:
-                future.set_result(self._open(file, kind, mask))
+                future.set_result(open_it())
             except BaseException as error:
                 future.set_exception(error)  # for all its images
             with self._lock:
@@ -187,15 +184,26 @@ class Files:
         return future.result()
 
     def _drop(self) -> None:
-        """Lets the oldest go, until the rest are few or small."""
+        """Drops the oldest files, until the rest are few or small."""
         done = [k for k, f in self._kept.items() if f.done()]
         sizes = [0 if self._kept[k].exception() else self._kept[k].result().nbytes for k in done]
         while len(done) > 1 and (sum(sizes) > _KEPT_BYTES or len(done) > _KEPT_FILES):
             del self._kept[done.pop(0)], sizes[0]
 
 
-def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
-    """`(H, W, 1 or 3)` uint8 by the rules above."""
+def _open_page(file: Path, page: int) -> Image.Image:
+    """Opens a page of a file that Pillow reads, its pixels not yet decoded."""
+    image = Image.open(file, formats=OPENED)
+    if page and getattr(image, "n_frames", 1) <= page:
+        raise DataError(f"{file.name} has fewer slices than its volume")
+    if page:
+        image.seek(page)
+    check_opened(image, file)
+    return image
+
+
+def _pixels(image: Image.Image, window: Window | None) -> np.ndarray:
+    """Converts to `(H, W, 1 or 3)` uint8 by the rules above."""
     if image.mode[0] in "IF":  # 16 bits and more
         return tiff.to_8_bits(np.asarray(image), window)[..., None]
     grey = image.mode in ("1", "L", "LA")
@@ -207,21 +215,8 @@ def _pixels(image: Image.Image, window: Window | None = None) -> np.ndarray:
     return x[..., None] if grey else x
 
 
-def _mask(file: Path, number: int | None) -> np.ndarray:
-    """`(H, W)` bool, True where not black."""
-    with Image.open(file, formats=OPENED) as opened:
-        if number is not None and getattr(opened, "n_frames", 1) <= number:
-            raise DataError(f"mask {file} has fewer slices than its volume")
-        opened.seek(number or 0)
-        check_opened(opened, file)
-        image = ImageOps.exif_transpose(opened)
-    deep = image.mode[0] in "IF"  # an 8-bit copy could lose small values
-    x = np.asarray(image if deep else image.convert("RGB"))
-    return np.asarray(x.reshape(*x.shape[:2], -1).any(axis=-1))
-
-
 def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
-    """One image with its mask, or the line that says why not. Runs in the decoding threads."""
+    """Decodes one image with its mask, or returns the line that says why it cannot. Runs in the threads."""
     file = entry.file
     if entry.problem is not None:
         return printable(f"{file}: {entry.problem}")
@@ -229,7 +224,7 @@ def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
         pixels = files.image(entry)
         masks = None if entry.mask is None else files.mask(entry.mask, entry, pixels.shape[:2])[None]
         return options.conform(ImageSet(pixels[None], masks=masks))
-    except MemoryError as e:  # no fault of the file, so that none is left out for it
+    except MemoryError as e:  # not the file's fault, so that no file is left out for it
         raise DataError(f"{file}: there is not the memory to decode it; give a smaller one") from e
     except DataError as e:
         return printable(f"{file}: {e}")
@@ -241,9 +236,9 @@ def _load(entry: Entry, options: ReadOptions, files: Files) -> ImageSet | str:
 def _map(
     load: partial, entries: Sequence[Entry], workers: int | None, ahead: int = 0
 ) -> Generator[ImageSet | str, None, None]:
-    """`load` over the entries, in order, in threads: Pillow decodes and resizes without Python's lock.
+    """Maps `load` over the entries, in order, in threads: Pillow decodes and resizes without Python's lock.
 
-    They work on a sliding window: `ahead` entries, or what keeps every thread busy if that is more.
+    The threads work on a sliding window of `ahead` entries, or of enough to keep every thread busy.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers == 1 or len(entries) <= _CHUNK:
@@ -259,12 +254,12 @@ def _map(
                 window.extend(islice(chunks, 1))
                 yield from ready
         finally:
-            for future in window:  # the caller has had enough
+            for future in window:  # the caller wants no more
                 future.cancel()
 
 
 def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options: ReadOptions) -> ImageSet:
-    """Each result straight into its place in one array, with what its entry says of it."""
+    """Puts each result into its place in one array, and adds labels, names and volumes of the entries."""
     images = masks = None
     kept: list[Entry] = []
     skipped: list[str] = []

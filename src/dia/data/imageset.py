@@ -1,6 +1,6 @@
 """`ImageSet`: images as one uint8 array or memory map, with labels, masks and names.
 
-The only form in which the rest of the package sees images. Knows nothing of files, formats or models.
+The rest of the package sees images in this form alone. Knows nothing of files, formats or models.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ImageSet:
         return h, w, c
 
     def subset(self, index: np.ndarray | Sequence[int] | slice) -> ImageSet:
-        """The images at `index` (integers, booleans or a slice), with what belongs to them."""
+        """Selects images by integers, booleans or a slice, with their labels, masks, names and volumes."""
         where = np.arange(len(self))[index]
         return ImageSet(
             self.images[index],
@@ -86,22 +86,22 @@ class ImageSet:
         )
 
     def normals(self) -> ImageSet:
-        """Only the images not known to be anomalous; all of them where there are no labels."""
+        """Returns the images not known to be anomalous; all of them where there are no labels."""
         if self.labels is None or not self.labels.any():
             return self  # no copy: a memory map stays one
         return self.subset(self.labels == NORMAL)
 
     def anomalies(self) -> ImageSet:
-        """Only the images known to be anomalous."""
+        """Returns the images known to be anomalous."""
         return self.subset([] if self.labels is None else self.labels == ANOMALOUS)
 
     def contaminated(self, anomalies: ImageSet, share: float, seed: int = 0) -> ImageSet:
-        """These normals and, unmarked among them, so many of `anomalies` that they are `share` of all.
+        """Adds anomalies, labelled normal, until they are a given share of all images.
 
         Args:
             anomalies: the images to draw from.
-            share: of the anomalies among all, in [0, 1).
-            seed: decides which are drawn.
+            share: the share of the anomalies, in [0, 1).
+            seed: of the draw.
 
         Returns:
             These images, followed by the drawn ones, which are labelled normal.
@@ -113,15 +113,12 @@ class ImageSet:
             raise DataError(f"contamination must lie in [0, 1), not {share}")
         count = round(share / (1 - share) * len(self))
         if count > len(anomalies):
-            raise DataError(
-                f"a contamination of {share:g} of {len(self)} normals takes {count} anomalous images "
-                f"with labels; there are {len(anomalies)}"
-            )
+            needed = f"a contamination of {share:g} of {len(self)} normals takes {count} anomalous images"
+            raise DataError(f"{needed} with labels; there are {len(anomalies)}")
         if not count:
             return self
-        drawn = anomalies.subset(
-            np.sort(np.random.default_rng([seed, 2]).choice(len(anomalies), count, replace=False))
-        ).with_channels(self.shape[2])
+        chosen = np.random.default_rng([seed, 2]).choice(len(anomalies), count, replace=False)
+        drawn = anomalies.subset(np.sort(chosen)).with_channels(self.shape[2])
         return ImageSet(
             np.concatenate([self.images, drawn.images]),
             np.zeros(len(self) + count, np.int8),
@@ -130,7 +127,7 @@ class ImageSet:
         )
 
     def resized(self, height: int, width: int) -> ImageSet:
-        """Every image at one size: Lanczos for images, nearest for masks.
+        """Resizes every image, by Lanczos, and every mask, by the nearest pixel.
 
         Args:
             height: in pixels.
@@ -149,7 +146,7 @@ class ImageSet:
         return replace(self, images=images, masks=masks)
 
     def with_channels(self, channels: int) -> ImageSet:
-        """The images as grey (1; ITU-R 601 luma, as Pillow has it) or RGB (3; grey repeated).
+        """Converts to grey (1; ITU-R 601 luma, as in Pillow) or RGB (3; grey repeated).
 
         Raises:
             DataError: channels other than 1 and 3.
@@ -165,7 +162,7 @@ class ImageSet:
         return replace(self, images=np.stack(grey)[..., None])
 
     def sha256(self) -> str:
-        """Hash of shape, pixels and labels (not names): the identity the ledger records."""
+        """Hashes shape, pixels and labels (not names): the identity that the ledger records."""
         h = hashlib.sha256(repr(self.images.shape).encode())
         for start in range(0, len(self), 1024):
             h.update(np.ascontiguousarray(self.images[start : start + 1024]).tobytes())
@@ -175,11 +172,12 @@ class ImageSet:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """One image at another size, by Lanczos.
+    """Resizes one image by Lanczos.
 
     Args:
         image: `(H, W, 1 or 3)` uint8.
-        height, width: in pixels.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
 
     Returns:
         `(height, width, 1 or 3)` uint8.
@@ -207,7 +205,7 @@ def group_by_volume(n: int, volumes: Sequence[str | None] = ()) -> list[list[int
 
 
 def middle_slices(volumes: Sequence[str | None], n: int) -> np.ndarray:
-    """Indices `(U,)` of the middle slice of each volume, and of each image that is no slice.
+    """Finds the middle slice of each volume, and each image that is no slice.
 
     Slices of one volume resemble each other and are not drawn one by one; volumes are.
 
@@ -216,13 +214,13 @@ def middle_slices(volumes: Sequence[str | None], n: int) -> np.ndarray:
         n: how many images.
 
     Returns:
-        Ascending indices, int.
+        `(U,)` ascending indices, int.
     """
     return np.array(sorted(unit[len(unit) // 2] for unit in group_by_volume(n, volumes)), int)
 
 
 def subsample(images: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the images, evenly spaced.
+    """Takes at most `most` of the images, evenly spaced.
 
     Args:
         images: `(N, ...)`.

@@ -1,27 +1,34 @@
 """Layouts: which image files a folder or CSV manifest holds, with their kinds, labels, masks and splits.
 
-Knows names and places. The kind of each file is decided here, once; no image is opened but to see whether it
+Knows names and places. The kind of each file is decided here, once; an image is opened only to see whether it
 is one.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ..core.errors import DataError, first_line, printable
-from .formats.limits import SUFFIXES, Kind, is_special, kind_of, stem_of
 from .imageset import ANOMALOUS, NORMAL
 from .options import ReadOptions
 
+Kind = Literal["plain", "png", "tiff", "dicom", "nifti"]  # plain: what Pillow alone reads
+_KINDS: dict[str, Kind] = {
+    ".png": "png",
+    **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"), "plain"),
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".dcm", ".dicom"), "dicom"),
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+}
+SUFFIXES = frozenset(_KINDS)
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 _NORMAL_WORDS = {"0", "normal", "good", "ok", "healthy", "negative"}
 _ANOMALOUS_WORDS = {"1", "anomalous", "anomaly", "abnormal", "defect", "defective", "bad", "positive"}
@@ -31,16 +38,48 @@ class MissingSplit(DataError):
     """The source is sound but has no such split."""
 
 
+class ImageFile(NamedTuple):
+    """A file that is an image by its suffix, or by its first bytes where the suffix says nothing.
+
+    Args:
+        path: the file.
+        kind: the reader that opens it; what the file then holds is checked by that reader.
+        stem: its name without the suffix; `.nii.gz` is one suffix.
+    """
+
+    path: Path
+    kind: Kind
+    stem: str
+
+    @classmethod
+    def of(cls, path: Path) -> ImageFile | None:
+        """Classifies a file; None where nothing says that it is an image."""
+        end = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+        kind = _KINDS.get(end.lower()) or ("dicom" if _has_preamble(path) else None)
+        return kind and cls(path, kind, path.name[: len(path.name) - len(end)])
+
+
+def _has_preamble(path: Path) -> bool:
+    """Returns whether `DICM` stands at byte 128."""
+    try:
+        if not path.is_file():  # opening a pipe would block
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 class Entry(NamedTuple):
     """One image: where its pixels are, and what its place says about it.
 
     Args:
         file: the file that holds it.
-        kind: which reader opens that file; decided once, when the file is listed.
+        kind: the reader that opens that file; decided once, when the file is listed.
         name: relative path; with `#NUMBER` where the file holds several images.
         label: 0 = normal, 1 = anomalous; None where unknown.
         mask: the file of its mask; None where it has none.
-        mask_kind: which reader opens that file.
+        mask_kind: the reader that opens that file.
         split: "train", "val" or "test"; None where it belongs to every split.
         number: of the frame, slice or page, from 0; None where the file is one image.
         volume: the volume that it is a slice of; None where it is none.
@@ -59,43 +98,46 @@ class Entry(NamedTuple):
     problem: str | None = None
 
 
-def image_files(path: str | os.PathLike[str]) -> dict[Path, Kind]:
-    """The image files below a folder, in natural order of their relative path, each with its kind.
+def image_files(path: str | os.PathLike[str]) -> list[ImageFile]:
+    """Lists the image files below a folder, in natural order of their relative path.
 
     Hidden files and folders are left out, and pipes, devices and DICOMDIRs. Linked folders are followed once,
-    wherever they lead but up: a link to a folder in which this one lies is left out, as it would bring in all
-    that stands beside it.
+    but for a link to a folder in which this one lies: it would bring in all that lies there.
     """
-    found: dict[Path, Kind] = {}
+    found: list[ImageFile] = []
     seen = {str(folder) for folder in Path(os.path.realpath(path)).parents}
     for folder, folders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        for file in [] if real in seen else [Path(folder, name) for name in files]:
-            passed_over = file.name.startswith(".") or file.name.upper().startswith("DICOMDIR")
-            if not passed_over and (kind := kind_of(file)) and not is_special(file):
-                found[file] = kind
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
-    return dict(sorted(found.items(), key=lambda item: natural(item[0].relative_to(path).as_posix())))
+        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
+        for file in (Path(folder, name) for name in files):
+            # a link to nothing stays: reading says what is wrong with it
+            passed_over = file.name.startswith(".") or file.name.upper().startswith("DICOMDIR")
+            if not passed_over and (image := ImageFile.of(file)) and (file.is_file() or not file.exists()):
+                found.append(image)
+    return sorted(found, key=lambda f: _natural(f.path.relative_to(path).as_posix()))
 
 
-def natural(text: str) -> tuple[list[str | int], str]:
-    """Sort key by which `img2` comes before `img10`."""
+def _natural(text: str) -> tuple[list[str | int], str]:
+    """Returns a sort key by which `img2` comes before `img10`."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))], text
 
 
 def words(text: str | None) -> list[str]:
-    """The words of a comma-separated list; none where `text` is None."""
+    """Splits a comma-separated list; an empty list where `text` is None."""
     return [w.strip() for w in (text or "").split(",") if w.strip()]
 
 
 def listed(items: Iterable[object]) -> str:
-    """The items as text, sorted, with commas between them."""
+    """Joins the items, sorted, with commas."""
     return ", ".join(sorted(map(str, items)))
 
 
 def folder_entries(root: Path, options: ReadOptions) -> list[Entry]:
-    """An entry for each image file of a folder, in the layouts that `readers.read` describes.
+    """Lists the image files of a folder, in the layouts that `readers.read` describes.
 
     Args:
         root: the folder.
@@ -105,27 +147,24 @@ def folder_entries(root: Path, options: ReadOptions) -> list[Entry]:
         The entries in natural order of their names, all splits together.
 
     Raises:
-        DataError: no images, a layout that says two things, or classes and masks that are not there.
+        DataError: no images, a layout that is ambiguous, or classes and masks that are not there.
     """
     normal, anomalous = words(options.normal), words(options.anomalous)
     splits, masks_in = _splits(options), options.masks or "ground_truth"
-    kinds = image_files(root)
-    found = {file: file.relative_to(root).parts for file in kinds}
+    found = {file: file.path.relative_to(root).parts for file in image_files(root)}
     files = {file: parts for file, parts in found.items() if parts[0] != masks_in}
-    masks = {(*found[f][1:-1], stem_of(f).removesuffix("_mask")): f for f in found if f not in files}
+    masks = {(*p[1:-1], f.stem.removesuffix("_mask")): f for f, p in found.items() if f not in files}
     if not files:
         raise DataError(f"{root}: no images in this folder ({listed(SUFFIXES)})")
     if options.masks and not masks:
         raise DataError(f"{root}: no masks in {masks_in}/, which should hold them")
     has_splits = any(parts[0].lower() in splits for parts in files.values())
+    named = list(options.split_folders.values()) if options.split_folders else ["train", "test"]
     if options.split_folders and not has_splits:
-        raise DataError(
-            f"{root}: none of its folders is called {' or '.join(options.split_folders.values())}"
-        )
+        raise DataError(f"{root}: none of its folders is called {' or '.join(named)}")
     below = {parts[:2] for parts in files.values() if len(parts) > 2}
-    if not has_splits and (
-        nested := sorted(p[0] for p in below if {(p[0], "train"), (p[0], "test")} <= below)
-    ):
+    nested = sorted(p[0] for p in below if {(p[0], "train"), (p[0], "test")} <= below)
+    if nested and not has_splits:
         raise DataError(f"{root}: train/ and test/ lie one level down; read {root / nested[0]} instead")
     folders = {file: parts[int(has_splits) : -1] for file, parts in files.items()}  # below train/ or test/
     classes = {folder[0] for folder in folders.values() if folder}
@@ -137,29 +176,26 @@ def folder_entries(root: Path, options: ReadOptions) -> list[Entry]:
         _warn_of_classes(root, sorted({folder[0] for folder in folders.values() if len(folder) == 1}))
     entries = []
     for file, folder in folders.items():
-        split = splits.get(files[file][0].lower())
+        split, label = splits.get(files[file][0].lower()) if has_splits else None, None
         if has_splits and split is None:
-            named = options.split_folders.values() if options.split_folders else ("train", "test")
-            raise DataError(
-                f"{file}: outside {' and '.join(f'{f}/' for f in named)}; move it into one of them"
-            )
-        label = None
+            inside = " and ".join(f"{name}/" for name in named)
+            raise DataError(f"{file.path}: outside {inside}; move it into one of them")
         if normal:
             if not folder and split != "train":
-                raise DataError(f"{file}: not in a class folder ({listed(classes)})")
+                raise DataError(f"{file.path}: not in a class folder ({listed(classes)})")
             if folder and anomalous and folder[0] not in (*normal, *anomalous):
                 continue
             label = NORMAL if not folder or folder[0] in normal else ANOMALOUS
-        mask = masks.get((*folder, stem_of(file)))
-        mask_kind: Kind = kinds[mask] if mask else "plain"
-        entries.append(Entry(file, kinds[file], "/".join(files[file]), label, mask, mask_kind, split))
+        mask = masks.get((*folder, file.stem))
+        entry = Entry(file.path, file.kind, "/".join(files[file]), label, split=split)
+        entries.append(entry._replace(mask=mask.path, mask_kind=mask.kind) if mask else entry)
     if masks and not any(e.mask for e in entries):
         raise DataError(f"{root}: no mask fits an image; expected {masks_in}/<class>/NAME_mask.png")
     return entries
 
 
 def _splits(options: ReadOptions) -> dict[str, str]:
-    """The split of each folder name (or word of a manifest), in small letters."""
+    """Returns the split of each folder name (or word of a manifest), in small letters."""
     if options.split_folders is None:
         return _SPLIT_FOLDERS
     return {folder.lower(): split for split, folder in options.split_folders.items()}
@@ -171,32 +207,11 @@ def _warn_of_classes(root: Path, classes: list[str]) -> None:
         said = (
             f"{root}: the subfolders {named} are all read as normal; if they are classes, give --normal NAME"
         )
-        warnings.warn(printable(said), stacklevel=5)  # the caller of `read`
-
-
-def with_fixed_split(entries: list[Entry], train_normals: int | float | None) -> list[Entry]:
-    """The entries with the split that is made for class folders; the slices of a volume stay together.
-
-    Args:
-        entries: labelled, without a split.
-        train_normals: share (float) or number (int) of the normals that are `train`; 0.8 where None.
-
-    Returns:
-        The same entries, each in `train` or `test`.
-    """
-    train_normals = 0.8 if train_normals is None else train_normals
-    order = list(dict.fromkeys(e.volume or e.name for e in entries if e.label == NORMAL))
-    order.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
-    number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
-    train = set(order[:number])
-    return [
-        e._replace(split="train" if e.label == NORMAL and (e.volume or e.name) in train else "test")
-        for e in entries
-    ]
+        warnings.warn(printable(said), stacklevel=5)  # names the caller of `read`
 
 
 def manifest_entries(path: Path, options: ReadOptions) -> list[Entry]:
-    """An entry for each row of a CSV manifest, in the order of the rows.
+    """Makes an entry of each row of a CSV manifest, in the order of the rows.
 
     Args:
         path: the manifest, as `readers.read` describes it.
@@ -206,7 +221,7 @@ def manifest_entries(path: Path, options: ReadOptions) -> list[Entry]:
         The entries of all splits.
 
     Raises:
-        DataError: a manifest that cannot be used; the message says which line, and why.
+        DataError: a manifest that cannot be used; the message names the line and the reason.
     """
     normal, splits = words(options.normal), _splits(options)
     entries: dict[str, Entry] = {}
@@ -237,7 +252,7 @@ def manifest_entries(path: Path, options: ReadOptions) -> list[Entry]:
 
 
 def _manifest_row(row: dict, folder: Path, normal: list[str], splits: dict[str, str], where: str) -> Entry:
-    if None in row or None in row.values():  # csv's way to say: too many fields, too few
+    if None in row or None in row.values():  # csv marks too many fields, and too few, so
         raise DataError(f"{where}: the number of fields differs from the header's")
     row = {key: value.strip() for key, value in row.items()}
     file, mask = folder / row["path"], folder / row["mask"] if row.get("mask") else None
@@ -254,33 +269,11 @@ def _manifest_row(row: dict, folder: Path, normal: list[str], splits: dict[str, 
     split = row.get("split") or None
     if split is not None and (split := splits.get(split.lower())) is None:
         raise DataError(f"{where}: unknown split {row['split']!r}; use {', '.join(splits)}")
-    mask_kind: Kind = (mask and kind_of(mask)) or "plain"
-    return Entry(file, kind_of(file) or "plain", Path(row["path"]).as_posix(), label, mask, mask_kind, split)
-
-
-def of_split(path: Path, entries: list[Entry], split: str | None) -> list[Entry]:
-    """The entries of one split; all of them where `split` is None or "all", or where there are no splits.
-
-    Args:
-        path: what is read, for messages.
-        entries: of all splits.
-        split: "train", "val", "test", "all" or None.
-
-    Returns:
-        Those entries, in their order.
-
-    Raises:
-        MissingSplit: there are splits, but not this one.
-    """
-    available = {e.split for e in entries}
-    if split in (None, "all") or None in available:
-        return entries
-    if split not in available:
-        raise MissingSplit(f"{path}: no split {split!r}; there are: {listed(available)}")
-    return [e for e in entries if e.split == split]
+    kind, mask_kind = ((image.kind if f and (image := ImageFile.of(f)) else "plain") for f in (file, mask))
+    return Entry(file, kind, Path(row["path"]).as_posix(), label, mask, mask_kind, split)
 
 
 def labels_of(entries: Sequence[Entry]) -> np.ndarray | None:
-    """`(N,)` int8 labels of N entries; None where they are not known."""
-    known = bool(entries) and entries[0].label is not None  # all have one or none has
+    """Returns the `(N,)` int8 labels of N entries; None where they are not known."""
+    known = bool(entries) and entries[0].label is not None  # all entries have one or none has
     return np.array([e.label for e in entries], np.int8) if known else None

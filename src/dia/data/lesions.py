@@ -1,4 +1,4 @@
-"""Lesions pasted into normal images, with their masks: to ask how fine a detector sees on *these* images.
+"""Lesions pasted into normal images, with their masks, to measure how fine a detector sees on *these* images.
 
 Knows images only, no model. Sizes are diameters as a share of the shorter side of the image. Contrast lies
 in (0, 1] and means, by kind:
@@ -32,7 +32,7 @@ from scipy import ndimage
 from ..core.errors import DataError
 from .imageset import LUMA
 
-VERSION = 1  # raised where equal arguments come to other lesions than before
+VERSION = 1  # raised when equal arguments give other lesions than before
 SMALLEST = 8  # side in pixels
 SIZES = (0.08, 0.16, 0.32)  # of the usual tests, as are the contrasts
 CONTRASTS = (0.1, 0.2, 0.4, 0.8)
@@ -41,12 +41,12 @@ _PROFILE = np.sqrt(2 * np.log(2))  # brings the edge, where the profile is half,
 
 
 def soft_edge(squared: np.ndarray) -> np.ndarray:
-    """1 within and 0 without, flat on top, over the squared distance from the centre."""
+    """Returns a profile from 1 to 0 that is flat on top, over the squared distance from the centre."""
     return np.exp(-0.5 * squared**2)
 
 
 def random_field(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
-    """A Gaussian random field of mean 0 and variance 1.
+    """Draws a Gaussian random field of mean 0 and variance 1.
 
     Args:
         rng: of the draw.
@@ -61,7 +61,7 @@ def random_field(rng: np.random.Generator, shape: tuple[int, int], scale: float)
 
 
 def faded(image: np.ndarray, veil: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """The image under a veil.
+    """Draws a veil over an image.
 
     Args:
         image: grey values, of any shape.
@@ -76,7 +76,14 @@ def faded(image: np.ndarray, veil: np.ndarray, opacity: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """An image to paste into: `(H, W, C)` float, luma, depth of each pixel in the body, grey range."""
+    """An image to paste into.
+
+    Args:
+        image: `(H, W, C)` float.
+        grey: its luma, `(H, W)`.
+        depth: distance of each pixel from the outside of the body, in pixels.
+        range: its grey range, grey levels.
+    """
 
     image: np.ndarray
     grey: np.ndarray
@@ -85,7 +92,7 @@ class Ground:
 
     @classmethod
     def of(cls, image: np.ndarray) -> Ground:
-        """From `(H, W, C)` uint8."""
+        """Measures an image, `(H, W, C)` uint8."""
         x = image.astype(np.float64)
         grey = x[..., 0] if x.shape[-1] == 1 else x @ LUMA
         inside = body(grey)
@@ -110,7 +117,7 @@ class Spot:
 
 
 def body(grey: np.ndarray) -> np.ndarray:
-    """`(H, W)` luma to the bool mask of what is not background; all True where that cannot be told.
+    """Finds the body in `(H, W)` luma: a bool mask, all True where no background is found.
 
     Background is black or white, nearly constant and touches the border. It must take up a hundredth of the
     image and leave a fifth of it.
@@ -119,10 +126,8 @@ def body(grey: np.ndarray) -> np.ndarray:
     border = np.zeros(grey.shape, bool)
     border[[0, -1]] = border[:, [0, -1]] = True
     background = np.zeros(grey.shape, bool)
-    for flat, is_there in (
-        (smooth < grey.min() + _FLAT, grey.min() < 40),
-        (smooth > grey.max() - _FLAT, grey.max() > 250),
-    ):
+    black, white = smooth < grey.min() + _FLAT, smooth > grey.max() - _FLAT
+    for flat, is_there in ((black, grey.min() < 40), (white, grey.max() > 250)):
         if is_there:
             labels, _ = ndimage.label(flat)
             background |= np.isin(labels, np.setdiff1d(labels[border], 0))
@@ -135,14 +140,9 @@ def body(grey: np.ndarray) -> np.ndarray:
 
 
 def paste(
-    images: np.ndarray,
-    kind: str,
-    size: float | np.ndarray,
-    contrast: float | np.ndarray,
-    *,
-    seed: int = 0,
+    images: np.ndarray, kind: str, size: float | np.ndarray, contrast: float | np.ndarray, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One lesion of a kind into each image.
+    """Pastes one lesion of a kind into each image.
 
     Args:
         images: `(N, H, W, C)` uint8, sides of at least 8 pixels, C = 1 or 3.
@@ -182,7 +182,7 @@ def paste(
 
 
 def place(ground: Ground, radius: float, rng: np.random.Generator, *, structured: bool = False) -> Spot:
-    """A place within the body where a lesion of this radius (in pixels) fits, or nearly.
+    """Draws a place within the body where a lesion of this radius fits, or nearly.
 
     Args:
         ground: the image.
@@ -214,80 +214,74 @@ def place(ground: Ground, radius: float, rng: np.random.Generator, *, structured
 
 
 def _signed(ground: Ground, spot: Spot, step: float, rng: np.random.Generator) -> float:
-    """`step` up or down by chance, but not to where grey values end."""
+    """Draws the sign of a step, so that grey values stay in their range."""
     sign = rng.choice([-1.0, 1.0])
     there = float(np.average(ground.grey, weights=spot.soft + 1e-9))
     return -sign * step if not 0 <= there + sign * step <= 255 else sign * step
 
 
-Lesion = Callable[[Ground, Spot, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+Changed = tuple[np.ndarray, np.ndarray]  # the image, and the share of the effect at each pixel
+Lesion = Callable[[Ground, Spot, float, np.random.Generator], Changed]
 
 
-def _nodule(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _nodule(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     dome = np.exp(-np.log(2) * s.squared**1.5)
     return g.image + _signed(g, s, contrast * g.range, rng) * dome[..., None], dome
 
 
-def _intensity(
-    g: Ground, s: Spot, contrast: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _intensity(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     smooth = ndimage.gaussian_filter(g.grey, 0.7)
     alike = np.exp(-0.5 * ((smooth - smooth[s.row, s.column]) / (0.25 * g.range)) ** 2)
     weight = s.soft * alike
     return g.image + _signed(g, s, contrast * g.range, rng) * weight[..., None], weight
 
 
-def _streak(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _streak(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     angle, bend = rng.uniform(0, np.pi), rng.normal(0, 0.25)
     y, x = np.indices(g.grey.shape, float)
     y, x = (y - s.row) / s.radius, (x - s.column) / s.radius
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     half_width = max(1 / 8, 0.5 / s.radius)  # of the radius; a pixel wide at least
-    weight = soft_edge(along**2 * _PROFILE) * soft_edge(
-        ((across - bend * along**2) / half_width) ** 2 * _PROFILE
-    )
+    aside = (across - bend * along**2) / half_width
+    weight = soft_edge(along**2 * _PROFILE) * soft_edge(aside**2 * _PROFILE)
     return g.image + _signed(g, s, contrast * g.range, rng) * weight[..., None], weight
 
 
-def _texture(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _texture(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     speckle = random_field(rng, g.grey.shape, 0.008 * min(g.grey.shape))
     return g.image + (contrast * g.range / 2 * s.soft * speckle)[..., None], s.soft
 
 
-def _haze(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _haze(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     veil = ndimage.gaussian_filter(g.image, (s.radius, s.radius, 0)) + 0.2 * g.range
     return faded(g.image, np.minimum(veil, 255), contrast * s.soft[..., None]), s.soft
 
 
-def _blur(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _blur(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     sigma = max(s.radius / 2, 0.7)
-    return faded(
-        g.image, ndimage.gaussian_filter(g.image, (sigma, sigma, 0)), contrast * s.soft[..., None]
-    ), s.soft
+    smooth = ndimage.gaussian_filter(g.image, (sigma, sigma, 0))
+    return faded(g.image, smooth, contrast * s.soft[..., None]), s.soft
 
 
-def _missing(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _missing(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     sigma = (s.radius, s.radius, 0)
     outside = (1 - s.soft)[..., None] + 1e-6
     around = ndimage.gaussian_filter(g.image * outside, sigma) / ndimage.gaussian_filter(outside, sigma)
     detail = g.image - ndimage.gaussian_filter(g.image, (1, 1, 0))
-    turn = rng.uniform(0, 2 * np.pi)  # the texture of a place beside it
+    turn = rng.uniform(0, 2 * np.pi)  # the texture of a neighbouring place
     shift = tuple(round(3 * max(s.radius, 1) * float(f(turn))) for f in (np.sin, np.cos))
     filled = around + np.roll(detail, shift, (0, 1)) * (np.roll(g.depth, shift, (0, 1)) > 1)[..., None]
     return faded(g.image, filled, contrast * s.soft[..., None]), s.soft
 
 
-def _displaced(
-    g: Ground, s: Spot, contrast: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _displaced(g: Ground, s: Spot, contrast: float, rng: np.random.Generator) -> Changed:
     turn = rng.uniform(0, 2 * np.pi)
     shift = contrast * s.radius / 2 * s.soft
     y, x = np.indices(g.grey.shape, float)
     where = np.stack([y + shift * np.sin(turn), x + shift * np.cos(turn)])
-    channels = [
-        ndimage.map_coordinates(c, where, order=1, mode="nearest") for c in np.moveaxis(g.image, -1, 0)
-    ]
-    return np.stack(channels, -1), s.soft
+    channels = np.moveaxis(g.image, -1, 0)
+    moved = [ndimage.map_coordinates(c, where, order=1, mode="nearest") for c in channels]
+    return np.stack(moved, -1), s.soft
 
 
 KINDS: dict[str, Lesion] = {

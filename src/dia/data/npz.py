@@ -1,4 +1,4 @@
-"""MedMNIST-like `.npz` files, and several splits of a source as one set.
+"""MedMNIST-like `.npz` files, and the joining of several splits to one set.
 
 Knows arrays and their names; knows nothing of image files.
 """
@@ -19,7 +19,7 @@ from .options import SPLITS, ReadOptions
 
 
 def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
-    """One split, or all, of an `.npz` as `readers.read` describes it.
+    """Reads one split, or all, of an `.npz` as `readers.read` describes it.
 
     Args:
         path: the file.
@@ -40,9 +40,8 @@ def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
         with np.load(path, allow_pickle=False) as arrays:
             total, room = sum(i.file_size for i in arrays.zip.infolist()), path.stat().st_size  # as unpacked
             if total > max(VOLUME_BYTES, TIMES * room):
-                raise DataError(
-                    f"{path}: its {room} bytes unfold to {total}; save it with numpy.savez, unpacked"
-                )
+                unpacked = f"its {room} bytes unfold to {total}"
+                raise DataError(f"{path}: {unpacked}; save it with numpy.savez, unpacked")
             available = [s for s in SPLITS if f"{s}_images" in arrays]
             if not available:
                 there = listed(arrays)
@@ -66,10 +65,9 @@ def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
 
 
 def _npz_labels(path: Path, arrays: np.lib.npyio.NpzFile, split: str) -> np.ndarray | None:
-    """Label values as text, (N,)."""
-    if f"{split}_labels" not in arrays:
+    """Returns the label values as text, `(N,)`."""
+    if (x := arrays.get(f"{split}_labels")) is None:
         return None
-    x = arrays[f"{split}_labels"]
     if x.ndim not in (1, 2) or x.size != len(x):
         raise DataError(f"{path}: {split}_labels must be (N,) or (N, 1), one class per image, not {x.shape}")
     if x.dtype.kind == "f" and not (x == np.round(x)).all():  # NaN is not equal to itself
@@ -83,8 +81,7 @@ def _npz_split(
     x = arrays[f"{split}_images"]
     if x.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: {split}_images are {x.dtype}; save them as uint8, 0-255 (or uint16)")
-    if x.ndim == 3:
-        x = x[..., None]
+    x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
         raise DataError(f"{path}: {split}_images must be (N, H, W) or (N, H, W, 3), not {x.shape}")
     masks = arrays[f"{split}_masks"] != 0 if f"{split}_masks" in arrays else None
@@ -99,11 +96,11 @@ def _npz_split(
 
 
 def joined(source: object, sets: Sequence[ImageSet]) -> ImageSet:
-    """Several splits as one set: labels only where all have them, masks where every anomalous image has one.
+    """Joins splits to one set, with labels if all have them, and masks if every anomalous image has one.
 
     Args:
-        source: what they are read from, for messages.
-        sets: the splits, whose images have one size; grey ones become colour where one of them is.
+        source: the path or name that messages give.
+        sets: the splits, whose images have one size; grey ones become RGB where one split is RGB.
 
     Returns:
         All images in that order.

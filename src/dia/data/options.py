@@ -83,22 +83,30 @@ class ReadOptions:
 
     @classmethod
     def of(cls, options: ReadOptions | None = None, **changes: Any) -> ReadOptions:
-        """`options`, or the defaults where it is None, with some options changed by name."""
+        """Changes some of `options`, or of the defaults where it is None.
+
+        Args:
+            options: the options to change.
+            changes: the new values by name.
+
+        Returns:
+            The changed copy.
+        """
         options = options or cls()
         return replace(options, **changes) if changes else options
 
     def kept(self) -> dict[str, str | None]:
-        """The options that a fitted model keeps (`window`, `axis`, `slices`), as they were typed."""
+        """Returns the options that a fitted model keeps (`window`, `axis`, `slices`), as they were typed."""
         return {name: getattr(self, name) for name in KEPT}
 
     def or_else(self, **values: Any) -> Self:
-        """A copy in which options that were not given (None) have these values."""
+        """Makes a copy in which options that were not given (None) have these values."""
         return replace(self, **{name: v for name, v in values.items() if getattr(self, name) is None})
 
     def as_fitted(self, facts: Mapping[str, Any], shape: tuple[int, int, int] | None = None) -> Self:
-        """A copy that reads images as those were read on which a model was fitted.
+        """Makes a copy that reads images as a model's training images were read.
 
-        What was given here goes before what the model keeps, with a warning where they differ.
+        Options given here take precedence over those of the model, with a warning where they differ.
 
         Args:
             facts: the detector's `facts_`.
@@ -114,15 +122,13 @@ class ReadOptions:
         for name in KEPT:
             now, then = getattr(self, name), read.get(name)
             if name in read and now is not None and View.of(**{name: now}) != View.of(**{name: then}):
-                fitted = f"the model was fitted with {then or 'the default'}"
-                warnings.warn(
-                    f"--{name} {now}: {fitted}; its p-values and threshold do not hold", stacklevel=2
-                )
+                fitted = f"--{name} {now}: the model was fitted with {then or 'the default'}"
+                warnings.warn(f"{fitted}; its p-values and threshold do not hold", stacklevel=2)
         sized: dict[str, Any] = {} if shape is None else {"size": (shape[0], shape[1]), "channels": shape[2]}
         return replace(self.or_else(**{name: read.get(name) for name in KEPT}), **sized)
 
     def conform(self, images: ImageSet) -> ImageSet:
-        """`images` with the channels and the size that were asked for: channels first, then size.
+        """Converts images to the channels and the size that were asked for, channels first.
 
         Args:
             images: N images of any size.

@@ -39,7 +39,7 @@ _TINT = np.array([[52.0, 16.0, 20.0], [226.0, 120.0, 92.0], [255.0, 226.0, 190.0
 def load(
     split: str = "test", *, size: int = 64, seed: int = 0, colour: bool = False, n: int | None = None
 ) -> ImageSet:
-    """The phantoms of one split.
+    """Draws the phantoms of one split.
 
     Args:
         split: `train` (normal only), `val` (for development) or `test`.
@@ -93,9 +93,7 @@ def phantom(rng: np.random.Generator, size: int, lesion: str | None = None) -> t
     a, b = rng.uniform(0.40, 0.43), rng.uniform(0.43, 0.46)
     body = _ellipse(x, y, 0, 0, a, b, size)
     image = 24 + body * rng.normal(88, 5)
-    image += (
-        _ellipse(x, y, 0, 0, a, b, size) * 26 - _ellipse(x, y, 0, 0, a - 0.035, b - 0.035, size) * 26
-    )  # rim
+    image += body * 26 - _ellipse(x, y, 0, 0, a - 0.035, b - 0.035, size) * 26  # rim
     for cx, cy, rx, ry, level in ((-0.17, -0.06, 0.12, 0.19, -26), (0.17, -0.06, 0.12, 0.19, -26),
                                   (0.03, 0.24, 0.16, 0.09, 22), (0.0, -0.30, 0.05, 0.05, 34)):  # fmt: skip
         image += level * rng.uniform(0.85, 1.15) * _ellipse(
@@ -133,7 +131,7 @@ def phantom(rng: np.random.Generator, size: int, lesion: str | None = None) -> t
 def _ellipse(
     x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float, size: int
 ) -> np.ndarray:
-    """1 inside, 0 outside, with an edge about one pixel wide."""
+    """Draws an ellipse: 1 inside, 0 outside, with an edge about one pixel wide."""
     r = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
     return 1 / (1 + np.exp(np.clip((r - 1) * min(rx, ry) * size * 2.5, -50, 50)))
 
@@ -159,7 +157,7 @@ def _tree(rng: np.random.Generator, start: tuple[float, float], heading: float) 
 
 
 def _draw(trees: list[list[np.ndarray]], size: int, gap: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Vessels as `(size, size)` coverage in 0–1 without what lies within `gap`, and where that was."""
+    """Draws vessels as `(size, size)` coverage in 0–1 but for a gap, and the mask of the missing part."""
     big = size * _OVERSAMPLE
 
     def render(hidden: np.ndarray | None) -> np.ndarray:
@@ -184,7 +182,7 @@ def _draw(trees: list[list[np.ndarray]], size: int, gap: np.ndarray | None) -> t
 
 
 def _place(rng: np.random.Generator, trees: list[list[np.ndarray]], lesion: str | None) -> np.ndarray:
-    """Centre (x, y) and, for a broken vessel, radius of the lesion, in units of the side."""
+    """Draws the centre (x, y) and, for a broken vessel, the radius of the lesion, in units of the side."""
     if lesion == "broken_vessel":  # on one of the wider branches, away from its ends
         lines = sorted((line for tree in trees for line in tree if len(line) > 5), key=lambda b: -b[0, 2])[:4]
         line = lines[rng.integers(len(lines))]
@@ -194,6 +192,6 @@ def _place(rng: np.random.Generator, trees: list[list[np.ndarray]], lesion: str 
 
 
 def _tint(image: np.ndarray) -> np.ndarray:
-    """Grey 0–255 to RGB uint8 along a ramp from dark vessel red to pale mucosa."""
+    """Maps grey 0–255 to RGB uint8 along a ramp from dark vessel red to pale mucosa."""
     stops = np.array([0.0, 128.0, 255.0])
     return np.stack([np.rint(np.interp(image, stops, _TINT[:, c])) for c in range(3)], -1).astype(np.uint8)

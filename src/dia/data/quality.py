@@ -36,14 +36,14 @@ QUANTILE = 0.95  # of the distances to those copies
 SHARE = 0.1  # of the usual distance to the nearest image
 MOST = 0.01  # the widest limit
 _LEAST = 1e-5  # the narrowest: thumbnails are single precision
-_BLOCK = 2048  # images on either side compared at once: 16 MiB
+_BLOCK = 2**24  # pairs compared at once: 64 MiB
 
 
 class Nearest(NamedTuple):
-    """The nearest among other images, for each of N images.
+    """The nearest of other images, for each of N images.
 
     Args:
-        image: `(N,)` int, number of the nearest one.
+        image: `(N,)` int, number of the nearest image.
         distance: `(N,)` float, the distance to it, 1 − correlation; infinite where there is none to compare.
     """
 
@@ -59,8 +59,9 @@ def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
 
     Returns:
         `splits`: per split `images`, `normal`, `anomalous`, `unlabelled`, `height`, `width`, `channels`,
-        `with_mask` (images with any anomalous pixel; None without masks), `skipped`, `sha256`, and
-        `duplicates` (`images`: how many repeat an earlier one; `groups`: names of the first 20 groups).
+        `with_mask` (images with any anomalous pixel; None without masks), `skipped`, `sha256`,
+        `duplicates` (`images`: how many repeat an earlier one; `groups`: names of the first 20 groups), and
+        where images are slices `volumes` and `slices`, their numbers.
         `leaks`: per pair of splits with images in common `between`, `images` (how many different ones they
         share) and `pairs` (names and labels on both sides, the first 20).
         `label_conflicts`: `images` (pixel-identical with different labels) and the first 20 `groups`.
@@ -79,19 +80,22 @@ def check(sets: dict[str, ImageSet]) -> dict[str, Any]:
         pairs = [{split: _one(sets[split], where[split][h][0]) for split in (a, b)} for h in common[:SHOWN]]
         if common:
             leaks.append({"between": [a, b], "images": len(common), "pairs": pairs})
-    conflicts = _conflicts(sets, where)
-    clean = not leaks and not conflicts and not any(s["duplicates"]["images"] for s in splits.values())
+    same: dict[str, list[dict]] = defaultdict(list)  # identical images, over all splits
+    for split, s in sets.items():
+        for h, found in where[split].items():
+            same[h] += [{"split": split, **_one(s, i)} for i in found]
+    conflicts = [g for g in same.values() if {NORMAL, ANOMALOUS} <= {image["label"] for image in g}]
     return {
         "splits": splits,
         "leaks": leaks,
         "label_conflicts": {"images": len(conflicts), "groups": conflicts[:SHOWN]},
         "near_duplicates": _near_duplicates(sets),
-        "ok": clean,
+        "ok": not (leaks or conflicts or any(s["duplicates"]["images"] for s in splits.values())),
     }
 
 
 def _by_pixels(s: ImageSet) -> dict[str, list[int]]:
-    """Positions of each different image, by hash."""
+    """Returns the positions of each different image, by hash."""
     where = defaultdict(list)
     for i, x in enumerate(s.images):
         if x.shape[-1] == 3 and (x == x[..., :1]).all():
@@ -103,77 +107,59 @@ def _by_pixels(s: ImageSet) -> dict[str, list[int]]:
 
 
 def _summary(s: ImageSet, where: dict[str, list[int]]) -> dict[str, Any]:
-    height, width, channels = s.shape
-    known = s.labels is not None
     groups = [[s.names[i] for i in found] for found in where.values() if len(found) > 1]
+    slices = [v for v in s.volumes if v is not None]
+    anomalous, unlabelled = len(s.anomalies()), len(s) * (s.labels is None)
     return {
         "images": len(s),
-        "normal": int(np.sum(s.labels == NORMAL)) if known else 0,
-        "anomalous": int(np.sum(s.labels == ANOMALOUS)) if known else 0,
-        "unlabelled": 0 if known else len(s),
-        "height": height,
-        "width": width,
-        "channels": channels,
+        "normal": len(s) - anomalous - unlabelled,
+        "anomalous": anomalous,
+        "unlabelled": unlabelled,
+        **dict(zip(("height", "width", "channels"), s.shape, strict=True)),
         "with_mask": None if s.masks is None else int(s.masks.any(axis=(1, 2)).sum()),
         "skipped": list(s.skipped),
         "sha256": s.sha256(),
         "duplicates": {"images": len(s) - len(where), "groups": groups[:SHOWN]},
+        **({"volumes": len(set(slices)), "slices": len(slices)} if slices else {}),
     }
 
 
 def _near_duplicates(sets: dict[str, ImageSet]) -> dict[str, Any]:
     limit = near_duplicate_limit(next(iter(sets.values())).normals().images)
     small = {split: thumbnails(s.images) for split, s in sets.items()}
-    within = {
-        split: _pairs(s, s, nearest_images(small[split], volumes=s.volumes), limit, ("earlier", "image"))
-        for split, s in sets.items()
-    }
-    between = [
-        {
-            "between": [a, b],
-            **_pairs(sets[a], sets[b], nearest_images(small[b], small[a]), limit, (a, b)),
-        }
-        for a, b in combinations(sets, 2)
-    ]
-    return {"limit": limit, "within": within, "between": [pair for pair in between if pair["images"]]}
+    within, between = {}, []
+    for split, s in sets.items():
+        near = nearest_images(small[split], volumes=s.volumes)
+        within[split] = _pairs(s, s, near, limit, ("earlier", "image"))
+    for a, b in combinations(sets, 2):
+        found = _pairs(sets[a], sets[b], nearest_images(small[b], small[a]), limit, (a, b))
+        if found["images"]:
+            between.append({"between": [a, b], **found})
+    return {"limit": limit, "within": within, "between": between}
 
 
 def _pairs(a: ImageSet, b: ImageSet, near: Nearest, limit: float, sides: tuple[str, str]) -> dict[str, Any]:
-    """The images of `b` that have a near-duplicate in `a`, counted and with examples."""
+    """Counts the images of `b` that have a near-duplicate in `a`, with examples."""
     found = np.flatnonzero(near.distance <= limit)
     found = found[np.argsort(near.distance[found], kind="stable")]
-    of_a, of_b = (np.full(len(s), -1) if s.labels is None else s.labels for s in (a, b))
-    first, second = of_a[near.image[found]], of_b[found]
-    return {
-        "images": len(found),
-        "of": len(b),
-        "different_labels": int(np.sum((first != second) & (first >= 0) & (second >= 0))),
-        "pairs": [
-            {
-                sides[0]: _one(a, int(near.image[i])),
-                sides[1]: _one(b, int(i)),
-                "distance": round(float(near.distance[i]), 6),
-            }
-            for i in found[:SHOWN]
-        ],
-    }
+    pairs: list[dict[str, Any]] = [
+        {
+            sides[0]: _one(a, int(near.image[i])),
+            sides[1]: _one(b, int(i)),
+            "distance": round(float(near.distance[i]), 6),
+        }
+        for i in found
+    ]
+    different = sum({p[side]["label"] for side in sides} == {NORMAL, ANOMALOUS} for p in pairs)
+    return {"images": len(found), "of": len(b), "different_labels": different, "pairs": pairs[:SHOWN]}
 
 
 def _one(s: ImageSet, i: int) -> dict[str, Any]:
     return {"name": s.names[i], "label": None if s.labels is None else int(s.labels[i])}
 
 
-def _conflicts(sets: dict[str, ImageSet], where: dict[str, dict[str, list[int]]]) -> list[list[dict]]:
-    """Groups of identical images, over all splits, that carry both labels."""
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for split, s in sets.items():
-        for h, found in where[split].items():
-            groups[h] += [{"split": split, **_one(s, i)} for i in found]
-    return [g for g in groups.values() if {NORMAL, ANOMALOUS} <= {image["label"] for image in g}]
-
-
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """Grey thumbnails of 16 × 16 pixels, standardised, as near-duplicates are looked for.
+    """Makes standardised grey thumbnails of 16 × 16 pixels, by which near-duplicates are found.
 
     Args:
         images: `(N, H, W, 1 or 3)` uint8.
@@ -192,7 +178,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def near_duplicate_limit(images: np.ndarray) -> float:
-    """The greatest distance at which two images of this kind count as near-duplicates.
+    """Measures the greatest distance at which two images of this kind count as near-duplicates.
 
     Args:
         images: `(N, H, W, 1 or 3)` uint8, on which the limit is measured as described at the top of the file.
@@ -201,7 +187,8 @@ def near_duplicate_limit(images: np.ndarray) -> float:
         A distance, 1 − correlation, between 1e-5 and 0.01.
     """
     few = np.unique(np.linspace(0, len(images) - 1, min(COPIES, len(images))).round().astype(int))
-    apart = [1 - small[1:] @ small[0] for i in few if (small := _with_copies(images[i]))[0].any()]
+    compared = (thumbnails(np.stack([images[i], *_copies(images[i])])) for i in few)
+    apart = [1 - small[1:] @ small[0] for small in compared if small[0].any()]
     usual = nearest_images(thumbnails(images)).distance
     usual = usual[np.isfinite(usual)]
     wide = SHARE * float(np.median(usual)) if len(usual) else 0.0
@@ -212,44 +199,34 @@ def near_duplicate_limit(images: np.ndarray) -> float:
 def nearest_images(
     images: np.ndarray, among: np.ndarray | None = None, volumes: Sequence[str | None] = ()
 ) -> Nearest:
-    """The nearest image to each of `images` among others, block by block: memory is that of the thumbnails.
+    """Finds the nearest image to each of `images` among others, some rows at a time to bound memory.
 
     Args:
-        images: `(N, 256)`, of `thumbnails`.
-        among: `(M, 256)`, those of other images; None for the ones that stand before each in `images`.
+        images: `(N, 256)` thumbnails.
+        among: `(M, 256)` thumbnails of other images; None to compare each with those before it in `images`.
         volumes: where `among` is None, the volume that each is a slice of: slices of one are not compared.
 
     Returns:
-        The nearest one's number and distance, for each of the N images.
+        The number and the distance of the nearest image, for each of the N images.
     """
-    within = among is None
     others = images if among is None else among
-    ids = (
-        np.unique([v or f"\0{i}" for i, v in enumerate(volumes)], return_inverse=True)[1] if volumes else None
-    )
+    units = [v or f"\0{i}" for i, v in enumerate(volumes)] if volumes else range(len(images))
+    unit = np.unique(units, return_inverse=True)[1]
     index, best = np.zeros(len(images), int), np.full(len(images), -np.inf)
-    for start in range(0, len(images), _BLOCK):
-        rows = slice(start, min(start + _BLOCK, len(images)))
-        end = rows.stop if within else len(others)
-        for first in range(0, end, _BLOCK):
-            columns = slice(first, min(first + _BLOCK, end))
-            alike = images[rows] @ others[columns].T
-            if within:
-                i, j = np.arange(rows.start, rows.stop)[:, None], np.arange(columns.start, columns.stop)
-                alike[i <= j] = -np.inf
-                if ids is not None:
-                    alike[ids[i] == ids[j]] = -np.inf
-            at = alike.argmax(1)
-            value = alike[np.arange(len(at)), at]
-            better = value > best[rows]
-            best[rows] = np.where(better, value, best[rows])
-            index[rows] = np.where(better, at + first, index[rows])
+    rows = max(1, _BLOCK // max(len(others), 1))
+    for start in range(0, len(images) if len(others) else 0, rows):
+        i = np.arange(start, min(start + rows, len(images)))
+        alike = images[i] @ others[: len(others) if among is not None else i[-1] + 1].T
+        if among is None:
+            j = np.arange(alike.shape[1])
+            alike[(i[:, None] <= j) | (unit[i][:, None] == unit[j])] = -np.inf
+        index[i], best[i] = alike.argmax(1), alike.max(1)
     flat = ~images.any(1)  # nothing to compare
     return Nearest(index, np.where(flat, np.inf, np.maximum(1 - best, 0)))
 
 
 def has_near_duplicate(test: ImageSet, normals: ImageSet) -> np.ndarray:
-    """Whether each test image has a near-duplicate, or is itself, among the training normals.
+    """Returns whether each test image, or a near-duplicate of it, is among the training normals.
 
     Args:
         test: N images.
@@ -262,12 +239,8 @@ def has_near_duplicate(test: ImageSet, normals: ImageSet) -> np.ndarray:
     return np.asarray(found.distance <= near_duplicate_limit(normals.images))
 
 
-def _with_copies(image: np.ndarray) -> np.ndarray:
-    return thumbnails(np.stack([image, *_copies(image)]))
-
-
 def _copies(image: np.ndarray) -> list[np.ndarray]:
-    """Copies of an image as saving anew makes them: JPEG, three quarters of the size and back, brighter."""
+    """Makes copies as saving anew does: JPEG, three quarters of the size and back, brighter."""
     h, w, c = image.shape
     stream = io.BytesIO()
     _pil(image).save(stream, "JPEG", quality=75)

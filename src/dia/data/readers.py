@@ -1,8 +1,7 @@
-"""Readers: a folder, MedMNIST-like .npz, CSV manifest or image file in; an `ImageSet`, or a stream, out.
+"""Readers: from a folder, MedMNIST-like .npz, CSV manifest or image file to an `ImageSet` or a stream.
 
-Knows how the parts go together: `layouts` says which files there are and of which kind, `volumes` which
-slices they hold, `decode` what their pixels are (the rules for pixels are written there). Knows no data set
-by name (`datasets` does), and nothing of models.
+Knows the order of the parts: `layouts` lists files and their kinds, `volumes` lists their slices, `decode`
+reads the pixels (by the rules written there). Knows no data set by name (`datasets` does), and no model.
 """
 
 from __future__ import annotations
@@ -17,22 +16,21 @@ import numpy as np
 
 from ..core.errors import DataError
 from .decode import decode, decode_batches
-from .formats.limits import SUFFIXES, is_special, kind_of, suffix_of
 from .imageset import NORMAL, ImageSet
 from .layouts import (
+    SUFFIXES,
     Entry,
+    ImageFile,
     MissingSplit,
     folder_entries,
     labels_of,
     listed,
     manifest_entries,
-    of_split,
-    with_fixed_split,
     words,
 )
 from .npz import read_npz
 from .options import SPLITS, ReadOptions
-from .volumes import SEVERAL, expand
+from .volumes import SEVERAL, expand, of_split, with_fixed_split
 
 __all__ = ["SPLITS", "Listing", "MissingSplit", "ReadOptions", "listing", "read"]
 
@@ -45,7 +43,7 @@ def read(
 ) -> ImageSet:
     """Reads the images of `path` as one `(N, H, W, 1 or 3)` uint8 array, 0–255, with labels, masks and names.
 
-    Layouts, told apart by what `path` is:
+    `path` decides the layout:
 
     - `.npz` as MedMNIST: `{train,val,test}_images` (N, H, W[, 3]), optional `_labels` (N[, 1]), `_masks`
       (N, H, W), `_names`. The label values in `normal` (default "0") are normal, all others anomalous.
@@ -60,7 +58,7 @@ def read(
       words as normal/anomalous, good/defect, or all empty. Values in `normal`, if given, are the normal ones.
     - one image file.
 
-    A folder `ground_truth/<class>/NAME_mask.png` (or `NAME.png`) beside the above holds masks; that of a
+    A folder `ground_truth/<class>/NAME_mask.png` (or `NAME.png`) next to these holds masks; the mask of a
     volume in one file is a NIfTI, TIFF or DICOM file with as many slices.
     Hidden files are ignored, and those that are no images by their suffix nor DICOM by their first bytes.
     DICOM, NIfTI and TIFF files may hold many images, and volumes: see `volumes`.
@@ -96,7 +94,7 @@ def read(
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a path holds, before its pixels are read: see `listing`. Pickles; a part pickles small.
+    """The images of a path, before their pixels are read: see `listing`. Pickles; a part pickles small.
 
     Args:
         options: how its images are read.
@@ -129,7 +127,7 @@ class Listing:
         return tuple(e.volume for e in self.entries) if self.whole is None else (None,) * len(self)
 
     def part(self, start: int, stop: int) -> Listing:
-        """Some of the images as a listing of its own, for another process or machine to read.
+        """Makes a listing of some of the images, for another process or machine to read.
 
         Args:
             start: number of the first image, from 0.
@@ -143,7 +141,7 @@ class Listing:
         return replace(self, entries=self.entries[start:stop])
 
     def read(self, *, workers: int | None = None) -> ImageSet:
-        """All images as one set.
+        """Reads all images as one set.
 
         Args:
             workers: decoding threads, in place of those of the options.
@@ -158,7 +156,7 @@ class Listing:
     def stream(
         self, batch: int = 512, start: int = 0, *, workers: int | None = None
     ) -> Generator[ImageSet, None, None]:
-        """The images from `start` on in sets of `batch`, in order; memory is bounded by the batch.
+        """Reads the images from `start` on in sets of `batch`, in order; the batch bounds the memory.
 
         While one set is used, up to a batch more is decoded by one pool of threads. Each batch is a set of
         its own: give size and channels for sets of one shape; it has masks if one of its images has. With
@@ -188,13 +186,13 @@ def listing(
     split: str | None = None,
     **changes: Any,
 ) -> Listing:
-    """What `read` would read, told before any pixel is: its names and labels, and its images as a stream.
+    """Lists the images that `read` would read, with names and labels, before any pixel is read.
 
-    Headers are read of DICOM, NIfTI and TIFF files, to know how many images they hold. Only an `.npz` is
-    read whole, and its stream cut from that.
+    The headers of DICOM, NIfTI and TIFF files are read, to count their images. Only an `.npz` is read whole,
+    and its stream is cut from that.
 
     Args:
-        path: what to read, as for `read`.
+        path: as for `read`.
         options: how to read it; the defaults where None.
         split: "train", "val", "test"; None or "all" for everything.
         changes: options by name, in place of those in `options`.
@@ -211,17 +209,17 @@ def listing(
         raise DataError(f"split must be {', '.join(SPLITS)} or all, not {split!r}")
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder")
-    suffix, is_folder = suffix_of(path), path.is_dir()
+    suffix, is_folder = path.suffix.lower(), path.is_dir()
+    if not is_folder and not path.is_file():
+        raise DataError(f"{path}: a pipe or a device; save what it gives as a file")
+    if suffix == ".npz" and not is_folder:
+        return Listing(options, whole=read_npz(path, options, split))
     if is_folder:
         entries = folder_entries(path, options)
-    elif is_special(path):
-        raise DataError(f"{path}: a pipe or a device; save what it gives as a file")
-    elif suffix == ".npz":
-        return Listing(options, whole=read_npz(path, options, split))
     elif suffix == ".csv":
         entries = manifest_entries(path, options)
-    elif kind := kind_of(path):
-        entries = [Entry(path, kind, path.name)]
+    elif file := ImageFile.of(path):
+        entries = [Entry(path, file.kind, path.name)]
     else:
         raise DataError(f"{path}: expected a folder, .npz, .csv or image ({listed(SUFFIXES)})")
     entries = of_split(path, entries, split)  # before headers are read

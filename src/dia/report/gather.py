@@ -20,7 +20,7 @@ from ..core.errors import DataError
 from ..data import datasets
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
-from ..data.quality import has_near_duplicate
+from ..data.quality import check, has_near_duplicate
 from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from ..evaluate.stress import is_of, load_stress
@@ -284,18 +284,18 @@ def check_data(
         row: untrained row to be fitted instead.
 
     Returns:
-        The facts of `data.datasets.check`, and `effect_of_copies` where one of the three is given.
+        The facts of `data.quality.check`, and `effect_of_copies` where one of the three is given.
 
     Raises:
         DataError: the data cannot be read or lack labels, or more than one of the three is given.
     """
     if sum(x is not None for x in (run, scores, row)) > 1:
         raise DataError("--run, --scores and --row are three ways to one thing; give one of them")
-    result = datasets.check(name, data_root, options)
+    sets = datasets.open_splits(name, data_root, options)
+    result = check(sets)
     which = run or scores or row
     if which is None:
         return result
-    sets = datasets.open_splits(name, data_root, options)
     if not {"train", "test"} <= set(sets):
         raise DataError(f"{name}: needs a train and a test split to measure the effect of copies")
     normals, test, labels = sets["train"].normals(), sets["test"], sets["test"].labels

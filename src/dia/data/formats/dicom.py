@@ -1,4 +1,4 @@
-"""DICOM: what a file's header says of its frames and their order, and frames as 8-bit pixels.
+"""DICOM: the frames and their order by a file's header, and frames as 8-bit pixels.
 
 Knows the standard's rules for pixels; decoding is pydicom's and pylibjpeg's. Only the attributes named here
 are read, none of which tells who the patient is, and no text of an error or a warning of those libraries
@@ -21,16 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import DataError
-from .limits import (
-    INFLATED,
-    MOST_SAMPLES,
-    MissingLibrary,
-    check_size,
-    check_streams,
-    has_preamble,
-    library,
-    silence,
-)
+from . import limits
+from .limits import check_size, refusing
 from .windowing import View, Window, to_bytes
 
 _SHAPE = [
@@ -48,6 +40,8 @@ _PALETTE = [
     for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
 ]
 _ROWS = 256
+_MALFORMED = "a malformed DICOM header"
+_UNDECODED = "its pixels cannot be decoded", "pydicom", "pylibjpeg"
 _DEFLATED, _PIECE = b"1.2.840.10008.1.2.1.99", 2**20
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 _PIXELS = [
@@ -61,11 +55,11 @@ class NoImage(DataError):
 
 
 class Header(NamedTuple):
-    """What is known of a file before its pixels are decoded.
+    """The facts about a file that its header holds.
 
     Args:
-        frames: how many.
-        series: what tells series apart; for comparing only, never to be kept or shown.
+        frames: number of frames.
+        series: identifies the series; for comparing only, never to be kept or shown.
         position: along the normal of the image's plane, mm; None where the file does not say.
         normal: of that plane, rounded; None where the file does not say.
         number: of the image in its series; None where the file does not say.
@@ -90,27 +84,24 @@ def header(path: Path) -> Header:
         DataError: no DICOM file, damaged, or promising more pixels than it can hold.
     """
     ds = _read(path, [*_SHAPE, *_ORDER, *_TONE, "BurnedInAnnotation"], pixels=False)
-    try:
-        frames = _check(path, ds)
+    with refusing(_MALFORMED):
         position, normal = _position(ds)
+        number, bits = ds.get("InstanceNumber"), ds.get("BitsStored", 8)
+        windowed = bool(ds.get("VOILUTSequence")) or _own_window(ds) is not None
+        frames = _check(path, ds)
         return Header(
             frames,
             str(ds.get("SeriesInstanceUID") or ""),
             position,
             normal,
-            None if ds.get("InstanceNumber") is None else int(ds.InstanceNumber),
-            frames > 1 or ds.get("BitsStored", 8) <= 8 or int(ds.get("SamplesPerPixel") or 1) > 1
-            or bool(ds.get("VOILUTSequence")) or _own_window(ds) is not None,
+            None if number is None else int(number),
+            windowed or frames > 1 or bits <= 8 or int(ds.get("SamplesPerPixel") or 1) > 1,
             str(ds.get("BurnedInAnnotation") or "").upper() == "YES",
-        )  # fmt: skip
-    except DataError:
-        raise
-    except Exception as error:  # an element of another kind than the standard's
-        raise _malformed(error) from None
+        )
 
 
 class Dicom:
-    """The frames of one file; decoded one by one, as they are asked for.
+    """The frames of one file, each decoded when it is asked for.
 
     Raises:
         DataError: as `header`.
@@ -118,24 +109,22 @@ class Dicom:
 
     def __init__(self, path: Path, view: View):
         self.ds = _read(path, [*_SHAPE, *_TONE, *_PALETTE, *_GROUPS, *_PIXELS], pixels=True)
-        try:
+        with refusing(_MALFORMED):
             _check(path, self.ds)
             if self.ds.file_meta.TransferSyntaxUID.is_encapsulated:
-                check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
-        except DataError:
-            raise
-        except Exception as error:
-            raise _malformed(error) from None
+                limits.check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
         self.window = view.window
         self.nbytes = max(len(self.ds.get(name) or b"") for name in _PIXELS[:3])
 
     def image(self, index: int) -> np.ndarray:
-        """`(H, W, 1 or 3)` uint8 of frame `index` (from 0)."""
-        return _guarded(self._image, index)
+        """Returns frame `index` (from 0), `(H, W, 1 or 3)` uint8."""
+        with refusing(*_UNDECODED):
+            return self._image(index)
 
     def mask(self, index: int) -> np.ndarray:
-        """`(H, W)` bool, True where the stored value is not 0."""
-        stored = _guarded(self._stored, index)
+        """Returns frame `index` of a mask, `(H, W)` bool, True where the stored value is not 0."""
+        with refusing(*_UNDECODED):
+            stored = self._stored(index)
         return np.asarray(stored.reshape(*stored.shape[:2], -1).any(axis=-1))
 
     def _stored(self, index: int) -> np.ndarray:
@@ -175,7 +164,7 @@ class Dicom:
         return _by_rows(tone, x)
 
     def _of_frame(self, index: int) -> Any:
-        """What makes the tone of one frame: its own functional groups, those all share, the file's."""
+        """Returns the tone attributes of one frame: its own, else the shared ones, else the file's."""
         if not any(self.ds.get(name) for name in _GROUPS):
             return self.ds
         from pydicom.dataset import Dataset
@@ -193,41 +182,19 @@ class Dicom:
         return tone
 
 
-def in_order(headers: list[Header]) -> list[int]:
-    """Indices that sort a series: by position where all tell it for one plane, else by number, else as is."""
-    normals = {h.normal for h in headers}
-    placed = len(normals) == 1 and None not in normals and all(h.position is not None for h in headers)
-    numbered = all(h.number is not None for h in headers)
-
-    def key(i: int) -> tuple[float, int, int]:
-        position, number = headers[i].position, headers[i].number
-        return (position or 0.0) if placed else 0.0, (number or 0) if numbered else 0, i
-
-    return sorted(range(len(headers)), key=key)
-
-
 def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
-    """The attributes named, of a file that has pixels."""
-    pydicom = library("pydicom")
-    bare = not has_preamble(path)
-    try:
-        if not bare:
-            _check_deflated(path)
+    """Reads the attributes named, of a file that has pixels."""
+    pydicom = limits.required("pydicom")
+    with refusing("no DICOM file, or damaged"):
+        bare = not _has_preamble(path)
         ds = pydicom.dcmread(
             path, stop_before_pixels=not pixels, specific_tags=["SOPClassUID", *keywords], force=bare
         )
         if "TransferSyntaxUID" not in ds.file_meta:  # a bare data set, as from before part 10
-            implicit, little = ds.original_encoding
             syntaxes = {(True, True): "ImplicitVRLittleEndian", (False, True): "ExplicitVRLittleEndian"}
-            name = syntaxes.get((implicit, little), "ExplicitVRBigEndian")
+            name = syntaxes.get(ds.original_encoding, "ExplicitVRBigEndian")
             ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, name)
         image = bool(ds.get("Rows")) and bool(ds.get("Columns"))
-    except OSError as error:
-        raise DataError(error.strerror or type(error).__name__) from None
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"no DICOM file, or damaged ({type(error).__name__})") from None
     if not image and bare and "SOPClassUID" not in ds:
         raise DataError("no DICOM file, or damaged")
     if not image:
@@ -235,35 +202,27 @@ def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
     return ds
 
 
-def _check_deflated(path: Path) -> None:
-    """Refuses a deflated file that unfolds to too much: pydicom inflates it whole before it looks at it."""
+def _has_preamble(path: Path) -> bool:
+    """Returns whether the file begins as part 10 says; refuses a deflated one that unfolds to too much.
+
+    Pydicom would inflate it whole before it looks at it.
+    """
     available = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(132)
+        if file.read(132)[128:] != b"DICM":
+            return False
         deflated = False
         while (head := file.read(8))[:2] == b"\x02\x00":  # the group that is never deflated
             long = head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT")
             value = file.read(int.from_bytes(file.read(4) if long else head[6:8], "little"))
             deflated |= head[:4] == b"\x02\x00\x10\x00" and value.rstrip(b"\0 ") == _DEFLATED
-        if not deflated:
-            return
-        file.seek(-len(head), 1)
-        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while piece := inflate.unconsumed_tail or file.read(_PIECE):
-            total += len(inflate.decompress(piece, _PIECE))
-            check_size(1, 1, 1, total, available, math.inf)
-
-
-def _guarded(decode: Any, index: int) -> np.ndarray:
-    """`decode(index)`, with errors in our words."""
-    for name in ("pydicom", "pylibjpeg"):
-        silence(name)
-    try:
-        return decode(index)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(f"its pixels cannot be decoded ({type(error).__name__})") from None
+        if deflated:
+            file.seek(-len(head), 1)
+            inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            while piece := inflate.unconsumed_tail or file.read(_PIECE):
+                total += len(inflate.decompress(piece, _PIECE))
+                check_size(1, 1, 1, total, available, math.inf)
+    return True
 
 
 def _decoder(syntax: Any) -> Any:
@@ -276,21 +235,17 @@ def _decoder(syntax: Any) -> Any:
     except NotImplementedError:
         raise DataError(f"{name} is not read; convert it to another one") from None
     if not decoder.is_available:
-        raise MissingLibrary(f"{name} is read by pylibjpeg; pip install 'dia-anomaly[medical]'")
+        raise limits.MissingLibrary(f"{name} is read by pylibjpeg; pip install 'dia-anomaly[medical]'")
     return decoder
 
 
 def _by_rows(tone: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
-    """`tone(x)`, some rows at a time: a whole image of floats would take many times its file."""
+    """Applies `tone` to some rows at a time: a whole image of floats would take many times its file."""
     return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
 
 
-def _malformed(error: Exception) -> DataError:
-    return DataError(f"a malformed DICOM header ({type(error).__name__})")
-
-
 def _check(path: Path, ds: Any) -> int:
-    """Holds what the header promises against the file and what can be decoded; the number of frames."""
+    """Refuses a header that the file cannot hold or that cannot be decoded; returns the number of frames."""
     frames = int(ds.get("NumberOfFrames") or 1)
     _decoder(ds.file_meta.TransferSyntaxUID)
     rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)
@@ -298,12 +253,12 @@ def _check(path: Path, ds: Any) -> int:
     nbytes = frames * rows * columns * samples * int(ds.BitsAllocated) // 8
     if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422":
         nbytes = nbytes * 2 // 3
-    if samples > MOST_SAMPLES:
+    if samples > limits.MOST_SAMPLES:
         raise DataError(f"its header promises {samples} samples for each pixel; grey has one, colour three")
     if syntax.is_encapsulated:  # each frame is an item of its own
         check_size(rows, columns, frames, frames * 8, available)
         nbytes = max(nbytes, 2 * frames * rows * columns * samples)  # decoders are slow, and count in 16 bits
-    ratio = math.inf if syntax.is_encapsulated else INFLATED if syntax.is_deflated else 1
+    ratio = math.inf if syntax.is_encapsulated else limits.INFLATED if syntax.is_deflated else 1
     check_size(rows, columns, frames, nbytes, available, ratio)
     return frames
 
@@ -318,8 +273,8 @@ def _position(ds: Any) -> tuple[float | None, tuple[float, ...] | None]:
 
 
 def _own_window(ds: Any) -> Window | None:
-    """The first window of the file; None where it has none, or one of no width."""
-    center, width = (_first(ds.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    """Returns the first window of the file; None where it has none, or one of no width."""
+    center, width = _first(ds.get("WindowCenter")), _first(ds.get("WindowWidth"))
     function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
     if center is None or width is None or not width >= (1 if function == "LINEAR" else 1e-12):
         return None
@@ -327,15 +282,14 @@ def _own_window(ds: Any) -> Window | None:
 
 
 def _first(value: Any) -> float | None:
-    """A number, or the first of several."""
-    if value is None or isinstance(value, str):
-        return None
-    found = next(iter(value), None) if hasattr(value, "__iter__") else value
-    return None if found is None else float(found)
+    """Returns a number, or the first of several."""
+    if hasattr(value, "__iter__"):
+        value = None if isinstance(value, str) else next(iter(value), None)
+    return None if value is None else float(value)
 
 
 def _range(ds: Any, stored: np.ndarray) -> Window | None:
-    """All that the stored bits allow, after the modality LUT or rescale; None for floats."""
+    """Returns the range of the stored bits, after the modality LUT or rescale; None for floats."""
     if stored.dtype.kind == "f":
         return None
     if ds.get("ModalityLUTSequence"):

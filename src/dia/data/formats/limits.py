@@ -1,6 +1,6 @@
-"""Which files are images, what kind each is, and which optional library reads it.
+"""What a file may promise and unfold to, and which optional library reads it.
 
-Knows names, first bytes and packages; reads no pixels and knows nothing of layouts.
+Knows sizes, compressed streams and packages; reads no pixels and knows nothing of layouts.
 """
 
 from __future__ import annotations
@@ -8,118 +8,82 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
+from typing import Any
 
 from PIL import Image
 
 from ...core.errors import DataError
 
-Kind = Literal["plain", "png", "tiff", "dicom", "nifti"]  # plain: what Pillow alone reads
-_KINDS: dict[str, Kind] = {
-    ".png": "png",
-    **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm"), "plain"),
-    **dict.fromkeys((".tif", ".tiff"), "tiff"),
-    **dict.fromkeys((".dcm", ".dicom"), "dicom"),
-    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
-}
-SUFFIXES = frozenset(_KINDS)
-# What Pillow may take a file for: it goes by the content, and for some of its kinds starts other programs.
+# The formats that Pillow may try: it goes by the content, and for some of its formats starts other programs.
 OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
 _NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
-INFLATED = 1032  # deflate makes no more of a byte than that many
-# what packed pixels may unfold to, in bytes: of one image, of a volume; or so many times their file, if more
+INFLATED = 1032  # the most bytes that deflate makes of one
+# bytes that packed pixels may unfold to: of one image, of a volume; or so many times their file, if more
 IMAGE_BYTES, VOLUME_BYTES, TIMES = 2**27, 2**30, 32
 
 
-def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The suffix in small letters; `.nii.gz` is one."""
-    name = os.fspath(path).lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
-
-
-def stem_of(path: Path) -> str:
-    """The name without its suffix; `.nii.gz` is one."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
-
-
-def kind_of(path: Path) -> Kind | None:
-    """The kind of an image file: by its suffix, or by its first bytes where the suffix says nothing.
-
-    It decides which reader opens the file. What the file then holds is checked by that reader.
-
-    Returns:
-        The kind; None where neither suffix nor first bytes say that the file is an image.
-    """
-    return _KINDS.get(suffix_of(path)) or ("dicom" if has_preamble(path) else None)
-
-
-def is_special(path: Path) -> bool:
-    """Whether it is a pipe, a socket or a device, which may have no end; a link to nothing is not."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError):  # whatever is wrong with it, reading says so
-        return False
-
-
-def has_preamble(path: Path) -> bool:
-    """Whether `DICM` stands at byte 128."""
-    try:
-        if not path.is_file():  # to open a pipe would be to wait
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 class MissingLibrary(DataError):
-    """The fault is not the file's: a package is not installed."""
+    """A package is not installed; the file may be sound."""
 
 
-def library(name: str) -> ModuleType:
-    """pydicom or nibabel, kept from saying what is in the headers it reads.
+@contextmanager
+def refusing(fault: str, *libraries: str) -> Iterator[None]:
+    """Turns the errors of the libraries into a `DataError` that quotes nothing of the file.
 
-    They warn of malformed elements by quoting them, and a quotation may identify a patient. Their warnings
-    and log records are therefore switched off, for the whole process: nothing less holds in threads.
+    Args:
+        fault: what is wrong with the file when anything fails within.
+        libraries: names of those whose warnings and log records are switched off.
+
+    Raises:
+        DataError: with the system's words for its own errors, otherwise `fault` and the name of the error.
+    """
+    for name in libraries:
+        _silence(name)
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # nearly anything, on malformed bytes
+        said = error.strerror if isinstance(error, OSError) else None
+        raise DataError(said or f"{fault} ({type(error).__name__})") from None
+
+
+def optional(name: str) -> Any:
+    """Imports pydicom, nibabel, tifffile or imagecodecs; None where it is not installed.
+
+    Its warnings and log records are switched off, for the whole process: nothing less holds in threads. Such
+    libraries warn of malformed elements by quoting them, and a quotation may identify a patient.
+    """
+    try:
+        found = importlib.import_module(name)
+    except ImportError:
+        return None
+    _silence(name)
+    return found
+
+
+def required(name: str) -> Any:
+    """Imports such a library.
 
     Raises:
         MissingLibrary: it is not installed.
     """
-    if not has(name):
+    if (found := optional(name)) is None:
         raise MissingLibrary(f"{_NAMES[name]} is read by {name}; pip install 'dia-anomaly[medical]'")
-    found = importlib.import_module(name)
-    silence(name)
     return found
 
 
-def silence(name: str) -> None:
-    """Switches off the warnings and log records of a library."""
-    for logger in (name, f"{name}.global"):  # nibabel's is called so
+def _silence(name: str) -> None:
+    for logger in (name, f"{name}.global"):  # the name of nibabel's
         logging.getLogger(logger).disabled = True
-    # asked anew each time: the list of filters is swapped by whoever catches warnings
+    # each time anew: the list of filters is swapped by whoever catches warnings
     warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
-
-
-def has(name: str) -> bool:
-    """Whether an optional library is there."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
-
-
-def pixel_limit() -> int | None:
-    """Pixels of one image above which a header is not believed: Pillow's limit; None if it has none."""
-    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 def check_size(
@@ -128,7 +92,8 @@ def check_size(
     """Refuses a header that promises more than an image may have, or than its file can hold or should.
 
     Args:
-        height, width: of one image, in pixels.
+        height: of one image, in pixels.
+        width: of one image, in pixels.
         images: number of frames or slices.
         nbytes: bytes of all pixels, unpacked.
         available: bytes of the file.
@@ -138,7 +103,7 @@ def check_size(
     Raises:
         DataError: no pixels, or more than the limits allow.
     """
-    limit = pixel_limit()
+    limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own; None for none
     if min(height, width, images) < 1:
         raise DataError(f"its header promises {images} images of {height}x{width} pixels")
     if limit is not None and height * width > limit:
@@ -154,7 +119,7 @@ def check_size(
 
 
 def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> None:
-    """Holds what Pillow read of a header against what packed pixels may be.
+    """Refuses an image whose header, as Pillow read it, promises more than packed pixels may be.
 
     Args:
         image: opened, its pixels not yet decoded.
@@ -190,14 +155,14 @@ def check_streams(data: bytes, pixels: int) -> None:
 
 
 def _jpeg_2000(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of each codestream, which no packet can look like (ISO 15444-1, A.5.1)."""
+    """Yields the size of each codestream, whose marker occurs in no packet (ISO 15444-1, A.5.1)."""
     for found in re.finditer(rb"\xff\x4f\xff\x51.{38}", data, re.DOTALL):
         right, bottom, left, top = (int.from_bytes(found[0][i : i + 4]) for i in (8, 12, 16, 20))
         yield max(bottom - top, 0), max(right - left, 0), int.from_bytes(found[0][40:42])
 
 
 def _jpeg(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of the frame headers of each image (ISO 10918-1, B.2.2; 14495-1, C.2.2)."""
+    """Yields the sizes in each image's frame headers (ISO 10918-1, B.2.2; 14495-1, C.2.2)."""
     for start in re.finditer(rb"\xff\xd8\xff", data):
         at = start.start() + 2
         while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data):

@@ -1,4 +1,4 @@
-"""NIfTI: how many slices a volume has along an axis, and the volume as 8-bit slices.
+"""NIfTI: the number of slices of a volume along an axis, and the volume as 8-bit slices.
 
 Knows orientations and grey values; reading is nibabel's. No text of the header is looked at, none is shown.
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DataError
-from .limits import INFLATED, check_size, library, suffix_of
+from .limits import INFLATED, check_size, refusing, required
 from .windowing import ANATOMICAL, View, Window, to_bytes
 
 VOXELS = 2**29  # of one volume, above which a header is not believed
@@ -28,7 +28,7 @@ _PERCENTILES = (0.5, 99.5)
 
 
 def slices(path: Path, view: View) -> int:
-    """How many slices the volume has along the axis asked for; reads the header alone.
+    """Counts the slices of the volume along the axis asked for; reads the header alone.
 
     Args:
         path: a NIfTI file.
@@ -50,12 +50,8 @@ class Nifti:
     def __init__(self, path: Path, view: View, *, mask: bool = False):
         image, shape = _open(path)
         flips, order = _axes(image, shape, view.axis)
-        try:
+        with refusing("its voxels cannot be read"):
             raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise DataError(f"its voxels cannot be read ({type(error).__name__})") from None
         volume = np.transpose(raw[flips], order)
         slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
         self.volume = np.empty(volume.shape, bool if mask else np.uint8)
@@ -66,11 +62,11 @@ class Nifti:
         self.nbytes = self.volume.nbytes
 
     def image(self, index: int) -> np.ndarray:
-        """`(H, W, 1)` uint8 of slice `index` (from 0)."""
+        """Returns slice `index` (from 0), `(H, W, 1)` uint8."""
         return self.volume[index, ..., None]
 
     def mask(self, index: int) -> np.ndarray:
-        """`(H, W)` bool, True where the stored value is not 0.
+        """Returns slice `index` of a mask, `(H, W)` bool, True where the stored value is not 0.
 
         Raises:
             DataError: there is no slice `index`.
@@ -92,34 +88,29 @@ class Nifti:
             finite = raw[np.isfinite(raw)] if floats else raw
             if not finite.size:
                 raise DataError("no voxel of it is finite")
-            lowest, highest = float(finite.min()), float(finite.max())
+            extremes = [float(finite.min()), float(finite.max())]
             ends = np.percentile(finite, _PERCENTILES, overwrite_input=floats).tolist()  # of a copy
             if ends[0] == ends[1]:  # nearly all voxels are alike
-                ends = [lowest, highest]
+                ends = extremes
         low, high = sorted(end * slope + inter for end in ends)
         return Window.between(low, high)
 
 
 def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
-    """The file, its voxels not yet read, and its shape."""
-    nibabel = library("nibabel")
-    try:
+    """Opens a file, whose voxels are not yet read, and returns it with its shape."""
+    nibabel = required("nibabel")
+    with refusing("no NIfTI file, or damaged"):
         image = nibabel.load(path, mmap=False)  # a mapped file that shrinks would end the process
         shape = tuple(int(n) for n in image.shape)
         dtype = image.get_data_dtype()
         scaled = hasattr(image, "affine") and hasattr(image.dataobj, "get_unscaled")
-    except OSError as error:
-        raise DataError(error.strerror or f"no NIfTI file, or damaged ({type(error).__name__})") from None
-    except Exception as error:  # nibabel's own classes and those of zlib
-        raise DataError(f"no NIfTI file, or damaged ({type(error).__name__})") from None
     if not scaled:
         raise DataError("a CIFTI file; only volumes are read")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:
-        raise DataError(
-            f"{math.prod(shape[3:])} volumes in one file; save each as a file (nibabel.four_to_three)"
-        )
+        many = math.prod(shape[3:])
+        raise DataError(f"{many} volumes in one file; save each as a file (nibabel.four_to_three)")
     if dtype.kind not in "iuf":
         raise DataError(f"voxels of type {dtype}; save it as integers or floats")
     height, width, depth = (*shape, 1, 1, 1)[:3]
@@ -127,7 +118,7 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
     if voxels > VOXELS:
         raise DataError(f"its header promises {voxels} voxels, above the limit of {VOXELS}")
     sides = sorted((height, width, depth))
-    ratio = INFLATED if suffix_of(path) == ".nii.gz" else 1
+    ratio = INFLATED if path.suffix.lower() == ".gz" else 1
     nbytes, available = voxels * dtype.itemsize, path.stat().st_size
     check_size(sides[1], sides[2], sides[0], nbytes, available, ratio, whole=True)
     return image, (height, width, depth)
@@ -136,7 +127,7 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
 def _axes(
     image: Any, shape: tuple[int, int, int], axis: str
 ) -> tuple[tuple[slice, ...], tuple[int, int, int]]:
-    """How to turn the stored array, and which of its axes are slices, rows and columns."""
+    """Returns how to turn the stored array, and which of its axes are slices, rows and columns."""
     straight, back = slice(None), slice(None, None, -1)
     if axis not in ANATOMICAL:
         first = int(axis)

@@ -14,66 +14,66 @@ import numpy as np
 from PIL import Image
 
 from ...core.errors import DataError
-from .limits import OPENED, check_opened, check_size, check_streams, has, silence
+from .limits import OPENED, check_opened, check_size, check_streams, optional
 from .windowing import Window, to_bytes
 
 _ORIENTATION = 274  # the tag, in EXIF as in TIFF
 _REDUCED = 254  # the tag whose lowest bit marks a page as another's thumbnail
-_DEEP_COLOUR = (
-    b"\x10\x02",
-    b"\x10\x04",
-    b"\x10\x06",
-)  # bit depth and colour type of a PNG: RGB, grey + alpha, RGBA
+# depth and colour type of a PNG: RGB, grey and alpha, RGBA
+_DEEP_COLOUR = (b"\x10\2", b"\x10\4", b"\x10\6")
 # compressions of bytes, whose result tifffile bounds, and of images, which say their own size
 _BYTES = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "ZSTD_DEPRECATED")
 _STREAMS = (
-    "JPEG",
-    "OJPEG",
-    "JPEG2000",
-    "APERIO_JP2000_YCBC",
-    "APERIO_JP2000_RGB",
-    "JPEG_2000_LOSSY",
+    *("JPEG", "OJPEG", "JPEG2000", "APERIO_JP2000_YCBC", "APERIO_JP2000_RGB", "JPEG_2000_LOSSY"),
     "JPEG_LOSSY",
 )
-_UNASSOCIATED = 2  # alpha by which the colours are yet to be multiplied
+_UNASSOCIATED = 2  # alpha that the colours are not yet multiplied by
 
 
 def pages(path: Path) -> list[int]:
-    """Numbers, from 0, of the pages that have the first one's size and type, so without thumbnails.
+    """Numbers, from 0, of the pages of the first one's size and type; thumbnails are no pages.
 
     Raises:
-        DataError: pages that lie in each other or go round in a circle; on other damage the library's errors.
+        DataError: pages that lie in each other or go round in a circle.
     """
-    kinds: list[Any] = []
-    if has("tifffile"):
-        from tifffile import TiffFile
+    try:
+        kinds = _page_kinds(path)
+    except DataError:
+        raise
+    except Exception:  # damage, which decoding explains better
+        return [0]
+    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
 
-        silence("tifffile")
+
+def _page_kinds(path: Path) -> list[Any]:
+    """Returns what tells an image's pages from thumbnails: their sizes, types and marks."""
+    kinds: list[Any] = []
+    if tifffile := optional("tifffile"):
         places, room = set(), path.stat().st_size
-        with TiffFile(path) as tiff:
+        with tifffile.TiffFile(path) as tiff:
             for page in tiff.pages:
-                room -= 12 * len(page.tags)  # type: ignore[union-attr]
+                room -= 12 * len(page.tags)
                 if page.offset in places or room < 0:
                     raise DataError("its pages go round in a circle, or lie in each other")
                 places.add(page.offset)
-                kinds.append((page.shape, page.dtype, page.is_reduced))  # type: ignore[union-attr]
+                kinds.append((page.shape, page.dtype, page.is_reduced))
     else:
         with Image.open(path, formats=OPENED) as image:
             for i in range(getattr(image, "n_frames", 1)):
                 image.seek(i)
                 reduced = image.tag_v2.get(_REDUCED, 0) & 1 if hasattr(image, "tag_v2") else 0
                 kinds.append((image.size, image.mode, bool(reduced)))
-    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
+    return kinds
 
 
 def read(path: Path, page: int, window: Window | None, *, shallow: bool = False) -> np.ndarray | None:
-    """The pixels of a TIFF file's page of more than 8 bits, which Pillow does not read rightly.
+    """Reads a page of more than 8 bits of a TIFF file, which Pillow does not read rightly.
 
     Args:
         path: a TIFF file.
         page: number of the page, from 0.
         window: for floats, which are refused without one.
-        shallow: read a page of 8 bits too, as Pillow could not.
+        shallow: read a page of 8 bits too, because Pillow could not.
 
     Returns:
         `(H, W, 1 or 3)` uint8; None where Pillow is to read the page, or without the library.
@@ -81,12 +81,9 @@ def read(path: Path, page: int, window: Window | None, *, shallow: bool = False)
     Raises:
         DataError: pixels for which there is no rule, or more of them than the file can hold.
     """
-    if not has("tifffile"):
+    if not (tifffile := optional("tifffile")):
         return None
-    from tifffile import TiffFile
-
-    silence("tifffile")
-    with TiffFile(path) as tiff:
+    with tifffile.TiffFile(path) as tiff:
         ifd: Any = tiff.pages[page]
         if ifd.dtype is None or (ifd.dtype.itemsize == 1 and not shallow):
             return None
@@ -101,7 +98,7 @@ def read(path: Path, page: int, window: Window | None, *, shallow: bool = False)
         turned = ifd.tags.get(_ORIENTATION)
     if ifd.axes.startswith("S"):
         x = np.moveaxis(x, 0, -1)
-    x = x if x.ndim == 3 else x[..., None]
+    x = np.atleast_3d(x)
     if photometric == "MINISWHITE" and x.dtype.kind in "bu":
         x = ~x
     colours = x.shape[-1] - len(alpha)
@@ -111,7 +108,7 @@ def read(path: Path, page: int, window: Window | None, *, shallow: bool = False)
 
 
 def read_png(path: Path) -> np.ndarray | None:
-    """The pixels of a PNG file of 16-bit colour, of which Pillow keeps the high byte alone.
+    """Reads a PNG file of 16-bit colour; Pillow would keep its high byte alone.
 
     Returns:
         `(H, W, 1 or 3)` uint8; None where Pillow is to read the file, or without the library.
@@ -119,13 +116,9 @@ def read_png(path: Path) -> np.ndarray | None:
     Raises:
         DataError: more pixels than the file can hold.
     """
-    if not has("imagecodecs"):
-        return None
     with path.open("rb") as file:
-        if file.read(26)[24:] not in _DEEP_COLOUR:
+        if file.read(26)[24:] not in _DEEP_COLOUR or not (imagecodecs := optional("imagecodecs")):
             return None
-    import imagecodecs
-
     with Image.open(path, formats=OPENED) as image:  # refuses a header too large to be true
         check_opened(image, path, depth=2)
         turned = image.getexif().get(_ORIENTATION, 1)
@@ -137,7 +130,7 @@ def read_png(path: Path) -> np.ndarray | None:
 
 
 def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
-    """Grey or colour of any depth as uint8: a fixed rule for integers, a stated window for floats.
+    """Converts grey or colour of any depth to uint8: integers by a fixed rule, floats by a stated window.
 
     Args:
         x: pixels, of any shape: bool, integers 0–65535 or floats.
@@ -163,19 +156,18 @@ def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
 
 
 def from_16_bit(x: np.ndarray) -> np.ndarray:
-    """0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
+    """Maps 0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
     return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _check(page: Any, path: Path) -> None:
-    """Holds what the tags promise, of the page and of one tile, against what an image may have."""
+    """Refuses a page or tile whose tags promise more than an image may have."""
     compression = page.compression.name
     streams = compression in _STREAMS
     if not streams and compression not in _BYTES:
         raise DataError(f"compressed as {compression}; convert it to another compression")
     available, sizes = path.stat().st_size, [(page.imagelength, page.imagewidth)]
-    if page.is_tiled:
-        sizes.append((page.tilelength, page.tilewidth))
+    sizes += [(page.tilelength, page.tilewidth)] * page.is_tiled
     for height, width in sizes:
         nbytes = height * width * page.samplesperpixel * page.dtype.itemsize
         check_size(height, width, 1, nbytes, available, math.inf)
@@ -184,7 +176,7 @@ def _check(page: Any, path: Path) -> None:
 
 
 def _over_black(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Colours times their share, in the depth they have."""
+    """Multiplies colours by their opacity, in the depth they have."""
     if x.dtype.kind == "f":
         return x * alpha
     top = np.iinfo(x.dtype).max
@@ -192,7 +184,7 @@ def _over_black(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _oriented(x: np.ndarray, orientation: int) -> np.ndarray:
-    """Turned and mirrored as the tag says, as `ImageOps.exif_transpose` does."""
+    """Turns and mirrors as the tag says, as `ImageOps.exif_transpose` does."""
     if orientation in (5, 6, 7, 8):
         x = x.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

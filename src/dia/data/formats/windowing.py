@@ -1,4 +1,4 @@
-"""How images of more than 8 bits are looked at: windows of grey values, planes and ranges of slices.
+"""Views of images of more than 8 bits: windows of grey values, planes and ranges of slices.
 
 Knows numbers and the words a user types; knows nothing of files.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...core.errors import DataError
 
-# centre and width in Hounsfield units, as radiology's reading rooms have them
+# centre and width in Hounsfield units, as radiologists use them
 PRESETS = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (50.0, 350.0),
@@ -42,7 +42,7 @@ class Window:
     function: str = "LINEAR_EXACT"
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """`x` as float64, 0 for black to 1 for white; NaN stays NaN."""
+        """Maps `x` to float64 from 0, black, to 1, white; NaN stays NaN."""
         x = x.astype(np.float64)
         if self.function == "SIGMOID":
             with np.errstate(over="ignore"):  # exp of much is infinite, its inverse 0
@@ -55,10 +55,11 @@ class Window:
 
     @classmethod
     def between(cls, low: float, high: float) -> Self:
-        """The window from `low`, which is black, to `high`, which is white.
+        """Makes the window from `low`, which is black, to `high`, which is white.
 
         Args:
-            low, high: in the units of the values.
+            low: in the units of the values.
+            high: likewise.
 
         Returns:
             The window, of function `LINEAR_EXACT`.
@@ -67,13 +68,13 @@ class Window:
 
 
 def to_bytes(y: np.ndarray) -> np.ndarray:
-    """0–1 to uint8 0–255, rounded half up; NaN is black."""
+    """Maps 0–1 to uint8 0–255, rounded half up; NaN becomes black."""
     return np.floor(np.nan_to_num(y, nan=0.0) * 255 + 0.5).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class View:
-    """What a user may ask of medical images; see `of`.
+    """The view of medical images that a user asks for; see `of`.
 
     Args:
         window: a window stated, `voi` (each file's own) or `full` (all that its bits allow).
@@ -87,7 +88,7 @@ class View:
 
     @classmethod
     def of(cls, window: str | None = None, axis: str | None = None, slices: str | None = None) -> Self:
-        """The view that was typed.
+        """Parses the options that a user typed.
 
         Args:
             window: a preset, "CENTER,WIDTH", "voi" or "full"; "voi" where None.
@@ -106,7 +107,7 @@ class View:
 
     @property
     def stated(self) -> Window | None:
-        """The window, where one was stated by its values."""
+        """The window, where the user gave its values; else None."""
         return self.window if isinstance(self.window, Window) else None
 
 
@@ -122,9 +123,8 @@ def _window(text: str) -> Window | str:
         center, width = map(float, text.split(","))
     except ValueError:
         names = ", ".join(PRESETS)
-        raise DataError(
-            f"--window {text} is not known; give {names}, voi, full, or CENTER,WIDTH as 40,400"
-        ) from None
+        choice = f"{names}, voi, full, or CENTER,WIDTH as 40,400"
+        raise DataError(f"--window {text} is not known; give {choice}") from None
     if not (math.isfinite(center) and math.isfinite(width) and width > 0):
         raise DataError(f"--window {text}: the width must be above 0, and both be finite")
     return Window(center, width)
