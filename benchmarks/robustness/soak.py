@@ -128,25 +128,9 @@ def unreadable(folder: Path) -> int:
 
 def grid(folder: Path) -> None:
     """`dia benchmark`, two methods and three seeds."""
-    run(
-        "benchmark",
-        "--datasets",
-        "[phantom]",
-        "--methods",
-        "[trivial:spectrum,trivial:blur]",
-        "--seeds",
-        "[0,1,2]",
-        "--max_size",
-        SIDE,
-        "--ledger",
-        folder / "runs.jsonl",
-        "--scores",
-        folder / "scores",
-        "--work",
-        folder / "work",
-        "--device",
-        "cpu",
-    )
+    methods = ("--methods", "[trivial:spectrum,trivial:blur]", "--seeds", "[0,1,2]", "--max_size", SIDE)
+    places = ("--ledger", folder / "runs.jsonl", "--scores", folder / "scores", "--work", folder / "work")
+    run("benchmark", "--datasets", "[phantom]", *methods, *places, "--device", "cpu")
 
 
 def ledger(folder: Path) -> dict[str, Any]:
@@ -160,20 +144,9 @@ def ledger(folder: Path) -> dict[str, Any]:
 
 def score(folder: Path) -> None:
     """`dia score` of a folder, with heatmaps."""
-    run(
-        "score",
-        folder.parent / "blur",
-        folder.parent / "scans",
-        "--out",
-        folder / "scores.csv",
-        "--heatmaps",
-        folder / "maps",
-        "--batch",
-        8,
-        "--resume",
-        "--device",
-        "cpu",
-    )
+    out = ("--out", folder / "scores.csv", "--heatmaps", folder / "maps")
+    how = ("--batch", 8, "--resume", "--device", "cpu")
+    run("score", folder.parent / "blur", folder.parent / "scans", *out, *how)
 
 
 def scored(folder: Path) -> dict[str, str]:
@@ -213,26 +186,13 @@ def lost(folder: Path) -> int:
     return sum(f is None or f.name not in (wanted[sha].name, newer) for sha, f in found.items())
 
 
+TRAINED = ("dissolver", "bank", "amplify", "encoder")
 STAGES = (
     Stage("dissolver training", fit, fitted, "dissolver.train", (), unreadable),
     Stage("bank building", fit, fitted, "bank.build", ("dissolver",), unreadable),
     Stage("encoder training", fit, fitted, "learning.train", ("dissolver", "bank"), unreadable),
-    Stage(
-        "saving the model",
-        fit,
-        fitted,
-        "detector.save",
-        ("dissolver", "bank", "amplify", "encoder"),
-        unreadable,
-    ),
-    Stage(
-        "saving over another model",
-        refit,
-        fitted,
-        "detector.save",
-        ("dissolver", "bank", "amplify", "encoder"),
-        missing,
-    ),
+    Stage("saving the model", fit, fitted, "detector.save", TRAINED, unreadable),
+    Stage("saving over another model", refit, fitted, "detector.save", TRAINED, missing),
     Stage("benchmark grid", grid, ledger, "cli.main"),
     Stage("scoring with heatmaps", score, scored, "cli.main"),
     Stage("the review page's writes", review, reviewed, "", (), lost),

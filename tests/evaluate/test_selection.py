@@ -13,8 +13,8 @@ from dia.data import lesions
 from dia.data.phantoms import load
 from dia.evaluate.selection import (
     Candidate,
+    CandidateScores,
     Pasted,
-    Scored,
     choose,
     fused,
     measure,
@@ -59,7 +59,7 @@ def test_what_cannot_be_split(n, count, match):
 def run_of(lift_inner, lift_outer, n=20, seconds=1.0):
     """Scores 0 … n−1; a lift of n parts pasted from unpasted wholly, 0 not at all."""
     base = np.arange(n, dtype=float)
-    return Scored(
+    return CandidateScores(
         base, base, np.tile(base + lift_inner, (K, 1)), base, np.tile(base + lift_outer, (K, 1)), seconds
     )
 
@@ -101,7 +101,7 @@ def test_a_fusion_sees_what_either_member_sees():
     def member(seen):
         base = rng.normal(size=50)
         shown = rng.normal(size=(K, 50)) + 6 * np.array(seen)[:, None]
-        return Scored(rng.normal(size=50), base, shown, base, shown, 2.0)
+        return CandidateScores(rng.normal(size=50), base, shown, base, shown, 2.0)
 
     half = np.arange(K) < K // 2
     a, b = member(half), member(~half)

@@ -1,8 +1,6 @@
 """Processes that are killed: a grid, a fit and a score go on to what an undisturbed one would have made."""
 
-import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,6 +11,9 @@ from grids import benchmark, compared, lines_of, two_sets
 from PIL import Image
 from scoring import score
 
+from dia.benchmark.grid import Job
+from dia.benchmark.runner import Paths, _result
+from dia.benchmark.workers import Process
 from dia.cli.main import main
 from dia.detectors import METHODS
 
@@ -42,6 +43,21 @@ if "--resume" not in sys.argv:
     module.training_step = dies
 main(sys.argv[2:])
 """
+METHODS_OF_GRID = ["csi", "trivial:std"]
+KILLED_GRID = """
+import os, signal, sys
+from dia.benchmark import runner
+from dia.cli.main import main
+
+def dies(number, *rest):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+if __name__ == "__main__":
+    runner._news = dies
+    main(sys.argv[1:])
+"""
 KILLED_SCORE = """
 import os, signal, sys
 from dia.cli.main import main
@@ -69,39 +85,47 @@ def root(tmp_path_factory):
 def alone(root, tmp_path_factory):
     """The lines of two processes that nothing disturbs."""
     out = tmp_path_factory.mktemp("two")
-    main(benchmark(root, out, workers=2))
+    main(benchmark(root, out, workers=2, methods=METHODS_OF_GRID))
     return out
 
 
-def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(root, alone, tmp_path, capsys):
-    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, workers=2)]
-    seen = []
-    for _ in range(3):
-        with (tmp_path / "err").open("a") as err:
-            run = subprocess.Popen(command, stderr=err, stdout=err)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                run.wait(random.uniform(4, 14))
-            run.send_signal(signal.SIGKILL)  # its workers are not told
-            run.wait()
-        lines = lines_of(tmp_path)
-        assert lines[: len(seen)] == seen
-        seen = lines
-    subprocess.run(command, check=True, capture_output=True)
+def test_a_grid_killed_between_results_loses_nothing_and_runs_nothing_twice(root, alone, tmp_path, capsys):
+    argv = benchmark(root, tmp_path, workers=2, methods=METHODS_OF_GRID)
+    done = subprocess.run([sys.executable, "-c", KILLED_GRID, *argv], capture_output=True)
+    assert done.returncode == -signal.SIGKILL  # its workers are not told
+    seen = lines_of(tmp_path)
+    assert len(seen) >= 3
+    subprocess.run([sys.executable, "-m", "dia", *argv], check=True, capture_output=True)
     lines = lines_of(tmp_path)
-    assert lines[: len(seen)] == seen
-    assert len({(line["dataset"], line["method"], line["seed"]) for line in lines}) == len(lines) == 12
+    assert lines[:3] == seen[:3]
+    assert len({(line["dataset"], line["method"], line["seed"]) for line in lines}) == len(lines) == 8
     assert compared(tmp_path) == compared(alone)
     before = (tmp_path / "l.jsonl").read_bytes()
-    main(benchmark(root, tmp_path))
+    main(benchmark(root, tmp_path, methods=METHODS_OF_GRID))
     assert (tmp_path / "l.jsonl").read_bytes() == before
-    assert capsys.readouterr().err.count("in the ledger") == 12
+    assert capsys.readouterr().err.count("in the ledger") == 8
 
 
 def test_two_grids_at_once_share_the_work(root, tmp_path):
-    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, datasets=["breastmnist"])]
+    words = {"datasets": ["breastmnist"], "methods": METHODS_OF_GRID}
+    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, **words)]
     both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [run.wait() for run in both] == [0, 0]
-    assert len(lines_of(tmp_path)) == 6
+    assert len(lines_of(tmp_path)) == 4
+
+
+def test_a_worker_that_dies_is_a_reason_and_the_next_job_has_a_new_one(root, tmp_path):
+    worker = Process(1)
+    paths = Paths(str(tmp_path / "l"), str(tmp_path / "s"), str(tmp_path / "w"), str(root), "cpu")
+    job = Job("breastmnist", "trivial:std", 0, "cpu")
+    try:
+        broken = worker.submit(Job("breastmnist", "dia+", 0, "cpu"), paths)
+        assert worker.memory_mb() > 50
+        os.kill(worker.pid, signal.SIGKILL)
+        assert "died" in _result(broken).reason
+        assert worker.submit(job, paths).result().line["method"] == "trivial:std"
+    finally:
+        worker.kill()
 
 
 @pytest.mark.parametrize("stage", ["dissolver", "encoder"])

@@ -56,7 +56,7 @@ class Compared(NamedTuple):
 
 
 def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each anomalous image the share of normals below it, for each normal that of anomalous above.
+    """Returns the share of normals below each anomalous image, and of anomalous images above each normal.
 
     Ties count half. The mean of either is the AUROC.
 

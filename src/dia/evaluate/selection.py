@@ -66,7 +66,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Indices of the normals to fit on (`fit`), to choose by (`inner`) and to judge the choice by (`outer`)."""
+    """Indices of the normals to fit on, to choose by (`inner`) and to judge the choice by (`outer`)."""
 
     fit: np.ndarray
     inner: np.ndarray
@@ -74,7 +74,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class CandidateScores:
     """A candidate's scores in one split; the pasted ones `(K, n)`, a row for each kind."""
 
     calibration: np.ndarray
@@ -171,7 +171,7 @@ class Pasted:
 
 def measure(
     candidate: Candidate, lesions: Pasted, *, workdir: Path, device: str = "auto", progress: bool = False
-) -> Scored:
+) -> CandidateScores:
     """Fits a candidate in a split and scores both other parts; an earlier measurement is read back.
 
     Args:
@@ -203,10 +203,10 @@ def measure(
         np.savez_compressed(new, **made)
         new.replace(path)
     with np.load(path) as kept:
-        return Scored(**{**kept, "seconds": float(kept["seconds"])})
+        return CandidateScores(**{**kept, "seconds": float(kept["seconds"])})
 
 
-def fused(members: Sequence[Scored]) -> Scored:
+def fused(members: Sequence[CandidateScores]) -> CandidateScores:
     """Fuses candidates of one split by the harmonic mean of their smoothed conformal p-values."""
 
     def join(name: str) -> np.ndarray:
@@ -214,8 +214,8 @@ def fused(members: Sequence[Scored]) -> Scored:
         evidence = [Calibration(m.calibration).evidence(getattr(m, name).ravel()) for m in members]
         return joined(np.column_stack(evidence)).reshape(shape)
 
-    arrays = {f.name: join(f.name) for f in fields(Scored) if f.name != "seconds"}
-    return Scored(**arrays, seconds=sum(m.seconds for m in members))
+    arrays = {f.name: join(f.name) for f in fields(CandidateScores) if f.name != "seconds"}
+    return CandidateScores(**arrays, seconds=sum(m.seconds for m in members))
 
 
 def _interval(v: np.ndarray) -> list[float] | None:
@@ -226,7 +226,7 @@ def _interval(v: np.ndarray) -> list[float] | None:
     return [float(v.mean()) - half, float(v.mean()) + half]
 
 
-def choose(scored: Mapping[str, Sequence[Scored]], families: Mapping[str, str]) -> dict[str, Any]:
+def choose(scored: Mapping[str, Sequence[CandidateScores]], families: Mapping[str, str]) -> dict[str, Any]:
     """Chooses the best candidate, and estimates what the choice is worth.
 
     Args:
@@ -303,7 +303,7 @@ def measure_all(
     Raises:
         DataError: too few normals, or no candidate that could be measured.
     """
-    scored: dict[str, list[Scored]] = {c.name: [] for c in candidates}
+    scored: dict[str, list[CandidateScores]] = {c.name: [] for c in candidates}
     failed: dict[str, str] = {}
     parts = {preset: splits(len(x), count, seed, x.volumes) for preset, x in normals.items()}
     for k in range(count):

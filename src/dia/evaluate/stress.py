@@ -141,11 +141,11 @@ def stress(
         on_cell: called after each cell with the result so far.
 
     Returns:
-        A plain dict: the test's `identity`, `false_alarms` on the normals as they are, and in `cells` for each
-        kind, size and contrast: images `found` of `n`, their `share` with its 95 % Wilson interval `ci`, the
-        `lift` (median rise of the score by pasting, in standard deviations of the unpasted scores); with
-        `localise` also `pixel_auroc` and `pointed`, the share of images whose hottest pixel lies in the mask,
-        and that share `by_chance`.
+        A plain dict: the test's `identity`, `false_alarms` on the normals as they are, and in `cells` for
+        each kind, size and contrast: images `found` of `n`, their `share` with its 95 % Wilson interval
+        `ci`, the `lift` (median rise of the score by pasting, in standard deviations of the unpasted
+        scores); with `localise` also `pixel_auroc` and `pointed`, the share of images whose hottest pixel
+        lies in the mask, and that share `by_chance`.
 
     Raises:
         DataError: a threshold that no score can pass, or heatmaps asked of a method without.
@@ -266,7 +266,7 @@ def smallest(result: Mapping[str, Any]) -> dict[str, dict[float, tuple[float | N
         of = sorted(((s, v) for (k, s, c), v in cells.items() if (k, c) == (kind, contrast)), reverse=True)
         by_rate = [s for s, _ in takewhile(lambda size: size[1]["share"] >= FOUND, of)]
         surely = [s for s, _ in takewhile(lambda size: size[1]["ci"][0] >= FOUND, of)]
-        out.setdefault(kind, {})[contrast] = (by_rate or [None])[-1], (surely or [None])[-1]
+        out.setdefault(kind, {})[contrast] = min(by_rate, default=None), min(surely, default=None)
     return out
 
 
