@@ -47,27 +47,27 @@ class Row(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many were judged."""
+        """The number of steps that were judged."""
         return len({step for _, step, _ in self.aurocs})
 
     def has(self, score: str) -> bool:
-        """Whether it was judged by a score."""
+        """Returns whether it was judged by a score."""
         return any(name == score for _, _, name in self.aurocs)
 
     def late(self, score: str) -> list[float]:
-        """Of all seeds from half of training on."""
+        """Returns the values of all seeds from half of training on."""
         half = max(step for _, step, _ in self.aurocs) / 2
         return [v for (_, step, name), v in self.aurocs.items() if name == score and step >= half]
 
     def last(self, score: str) -> list[float]:
-        """Of each seed's last step."""
+        """Returns the value of each seed's last step."""
         end: dict[int, int] = defaultdict(int)
         for seed, step, _ in self.aurocs:
             end[seed] = max(end[seed], step)
         return [self.aurocs[seed, step, score] for seed, step in sorted(end.items())]
 
     def best(self, score: str) -> list[float]:
-        """Of each seed's best step."""
+        """Returns the value of each seed's best step."""
         of: dict[int, list[float]] = defaultdict(list)
         for (seed, _, name), v in self.aurocs.items():
             if name == score:
@@ -116,7 +116,7 @@ def published(method: str, dataset: str) -> str:
 
 
 def section() -> str:
-    """What stands between the marks."""
+    """Returns the text between the marks."""
     rows = Ledger(LEDGER, REQUIRED).rows()
     made = gathered(rows, lambda r: r["code"], "auroc_test")
     text = [

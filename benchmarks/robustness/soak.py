@@ -98,7 +98,7 @@ def fit(folder: Path) -> None:
 
 
 def refit(folder: Path) -> None:
-    """The same over another model, which is there before the first start."""
+    """Fits as `fit` does, over another model that is there before the first start."""
     if not (folder / "begun").exists():
         shutil.copytree(folder.parent / "blur", folder / "model")
         (folder / "begun").touch()
@@ -106,7 +106,7 @@ def refit(folder: Path) -> None:
 
 
 def missing(folder: Path) -> int:
-    """1 where there is no model that loads, old or new."""
+    """Returns 1 if there is no model that loads, old or new."""
     return 1 if (folder / "begun").exists() and not (folder / "model").exists() else unreadable(folder)
 
 
@@ -117,7 +117,7 @@ def fitted(folder: Path) -> dict[str, str]:
 
 
 def unreadable(folder: Path) -> int:
-    """1 where there is a model that does not load."""
+    """Returns 1 if there is a model that does not load."""
     if (folder / "model").exists():
         try:
             Detector.load(folder / "model", device="cpu")
@@ -134,7 +134,7 @@ def grid(folder: Path) -> None:
 
 
 def ledger(folder: Path) -> dict[str, Any]:
-    """What the lines say but for time, memory and machine, and the raw scores."""
+    """Returns the lines without time, memory and machine, and hashes of the raw scores."""
     rows = Ledger(folder / "runs.jsonl").rows()
     named = {identity(r): [r[k] for k in ("auroc", "auroc_ci", "ap")] for r in rows}
     scores = sorted((folder / "scores").glob("*.npz"))
@@ -171,13 +171,13 @@ def mark(i: int) -> Mark:
 
 
 def reviewed(folder: Path) -> list[Any]:
-    """All marks but for their times."""
+    """Returns all marks without their times."""
     rows = (Reviews(folder / "reviews.sqlite").find("m", str(i)) for i in range(MARKS))
     return [(m.name, m.score, m.note) if m else None for m in rows]
 
 
 def lost(folder: Path) -> int:
-    """How many acknowledged marks are not there."""
+    """Counts the acknowledged marks that are not there."""
     done = folder / "acknowledged"
     n = done.stat().st_size if done.exists() else 0
     reviews, wanted = Reviews(folder / "reviews.sqlite"), {mark(i).sha256: mark(i) for i in range(n)}
@@ -307,7 +307,7 @@ def disk(size: str, options: str = "") -> Iterator[Path]:
 
 
 def commands(root: Path, out: Path) -> dict[str, list[Any]]:
-    """What writes, by what the table says of it."""
+    """Returns the commands that write files, by their names in the table."""
     config = root / "tiny.yaml"
     config.write_text(json.dumps(plain(replace(SETTINGS, ts=(30, 60)))))
     scans, blur, cpu = root / "scans", root / "blur", ("--device", "cpu")
