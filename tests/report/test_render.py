@@ -28,6 +28,7 @@ def test_markdown_has_one_row_each_with_as_many_cells(made):
     assert second.endswith("| <ins>0.8</ins> |")
     assert "<i>" not in render.markdown(made)
     assert "<script" not in head
+    assert render.escaped("a|b <i> *x* `y`\nz & w") == r"a\|b &lt;i> \*x\* \`y\` z &amp; w"
     assert render.markdown(table(("a", "b"), [])) == "None."
 
 
@@ -37,8 +38,13 @@ def test_csv_gives_the_text_back(made):
 
 
 def test_latex_prints_and_runs_nothing(made):
+    assert render.tex(r"a_b & 50% \x{#}~^$") == (
+        r"a\_b \& 50\% \textbackslash{}x\{\#\}\textasciitilde{}\textasciicircum{}\$"
+    )
     text = render.latex(made, ODD)
-    assert text.count(r"\end{tabular}") == 1
+    for name in ("table*", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert r"\shortstack[r]{\textbf{0.9}\\ {\scriptsize [0.8, 1.0]}" in text
     assert r"\underline{0.8}" in text
     assert r"\begin{tabular}{lr}" in text

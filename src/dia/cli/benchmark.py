@@ -217,7 +217,7 @@ def _set_contexts(
     from ..data.datasets import load, load_training
     from ..data.quality import has_near_duplicate
     from ..report.benchmark_page import Context
-    from ..report.bias import direction_of, facts_of_set
+    from ..report.context import direction_of, facts_of_set
 
     found = {}
     for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from jsonargparse import Namespace
 from rich.table import Table
 
 from ..core.errors import DataError
@@ -67,8 +66,8 @@ def data(
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
     from ..report.gather import check_data
 
-    asked = Namespace(name=name, size=size, run=run, scores=scores, row=row, **vars(reading))
-    result = json.dumps(check_data(asked, ReadOptions.of(reading.options(), size=size)))
+    options = ReadOptions.of(reading.options(), size=size)
+    result = json.dumps(check_data(name, reading.data_root, options, run=run, scores=scores, row=row))
     if output.json:
         print(result)
     else:

@@ -18,8 +18,9 @@ from ..data.imageset import ImageSet
 from ..detectors import Detector
 from ..detectors.calibration import FALSE_ALARM_RATE
 from ..detectors.registry import DEFAULT, TRIVIAL
-from ..report.gather import comparison_row, verdict, write_run_report
-from ..report.pictures import DISSOLVE_TS, colour, sheet
+from ..report.context import against_untrained, best_of
+from ..report.gather import comparison_row, write_run_report
+from ..report.pictures import colour, dissolved_columns, sheet
 from .options import Device
 
 PLACES = f"{DEFAULT} places"
@@ -100,9 +101,10 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, Any
         )
     plain = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     plain.print(table)
+    best = best_of(rows, "fitted on the same normals")
     for method in (PLACES, DEFAULT):
-        for sentence in verdict(method, rows):
-            plain.print(sentence)
+        if best is not None:
+            plain.print(against_untrained(method, metrics[method], best))
     plain.print(ABOUT)
     plain.print(f"report: {report}", soft_wrap=True)
     return result
@@ -119,8 +121,7 @@ def pictures(path: Path, detector: Detector, test: ImageSet, scored: Scored) -> 
     chosen = test.subset(np.array(index))
     columns = [("image", chosen.images)]
     if hasattr(detector, "dissolver_"):
-        dissolved = detector.dissolver_.dissolve(chosen.images, DISSOLVE_TS)
-        columns += [(f"t = {t}", d) for t, d in zip(DISSOLVE_TS, dissolved, strict=True)]
+        columns = dissolved_columns(detector.dissolver_, chosen.images)
     if scored.heatmaps is not None:
         columns.append(("heatmap", colour(scored.heatmaps)[index]))
     if chosen.masks is not None:

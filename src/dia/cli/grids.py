@@ -199,7 +199,7 @@ def _against_untrained(
 ) -> tuple[str, str]:
     """Returns the best untrained row on the same images, and how far above it a recipe's lines are."""
     from ..benchmark.grid import paired
-    from ..report.bias import best_in_ledger
+    from ..report.context import best_in_ledger
     from ..report.table import difference
 
     sha, rows = own[0]["data_sha256"], [r for r in rows if "recipe" not in r]

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,7 +88,9 @@ def stress(
         untrained_normals,
     )
     from ..evaluate.stress import stress as measure
-    from ..report.figures import rows, save_figure, sentences
+    from ..report import render
+    from ..report.figures import detection_curves, sentences, smallest_table
+    from ..report.style import save
 
     detector = model.load()
     read = data.read_for(detector)
@@ -119,7 +122,7 @@ def stress(
             bar.update(task, advance=1)
 
         measured = measure(detector, ground, plan, share, localise=localise, kept=kept, on_cell=keep)
-    figure = save_figure(path.with_suffix(f".{format}"), {"": measured})
+    figure = save(partial(detection_curves, measured), path.with_suffix(f".{format}"))
     shown = lesion_sheet(path.with_name(f"{path.stem}-lesions.png"), ground.images, detector, plan)
     if output.json:
         found = {
@@ -128,11 +131,8 @@ def stress(
         }
         print(json.dumps({**measured, "smallest": found, "figure": str(figure), "lesions": str(shown)}))
         return
-    head, body = rows(measured)
-    table = Table(*head, title="Smallest lesion found in 80 % of the images")
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
+    result("Smallest lesion found in 80 % of the images:")
+    console.print(render.console(smallest_table(measured)))
     result(
         "As a share of the shorter side (and in pixels). –: none of those tested. ?: the 95 % interval "
         "reaches below 80 %."

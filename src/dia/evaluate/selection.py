@@ -25,8 +25,8 @@ from ..core.errors import DataError
 from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
-from ..detectors.calibration import Calibration, joined
 from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.residual import evidence, joined
 from ..detectors.saving import fingerprint
 
 BLOCKS = 5
@@ -211,8 +211,8 @@ def fused(members: Sequence[CandidateScores]) -> CandidateScores:
 
     def join(name: str) -> np.ndarray:
         shape = getattr(members[0], name).shape
-        evidence = [Calibration(m.calibration).evidence(getattr(m, name).ravel()) for m in members]
-        return joined(np.column_stack(evidence)).reshape(shape)
+        columns = [evidence(getattr(m, name).ravel(), m.calibration) for m in members]
+        return joined(np.column_stack(columns)).reshape(shape)
 
     arrays = {f.name: join(f.name) for f in fields(CandidateScores) if f.name != "seconds"}
     return CandidateScores(**arrays, seconds=sum(m.seconds for m in members))
