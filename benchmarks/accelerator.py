@@ -1,4 +1,4 @@
-"""The paper's own training, as far as a machine goes in so many minutes: jobs in order of worth.
+"""Runs the paper's own training for as long as a machine is lent: jobs in order of worth.
 
 Each job trains the encoder of `csi` or `dia` as published (width 64, LARS, batch 32, 1000 epochs of ⌈N/32⌉
 batches) on *all* training normals of a set, from a bank of dissolved copies at fourteen t, and judges it by
@@ -70,22 +70,19 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its lines and files."""
-        special = [
-            v
-            for v, usual in ((self.input_range, "right"), (self.preset, "paper"), (self.unet, "cpu"))
-            if v != usual
-        ]
+        """The name in its lines and files."""
+        parts = ((self.input_range, "right"), (self.preset, "paper"), (self.unet, "cpu"))
+        special = [value for value, usual in parts if value != usual]
         return "-".join([self.dataset, self.method, *special, f"{self.size}px", str(self.seed)])
 
     @property
     def bank(self) -> str:
-        """Of the file of its dissolved copies."""
+        """The name of the file of its dissolved copies."""
         return f"bank-{self.dataset}-{self.input_range}-{self.unet}-{self.size}px.npz"
 
 
 def jobs() -> list[Job]:
-    """All, in order of worth: does honest DIA reach its published numbers?"""
+    """Lists all jobs in order of worth: does honest DIA reach its published numbers?"""
     made = [
         Job("breastmnist-0", "dia"),
         Job("breastmnist-0", "dia", input_range="released"),
@@ -106,7 +103,7 @@ def jobs() -> list[Job]:
 
 
 class Sets(NamedTuple):
-    """Of a job."""
+    """The images of a job, and their hash."""
 
     normals: np.ndarray
     test: ImageSet
@@ -114,14 +111,14 @@ class Sets(NamedTuple):
 
 
 def sets_of(job: Job, data: str) -> Sets:
-    """All training normals, and the test set."""
+    """Reads all training normals, and the test set."""
     normals = load_training(job.dataset, data, max_size=job.size)
     test = load(job.dataset, "test", data, max_size=job.size)
     return Sets(normals.images, test, f"{normals.sha256()[:32]}{test.sha256()[:32]}")
 
 
 def settings_of(job: Job, a: argparse.Namespace, steps: int | None = None) -> Any:
-    """Of the job: its preset's, but for the bank's t and, where it is cut, the steps."""
+    """Returns the settings of the job: its preset's, but for the bank's t and, if it is cut, the steps."""
     s = settings({"csi": CSI, "dia": DIA}[job.method].Settings, job.preset)
     amplify = replace(s.amplify, precision="auto", width=a.width or s.amplify.width)
     s = replace(s, amplify=amplify if steps is None else replace(amplify, steps=steps))
@@ -129,24 +126,22 @@ def settings_of(job: Job, a: argparse.Namespace, steps: int | None = None) -> An
 
 
 def dissolver_of(job: Job, a: argparse.Namespace) -> DissolverSettings:
-    """The diffusion model behind a job's bank."""
+    """Returns the settings of the diffusion model behind a job's bank."""
     d = settings(DIA.Settings, job.unet).dissolver
     return replace(d, steps=a.steps or UNET_STEPS[job.unet], input_range=job.input_range)
 
 
 def key_of(job: Job, a: argparse.Namespace, data: Sets) -> str:
-    """Of all that decides a job's result, but for the length to which it is cut."""
+    """Returns a hash of everything that decides a job's result, but for the length to which it is cut."""
     return fingerprint(settings_of(job, a), dissolver_of(job, a), job.seed, data.sha256)
 
 
 def bank_of(job: Job, data: Sets, a: argparse.Namespace) -> DissolvedBank:
-    """The dissolved copies: read from beside the data, from OUT or --work; or made and kept in --work."""
+    """Reads the dissolved copies from the data's folder, OUT or --work; or makes and keeps them in --work."""
     images, d = data.normals, dissolver_of(job, a)
     key = fingerprint(d, list(TS), data.sha256)
     for folder in (Path(a.data), a.out, a.work):
-        with contextlib.suppress(
-            OSError, KeyError, ValueError, BadZipFile
-        ):  # absent, torn, or of another form
+        with contextlib.suppress(OSError, KeyError, ValueError, BadZipFile):  # absent, or torn
             kept = np.load(folder / job.bank)
             if str(kept["key"]) == key:
                 return DissolvedBank(kept["bank"], TS, np.arange(len(images)))
@@ -156,17 +151,13 @@ def bank_of(job: Job, data: Sets, a: argparse.Namespace) -> DissolvedBank:
     dissolver.fit(images, workdir=a.work / f"unet-{fingerprint(right, data.sha256)}", resume=True)
     dissolver.settings = d
     bank = DissolvedBank.build(images, dissolver, TS, a.work / f"{job.bank}-{key}.npy")
-    keep(
-        a.out if a.banks else a.work,
-        job.bank,
-        {"bank": np.asarray(bank.array), "key": np.array(key)},
-        anew=True,
-    )
+    made = {"bank": np.asarray(bank.array), "key": np.array(key)}
+    keep(a.out if a.banks else a.work, job.bank, made, anew=True)
     return bank
 
 
 def judged(job: Job, s: Any, module: Resident, data: Sets, a: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Scores of the test set by name, with the encoder as it is; published and cosine by own draws, too."""
+    """Scores the test set by every score; by the published one and cosine with own draws, too."""
     found: dict[str, np.ndarray] = {}
     module.eval()
     with torch.inference_mode():
@@ -183,7 +174,7 @@ def judged(job: Job, s: Any, module: Resident, data: Sets, a: argparse.Namespace
 
 
 def step_seconds(module: Resident, workdir: Path) -> float:
-    """Of a step, after the first ones, on a loop that is thrown away."""
+    """Measures the seconds of a step after the first ones, on a loop that is thrown away."""
     state = {k: v.clone() for k, v in module.state_dict().items()}
     loop = ResidentLoop(module, workdir, resume=False, seconds=math.inf)
     few = 2 if module.device.type == "cpu" else 60
@@ -196,7 +187,7 @@ def step_seconds(module: Resident, workdir: Path) -> float:
 
 
 def run(job: Job, a: argparse.Namespace, deadline: float) -> bool:
-    """Makes a job, or goes on with it; False where the time left is too short for a useful part of it."""
+    """Makes a job, or goes on with it; False if the time left is too short for a useful part of it."""
     data = sets_of(job, a.data)
     key, device, n = key_of(job, a, data), choose_device(a.device), len(data.normals)
     work = a.work / f"{job.name}-{key}"
@@ -263,18 +254,18 @@ def keep(folder: Path, name: str, arrays: Mapping[str, np.ndarray], *, anew: boo
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Of a folder's results."""
+    """Reads the lines of a folder's results."""
     return Ledger(out / "results.jsonl", REQUIRED).rows()
 
 
 def done(job: Job, a: argparse.Namespace) -> bool:
-    """Whether the last step was judged."""
+    """Returns whether the last step of a job was judged."""
     key = key_of(job, a, sets_of(job, a.data))
     return any((r["job"], r["key"]) == (job.name, key) and r["step"] == r["steps"] for r in rows(a.out))
 
 
 def enter(out: Path, ledger: Path = LEDGER) -> int:
-    """Appends what came back to the ledger, but for the lines that it holds. Returns their number."""
+    """Appends results to the ledger, but for lines that it holds. Returns the number of new lines."""
     what = ("job", "key", "steps", "step", "score", "commit", "device")
     held = {tuple(r[k] for k in what) for r in Ledger(ledger, REQUIRED).rows()}
     new = [r for r in rows(out) if tuple(r[k] for k in what) not in held]
@@ -287,18 +278,13 @@ def main() -> None:
     """Works through the jobs."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default="../shared/data", help="folder of the sets, and of banks made before")
-    p.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT", ".work/accelerator/out")), help="results"
-    )
-    p.add_argument(
-        "--work", type=Path, default=Path(".work/accelerator"), help="checkpoints; stays on the machine"
-    )
+    out, work = Path(os.environ.get("OUT", ".work/accelerator/out")), Path(".work/accelerator")
+    p.add_argument("--out", type=Path, default=out, help="results")
+    p.add_argument("--work", type=Path, default=work, help="checkpoints; stays on the machine")
     p.add_argument("--minutes", type=float, default=math.inf, help="for all of it; schedules are cut to fit")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument(
-        "--steps", type=int, default=None, help="of every training, diffusion models too: for a test"
-    )
-    p.add_argument("--width", type=int, default=None, help="of every encoder: for a test")
+    p.add_argument("--steps", type=int, help="of every training, diffusion models too: for a test")
+    p.add_argument("--width", type=int, help="of every encoder: for a test")
     p.add_argument("--jobs", nargs="+", default=[], help="only those whose names begin so")
     p.add_argument("--evaluations", type=int, default=12, help="how often each encoder is judged")
     p.add_argument("--checkpoint_seconds", type=float, default=60, help="between checkpoints")
@@ -338,9 +324,8 @@ def dry(job: Job, a: argparse.Namespace) -> None:
     views = 3 if job.method == "dia" else 2
     seconds = 0.008 * (views / 3) * (s.batch / 32) * (side / 28) ** 2 * share * (s.width / 64) ** 2
     steps = a.steps or s.length(len(data.normals))
-    bank = (
-        "" if job.method == "csi" else "bank there" if (Path(a.data) / job.bank).exists() else "bank to make"
-    )
+    there = (Path(a.data) / job.bank).exists()
+    bank = "" if job.method == "csi" else f"bank {'there' if there else 'to make'}"
     state = "done" if done(job, a) else bank
     print(f"{job.name:45} {steps:7,d} steps  about {steps * seconds:6.0f} s  {state}")
 

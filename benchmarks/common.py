@@ -1,7 +1,7 @@
-"""What every benchmark shares: timing in turns, subprocesses with their peak memory, table and JSON.
+"""The parts that benchmarks share: timing in turns, subprocesses with their peak memory, table and JSON.
 
-A ratio is the median over rounds of the ratio within one round, in which every piece of work ran once:
-what else the machine does falls on both sides alike. Seconds are medians too, and say little elsewhere.
+A ratio is the median over rounds of the ratio within one round, in which every piece of work ran once, so
+that other load of the machine falls on both sides alike. Seconds are medians too, and say little elsewhere.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def rounds(work: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup
 
 
 def synchronise() -> None:
-    """Waits for the accelerator, where there is one."""
+    """Waits for the accelerator, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

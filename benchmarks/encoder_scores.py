@@ -1,4 +1,4 @@
-"""Every score there is of a trained encoder, as a function of images. Knows no labels.
+"""Computes every score of a trained encoder, as a function of images. Knows no labels.
 
 The published one and its three terms alone; Mahalanobis distance and nearest neighbours of penultimate
 features over all shifts; and Mahalanobis of the unrotated image alone.
@@ -37,9 +37,12 @@ def mahalanobis(h: np.ndarray, centre: np.ndarray, precision: np.ndarray) -> np.
 def scorer(
     detector: CSI, normals: np.ndarray, features: bool = True
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Every score of a detector whose bank is fitted, as a function of images: `(N,)` each by name.
+    """Returns a function from images to every score, `(N,)` each by name.
 
-    `features`: those of penultimate features, too.
+    Args:
+        detector: with a trained encoder and a fitted bank.
+        normals: `(N, H, W, C)` uint8, the training images.
+        features: compute the scores of penultimate features, too.
     """
     h = detector._features(subsample(normals, detector.s.bank_size)) if features else np.empty((0, 0, 0))
     centre, precision = gaussians(h) if features else (h, h)

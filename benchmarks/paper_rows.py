@@ -1,4 +1,4 @@
-"""The rows of `csi` and `dia` beside the paper's, by data set and direction, in docs/findings.md.
+"""Draws the rows of `csi` and `dia` next to the paper's, by data set and direction, in docs/findings.md.
 
 Runs of the `cpu` preset are of `results/as-published.jsonl`, those of the paper's own encoder and length of
 `results/accelerator.jsonl`; both judge an encoder by every score at some steps. A row's result is the last
@@ -6,14 +6,11 @@ step. Beside it stands what choosing on the test set, as the released code does,
 runs: the best of the steps judged, and what the best of some thirty would be by the spread of the late ones,
 mean + 2.04 standard deviations. Measures nothing.
 
-    python benchmarks/paper_rows.py --add CURVES.jsonl   # takes runs of the preset's own length from there
-    python benchmarks/paper_rows.py                      # draws the section
+    python benchmarks/paper_rows.py
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,14 +19,13 @@ from typing import Any, NamedTuple
 
 from encoder_scores import PUBLISHED
 
-from dia.benchmark.ledger import Ledger, append_line, update_section
+from dia.benchmark.ledger import Ledger, update_section
 from dia.benchmark.published import OTHER, UNKNOWN, paper_table
 
 ROOT = Path(__file__).parents[1]
 LEDGER, LONG = ROOT / "results/as-published.jsonl", ROOT / "results/accelerator.jsonl"
 PAGE = ROOT / "docs/findings.md"
 REQUIRED = ("dataset", "method", "score", "settings_hash")  # text in every line
-BEFORE = ("315918010e65de03", "83e2c5d053ec6eec")  # dia and csi, `cpu` preset, before they were mended
 EPOCHS = 2.04  # standard deviations by which the best of thirty independent values exceeds their mean
 SETS = {
     "pneumoniamnist": ("PneumoniaMNIST", "normal lungs"),
@@ -51,27 +47,27 @@ class Row(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many were judged."""
+        """The number of steps that were judged."""
         return len({step for _, step, _ in self.aurocs})
 
     def has(self, score: str) -> bool:
-        """Whether it was judged by a score."""
+        """Returns whether it was judged by a score."""
         return any(name == score for _, _, name in self.aurocs)
 
     def late(self, score: str) -> list[float]:
-        """Of all seeds from half of training on."""
+        """Returns the values of all seeds from half of training on."""
         half = max(step for _, step, _ in self.aurocs) / 2
         return [v for (_, step, name), v in self.aurocs.items() if name == score and step >= half]
 
     def last(self, score: str) -> list[float]:
-        """Of each seed's last step."""
+        """Returns the value of each seed's last step."""
         end: dict[int, int] = defaultdict(int)
         for seed, step, _ in self.aurocs:
             end[seed] = max(end[seed], step)
         return [self.aurocs[seed, step, score] for seed, step in sorted(end.items())]
 
     def best(self, score: str) -> list[float]:
-        """Of each seed's best step."""
+        """Returns the value of each seed's best step."""
         of: dict[int, list[float]] = defaultdict(list)
         for (seed, _, name), v in self.aurocs.items():
             if name == score:
@@ -103,27 +99,24 @@ def table(rows: list[Row], first: str) -> str:
         title, normal = SETS.get(row.dataset, (row.dataset, "as usual"))
         late = row.late(PUBLISHED) if row.steps > 1 else []
         estimate = f"{fmean(late) + EPOCHS * stdev(late):.3f}" if len(late) > 1 else "–"
-        made.append(
-            [title, normal, row.method, row.name, str(len(row.last(PUBLISHED)))]
-            + [
-                spread(row.last(PUBLISHED)),
-                spread(row.best(PUBLISHED))[:5] if row.steps > 1 else "–",
-                estimate,
-            ]
-            + [published(row.method, row.dataset)]
-            + [spread(row.last(s))[:5] if row.has(s) else "–" for s in SHOWN]
-        )
+        best = spread(row.best(PUBLISHED))[:5] if row.steps > 1 else "–"
+        last = row.last(PUBLISHED)
+        made.append([
+            *(title, normal, row.method, row.name, str(len(last)), spread(last), best, estimate),
+            published(row.method, row.dataset),
+            *(spread(row.last(s))[:5] if row.has(s) else "–" for s in SHOWN),
+        ])  # fmt: skip
     return "\n".join("| " + " | ".join(cells) + " |" for cells in made)
 
 
 def published(method: str, dataset: str) -> str:
     """The paper's value, and whether it is of this direction."""
-    value, sure = paper_table()[method].beside(dataset.removesuffix("-128"))
+    value, sure = paper_table()[method].printed_for(dataset.removesuffix("-128"))
     return "–" if value is None else f"{value[0]:.3f}{ {OTHER: ' ⇄', UNKNOWN: ' ?'}.get(sure, '') }"
 
 
 def section() -> str:
-    """What stands between the marks."""
+    """Returns the text between the marks."""
     rows = Ledger(LEDGER, REQUIRED).rows()
     made = gathered(rows, lambda r: r["code"], "auroc_test")
     text = [
@@ -159,60 +152,5 @@ def section() -> str:
     return "\n".join(text)
 
 
-def add_last(ledger: Path) -> int:
-    """Takes from a ledger of the benchmark the last steps of `csi` and `dia` before they were mended."""
-    held = {
-        (r["dataset"], r["method"], r["seed"])
-        for r in Ledger(LEDGER, REQUIRED).rows()
-        if r["code"] == "before"
-    }
-    new = [
-        {
-            "code": "before", **{k: r[k] for k in ("dataset", "method", "seed", "settings_hash", "commit")},
-            "steps": 180, "step": 180, "score": PUBLISHED, "auroc_test": r["auroc"],
-        }
-        for r in Ledger(ledger).rows()
-        if r["settings_hash"] in BEFORE and r["dataset"] in SETS
-        and (r["dataset"], r["method"], r["seed"]) not in held
-    ]  # fmt: skip
-    new = list({(r["dataset"], r["method"], r["seed"]): r for r in new}.values())  # the later counts
-    if new:
-        append_line(LEDGER, b"".join(json.dumps(r).encode() + b"\n" for r in new))
-    return len(new)
-
-
-def add(curves: Path, code: str) -> int:
-    """Takes the runs of the preset's own length from a ledger of curves. Returns the number of new lines."""
-    held = {(r["dataset"], r["method"], r["seed"], r["settings_hash"], r["step"], r["score"])
-            for r in Ledger(LEDGER, REQUIRED).rows()}  # fmt: skip
-    new = [
-        r for r in Ledger(curves, REQUIRED).rows()
-        if r["times"] == 1 and r["preset"] == "cpu" and r["size"] in (32, 64) and r["dataset"] in SETS
-        and (r["dataset"], r["method"], r["seed"], r["settings_hash"], r["step"], r["score"]) not in held
-    ]  # fmt: skip
-    if new:
-        append_line(LEDGER, b"".join(json.dumps({"code": code} | r).encode() + b"\n" for r in new))
-    return len(new)
-
-
-def main() -> None:
-    """Draws, after adding."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--add", type=Path, nargs="*", default=[], help="ledgers of curves to take runs from")
-    p.add_argument(
-        "--before", type=Path, nargs="*", default=[], help="likewise, of the code before it was mended"
-    )
-    p.add_argument(
-        "--last", type=Path, nargs="*", default=[], help="ledgers of the benchmark, for last steps before"
-    )
-    a = p.parse_args()
-    for path in a.last:
-        print(f"{add_last(path)} new lines of {path}")
-    for code, paths in (("mended", a.add), ("before", a.before)):
-        for path in paths:
-            print(f"{add(path, code)} new lines of {path}")
-    update_section(PAGE, "PAPER", section())
-
-
 if __name__ == "__main__":
-    main()
+    update_section(PAGE, "PAPER", section())

@@ -100,7 +100,7 @@ class Fuzz:
 
 
 def all_targets(ground: Ground) -> list[Fuzz]:
-    """Every row, with its share of the cases."""
+    """Returns every row of the table, with its share of the cases."""
     line = json.loads(Path(HERE.parent / "results/runs.jsonl").read_text().splitlines()[-1])
     small = ground.small
     parts = ("config.json", "calibration.json", "weights.safetensors", "drift.json", "checksums.json")
@@ -172,7 +172,7 @@ class Tally:
         return list(_STATE.unpack_from(self.shared))
 
     def write(self, values: list[Any]) -> None:
-        """The same."""
+        """Writes the values that `read` returns."""
         _STATE.pack_into(self.shared, 0, *values)
 
 
@@ -266,7 +266,7 @@ def keep(fuzz: Fuzz, error: Exception, ground: Ground) -> bool:
 
 
 def _status(name: str) -> int:
-    """Of this process, in KiB."""
+    """Reads a field of this process's status, in KiB."""
     text = Path("/proc/self/status").read_text()
     return int(text[text.index(name) :].split(None, 2)[1])
 

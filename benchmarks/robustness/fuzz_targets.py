@@ -26,7 +26,8 @@ from unittest import mock
 import numpy as np
 
 from dia.benchmark.grid import load_grid
-from dia.benchmark.ledger import Ledger, table
+from dia.benchmark.ledger import Ledger
+from dia.benchmark.results import benchmark_results
 from dia.benchmark.runs import current_lines
 from dia.cli import main as cli
 from dia.core.errors import DataError
@@ -325,7 +326,7 @@ def ledger(ground: Ground, data: bytes) -> list[str]:
     path = ground.case / "runs.jsonl"
     path.write_bytes(data)
     lines = current_lines(Ledger(path).rows(), "cpu")
-    return [str(table(lines))]
+    return [str(benchmark_results(lines))] if lines else []
 
 
 def score_rows(ground: Ground, data: bytes) -> list[str]:

@@ -131,7 +131,7 @@ def draw(chance: random.Random, known: dict[str, bytes], number: int) -> Sent:
 
 
 def wrong(sent: Sent, answer: httpx.Response, said: dict[str, dict[str, Any]]) -> str:
-    """What is not as it must be, or nothing."""
+    """Returns the first difference from the expected answer, or an empty text."""
     if answer.status_code != sent.status:
         return f"{answer.status_code}, not {sent.status}: {answer.text[:200]}"
     if sent.status != 200:
@@ -153,7 +153,7 @@ def wrong(sent: Sent, answer: httpx.Response, said: dict[str, dict[str, Any]]) -
 
 
 def same(a: float, b: float) -> bool:
-    """To the promise."""
+    """Returns whether two scores agree to the promised tolerance."""
     return abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
 
 
@@ -263,19 +263,18 @@ class Load:
 
 
 def alone(url: str, known: dict[str, bytes]) -> dict[str, dict[str, Any]]:
-    """What the service says of each file when nothing else is sent."""
+    """Returns the service's answer to each file when nothing else is sent."""
     with httpx.Client(base_url=url, timeout=120) as http:
         answers = {n: http.post("/score", files=[("files", (n, data))]) for n, data in known.items()}
     return {name: answer.json()["images"][0] for name, answer in answers.items()}
 
 
 def as_scored(root: Path, said: dict[str, dict[str, Any]]) -> int:
-    """How many of the images `dia score` gives another score."""
+    """Counts the images to which `dia score` gives another score."""
     import csv
 
-    dia(
-        ["score", str(root / "run"), str(root / "test"), "--out", str(root / "scores.csv"), "--device", "cpu"]
-    )
+    paths = [str(root / name) for name in ("run", "test", "scores.csv")]
+    dia(["score", *paths[:2], "--out", paths[2], "--device", "cpu"])
     with (root / "scores.csv").open() as file:
         rows = {Path(row["path"]).name: float(row["score"]) for row in csv.DictReader(file)}
     return sum(not same(rows[name], said[name]["score"]) for name in rows)
@@ -332,7 +331,7 @@ def main() -> None:
 
 
 def measure(requests: int, clients: list[int], seed: int) -> None:
-    """All rows, with one server."""
+    """Measures all rows with one server."""
     several = [n for n in clients if n > 1]
     first = requests if not several else requests // 10 if 1 in clients else 0
     shares = {n: (requests - first) // len(several) if n > 1 else first for n in clients}

@@ -98,7 +98,7 @@ def fit(folder: Path) -> None:
 
 
 def refit(folder: Path) -> None:
-    """The same over another model, which is there before the first start."""
+    """Fits as `fit` does, over another model that is there before the first start."""
     if not (folder / "begun").exists():
         shutil.copytree(folder.parent / "blur", folder / "model")
         (folder / "begun").touch()
@@ -106,7 +106,7 @@ def refit(folder: Path) -> None:
 
 
 def missing(folder: Path) -> int:
-    """1 where there is no model that loads, old or new."""
+    """Returns 1 if there is no model that loads, old or new."""
     return 1 if (folder / "begun").exists() and not (folder / "model").exists() else unreadable(folder)
 
 
@@ -117,7 +117,7 @@ def fitted(folder: Path) -> dict[str, str]:
 
 
 def unreadable(folder: Path) -> int:
-    """1 where there is a model that does not load."""
+    """Returns 1 if there is a model that does not load."""
     if (folder / "model").exists():
         try:
             Detector.load(folder / "model", device="cpu")
@@ -128,29 +128,13 @@ def unreadable(folder: Path) -> int:
 
 def grid(folder: Path) -> None:
     """`dia benchmark`, two methods and three seeds."""
-    run(
-        "benchmark",
-        "--datasets",
-        "[phantom]",
-        "--methods",
-        "[trivial:spectrum,trivial:blur]",
-        "--seeds",
-        "[0,1,2]",
-        "--max_size",
-        SIDE,
-        "--ledger",
-        folder / "runs.jsonl",
-        "--scores",
-        folder / "scores",
-        "--work",
-        folder / "work",
-        "--device",
-        "cpu",
-    )
+    methods = ("--methods", "[trivial:spectrum,trivial:blur]", "--seeds", "[0,1,2]", "--max_size", SIDE)
+    places = ("--ledger", folder / "runs.jsonl", "--scores", folder / "scores", "--work", folder / "work")
+    run("benchmark", "--datasets", "[phantom]", *methods, *places, "--device", "cpu")
 
 
 def ledger(folder: Path) -> dict[str, Any]:
-    """What the lines say but for time, memory and machine, and the raw scores."""
+    """Returns the lines without time, memory and machine, and hashes of the raw scores."""
     rows = Ledger(folder / "runs.jsonl").rows()
     named = {identity(r): [r[k] for k in ("auroc", "auroc_ci", "ap")] for r in rows}
     scores = sorted((folder / "scores").glob("*.npz"))
@@ -160,20 +144,9 @@ def ledger(folder: Path) -> dict[str, Any]:
 
 def score(folder: Path) -> None:
     """`dia score` of a folder, with heatmaps."""
-    run(
-        "score",
-        folder.parent / "blur",
-        folder.parent / "scans",
-        "--out",
-        folder / "scores.csv",
-        "--heatmaps",
-        folder / "maps",
-        "--batch",
-        8,
-        "--resume",
-        "--device",
-        "cpu",
-    )
+    out = ("--out", folder / "scores.csv", "--heatmaps", folder / "maps")
+    how = ("--batch", 8, "--resume", "--device", "cpu")
+    run("score", folder.parent / "blur", folder.parent / "scans", *out, *how)
 
 
 def scored(folder: Path) -> dict[str, str]:
@@ -198,13 +171,13 @@ def mark(i: int) -> Mark:
 
 
 def reviewed(folder: Path) -> list[Any]:
-    """All marks but for their times."""
+    """Returns all marks without their times."""
     rows = (Reviews(folder / "reviews.sqlite").find("m", str(i)) for i in range(MARKS))
     return [(m.name, m.score, m.note) if m else None for m in rows]
 
 
 def lost(folder: Path) -> int:
-    """How many acknowledged marks are not there."""
+    """Counts the acknowledged marks that are not there."""
     done = folder / "acknowledged"
     n = done.stat().st_size if done.exists() else 0
     reviews, wanted = Reviews(folder / "reviews.sqlite"), {mark(i).sha256: mark(i) for i in range(n)}
@@ -213,26 +186,13 @@ def lost(folder: Path) -> int:
     return sum(f is None or f.name not in (wanted[sha].name, newer) for sha, f in found.items())
 
 
+TRAINED = ("dissolver", "bank", "amplify", "encoder")
 STAGES = (
     Stage("dissolver training", fit, fitted, "dissolver.train", (), unreadable),
     Stage("bank building", fit, fitted, "bank.build", ("dissolver",), unreadable),
     Stage("encoder training", fit, fitted, "learning.train", ("dissolver", "bank"), unreadable),
-    Stage(
-        "saving the model",
-        fit,
-        fitted,
-        "detector.save",
-        ("dissolver", "bank", "amplify", "encoder"),
-        unreadable,
-    ),
-    Stage(
-        "saving over another model",
-        refit,
-        fitted,
-        "detector.save",
-        ("dissolver", "bank", "amplify", "encoder"),
-        missing,
-    ),
+    Stage("saving the model", fit, fitted, "detector.save", TRAINED, unreadable),
+    Stage("saving over another model", refit, fitted, "detector.save", TRAINED, missing),
     Stage("benchmark grid", grid, ledger, "cli.main"),
     Stage("scoring with heatmaps", score, scored, "cli.main"),
     Stage("the review page's writes", review, reviewed, "", (), lost),
@@ -347,7 +307,7 @@ def disk(size: str, options: str = "") -> Iterator[Path]:
 
 
 def commands(root: Path, out: Path) -> dict[str, list[Any]]:
-    """What writes, by what the table says of it."""
+    """Returns the commands that write files, by their names in the table."""
     config = root / "tiny.yaml"
     config.write_text(json.dumps(plain(replace(SETTINGS, ts=(30, 60)))))
     scans, blur, cpu = root / "scans", root / "blur", ("--device", "cpu")

@@ -54,28 +54,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         wheels, venv, home = (Path(temporary, name) for name in ("wheels", "venv", "home"))
         home.mkdir()
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "wheel",
-                "-q",
-                "--no-deps",
-                "--no-build-isolation",
-                "-w",
-                wheels,
-                ROOT,
-            ],
-            check=True,
-        )
+        wheel = ("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, ROOT)
+        subprocess.run([sys.executable, "-m", "pip", *wheel], check=True)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "DIA_"))}
-        env |= {
-            "PATH": f"{venv / 'bin'}{os.pathsep}{env['PATH']}",
-            "PIP_FIND_LINKS": str(wheels),
-            "HOME": str(home),
-        }
+        path_ = f"{venv / 'bin'}{os.pathsep}{env['PATH']}"
+        env |= {"PATH": path_, "PIP_FIND_LINKS": str(wheels), "HOME": str(home)}
         rows = []
         for step in path:
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where the seconds of a fit and of scoring go: `dia+`, `cpu` preset, on phantoms.
+"""Measures the stages of a fit and of scoring: `dia+`, `cpu` preset, on phantoms.
 
 Times the stages by wrapping the functions that do them, and the operators of one dissolved batch by torch's
 profiler. `--label` names the file, to set states of the code beside each other.

@@ -1,11 +1,9 @@
-"""Draws docs/performance.md's tables, and the README's few lines, from `results/*.json`. Nothing is typed."""
+"""Draws the tables of docs/performance.md, and the README's lines on speed, from `results/*.json`."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
-
-import numpy as np
 
 from dia.benchmark.ledger import update_section
 
@@ -13,14 +11,7 @@ from ..common import HERE, RESULTS
 
 PAGE = HERE.parent / "docs" / "performance.md"
 README = HERE.parent / "README.md"
-ELSEWHERE = {
-    "export_parity",
-    "drift",
-    "soak",
-    "fuzz",
-    "service_load",
-    "stranger",
-}  # on pages of their own
+ELSEWHERE = ("export_parity", "drift", "soak", "fuzz", "service_load", "stranger")  # on pages of their own
 # what the README says: benchmark, ratio, words
 HEADLINES = (
     ("train_step", "paper encoder, 28 px: whole / bare", "training step of the paper's encoder: {:.2f} of "
@@ -50,17 +41,10 @@ def table(made: dict[str, Any]) -> str:
     rows = made["rows"]
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(cell(v) for v in row.values()) + " |" for row in rows]
-    lines.append("")
-    if "losses" in made:  # of choices.py, whose ratios are but a column of its table
-        bank, live = (np.mean(made["losses"][k], axis=0) for k in ("bank", "live"))
-        apart = np.abs(bank - live).mean()
-        lines.append(f"- loss curves of bank and live: {apart:.4f} apart in the mean, of {bank.mean():.3f}")
-    else:
-        lines += [f"- {name}: **{value:.3f}**" for name, value in made["ratios"].items()]
-    if "operators" in made:
-        for what, found in made["operators"].items():
-            shares = ", ".join(f"{o['operator']} {o['share']:.0%}" for o in found)
-            lines.append(f"- operators, {what}: {shares}")
+    lines += ["", *(f"- {name}: **{value:.3f}**" for name, value in made["ratios"].items())]
+    for what, found in made.get("operators", {}).items():
+        shares = ", ".join(f"{o['operator']} {o['share']:.0%}" for o in found)
+        lines.append(f"- operators, {what}: {shares}")
     where = made["environment"]
     lines.append(f"\n*{where['device']}, {made['threads']} threads, commit {where['commit']}*")
     return "\n".join(lines)

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import random
-import sys
 import tempfile
 import time
 import warnings
@@ -219,13 +218,8 @@ def score(engine: Any, model: Any, data: Any) -> dict[str, Any]:
 
 def peak_memory_mb() -> float:
     """Highest resident memory of this process in MiB, as `dia.core.environment.peak_memory_mb`."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-    import resource  # POSIX only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+    lines = Path("/proc/self/status").read_text().splitlines()  # Linux
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
 def main() -> None:

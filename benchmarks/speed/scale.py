@@ -50,7 +50,7 @@ class Anonymous(threading.Thread):
         self.peak = 0.0
 
     def run(self) -> None:
-        """Looks ten times a second."""
+        """Reads the memory ten times a second."""
         while True:
             status = Path("/proc/self/status").read_text()
             self.peak = max(self.peak, int(status.split("RssAnon:")[1].split()[0]) / 1024)
@@ -103,7 +103,7 @@ def stream(n: int) -> dict[str, Any]:
 
 
 def slope(rows: list[dict[str, Any]], key: str) -> float:
-    """Of log seconds over log images, by least squares."""
+    """Fits the slope of log seconds over log images, by least squares."""
     n, y = (np.log([row[k] for row in rows]) for k in ("images", key))
     return float(np.polyfit(n, y, 1)[0])
 

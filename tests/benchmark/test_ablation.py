@@ -112,7 +112,8 @@ def test_cells_are_the_product_without_what_is_left_out(tmp_path):
         ),
         ({"method": "magic"}, "method magic is not known"),
         ({"preset": "tpu"}, "preset 'tpu'"),
-        ({"colour": "red"}, r"not a grid \(colour\)"),
+        ({"colour": "red"}, r"no ablation grid \(.*colour"),
+        ({"seeds": 3}, r"no ablation grid \(.*iterable"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_any_run(tmp_path, values, match):
@@ -127,7 +128,7 @@ def test_what_is_no_grid_names_those_there_are(tmp_path):
     with pytest.raises(DataError, match="neither a YAML file"):
         load_grid(str(tmp_path / "bad.yaml"))
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(DataError, match="not a grid"):
+    with pytest.raises(DataError, match="no ablation grid"):
         load_grid(str(tmp_path / "list.yaml"))
     (tmp_path / "short.yaml").write_text("title: x")
     with pytest.raises(DataError, match="missing"):

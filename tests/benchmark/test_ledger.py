@@ -1,4 +1,4 @@
-"""The ledger through kills and concurrent writers; its tables against numbers worked by hand."""
+"""The ledger through kills and concurrent writers."""
 
 import json
 import multiprocessing
@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from dia.benchmark.ledger import REQUIRED, Ledger, identity, table, update_section
+from dia.benchmark.ledger import REQUIRED, Ledger, identity, update_section
 
 
 def record(**changes):
@@ -135,31 +135,6 @@ def test_lines_that_do_not_say_their_settings_are_read_and_are_no_run_that_is_so
     with pytest.raises(ValueError, match=r"runs\.jsonl:1: settings must be an object or null"):
         book.rows()
     assert identity(record(settings={"a": 1, "b": 2})) == identity(record(settings={"b": 2, "a": 1}))
-
-
-def test_table_by_hand():
-    rows = [
-        record(seed=0, auroc=0.8, auroc_ci=[0.7, 0.9], ap=0.5, fit_seconds=10),
-        record(seed=1, auroc=0.9, auroc_ci=[0.8, 1.0], ap=0.7, fit_seconds=20),
-        record(method="mean", auroc=0.6),
-        record(
-            seed=0, auroc=0.7, auroc_ci=[0.6, 0.8], ap=0.5, fit_seconds=10
-        ),  # the first run again: it counts
-    ]
-    dia, trivial = table(rows)
-    assert (dia["dataset"], dia["method"], dia["n_seeds"]) == ("breast", "dia", 2)
-    assert dia["auroc_mean"] == pytest.approx(0.8)
-    assert dia["auroc_std"] == pytest.approx(0.02**0.5)  # (.1² + .1²) / 1
-    assert dia["auroc_ci"] == pytest.approx([0.7, 0.9])
-    assert dia["ap_mean"] == pytest.approx(0.6)
-    assert dia["fit_seconds"] == 15
-    assert trivial["auroc_std"] is None
-
-
-@pytest.mark.parametrize("change", [{"preset": "paper"}, {"data_sha256": "e"}, {"settings": {}, "seed": 0}])
-def test_table_refuses_to_average_unlike_runs(change):
-    with pytest.raises(ValueError, match="filter the rows"):
-        table([record(), record(**{"seed": 1, **change})])
 
 
 def test_update_section(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from dia.benchmark.grid import LESIONS, VAL, load_recipe
 from dia.benchmark.ledger import Ledger
-from dia.benchmark.protocol import development, kinds_of
+from dia.benchmark.protocol import development, development_kinds
 from dia.cli.main import main
 from dia.core.environment import changed_since_commit
 from dia.core.errors import DataError
@@ -44,7 +44,7 @@ def git(folder, *words):
 def drawn_once():
     """Phantoms are drawn anew whenever they are asked for; here the same few, once."""
     whole = phantoms.load
-    few = functools.cache(lambda split, **how: whole(split, n=120, **how))
+    few = functools.cache(lambda split, **how: whole(split, n=60, **how))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phantoms, "load", few)
         yield
@@ -93,7 +93,7 @@ def lines(folder, name="runs.jsonl"):
         ({"method": "hog"}, "hog"),
         ({"settings": {"sigma": 1}}, "sigma"),
         ({"seeds": []}, "seeds"),
-        ({"per_set": {}}, "a recipe has"),
+        ({"per_set": {}}, "no recipe grid .*per_set"),
     ],
 )
 def test_what_is_no_recipe_is_refused_by_name(tmp_path, changes, words):
@@ -130,7 +130,7 @@ def test_a_line_is_of_a_recipe_by_settings_revision_and_size_and_not_by_words(tm
 
 def test_development_data_hold_no_test_image_and_no_training_image_that_is_fitted_on():
     test = {x.tobytes() for x in load("phantom", "test", max_size=16).images}
-    assert kinds_of("phantom", None, 16) == [VAL, LESIONS]
+    assert development_kinds("phantom", None, 16) == [VAL, LESIONS]
     for kind in (VAL, LESIONS):
         fitted, judged = development("phantom", kind, None, 16)
         there = [{x.tobytes() for x in s.images} for s in (fitted, judged)]

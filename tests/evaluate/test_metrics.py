@@ -36,10 +36,10 @@ def test_bootstrap_agrees_with_resampling_by_index():
     rng = np.random.default_rng(1)
     y = np.r_[np.ones(len(pos)), np.zeros(len(neg))]
     plain = [
-        roc_auc_score(y, np.r_[rng.choice(pos, len(pos)), rng.choice(neg, len(neg))]) for _ in range(800)
+        roc_auc_score(y, np.r_[rng.choice(pos, len(pos)), rng.choice(neg, len(neg))]) for _ in range(400)
     ]
     ours = image_metrics(labels, scores, n_boot=4000)["auroc_ci"]
-    np.testing.assert_allclose(ours, np.quantile(plain, (0.025, 0.975)), atol=0.012)
+    np.testing.assert_allclose(ours, np.quantile(plain, (0.025, 0.975)), atol=0.015)
 
 
 def test_fpr95_by_hand():

@@ -12,6 +12,9 @@ from grids import benchmark, compared, lines_of, two_sets
 from PIL import Image
 from scoring import score
 
+from dia.benchmark.grid import Job
+from dia.benchmark.runner import Paths, _result
+from dia.benchmark.workers import Process
 from dia.cli.main import main
 from dia.detectors import METHODS
 
@@ -106,6 +109,20 @@ def test_two_grids_at_once_share_the_work(root, tmp_path):
     both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [run.wait() for run in both] == [0, 0]
     assert len(lines_of(tmp_path)) == 6
+
+
+def test_a_worker_that_dies_is_a_reason_and_the_next_job_has_a_new_one(root, tmp_path):
+    worker = Process(1)
+    paths = Paths(str(tmp_path / "l"), str(tmp_path / "s"), str(tmp_path / "w"), str(root), "cpu")
+    job = Job("breastmnist", "trivial:std", 0, "cpu")
+    try:
+        broken = worker.submit(Job("breastmnist", "dia+", 0, "cpu"), paths)
+        assert worker.memory_mb() > 50
+        os.kill(worker.pid, signal.SIGKILL)
+        assert "died" in _result(broken).reason
+        assert worker.submit(job, paths).result().line["method"] == "trivial:std"
+    finally:
+        worker.kill()
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ trains nothing.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Literal
+from statistics import mean
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,19 +25,15 @@ from ..data import lesions
 from ..data.datasets import name_of
 from ..detectors import DIA
 from ..detectors.presets import MAX_SIZE, PRESETS
-from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.registry import METHODS, wanted_settings
 from ..evaluate.compare import Difference, paired_difference
-from .runs import OWN_WEIGHTS, described, full_settings, scores_path
+from .runs import OWN_WEIGHTS, full_settings, planned, scores_path
 
 SHIPPED = Path(__file__).parent / "ablations"
 TEST, VAL, LESIONS = "test", "val", "lesions"
-BENCHMARK: Final = "benchmark"
-ABLATION: Final = "ablation"
-EXPLORE: Final = "explore"
-CONFIRM: Final = "confirm"
+ABLATION = "ablation"  # the field of a line that says which cell it is of
 CONTAMINATION = "contamination"  # of the training set; all other names in a level are settings
 Names = tuple[str, ...]
-Protocol = Literal["benchmark", "ablation", "explore", "confirm"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,9 @@ class Cell:
     """One way to detect: a method with named changes of its preset's settings.
 
     Args:
-        names: the level of each factor; of a benchmark or a recipe the method's name.
+        names: the level of each factor; in a benchmark or a recipe the method's name.
         method: its name.
-        changes: of the settings, by dotted name.
+        changes: settings that differ from the preset's, by dotted name.
         contamination: share of anomalies, unmarked, among the training normals, in [0, 1).
     """
 
@@ -57,8 +54,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The cell for people."""
+        """The cell's name for people."""
         return " · ".join(self.names)
+
+    @property
+    def all_changes(self) -> dict[str, Any]:
+        """The changes, and the contamination if there is any."""
+        return {**self.changes, **({CONTAMINATION: self.contamination} if self.contamination else {})}
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ class Job:
     Args:
         dataset: a known set's name, or the YAML file that declares a set.
         method: its name.
-        seed: of everything.
+        seed: of every random number.
         preset: of the settings.
-        changes: of those, by dotted name.
+        changes: settings that differ from the preset's, by dotted name.
         side: images are read at this longer side at most, in pixels.
         contamination: share of anomalies, unmarked, among the training normals.
         about: further fields of the line.
-        encoder: changes of `dia`'s settings, where weights are `dia`.
+        encoder: changes of `dia`'s settings, if the weights are `dia`.
         judged: `test`, or a kind of development data of `protocol.development`.
     """
 
@@ -91,7 +93,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The data set as the ledger's line names it."""
+        """The data set's name in the ledger's line."""
         name = name_of(self.dataset)
         return name if self.judged == TEST else f"{name}/{self.judged}"
 
@@ -106,21 +108,20 @@ class Grid:
     """Data sets × cells × seeds.
 
     Args:
-        name: that of its file; `benchmark` where it is of arguments.
+        name: of its file; `benchmark` if it has none.
         cells: what is compared.
         datasets: names of known data sets.
         seeds: each cell is run once with each.
-        protocol: which command it is for; a grid to confirm is frozen, see `protocol.check_frozen`.
-        preset: what the cells change from.
-        max_size: images are read at this longer side at most, in pixels; the preset's where None.
-        judged: by the test images, or by which development data.
+        protocol: the purpose; a grid to confirm is frozen, see `protocol.check_frozen`.
+        preset: the settings that the cells change.
+        max_size: images are read at this longer side at most, in pixels; the preset's if None.
         encoder: changes of `dia`'s settings, for cells whose weights are `dia`.
-        factors: what each of a cell's names stands for.
+        factors: the factors that a cell's names belong to.
         reference: names of the cell with which the others are compared.
         published: by data set, AUROC by cell ("level/level").
         source: where the published values are from.
         title: one line for people.
-        question: what the grid is to answer; of a recipe its reasoning.
+        question: what the grid is to answer; the reasoning of a recipe.
         date: on which a recipe was frozen.
 
     Raises:
@@ -131,10 +132,9 @@ class Grid:
     cells: tuple[Cell, ...]
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
-    protocol: Protocol = "benchmark"
+    protocol: Literal["benchmark", "ablation", "explore", "confirm"] = "benchmark"
     preset: str = "cpu"
     max_size: int | None = None
-    judged: tuple[str, ...] = (TEST,)
     encoder: Mapping[str, Any] = field(default_factory=dict)
     factors: tuple[str, ...] = ()
     reference: Names | None = None
@@ -158,11 +158,11 @@ class Grid:
 
     @property
     def side(self) -> int:
-        """Images are read at this longer side at most, in pixels."""
+        """The longer side at which images are read at most, in pixels."""
         return self.max_size or MAX_SIZE[self.preset]
 
     def settings(self, cell: Cell) -> Any:
-        """The whole settings of a cell."""
+        """Returns the whole settings of a cell."""
         return wanted_settings(cell.method, self.preset, cell.changes)
 
     def jobs(
@@ -170,54 +170,51 @@ class Grid:
         judged: Mapping[str, Sequence[str]] | None = None,
         before: Mapping[str, Sequence[str]] | None = None,
     ) -> list[Job]:
-        """Every run of the grid, one data set after the other.
+        """Lists every run of the grid, one data set after the other.
 
         Args:
-            judged: by data set, in place of the grid's own.
+            judged: by data set, the images to judge by: `test`, or kinds of development data; test if None.
             before: by data set, the recipes that met its test images before this one.
+
+        Returns:
+            The runs in the order in which they are made.
         """
         made = []
         for name in self.datasets:
-            kinds = self.judged if judged is None else judged[name]
+            kinds = [TEST] if judged is None else judged[name]
             for kind, seed, cell in product(kinds, self.seeds, self.cells):
                 about = self._about(cell, (before or {}).get(name, ()))
-                made.append(
-                    Job(
-                        *(name, cell.method, seed, self.preset, cell.changes, self.side, cell.contamination),
-                        *(about, self.encoder, kind),
-                    )
-                )
+                run = name, cell.method, seed, self.preset, cell.changes, self.side, cell.contamination
+                made.append(Job(*run, about, self.encoder, kind))
         return made
 
     def _about(self, cell: Cell, before: Sequence[str]) -> dict[str, Any]:
-        """What a line of this cell says beside its settings and numbers."""
-        if self.protocol == ABLATION:
+        """Returns the fields of a cell's line that describe the grid."""
+        if self.protocol == "ablation":
             share = {CONTAMINATION: cell.contamination} if cell.contamination else {}
             return {ABLATION: {"grid": self.name, "cell": list(cell.names), "side": self.side} | share}
-        if self.protocol == BENCHMARK or self.date is None:
+        if self.protocol == "benchmark" or self.date is None:
             return {}
-        said: dict[str, Any] = {"name": self.name, "date": self.date.isoformat(), "side": self.side}
-        more = {"lesions": lesions.VERSION} if self.protocol == EXPLORE else {"before": list(before)}
-        return {"protocol": self.protocol, "recipe": said | more}
+        more = {"lesions": lesions.VERSION} if self.protocol == "explore" else {"before": list(before)}
+        recipe = {"name": self.name, "date": self.date.isoformat(), "side": self.side} | more
+        return {"protocol": self.protocol, "recipe": recipe}
 
     def same_settings(self, cell: Cell) -> Callable[[Mapping[str, Any]], bool]:
-        """Tells of a ledger line whether it has a cell's method, revision and settings, by any preset."""
-        detector = detector_class(cell.method)(self.settings(cell))
-        wanted = full_settings(described("", detector, self.preset, ""))
+        """Returns a test of a ledger line: has it a cell's method, revision and settings, by any preset?"""
+        wanted = full_settings(planned("", cell.method, self.preset, 0, "", cell.changes))
         return lambda line: line["method"] == cell.method and full_settings(line) == wanted
 
     def is_of(self, cell: Cell) -> Callable[[Mapping[str, Any]], bool]:
-        """Tells of a ledger line of an ablation or a recipe whether it is of a cell, whatever its name.
+        """Returns a test of an ablation's or a recipe's line: is it of a cell, whatever the cell's name?
 
-        It is where `same_settings` holds, and images were of the same size and as contaminated.
+        It is if `same_settings` holds, and images were of the same size and as contaminated.
         """
-        same = self.same_settings(cell)
-        where = ABLATION if self.protocol == ABLATION else "recipe"
+        same, field_of_grid = self.same_settings(cell), ABLATION if self.protocol == "ablation" else "recipe"
 
         def of(line: Mapping[str, Any]) -> bool:
-            said = line.get(where, {})
-            at_size = said.get("side") == self.side and said.get(CONTAMINATION, 0) == cell.contamination
-            return at_size and same(line)
+            about = line.get(field_of_grid, {})
+            alike = about.get("side") == self.side and about.get(CONTAMINATION, 0) == cell.contamination
+            return alike and same(line)
 
         return of
 
@@ -227,7 +224,7 @@ class Grid:
 
 def benchmark_grid(
     datasets: Sequence[str],
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     seeds: Sequence[int],
     preset: str,
     *,
@@ -235,16 +232,16 @@ def benchmark_grid(
     weights: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Grid, list[str]]:
-    """Data sets × methods × weights × seeds.
+    """Fills a grid with data sets × methods × weights × seeds.
 
     Args:
         datasets: known names.
-        methods: likewise.
+        methods: names of the registry; if None, those without pretrained weights and extra packages.
         seeds: of the runs.
         preset: of the settings.
-        max_size: images are read at this longer side at most, in pixels; the preset's where None.
-        weights: of the methods that start from a network's; the preset's where empty. `dia` is the encoder of
-            `dia` fitted on the same normals.
+        max_size: images are read at this longer side at most, in pixels; the preset's if None.
+        weights: first weights of methods that start from a network's; the preset's if empty. `dia` is the
+            encoder of `dia` fitted on the same normals.
         settings: changes by dotted name, by method.
 
     Returns:
@@ -252,44 +249,37 @@ def benchmark_grid(
 
     Raises:
         DataError: no such method or preset.
-        SettingsError: a setting that is not there, or cannot be so.
+        SettingsError: a setting that is not there, or cannot have its value.
     """
-    given, remarks = settings or {}, list[str]()
-    cells = []
+    given, remarks, cells = settings or {}, list[str](), list[Cell]()
+    if methods is None:
+        methods = [m for m, cls in METHODS.items() if not cls.pretrained and not cls.extra]
     for method in methods:
         own = dict(given.get(method, {}))
         takes = "weights" not in own and hasattr(wanted_settings(method, preset, own), "weights")
         for changed in [{"weights": w} for w in weights if takes] or [{}]:
-            way, source = own | changed, changed.get("weights")
-            try:  # of `dia`, whether the method takes the encoder of a run at all
-                wanted_settings(
-                    method, preset, way | ({"weights": "dia:RUN"} if source == OWN_WEIGHTS else {})
-                )
+            cell = Cell((method, *changed.values()), method, own | changed)
+            try:  # whether the method takes the encoder of a run is checked as if there were one
+                run = {"weights": "dia:RUN"} if changed.get("weights") == OWN_WEIGHTS else {}
+                wanted_settings(method, preset, own | changed | run)
+                cells.append(cell)
             except SettingsError as error:
-                remarks.append(f"{method} is left out with weights {source}: {error}")
-            else:
-                cells.append(Cell((method, *changed.values()), method, way))
+                remarks.append(f"{method} is left out with weights {changed.get('weights')}: {error}")
+    encoder = given.get(DIA.method, {})
     grid = Grid(
-        *(BENCHMARK, tuple(cells), tuple(datasets), tuple(seeds)), preset=preset, max_size=max_size,
-        encoder=given.get(DIA.method, {}),
+        "benchmark", tuple(cells), tuple(datasets), tuple(seeds), preset=preset, max_size=max_size,
+        encoder=encoder,
     )  # fmt: skip
     return grid, remarks
 
 
 def shipped() -> dict[str, Path]:
-    """The grids of `dia ablate` that come with the package, by name."""
+    """Returns the files of the grids of `dia ablate` that come with the package, by name."""
     return {p.stem: p for p in sorted(SHIPPED.glob("*.yaml"))}
 
 
-_ABLATION = {
-    *("name", "title", "question", "factors", "reference", "method", "preset", "datasets", "seeds"),
-    *("leave_out", "max_size", "published", "source"),
-}
-_RECIPE = {"date", "reasoning", "method", "preset", "settings", "datasets", "seeds", "max_size"}
-
-
 def load_grid(name: str) -> Grid:
-    """A shipped grid of `dia ablate` by its name, or one from a YAML file.
+    """Loads a shipped grid of `dia ablate` by its name, or one from a YAML file of its arguments.
 
     Raises:
         DataError: no such file, not a grid, or settings that cannot be.
@@ -299,18 +289,27 @@ def load_grid(name: str) -> Grid:
         values = read_yaml(path)
     except DataError as error:
         raise DataError(f"{name}: neither a YAML file nor one of {', '.join(shipped())} ({error})") from error
-    if not isinstance(values, dict) or set(values) - _ABLATION:
-        odd = sorted(set(values) - _ABLATION) if isinstance(values, dict) else [type(values).__name__]
-        raise DataError(f"{path}: not a grid ({', '.join(odd)}); it takes {', '.join(sorted(_ABLATION))}")
-    if absent := sorted({"factors", "reference"} - set(values)):
-        raise DataError(f"{path}: {' and '.join(absent)} missing")
+    return _filled(ablation_grid, path, values)
+
+
+def load_recipe(path: Path | str) -> Grid:
+    """Loads the recipe of a YAML file of `recipe_grid`'s arguments; its name is the file's.
+
+    Raises:
+        DataError: not there, not YAML, not a recipe, or settings that cannot be.
+    """
+    return _filled(recipe_grid, Path(path), read_yaml(path))
+
+
+def _filled(fill: Callable[..., Grid], path: Path, values: Any) -> Grid:
+    """Calls one of the functions below with the values of a YAML file."""
     try:
-        given: dict[str, Any] = {"name": path.stem} | values
-        return ablation_grid(**given)
+        return fill(**{"name": path.stem, **values})
     except DataError:
         raise
-    except Exception as error:  # of values of another kind than a grid's
-        raise DataError(f"{path}: a grid with values of another kind ({error})") from error
+    except Exception as error:  # no mapping, names that are no arguments, or values of another kind
+        what, reason = fill.__name__.replace("_", " "), " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: no {what} ({reason})") from error
 
 
 def ablation_grid(
@@ -318,33 +317,30 @@ def ablation_grid(
     factors: Mapping[str, Mapping[str, Mapping[str, Any]]],
     reference: Sequence[str],
     *,
-    title: str = "",
-    question: str = "",
     method: str = DIA.method,
-    preset: str = "cpu",
     datasets: Sequence[str] = ("pneumoniamnist", "breastmnist"),
     seeds: Sequence[int] = (0, 1, 2),
     leave_out: Sequence[Mapping[str, str]] = (),
-    max_size: int | None = None,
+    title: str = "",
     published: Mapping[str, Mapping[str, float]] | None = None,
-    source: str = "",
+    **more: Any,
 ) -> Grid:
-    """A grid whose cells are the combinations of factors' levels.
+    """Fills a grid whose cells are the combinations of factors' levels.
 
     Args:
         name: of its files.
         factors: by name, levels by name, each a mapping from dotted setting, or `contamination`, to value.
         reference: the level of each factor with which the other cells are compared.
-        title: one line for people.
-        question: what it is to answer.
         method: whose settings change.
-        preset: what they change from.
         datasets: names of known data sets.
         seeds: each cell is run once with each.
         leave_out: combinations that are not run, as mappings from factor to level.
-        max_size: images are read at this longer side at most, in pixels; the preset's where None.
+        title: one line for people; the name if empty.
         published: by data set, AUROC by cell ("level/level").
-        source: where the published values are from.
+        **more: `preset`, `max_size`, `question` and `source`, see `Grid`.
+
+    Returns:
+        The grid.
 
     Raises:
         DataError: no factors, or no such preset, method, setting or reference.
@@ -352,7 +348,7 @@ def ablation_grid(
     if not factors or not all(factors.values()):
         raise DataError(f"{name}: an ablation needs factors, each with levels")
     cells = []
-    for names in product(*(list(levels) for levels in factors.values())):
+    for names in product(*factors.values()):
         levels = dict(zip(factors, names, strict=True))
         if any(all(levels.get(k) == v for k, v in gap.items()) for gap in leave_out):
             continue
@@ -362,40 +358,50 @@ def ablation_grid(
         share = float(changes.pop(CONTAMINATION, 0))
         cells.append(Cell(names, method, changes, share))
     return Grid(
-        *(name, tuple(cells), tuple(datasets), tuple(seeds)), protocol=ABLATION, preset=preset,
-        max_size=max_size, factors=tuple(factors), reference=tuple(reference), published=published or {},
-        source=source, title=title or name, question=question,
+        name, tuple(cells), tuple(datasets), tuple(seeds), "ablation", factors=tuple(factors),
+        reference=tuple(reference), published=published or {}, title=title or name, **more,
     )  # fmt: skip
 
 
-def load_recipe(path: Path | str) -> Grid:
-    """The recipe of a YAML file, whose name is the recipe's: a grid of one cell, to be explored or confirmed.
+def recipe_grid(
+    name: str,
+    date: datetime.date,
+    reasoning: str,
+    method: str,
+    *,
+    preset: str = "cpu",
+    settings: Mapping[str, Any] | None = None,
+    datasets: Sequence[str] = ("pneumoniamnist", "breastmnist", "sarscov2ct", "kvasirseg_patches"),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    max_size: int | None = None,
+) -> Grid:
+    """Fills a grid of one cell, to be explored or confirmed.
+
+    Args:
+        name: of the recipe.
+        date: on which it was frozen.
+        reasoning: why it should work, in words.
+        method: a name of the registry.
+        preset: of the settings.
+        settings: changes by dotted name.
+        datasets: names of known data sets.
+        seeds: of the runs.
+        max_size: images are read at this longer side at most, in pixels; the preset's if None.
+
+    Returns:
+        The grid.
 
     Raises:
-        DataError: not there, not YAML, not a recipe, or settings that cannot be.
+        DataError: a value that is missing or of another kind, or a setting that cannot be.
     """
-    path = Path(path)
-    given = read_yaml(path)
-    if not isinstance(given, dict) or not {"date", "reasoning", "method"} <= set(given) <= _RECIPE:
-        raise DataError(f"{path}: a recipe has date, reasoning, method, and may have of {sorted(_RECIPE)}")
-    values: dict[str, Any] = {
-        "preset": "cpu", "settings": {}, "max_size": None, "seeds": (0, 1, 2, 3, 4),
-        "datasets": ("pneumoniamnist", "breastmnist", "sarscov2ct", "kvasirseg_patches"),
-    } | given  # fmt: skip
-    name, method = path.stem, values["method"]
-    try:
-        if not isinstance(values["date"], datetime.date) or not values["reasoning"].strip():
-            raise DataError(f"{name}: a recipe has a date (YYYY-MM-DD) and its reasoning")
-        if not values["seeds"] or not values["datasets"]:
-            raise DataError(f"{name}: a recipe is confirmed on datasets, with seeds")
-        return Grid(
-            *(name, (Cell((method,), method, values["settings"]),)),
-            *(tuple(values["datasets"]), tuple(values["seeds"])),
-            protocol=CONFIRM, preset=values["preset"], max_size=values["max_size"], title=name,
-            question=values["reasoning"], date=values["date"],
-        )  # fmt: skip
-    except (TypeError, AttributeError) as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(date, datetime.date) or not reasoning.strip():
+        raise DataError(f"{name}: a recipe has a date (YYYY-MM-DD) and its reasoning")
+    if not seeds or not datasets:
+        raise DataError(f"{name}: a recipe is confirmed on datasets, with seeds")
+    return Grid(
+        name, (Cell((method,), method, settings or {}),), tuple(datasets), tuple(seeds), "confirm",
+        preset=preset, max_size=max_size, title=name, question=reasoning, date=date,
+    )  # fmt: skip
 
 
 # --- what the ledger says of it ---------------------------------------------------------------------------
@@ -406,9 +412,9 @@ class Measured:
     """One cell on one data set.
 
     Args:
-        cell: which.
+        cell: the cell.
         aurocs: by seed.
-        ci: the mean over seeds of each run's 95 % bootstrap interval; it counts the images only.
+        ci: the mean over seeds of each run's 95 % bootstrap interval, which counts the images only.
         published: the published value, if there is one.
         difference: from the reference, over the seeds both have; None for the reference itself.
     """
@@ -421,54 +427,50 @@ class Measured:
 
 
 def measured(grid: Grid, lines: Sequence[Mapping[str, Any]], scores: Path) -> dict[str, list[Measured]]:
-    """What the ledger says of each cell, by data set; cells without a run have no AUROC.
+    """Collects the ledger's results of each cell; cells without a run have no AUROC.
 
     Args:
         grid: of `dia ablate`.
-        lines: of the ledger; those of this grid are told by their settings, data set and size of images.
+        lines: of the ledger; the grid's are found by settings, data set and size of images.
         scores: folder of the raw scores, for the paired differences.
+
+    Returns:
+        The cells in order, by data set.
     """
-    own = [r for r in lines if ABLATION in r]
-    return {d: list(_of_set(grid, [r for r in own if r["dataset"] == d], scores, d)) for d in grid.datasets}
-
-
-def _of_set(grid: Grid, lines: Sequence[Mapping[str, Any]], scores: Path, dataset: str) -> Iterator[Measured]:
-    made = []
-    for cell in grid.cells:
-        found = {r["seed"]: r for r in filter(grid.is_of(cell), lines)}
-        made.append((cell, {seed: found[seed] for seed in sorted(found) if seed in grid.seeds}))
-    base = next(runs for cell, runs in made if cell.names == grid.reference)
-    for cell, runs in made:
-        ends = np.array([r["auroc_ci"] for r in runs.values()])
-        yield Measured(
-            cell,
-            {seed: float(r["auroc"]) for seed, r in runs.items()},
-            (float(ends[:, 0].mean()), float(ends[:, 1].mean())) if len(ends) else None,
-            grid.published.get(dataset, {}).get("/".join(cell.names)),
-            None if cell.names == grid.reference else paired(runs, base, scores),
-        )
+    tests = {cell.names: grid.is_of(cell) for cell in grid.cells}
+    found: dict[str, list[Measured]] = {}
+    for dataset in grid.datasets:
+        own = [r for r in lines if ABLATION in r and r["dataset"] == dataset and r["seed"] in grid.seeds]
+        runs = {names: {r["seed"]: r for r in filter(is_of, own)} for names, is_of in tests.items()}
+        base, published = runs.get(grid.reference or (), {}), grid.published.get(dataset, {})
+        found[dataset] = []
+        for cell in grid.cells:
+            by_seed = dict(sorted(runs[cell.names].items()))
+            ends = list(zip(*(r["auroc_ci"] for r in by_seed.values()), strict=True))
+            apart = None if cell.names == grid.reference else paired(by_seed, base, scores)
+            aurocs = {seed: float(r["auroc"]) for seed, r in by_seed.items()}
+            ci = (mean(ends[0]), mean(ends[1])) if ends else None
+            found[dataset].append(Measured(cell, aurocs, ci, published.get("/".join(cell.names)), apart))
+    return found
 
 
 def paired(
     runs: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]], scores: Path
 ) -> Difference | None:
-    """The difference of mean AUROCs over the seeds that both have, paired by seed and image.
+    """Compares mean AUROCs over the seeds that both have, paired by seed and image.
 
     Args:
         runs: ledger lines by seed.
-        base: likewise, of what is subtracted.
+        base: the lines to compare with, by seed.
         scores: folder of the raw scores.
 
     Returns:
-        None where no seed is common, or raw scores are not there.
+        The difference; None if no seed is common, or raw scores are not there.
     """
     common = sorted(set(runs) & set(base))
-    sides, labels = [], None
-    for lines in (runs, base):
-        paths = [scores_path(scores, lines[seed]) for seed in common]
-        if not paths or not all(p.exists() for p in paths):
-            return None
-        kept = [np.load(p) for p in paths]
-        labels = kept[0]["labels"]
-        sides.append(np.stack([k["scores"] for k in kept]))
-    return paired_difference(np.asarray(labels), *sides)
+    paths = [[scores_path(scores, lines[seed]) for seed in common] for lines in (runs, base)]
+    if not common or not all(p.exists() for side in paths for p in side):
+        return None
+    kept = [[np.load(p) for p in side] for side in paths]
+    first, second = (np.stack([k["scores"] for k in side]) for side in kept)
+    return paired_difference(kept[0][0]["labels"], first, second)

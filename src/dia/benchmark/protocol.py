@@ -1,7 +1,7 @@
-"""Recipes that are frozen before they meet a test set, and what may be looked at while one is sought.
+"""Recipes that are frozen before they meet a test set, and the development data to find one on.
 
-A recipe is a grid of one cell: a method with all its settings, one for all data sets, dated, with its
-reasoning. It is explored on development data: `val` where that has labels, and lesions pasted into training
+A recipe is a grid of one cell: a method with its settings, the same for all data sets, dated, with its
+reasoning. It is explored on development data: `val` if that has labels, and lesions pasted into training
 normals that were left out. It meets a test set once, with all its seeds, and only as its file was
 committed. Every line says which of the two it is (`protocol`), and a confirmation names the recipes that
 met that test set before. This file knows data, files and the ledger's lines; it trains nothing.
@@ -20,24 +20,26 @@ from ..core.errors import DataError
 from ..data.datasets import load, load_training
 from ..data.imageset import ImageSet, group_by_volume
 from ..evaluate.selection import pasted
-from .grid import CONFIRM, LESIONS, VAL, Grid
-from .runs import full_settings
+from .grid import LESIONS, VAL, Grid
 
 LEFT_OUT = 5  # one in so many training normals is left out to be judged, with lesions and without
 
 
-# --- what may be looked at --------------------------------------------------------------------------------
+# --- development data -------------------------------------------------------------------------------------
 
 
 def development(name: str, kind: str, data_root: str | None, side: int | None) -> tuple[ImageSet, ImageSet]:
-    """Normals to fit on and labelled images to judge by, none of them of a test split.
+    """Reads normals to fit on and labelled images to judge by, none of them of a test split.
 
     Args:
         name: of a data set.
-        kind: `val`: its validation split against its training normals; `lesions`: one in five of the training
-            normals as it is and with one lesion of each kind, against the rest.
-        data_root: where known sets lie.
-        side: images are read at this longer side at most.
+        kind: `val` judges by its validation split; `lesions` by one in five of the training normals, as they
+            are and with one lesion of each kind, and fits on the rest.
+        data_root: folder of the known sets.
+        side: images are read at this longer side at most, in pixels.
+
+    Returns:
+        The normals and the labelled images.
 
     Raises:
         DataError: no labels of both classes in `val`, or too few normals.
@@ -59,8 +61,17 @@ def development(name: str, kind: str, data_root: str | None, side: int | None) -
     return normals.subset(rest), ImageSet(images, labels, names=names)
 
 
-def kinds_of(name: str, data_root: str | None, side: int) -> list[str]:
-    """Which development data a set has."""
+def development_kinds(name: str, data_root: str | None, side: int) -> list[str]:
+    """Returns the kinds of development data that a set has.
+
+    Args:
+        name: of a data set.
+        data_root: folder of the known sets.
+        side: images are read at this longer side at most, in pixels.
+
+    Returns:
+        `lesions`, and before it `val` if that split has labels of both classes.
+    """
     try:
         development(name, VAL, data_root, side)
     except DataError:
@@ -72,48 +83,53 @@ def kinds_of(name: str, data_root: str | None, side: int) -> list[str]:
 
 
 def met_before(recipe: Grid, dataset: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of other recipes that met this test set, in the order in which they did.
+    """Returns the names of other recipes that met a test set, in the order in which they did.
 
     Args:
-        recipe: whose own name does not count.
-        dataset: whose test set.
+        recipe: its own name is left out.
+        dataset: name of the test set's data set.
         rows: of the ledger, oldest first.
+
+    Returns:
+        Names, each once.
     """
     names = [r["recipe"]["name"] for r in confirmations(rows) if r["dataset"] == dataset]
     return [n for n in dict.fromkeys(names) if n != recipe.name]
 
 
 def confirmations(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of a ledger's lines those of confirmed recipes."""
-    return [r for r in rows if r.get("protocol") == CONFIRM]
+    """Returns the lines of confirmed recipes."""
+    return [r for r in rows if r.get("protocol") == "confirm"]
 
 
 def met_unconfirmed(
-    recipe: Grid, runs: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+    recipe: Grid, runs: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Whether the ledger holds a run of a recipe on the same images with the same seed that confirms nothing.
+    """Returns whether the ledger holds a run of a recipe's settings that confirms nothing.
 
     Args:
         recipe: with its settings.
-        runs: what its lines will say, by `runs.described`.
+        runs: descriptions of the recipe's runs, of `runs.planned`.
         rows: of the ledger.
+
+    Returns:
+        True if a line is of the same settings, images and seed as one of the runs, and of no confirmation.
     """
-    asked = {(r["dataset"], r["seed"], r["data_sha256"]) for r in runs}
-    same = recipe.same_settings(recipe.cells[0])
-    said: dict[tuple[Any, ...], set[Any]] = {}
-    for r in rows:
-        run = r["dataset"], r["seed"], r["data_sha256"]
-        if run in asked and same(r):
-            said.setdefault(run, set()).add(r.get("protocol"))
-    return any(CONFIRM not in protocols for protocols in said.values())
+
+    def run(line: Mapping[str, Any]) -> tuple[Any, ...]:
+        return line["dataset"], line["seed"], line["data_sha256"]
+
+    same = list(filter(recipe.same_settings(recipe.cells[0]), rows))
+    met, confirmed = set(map(run, same)), set(map(run, confirmations(same)))
+    return not (met - confirmed).isdisjoint(map(run, runs))
 
 
 def check_frozen(path: Path, recipe: Grid, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses a recipe that is not committed, or is no longer what met a test set under its name.
+    """Refuses a recipe that is not committed, or has changed since it met a test set under its name.
 
     Args:
         path: of the recipe's file.
-        recipe: as it is there.
+        recipe: the recipe in it.
         rows: of the ledger.
 
     Raises:
@@ -123,19 +139,12 @@ def check_frozen(path: Path, recipe: Grid, rows: Sequence[Mapping[str, Any]]) ->
         raise DataError(f"{path}: commit it first; a recipe is frozen before it meets a test set")
     is_of = recipe.is_of(recipe.cells[0])
     for row in confirmations(rows):
-        name = row["recipe"]["name"]
-        if name == recipe.name and not is_of(row):
+        name, same = row["recipe"]["name"], is_of(row)
+        if name == recipe.name and not same:
             raise DataError(
-                f"{path}: {recipe.name} met {row['dataset']} as another recipe ({_told(row)}); "
-                "what is changed needs a new name"
+                f"{path}: {name} met {row['dataset']} as another recipe ({row['method']}, preset "
+                f"{row['preset']}, settings {row.get('settings')}, images of {row['recipe'].get('side')} "
+                "px); what is changed needs a new name"
             )
-        if name != recipe.name and is_of(row):
+        if name != recipe.name and same:
             raise DataError(f"{path}: the same as {name}, which met {row['dataset']} already")
-
-
-def _told(line: Mapping[str, Any]) -> str:
-    """What a line says of its settings, for people."""
-    if full_settings(line) is None:
-        return "settings of an earlier version"
-    changed = ", ".join(f"{k} {v}" for k, v in line["settings"].items()) or "no changes"
-    return f"{line['method']}, preset {line['preset']}, {changed}, images of {line['recipe'].get('side')} px"

@@ -1,4 +1,4 @@
-"""The results table of the paper, as printed, with what its methods start from in truth, and which class its
+"""The paper's table of results as printed, with the weights its methods truly start from, and the class its
 numbers take as normal where that is in question. Knows no runs.
 
 Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024; `paper_table.csv` beside this file holds the facts,
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from ..evaluate.compare import relative_gain
@@ -29,8 +31,8 @@ class Published:
         family: the paper's heading above it.
         venue: where the method was published.
         extra_data: the column "extra training data" as printed.
-        mark: † or ‡ before its name as printed; what they mean is not known here.
-        weights: what its publication starts from; 'none' where it trains from scratch.
+        mark: † or ‡ before its name as printed, whose meaning is not known here.
+        weights: the weights its publication starts from; `none` if it trains from scratch.
         aurocs: (mean, standard deviation) by data set.
     """
 
@@ -41,19 +43,22 @@ class Published:
     extra_data: bool
     mark: str
     weights: str
-    aurocs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    aurocs: Mapping[str, tuple[float, float]]
 
     @property
     def corrected(self) -> bool:
-        """Whether it is printed as without extra data, and its publication starts from ImageNet."""
+        """True if it is printed as without extra data, but its publication starts from ImageNet."""
         return not self.extra_data and self.weights != "none"
 
-    def beside(self, dataset: str) -> tuple[tuple[float, float] | None, str]:
-        """What is printed for the images of a data set in either direction, and how sure the direction is.
+    def printed_for(self, dataset: str) -> tuple[tuple[float, float] | None, str]:
+        """Returns the value printed for a data set in either direction, and how sure the direction is.
+
+        Args:
+            dataset: our name of the data set, in either direction.
 
         Returns:
-            The value, None where nothing is printed; and `""` where the direction is in no question, `LIKELY`
-            where it is most likely this one, `OTHER` where the other one, `UNKNOWN` where nothing tells.
+            The value, None if nothing is printed; and `""` if the direction is in no question, `LIKELY` if it
+            is most likely this one, `OTHER` if it is most likely the other, `UNKNOWN` if nothing tells.
         """
         known = known_direction(self.method, dataset)
         if known is None:
@@ -64,14 +69,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Direction:
-    """What is known of the class that printed numbers take as normal, where either class might be.
+    """The class that printed numbers may take as normal, where it could be either.
 
     Args:
         dataset: our name of the paper's column, with the catalogue's usual class as normal.
         other: our name of the same images with the other class as normal.
-        methods: whose numbers are meant; empty for all others.
-        likely: which of the two the numbers most likely belong to; empty where nothing tells.
-        reason: why.
+        methods: the methods whose numbers are meant; empty for all others.
+        likely: the one of the two names the numbers most likely belong to; empty if nothing tells.
+        reason: the evidence.
     """
 
     dataset: str
@@ -84,61 +89,54 @@ class Direction:
 LIKELY, OTHER, UNKNOWN = "likely", "other", "unknown"
 DIRECTIONS = (
     Direction(
-        "breastmnist",
-        "breastmnist-0",
-        ("csi", "dia"),
-        "breastmnist-0",
+        "breastmnist", "breastmnist-0", ("csi", "dia"), "breastmnist-0",
         "the official command trains on label 0, malignant, as normal, and both come from that code",
     ),
     Direction(
-        "breastmnist",
-        "breastmnist-0",
-        (),
-        "",
+        "breastmnist", "breastmnist-0", (), "",
         "nothing we have says on which label the other methods were trained",
     ),
     Direction(
-        "sarscov2ct",
-        "sarscov2ct-covid",
-        (),
-        "",
+        "sarscov2ct", "sarscov2ct-covid", (), "",
         "the paper's diffusion model is trained on non-COVID, but its command names class 0, COVID",
     ),
-)
+)  # fmt: skip
 
 
 def known_direction(method: str, dataset: str) -> Direction | None:
-    """What is known of the direction of a method's printed number; None where it is in no question."""
+    """Returns what is known of the direction of a method's printed number.
+
+    Args:
+        method: our name.
+        dataset: our name of the data set, in either direction.
+
+    Returns:
+        The first entry of `DIRECTIONS` that fits; None if the direction is in no question.
+    """
     found = [d for d in DIRECTIONS if dataset in (d.dataset, d.other) and method in (d.methods or (method,))]
     return found[0] if found else None
 
 
 @cache
 def paper_table() -> dict[str, Published]:
-    """The paper's fourteen rows by our names, in its order."""
-    found: dict[str, Published] = {}
-    cells: dict[str, dict[str, tuple[float, float]]] = {}
+    """Returns the paper's fourteen rows by our names, in its order."""
+    found = {}
     with TABLE.open(newline="", encoding="utf-8") as file:
-        for r in csv.DictReader(file):
-            cells.setdefault(r["method"], {})[r["dataset"]] = (float(r["auroc"]), float(r["std"]))
-            found[r["method"]] = Published(
-                r["method"],
-                r["title"],
-                r["family"],
-                r["venue"],
-                r["extra_data_as_printed"] == "yes",
-                r["mark_as_printed"],
-                r["weights_in_truth"],
-                cells[r["method"]],
-            )
+        for method, lines in groupby(csv.DictReader(file), key=itemgetter("method")):
+            cells = list(lines)
+            r = cells[0]
+            found[method] = Published(
+                method, r["title"], r["family"], r["venue"], r["extra_data_as_printed"] == "yes",
+                r["mark_as_printed"], r["weights_in_truth"],
+                {cell["dataset"]: (float(cell["auroc"]), float(cell["std"])) for cell in cells},
+            )  # fmt: skip
     return found
 
 
 def paper_gains() -> dict[str, float]:
-    """The paper's mean relative gain over CSI by method, on all six data sets of its table."""
-    papers = paper_table()
-    base = papers[BASE].aurocs
-    gains = {}
-    for method, p in papers.items():
-        gains[method] = relative_gain([p.aurocs[d][0] for d in base], [m for m, _ in base.values()])
-    return gains
+    """Returns the paper's mean relative gain over CSI by method, on all six data sets of its table."""
+    base = paper_table()[BASE].aurocs
+    return {
+        method: relative_gain([row.aurocs[d][0] for d in base], [mean for mean, _ in base.values()])
+        for method, row in paper_table().items()
+    }

@@ -1,16 +1,16 @@
-"""The benchmark's results: rows of (method, kind of weights), columns of data sets, the paper's values too.
+"""The benchmark's results: rows of (method, kind of weights), columns of data sets, and the paper's values.
 
-Knows ledger lines, the catalogue's facts of data sets and the paper's table; no raw scores, plots or pages.
-Every output is drawn from one `BenchmarkResults`, by `dia.report`.
+Knows ledger lines, the catalogue's facts of data sets and the paper's table; knows no raw scores, plots or
+pages. Every output of `dia.report` is drawn from one `BenchmarkResults`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
-from statistics import mean
+from statistics import mean, median, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -20,51 +20,67 @@ from ..data.datasets import CATALOG
 from ..detectors.registry import detector_class
 from ..evaluate.compare import Friedman, Nemenyi, friedman, nemenyi, relative_gain
 from .grid import load_grid
-from .ledger import table as grouped
+from .ledger import identity
 from .published import BASE, DIRECTIONS, OTHER, Published, paper_table
 from .runs import weights_kind
 
 TRIVIAL = "trivial:"
 UNTRAINED = "untrained"
-Mark = Literal["best", "second", ""]
 FailureKey = tuple[str, str, str, int]  # data set, method, weights, seed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
     """One row on one data set.
 
     Args:
         runs: its ledger lines, one for each seed.
-        mean: AUROC over seeds.
-        std: over seeds, n − 1; None with one seed.
-        ci: the mean over seeds of each run's 95 % bootstrap interval; it counts the images only.
-        ap: average precision over seeds.
         paper: (mean, standard deviation) the paper prints for this method and data set, in either direction.
-        direction: how sure it is that the paper's is of this direction, see `published.Published.beside`.
+        direction: how sure it is that the paper's is of this direction, see `Published.printed_for`.
         mark: 'best' or 'second' of its column to three decimals, or empty.
-        fit_seconds: median over seeds, as are `images_per_second` and `peak_memory_mb`; None where unknown.
     """
 
     runs: tuple[Mapping[str, Any], ...]
-    mean: float
-    std: float | None
-    ci: tuple[float, float]
-    ap: float
     paper: tuple[float, float] | None
     direction: str
-    mark: Mark
-    fit_seconds: float | None
-    images_per_second: float | None
-    peak_memory_mb: float | None
+    mark: Literal["best", "second", ""] = ""
+
+    @property
+    def mean(self) -> float:
+        """AUROC, the mean over seeds."""
+        return self._mean("auroc")
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation of AUROC over seeds, n − 1; None with one seed."""
+        return stdev(r["auroc"] for r in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def ci(self) -> tuple[float, float]:
+        """The mean over seeds of each run's 95 % bootstrap interval, which counts the images only."""
+        low, high = zip(*(r["auroc_ci"] for r in self.runs), strict=True)
+        return mean(low), mean(high)
+
+    @property
+    def ap(self) -> float:
+        """Average precision, the mean over seeds."""
+        return self._mean("ap")
+
+    def cost(self, what: str) -> float | None:
+        """Returns the median over seeds of a cost, such as the field `fit_seconds`; None if it is unknown."""
+        known = [r[what] for r in self.runs if r[what] is not None]
+        return median(known) if known else None
+
+    def _mean(self, field: str) -> float:
+        return float(mean(r[field] for r in self.runs))
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's; None beside a number that is most likely of the other direction."""
+        """Ours minus the paper's; None if the paper's is most likely of the other direction."""
         return None if self.paper is None or self.direction == OTHER else self.mean - self.paper[0]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """One method with one kind of weights.
 
@@ -72,12 +88,12 @@ class Row:
         method: our name.
         kind: 'none', 'imagenet', 'file' or 'dia'.
         family: the paper's heading, else the method's own.
-        weights: what the lines say of them, without seeds; paths of 'dia' and 'file' are left out.
+        weights: description in the lines, without seeds and the paths of 'dia' and 'file'.
         starts_from: the ImageNet weights its publication starts from, or 'none'.
         published: its row of the paper.
-        sizes: what images it worked at, and what else it did otherwise than asked, by data set.
+        sizes: the size of the images it worked at and its other deviations from the settings, by data set.
         cells: by data set; those without a run are absent.
-        failures: reasons by data set.
+        failures: reasons by data set and seed.
         rank: mean rank among the rows of the test; None if it takes no part.
         gain: mean relative gain over CSI, on the data sets named in `gain_over`; None without any.
     """
@@ -102,12 +118,12 @@ class Row:
 
     @property
     def trivial(self) -> bool:
-        """Whether it trains nothing."""
+        """True if it trains nothing."""
         return self.method.startswith(TRIVIAL)
 
     def average(self, what: str) -> float | None:
-        """Mean over data sets of the cells' `fit_seconds`, `images_per_second` or `peak_memory_mb`."""
-        values = [v for c in self.cells.values() if (v := getattr(c, what)) is not None]
+        """Returns the mean over data sets of a cost of the entries; None if it is unknown."""
+        values = [v for c in self.cells.values() if (v := c.cost(what)) is not None]
         return mean(values) if values else None
 
     @property
@@ -121,9 +137,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The tests over data sets: these, the names of the rows, and of those left out with what they lack.
+    """The tests over data sets.
 
-    `trivial` is the one untrained row that takes part, the best by mean AUROC; empty without any.
+    Args:
+        datasets: the data sets.
+        names: the rows that take part.
+        friedman: Friedman's test.
+        nemenyi: Nemenyi's test.
+        trivial: the one untrained row that takes part, the best by mean AUROC; empty without any.
+        left_out: by name of a row that takes no part, the data sets it lacks.
     """
 
     datasets: tuple[str, ...]
@@ -136,7 +158,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """All that the outputs show.
+    """The content of all outputs.
 
     Args:
         datasets: columns; the other direction of a data set right after it.
@@ -144,7 +166,7 @@ class BenchmarkResults:
         seeds: the most that any cell has.
         best_trivial: the best untrained row of each data set that has one.
         ranking: the tests; None with fewer than two data sets or three rows that have them all.
-        why_no_ranking: a sentence, if there is none.
+        why_no_ranking: a sentence that says why there is no ranking, or empty.
     """
 
     datasets: tuple[str, ...]
@@ -156,7 +178,7 @@ class BenchmarkResults:
 
     @property
     def once(self) -> tuple[str, ...]:
-        """The columns over which tests and gains are: without other directions, which are no new images."""
+        """The columns for tests and gains: without other directions, which are no new images."""
         return _once(self.datasets)
 
     @property
@@ -175,7 +197,10 @@ def benchmark_results(
 
     Args:
         lines: of the ledger, already selected: of each row and data set one line per seed.
-        failures: reasons of runs that came to nothing, by (data set, method, weights, seed).
+        failures: reasons of failed runs, by (data set, method, weights, seed).
+
+    Returns:
+        The results, rows and columns in the order in which they are shown.
 
     Raises:
         ValueError: no lines, or lines of one row and data set that mix presets, data or settings.
@@ -186,40 +211,52 @@ def benchmark_results(
     datasets = _in_order(dict.fromkeys([r["dataset"] for r in lines] + [k[0] for k in failures]))
     keys = [(r["method"], r["weights_kind"]) for r in lines] + [(k[1], weights_kind(k[2])) for k in failures]
     rows = [_row(m, kind, lines, failures) for m, kind in dict.fromkeys(keys)]
-    families = _families(rows)
-    papers = list(paper_table())
+    papers = paper_table()
+    families = list(
+        dict.fromkeys([UNTRAINED, *(p.family for p in papers.values()), *(r.family for r in rows)])
+    )
+    order = list(papers)
 
     def place(row: Row) -> tuple[int, int, str, str]:
-        printed = papers.index(row.method) if row.method in papers else len(papers)
-        return (
-            families.index(row.family),
-            0 if row.trivial else printed,
-            "" if row.trivial else row.method,
-            row.kind,
-        )
+        if row.trivial:
+            return families.index(row.family), 0, "", row.kind
+        printed = order.index(row.method) if row.method in papers else len(papers)
+        return families.index(row.family), printed, row.method, row.kind
 
-    rows = _marked(sorted(rows, key=place), datasets)
+    rows.sort(key=place)
     best = {}
     for d in datasets:
-        untrained = [r for r in rows if r.trivial and d in r.cells]
-        if untrained:
+        of_set = [r for r in rows if d in r.cells]
+        if untrained := [r for r in of_set if r.trivial]:
             best[d] = max(untrained, key=lambda r: r.cells[d].mean)
-    ranking, why = _ranking(rows, _once(datasets))
-    ranks = {} if ranking is None else dict(zip(ranking.names, ranking.friedman.ranks, strict=True))
+        shown = {r.name: round(r.cells[d].mean, 3) for r in of_set}  # equal numbers have equal marks
+        first, second = [*sorted(set(shown.values()), reverse=True), None, None][:2]
+        for r in of_set:
+            r.cells[d].mark = (
+                "best" if shown[r.name] == first else "second" if shown[r.name] == second else ""
+            )
+    once = _once(datasets)
+    ranking, why = _ranking(rows, once)
+    ranks = {} if ranking is None else dict(zip(ranking.names, ranking.friedman.ranks.tolist(), strict=True))
     base = next((r for r in rows if r.name == BASE), None)
-    rows = [_placed(r, ranks.get(r.name), base, _once(datasets)) for r in rows]
+    for r in rows:
+        r.rank = ranks.get(r.name)
+        r.gain_over = tuple(d for d in once if base is not None and d in r.cells and d in base.cells)
+        if base is not None and r.gain_over and not r.trivial:
+            ours, theirs = ([of.cells[d].mean for d in r.gain_over] for of in (r, base))
+            r.gain = relative_gain(ours, theirs)
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
     return BenchmarkResults(datasets, tuple(rows), most, best, ranking, why)
 
 
 def _in_order(datasets: Iterable[str]) -> tuple[str, ...]:
-    """As they come, but the other direction of a data set right after it."""
+    """Returns data sets in their order, but the other direction of a set right after it."""
     place = {d: i for i, d in enumerate(datasets)}
     return tuple(sorted(place, key=lambda d: (place.get(_usual(d), place[d]), _usual(d) != d)))
 
 
 def _usual(dataset: str) -> str:
-    """The same images in their usual direction, at the same size."""
+    """Returns the name of the same images in their usual direction, at the same size."""
     stem = paper_name(dataset)
     return {d.other: d.dataset for d in DIRECTIONS}.get(stem, stem) + dataset[len(stem) :]
 
@@ -229,23 +266,23 @@ def _once(datasets: Sequence[str]) -> tuple[str, ...]:
 
 
 def paper_name(dataset: str) -> str:
-    """The data set whose printed values stand beside ours: the same, or one that differs in size alone."""
+    """Returns the data set whose printed values compare with ours: the same, or one of another size."""
     stem = re.sub(r"-\d+$", "", dataset)
     same = stem in CATALOG and dataset in CATALOG and CATALOG[stem].normal == CATALOG[dataset].normal
     return stem if same else dataset
 
 
 def about(dataset: str) -> str:
-    """The catalogue's facts of a data set, first of all whether it stands in for another."""
+    """Returns the catalogue's facts of a data set, and first whether it stands in for another."""
     known = CATALOG.get(dataset)
     if known is None:
-        return "not in the catalogue; no value of the paper beside it"
-    proxy = ["a stand-in: no value of the paper can stand beside it"] if known.proxy else []
+        return "not in the catalogue; no value of the paper compares with it"
+    proxy = ["a stand-in: no value of the paper compares with it"] if known.proxy else []
     return "; ".join([known.title, *proxy, f"split {known.split}", known.note]).rstrip("; ")
 
 
 def headline_gain() -> tuple[float, float]:
-    """DIA's OCT figure in the paper's ablations, below its table's, and the gain with it: its headline."""
+    """Returns DIA's OCT figure in the paper's ablations, and its mean gain with it: the paper's headline."""
     oct_alone = load_grid("transform-shift").published["oct2017"]["diffusion/rotation"]
     papers = paper_table()
     dia = {d: m for d, (m, _) in papers["dia"].aurocs.items()} | {"oct2017": oct_alone}
@@ -256,6 +293,9 @@ def _row(
     method: str, kind: str, lines: Sequence[Mapping[str, Any]], failures: Mapping[FailureKey, str]
 ) -> Row:
     own = [r for r in lines if (r["method"], r["weights_kind"]) == (method, kind)]
+    own_failures = {k: v for k, v in failures.items() if (k[1], weights_kind(k[2])) == (method, kind)}
+    texts = [r["weights"] for r in own] or [weights for _, _, weights, _ in own_failures]
+    weights = "; ".join(dict.fromkeys(_without_paths(kind, text) for text in texts))
     published = paper_table().get(method)
     try:
         cls = detector_class(method)
@@ -264,48 +304,31 @@ def _row(
         family, starts_from = "other", "–"
     if published is not None:
         family, starts_from = published.family, published.weights
-    cells = {}
-    for g in grouped(own):
-        d = g["dataset"]
-        runs = {r["seed"]: r for r in own if r["dataset"] == d}  # a run made twice counts once, the later one
-        proxy = d in CATALOG and CATALOG[d].proxy
-        paper, direction = (None, "") if published is None or proxy else published.beside(paper_name(d))
-        cells[d] = Entry(
-            runs=tuple(runs[s] for s in sorted(runs)),
-            mean=g["auroc_mean"],
-            std=g["auroc_std"],
-            ci=(g["auroc_ci"][0], g["auroc_ci"][1]),
-            ap=g["ap_mean"],
-            paper=paper,
-            direction=direction,
-            mark="",
-            fit_seconds=g["fit_seconds"],
-            images_per_second=g["score_images_per_second"],
-            peak_memory_mb=g["peak_memory_mb"],
-        )
-    failed: dict[str, dict[int, str]] = {}
-    for (d, m, weights, seed), reason in failures.items():
-        if (m, weights_kind(weights)) == (method, kind):
-            failed.setdefault(d, {})[seed] = reason
-    texts = [r["weights"] for r in own] or [
-        k[2] for k in failures if (k[1], weights_kind(k[2])) == (method, kind)
-    ]
-    trivial = method.startswith(TRIVIAL)
-    return Row(
-        method=method,
-        kind=kind,
-        family=UNTRAINED if trivial else family,
-        weights="nothing trained" if trivial else "; ".join(dict.fromkeys(_said(kind, t) for t in texts)),
-        starts_from="none" if trivial else starts_from,
-        published=published,
-        sizes={r["dataset"]: _seen(r) for r in own},
-        cells=cells,
-        failures=failed,
-    )
+    if method.startswith(TRIVIAL):
+        family, starts_from, weights = UNTRAINED, "none", "nothing trained"
+    sets = dict.fromkeys(r["dataset"] for r in own)
+    cells = {d: _entry(method, d, [r for r in own if r["dataset"] == d], published) for d in sets}
+    reasons: dict[str, dict[int, str]] = {}
+    for (d, _, _, seed), reason in own_failures.items():
+        reasons.setdefault(d, {})[seed] = reason
+    sizes = {r["dataset"]: _images_seen(r) for r in own}
+    return Row(method, kind, family, weights, starts_from, published, sizes, cells, reasons)
 
 
-def _said(kind: str, weights: str) -> str:
-    """What a line says of its weights, without seed and folders, which differ from run to run."""
+def _entry(
+    method: str, dataset: str, lines: Sequence[Mapping[str, Any]], published: Published | None
+) -> Entry:
+    unique = {identity(r): r for r in lines}  # a run made twice counts once, the later one
+    runs = {r["seed"]: r for r in unique.values()}
+    if len({(r["preset"], r["data_sha256"]) for r in lines}) > 1 or len(runs) < len(unique):
+        raise ValueError(f"{method} on {dataset} mixes presets, data or several settings: filter the lines")
+    proxy = dataset in CATALOG and CATALOG[dataset].proxy
+    printed = (None, "") if published is None or proxy else published.printed_for(paper_name(dataset))
+    return Entry(tuple(runs[s] for s in sorted(runs)), *printed)
+
+
+def _without_paths(kind: str, weights: str) -> str:
+    """Returns a line's description of weights without seed and folders, which differ from run to run."""
     text = re.sub(r", seed \d+", "", weights)
     if kind == "dia":
         return "dia (our own encoder)"
@@ -315,8 +338,8 @@ def _said(kind: str, weights: str) -> str:
     return text
 
 
-def _seen(line: Mapping[str, Any]) -> str:
-    """The side that a method brings images to, and what it did otherwise than its settings ask."""
+def _images_seen(line: Mapping[str, Any]) -> str:
+    """Returns the side a method resizes images to, and its deviations from the settings."""
     side = line.get("size")
     shown = ["as they are" if side is None else f"{side} px"]
     for name, (asked, done) in line.get("adapted", {}).items():
@@ -324,34 +347,7 @@ def _seen(line: Mapping[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def _families(rows: Sequence[Row]) -> list[str]:
-    """The untrained first, then the paper's in its order, then others."""
-    printed = [p.family for p in paper_table().values()]
-    return list(dict.fromkeys([UNTRAINED, *printed, *(r.family for r in rows)]))
-
-
-def _marked(rows: Sequence[Row], datasets: Sequence[str]) -> list[Row]:
-    """Marks the best and second best of each column as shown, so that equal numbers have equal marks."""
-    out = list(rows)
-    for d in datasets:
-        values = sorted({round(r.cells[d].mean, 3) for r in rows if d in r.cells}, reverse=True)
-        marks: dict[float, Mark] = dict(zip(values, ("best", "second"), strict=False))
-        for i, r in enumerate(out):
-            if d in r.cells:
-                cell = replace(r.cells[d], mark=marks.get(round(r.cells[d].mean, 3), ""))
-                out[i] = replace(r, cells={**r.cells, d: cell})
-    return out
-
-
-def _placed(row: Row, rank: float | None, base: Row | None, once: Sequence[str]) -> Row:
-    both = tuple(d for d in once if d in row.cells and base is not None and d in base.cells)
-    gain = None
-    if base is not None and both and not row.trivial:
-        gain = relative_gain([row.cells[d].mean for d in both], [base.cells[d].mean for d in both])
-    return replace(row, rank=None if rank is None else float(rank), gain=gain, gain_over=both)
-
-
-def _ranking(rows: Sequence[Row], datasets: Sequence[str]) -> tuple[Ranking | None, str]:
+def _ranking(rows: Sequence[Row], datasets: tuple[str, ...]) -> tuple[Ranking | None, str]:
     lacks = {r.name: tuple(d for d in datasets if d not in r.cells) for r in rows if not r.trivial}
     complete = [r for r in rows if all(d in r.cells for d in datasets)]
     untrained = [r for r in complete if r.trivial]
@@ -363,11 +359,6 @@ def _ranking(rows: Sequence[Row], datasets: Sequence[str]) -> tuple[Ranking | No
             f"{len(datasets)} and {len(entered)}."
         )
     test = friedman(np.array([[r.cells[d].mean for r in entered] for d in datasets]))
-    return Ranking(
-        datasets=tuple(datasets),
-        names=tuple(r.name for r in entered),
-        friedman=test,
-        nemenyi=nemenyi(test.ranks, len(datasets)),
-        trivial="" if best is None else best.name,
-        left_out={name: missing for name, missing in lacks.items() if missing},
-    ), ""
+    names, left_out = tuple(r.name for r in entered), {name: sets for name, sets in lacks.items() if sets}
+    trivial = "" if best is None else best.name
+    return Ranking(datasets, names, test, nemenyi(test.ranks, len(datasets)), trivial, left_out), ""

@@ -1,7 +1,7 @@
-"""Runs a grid into the ledger: several at once within a memory budget, with the time left, whatever fails.
+"""Carries out a grid: several runs at once within a memory budget, and the others if one fails.
 
-A run is what `runs.run` makes, and it writes its own line; so a grid killed at any moment goes on where
-it was. Knows what is to be run; `workers.py` knows where.
+`runs.run` makes a run and writes its line, so a grid that was killed at any moment goes on where it was.
+Knows what is to be run; `workers.py` knows where.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
@@ -23,14 +24,13 @@ from ..core.errors import DataError
 from ..core.training import TrainingError
 from ..data.datasets import load, load_training, name_of
 from ..data.imageset import ImageSet
-from ..detectors import DIA
-from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.registry import wanted_settings
 from .grid import TEST, Job
 from .ledger import Ledger, append_line, failures_path, identity
 from .protocol import development
-from .runs import described, run
+from .runs import images_sha256, planned, run
 
-_UNKNOWN_MB = 2048.0  # of a method that no line is known of
+_UNKNOWN_MB = 2048.0  # of a method without any line
 _LOOK = 1.0  # seconds between looks at the workers' memory
 _DIED = "its process died, most often for want of memory: try fewer --workers, or a --memory_gb"
 
@@ -58,21 +58,33 @@ class Paths:
 
 @dataclass(frozen=True)
 class Result:
-    """The line of a job and whether it was made now, or the reason why there is none."""
+    """The line of a job, with True if it was made now; or the reason why there is none."""
 
     line: Mapping[str, Any] | None
     fresh: bool = False
     reason: str = ""
 
 
-class Worker(Protocol):
-    """What carries out one job at a time."""
+class Worker:
+    """Carries out one job at a time, in this process."""
 
     def submit(self, job: Job, paths: Paths) -> Future[Result]:
-        """Starts it."""
+        """Starts a job; here it is done at once.
+
+        Args:
+            job: the run.
+            paths: where data are and results go.
+
+        Returns:
+            The future result.
+        """
+        future: Future[Result] = Future()
+        future.set_result(perform(job, paths))
+        return future
 
     def memory_mb(self) -> float:
-        """What it holds now; 0 where that is not known."""
+        """Returns the memory that it holds now in MiB; 0 if that is not known."""
+        return 0.0
 
     def kill(self) -> None:
         """Stops it at once; the next `submit` starts it anew."""
@@ -80,20 +92,24 @@ class Worker(Protocol):
 
 # --- one run, in a worker --------------------------------------------------------------------------------
 
-_sets: dict[tuple[Any, ...], ImageSet] = {}  # of one data set at a time
-_development: dict[tuple[Any, ...], tuple[ImageSet, ImageSet]] = {}  # likewise
-
 
 def perform(job: Job, paths: Paths) -> Result:
-    """Makes the line of a job, or finds it in the ledger."""
+    """Makes the line of a job, or finds it in the ledger.
+
+    Args:
+        job: the run.
+        paths: where data are and results go.
+
+    Returns:
+        The line, or the reason of a failure.
+    """
     began = time.time()
     try:
         line = run(
-            job.label, *images(job, paths), job.method, preset=job.preset, changes=job.changes,
-            encoder=job.encoder, seed=job.seed, device=paths.device,
-            workdir=Path(paths.work, name_of(job.dataset)),
-            ledger=Ledger(paths.ledger), scores=Path(paths.scores), progress=paths.progress,
-            about={"began": began, **job.about},
+            job.label, *_images(job, paths), job.method, preset=job.preset, changes=job.changes,
+            encoder=job.encoder, seed=job.seed, device=paths.device, progress=paths.progress,
+            workdir=Path(paths.work, name_of(job.dataset)), ledger=Ledger(paths.ledger),
+            scores=Path(paths.scores), about={"began": began, **job.about},
         )  # fmt: skip
     except (DataError, TrainingError) as error:
         return Result(None, reason=str(error))
@@ -101,31 +117,24 @@ def perform(job: Job, paths: Paths) -> Result:
         report = Path(paths.work, "failures", f"{str(job).replace('/', '_')}.txt")
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(traceback.format_exc())
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Result(None, reason=f"{reason} (more in {report})")
+        return Result(None, reason=f"{_in_one_line(error)} (more in {report})")
     return Result(line, fresh=line.get("began") == began)
 
 
-def images(job: Job, paths: Paths) -> tuple[ImageSet, ImageSet]:
-    """Training normals and test images."""
-    if job.judged != TEST:
-        key = (job.label, paths.data_root, job.side)
-        if key not in _development:
-            _development.clear()
-            _development[key] = development(job.dataset, job.judged, paths.data_root, job.side)
-        return _development[key]
+def _images(job: Job, paths: Paths) -> tuple[ImageSet, ImageSet]:
+    """Reads training normals and test images."""
     seed = job.seed if job.contamination else 0
-    of_training = (job.dataset, paths.data_root, job.side, job.contamination, seed)
-    of_test = (job.dataset, paths.data_root, job.side)
-    if of_test not in _sets:
-        _sets.clear()
-        _sets[of_test] = load(job.dataset, "test", paths.data_root, max_size=job.side)
-    if of_training not in _sets:
-        _sets[of_training] = load_training(
-            job.dataset, paths.data_root, contamination=job.contamination, seed=job.seed,
-            max_size=job.side,
-        )  # fmt: skip
-    return _sets[of_training], _sets[of_test]
+    return _read(job.dataset, job.judged, paths.data_root, job.side, job.contamination, seed)
+
+
+@lru_cache(maxsize=1)  # successive jobs are mostly of one data set
+def _read(
+    dataset: str, judged: str, data_root: str | None, side: int | None, contamination: float, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    if judged != TEST:
+        return development(dataset, judged, data_root, side)
+    normals = load_training(dataset, data_root, contamination=contamination, seed=seed, max_size=side)
+    return normals, load(dataset, TEST, data_root, max_size=side)
 
 
 # --- all runs --------------------------------------------------------------------------------------------
@@ -142,16 +151,16 @@ def run_grid(
     """Carries out every job that is not in the ledger.
 
     Args:
-        jobs: in the order wanted.
+        jobs: the runs, in the order wanted.
         paths: where data are and results go.
-        workers: which share the jobs.
-        memory_gb: of all workers together. A run starts where what it held before (2 GiB, where no line
-            tells) has room beside the others. If they grow beyond the budget all the same, the run begun last
-            is stopped, and made when it can be alone; what needs more even then has failed.
-        say: told each result, and whether it is a failure; by default a line on stderr.
+        workers: share the jobs.
+        memory_gb: budget of all workers together, in GiB. A run starts if the memory it held before (2 GiB
+            if no line tells) fits into the rest. If they grow beyond the budget all the same, the run begun
+            last is stopped and made again alone; a run that needs more even then has failed.
+        say: called with each result, and True if it is a failure; prints a line on stderr by default.
 
     Returns:
-        One line for each failure; each is also written to a file beside the ledger.
+        One line for each failure; each is also written to a file next to the ledger.
     """
     say = say or _on_stderr()
     waiting, free = list(jobs), list(workers)
@@ -172,21 +181,18 @@ def run_grid(
                 free.append(worker)
                 result = _result(future)
                 if future in stopped and result.line is None:
-                    if costs.needs_all(job):
-                        result = Result(
-                            None, reason=f"needs more than the {memory_gb:.3g} GiB of --memory_gb"
-                        )
-                    else:
-                        costs.put_off(job)
+                    if job not in costs.alone:
+                        costs.alone.append(job)
                         waiting.append(job)
                         continue
+                    result = Result(None, reason=f"needs more than the {memory_gb:.3g} GiB of --memory_gb")
                 if result.line is None:
                     failed.append(f"{job}: {result.reason}")
                     _keep_failure(paths, job, result.reason)
                     say(failed[-1], True)
                     continue
                 if result.fresh:
-                    costs.learn(result.line)
+                    costs.lines.append(result.line)
                 left = costs.minutes([*waiting, *(t for _, t in running.values())], len(workers))
                 say(_news(total - len(waiting) - len(running), total, left, job, result), False)
             if running.keys() - stopped and sum(w.memory_mb() for w, _ in running.values()) > budget:
@@ -200,48 +206,48 @@ def run_grid(
 
 
 class Costs:
-    """What runs need, as far as the ledger's lines tell.
+    """Estimates of time and memory, from the ledger's lines.
 
     Args:
-        lines: of the ledger.
+        lines: of the ledger; new ones may be added.
         budget: MiB of all runs at a time.
     """
 
     def __init__(self, lines: Sequence[Mapping[str, Any]], budget: float = float("inf")):
         self.lines, self.budget = list(lines), budget
-        self.alone: list[Job] = []
+        self.alone: list[Job] = []  # jobs that may only run alone
 
     def next(self, waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
-        """The first of the waiting that has room beside the running; any has, where nothing runs."""
+        """Returns the first waiting job that the budget has room for; any job, if none is running.
+
+        Args:
+            waiting: jobs in the order wanted.
+            running: jobs that are running.
+
+        Returns:
+            The job; None if there is none.
+        """
         room = self.budget - sum(self.memory_mb(t) for t in running)
         return next((t for t in waiting if not running or self.memory_mb(t) <= room), None)
 
-    def put_off(self, job: Job) -> None:
-        """It is to run alone."""
-        self.alone.append(job)
-
-    def needs_all(self, job: Job) -> bool:
-        """Whether it was put off."""
-        return job in self.alone
-
     def memory_mb(self, job: Job) -> float:
-        """The most that runs of this method held, on this data set if there were any."""
-        if self.needs_all(job):
+        """Returns the most MiB that runs of this method held, on this data set if there were any."""
+        if job in self.alone:
             return self.budget
         return max((r["peak_memory_mb"] for r in self._of(job)), default=_UNKNOWN_MB)
 
-    def seconds(self, job: Job) -> float | None:
-        """The mean time of such runs; None where there is no telling."""
-        known = [r.get("run_seconds", r["fit_seconds"]) for r in self._of(job)]
-        return mean(known) if known else None
-
-    def learn(self, line: Mapping[str, Any]) -> None:
-        """Takes a new line into account."""
-        self.lines.append(line)
-
     def minutes(self, jobs: Sequence[Job], workers: int) -> float | None:
-        """Time for these jobs, those of unknown cost at the mean of the others; None where all are."""
-        known = [s for t in jobs if (s := self.seconds(t)) is not None]
+        """Estimates the time for jobs; jobs of unknown cost count as the mean of the others.
+
+        Args:
+            jobs: to be done.
+            workers: that share them.
+
+        Returns:
+            Minutes; None if no cost is known.
+        """
+        of_each = [[r.get("run_seconds", r["fit_seconds"]) for r in self._of(job)] for job in jobs]
+        known = [mean(seconds) for seconds in of_each if seconds]
         if jobs and not known:
             return None
         return len(jobs) * mean(known or [0.0]) / workers / 60
@@ -252,18 +258,32 @@ class Costs:
 
 
 def missing(jobs: Sequence[Job], paths: Paths) -> list[Job]:
-    """Those jobs whose line is not in the ledger."""
+    """Returns the jobs whose line is not in the ledger.
+
+    Args:
+        jobs: the runs.
+        paths: where data are and results go.
+
+    Returns:
+        The missing jobs, in order.
+    """
     there = {identity(r) for r in Ledger(paths.ledger).rows()}
     return [job for job in jobs if identity(asked(job, paths)) not in there]
 
 
 def asked(job: Job, paths: Paths) -> dict[str, Any]:
-    """What the line of a job will say of its run, by `runs.described`."""
-    normals, test = images(job, paths)
-    wanted = wanted_settings(job.method, job.preset, job.changes)
-    own = DIA(wanted_settings(DIA.method, job.preset, job.encoder), seed=job.seed)
-    detector = detector_class(job.method)(wanted, seed=job.seed)
-    return described(job.label, detector, job.preset, f"{normals.sha256()[:32]}{test.sha256()[:32]}", own)
+    """Returns the fields of a job's line that describe its run, see `runs.planned`.
+
+    Args:
+        job: the run.
+        paths: where data are.
+
+    Returns:
+        The fields by name.
+    """
+    normals, test = _images(job, paths)
+    data = images_sha256(normals.sha256(), test.sha256())
+    return planned(job.label, job.method, job.preset, job.seed, data, job.changes, job.encoder)
 
 
 def _result(future: Future[Result]) -> Result:
@@ -271,16 +291,20 @@ def _result(future: Future[Result]) -> Result:
         return future.result()
     except BrokenProcessPool:
         return Result(None, reason=_DIED)
-    except Exception as error:  # of Ray, there are many
-        return Result(None, reason=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    except Exception as error:  # Ray has many kinds
+        return Result(None, reason=_in_one_line(error))
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _keep_failure(paths: Paths, job: Job, reason: str) -> None:
+    wanted = wanted_settings(job.method, job.preset, job.changes)
     facts = {
         "dataset": name_of(job.dataset), "method": job.method, "seed": job.seed, "preset": job.preset,
+        "weights": getattr(wanted, "weights", "none"), "reason": reason, "time": round(time.time()),
     }  # fmt: skip
-    wanted = wanted_settings(job.method, job.preset, job.changes)
-    facts |= {"weights": getattr(wanted, "weights", "none"), "reason": reason, "time": round(time.time())}
     append_line(failures_path(Path(paths.ledger)), json.dumps(facts).encode() + b"\n")
 
 

@@ -37,7 +37,7 @@ class Scored:
     Args:
         scores: `(N,)`.
         heatmaps: `(N, H, W)` or None.
-        images_per_second: of scoring, with the heatmaps where they were made.
+        images_per_second: speed of scoring, with the heatmaps if they were made.
         metrics: image and, with masks and heatmaps, pixel metrics; None without labels of both classes.
     """
 
@@ -48,12 +48,12 @@ class Scored:
 
 
 def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_boot: int = 2000) -> Scored:
-    """Scores a set, and measures against its labels and masks where it has them.
+    """Scores a set, and measures the scores against its labels and masks if it has them.
 
     Args:
         detector: fitted.
         images: N images in the shape that was fitted.
-        heatmaps: make them in the same pass, where the method has them.
+        heatmaps: make heatmaps in the same pass, if the method has them.
         n_boot: resamples of each confidence interval.
 
     Returns:
@@ -73,60 +73,83 @@ def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_
 
 
 def facts_of(detector: Detector, dataset: str, preset: str, normals: ImageSet) -> dict[str, Any]:
-    """What a saved run remembers of how it came about."""
+    """Returns the facts about its making that a saved run keeps.
+
+    Args:
+        detector: to be fitted.
+        dataset: name or path of the training data.
+        preset: of the settings.
+        normals: the training images.
+
+    Returns:
+        Plain values by name.
+    """
     return {
-        "dataset": dataset,
-        "preset": preset,
-        "train_sha256": normals.sha256(),
-        "weights": detector.weights_source(),
-        **environment(),
-    }
+        "dataset": dataset, "preset": preset, "train_sha256": normals.sha256(),
+        "weights": detector.weights_source(), **environment(),
+    }  # fmt: skip
+
+
+def images_sha256(normals: str, test: str) -> str:
+    """Joins the hashes of training normals and test images to a line's `data_sha256`, of 64 hex digits.
+
+    Args:
+        normals: `ImageSet.sha256()` of the training normals.
+        test: likewise, of the test images.
+
+    Returns:
+        The first 32 digits of each.
+    """
+    return normals[:32] + test[:32]
 
 
 def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> dict[str, Any]:
-    """The ledger's line for a fitted detector with `facts_` and its scores on a labelled test set."""
+    """Returns the ledger's line of a fitted detector on a labelled test set.
+
+    Args:
+        detector: fitted, with `facts_`.
+        scored: its output on the test set.
+        test: the test images, with labels of both classes.
+        dataset: name of the data set.
+
+    Returns:
+        The line.
+
+    Raises:
+        DataError: the test set has no labels of both classes.
+    """
     if scored.metrics is None:
         raise DataError(f"{dataset}: the test set needs labels of both classes for a ledger line")
-    now = environment()
-    facts = detector.facts_
-    data = f"{facts['train_sha256'][:32]}{test.sha256()[:32]}"
+    now, facts = environment(), detector.facts_
+    data = images_sha256(facts["train_sha256"], test.sha256())
     return {
-        **described(dataset, detector, facts["preset"], data),
-        **scored.metrics,
-        "n_train": detector.n_train_,
-        "n_calibration": detector.n_calibration_,
-        "n_test": len(test),
-        "image_shape": list(detector.shape_),
-        "size": detector.side(),
+        **described(dataset, detector, facts["preset"], data), **scored.metrics,
+        "n_train": detector.n_train_, "n_calibration": detector.n_calibration_, "n_test": len(test),
+        "image_shape": list(detector.shape_), "size": detector.side(),
         "fit_seconds": round(detector.fit_seconds_, 2),
         "score_images_per_second": round(scored.images_per_second, 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-        "threads": torch.get_num_threads(),
-        "device": now["device"],
-        "cpu_count": now["cpu_count"],
-        "weights": facts["weights"],
-        "settings_hash": detector.settings_hash(),
-        "commit": now["commit"],
-        "versions": now["versions"],
+        "peak_memory_mb": round(peak_memory_mb(), 1), "threads": torch.get_num_threads(),
+        "device": now["device"], "cpu_count": now["cpu_count"], "weights": facts["weights"],
+        "settings_hash": detector.settings_hash(), "commit": now["commit"], "versions": now["versions"],
         **{name: facts[name] for name in ("adapted", "matched") if facts.get(name)},
-    }
+    }  # fmt: skip
 
 
 def described(
     dataset: str, detector: Detector, preset: str, data_sha256: str, own: Detector | None = None
 ) -> dict[str, Any]:
-    """What a line says of a run before its numbers: the fields of `ledger.IDENTITY`, and `weights_kind`.
+    """Returns the fields of a line that describe its run: those of `ledger.IDENTITY`, and `weights_kind`.
 
     Args:
         dataset: its name.
-        detector: fitted or not; its settings are what is run.
-        preset: which the settings are compared with.
-        data_sha256: of training normals and test images, 32 hex digits each.
-        own: the detector whose encoder is meant by the weights `dia`; not needed once these are `dia:RUN`.
+        detector: fitted or not, with the run's settings.
+        preset: the preset that the settings are compared with.
+        data_sha256: of `images_sha256`.
+        own: the detector whose encoder the weights `dia` mean; not needed for weights `dia:RUN`.
 
     Returns:
-        `settings` holds what differs from the preset. Weights of a file are `sha256:…` there. Those of a run
-        are `dia`, and `encoder` says how that run was made.
+        The fields by name. `settings` holds the values that differ from the preset; weights from a file are
+        `sha256:…` there, weights of a run are `dia`, and then `encoder` describes that run.
     """
     s, base = detector.s, wanted_settings(detector.method, preset)
     given = getattr(s, "weights", "none")
@@ -145,15 +168,41 @@ def described(
     return made | {"holdout": detector.holdout, "seed": detector.seed, "data_sha256": data_sha256}
 
 
+def planned(
+    dataset: str,
+    method: str,
+    preset: str,
+    seed: int,
+    data_sha256: str,
+    changes: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the fields of `described` for a run that is not made yet.
+
+    Args:
+        dataset: its name.
+        method: a name of the registry.
+        preset: of the settings.
+        seed: of the run.
+        data_sha256: of `images_sha256`.
+        changes: settings by dotted name that differ from the preset's.
+        encoder: likewise, of the `dia` whose encoder the weights `dia` name.
+
+    Returns:
+        The fields by name.
+    """
+    own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed)
+    detector = detector_class(method)(wanted_settings(method, preset, changes), seed=seed)
+    return described(dataset, detector, preset, data_sha256, own)
+
+
 def full_settings(line: Mapping[str, Any]) -> Any:
-    """The whole settings of a line's run, as they are written today; None where they are not known.
+    """Returns the whole settings of a line's run, as they are written today; None if they are not known.
 
     Two lines may name the same settings in two ways, such as by presets that do not differ for a method.
     """
-    if line.get("settings") is None:
-        return None
     try:
-        if line["revision"] != detector_class(line["method"]).revision:
+        if line.get("settings") is None or line["revision"] != detector_class(line["method"]).revision:
             return None
         return _full_settings(line["method"], line["preset"], json.dumps(line["settings"], sort_keys=True))
     except DataError:  # a method or a setting that is gone
@@ -166,14 +215,14 @@ def _full_settings(method: str, preset: str, changes: str) -> Any:
 
 
 def weights_kind(weights: str) -> str:
-    """`none`, `imagenet`, `dia` or `file`, of a setting `weights`."""
+    """Returns the kind of a setting `weights`: `none`, `imagenet`, `dia` or `file`."""
     if weights in ("none", "imagenet"):
         return weights
     return "dia" if weights == OWN_WEIGHTS or weights.startswith(OWN) else "file"
 
 
 def _encoder(own: Detector, preset: str, train_sha256: str) -> dict[str, Any]:
-    """How the encoder that others start from was made."""
+    """Describes the run of the encoder that other methods start from."""
     return {
         "method": own.method,
         "revision": own.revision,
@@ -184,7 +233,7 @@ def _encoder(own: Detector, preset: str, train_sha256: str) -> dict[str, Any]:
 
 
 def _encoder_of(run: Path, preset: str) -> dict[str, Any]:
-    """The same of a saved run; where its folder does not say, the sha256 of its weights."""
+    """Describes a saved run; if its folder does not tell, by the sha256 of its weights."""
     try:
         config = json.loads((run / "config.json").read_text())
         own = detector_class(config["method"])(seed=config["seed"])
@@ -198,18 +247,18 @@ def _encoder_of(run: Path, preset: str) -> dict[str, Any]:
 
 
 def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
-    """Where the raw scores of a ledger line lie."""
+    """Returns the file of a line's raw scores, which holds `scores` float64 and `labels` int8.
+
+    Args:
+        folder: of raw scores.
+        line: of the ledger.
+
+    Returns:
+        The path of an .npz file.
+    """
     kind = line["method"].replace(":", "_")
     parts = line["dataset"], kind, line["settings_hash"], line["data_sha256"][:8], line["seed"]
     return folder / f"{'-'.join(map(str, parts))}.npz"
-
-
-def keep_scores(path: Path, scores: np.ndarray, test: ImageSet) -> None:
-    """Writes `scores` float64 and `labels` int8, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}")
-    np.savez_compressed(new, scores=scores, labels=np.asarray(test.labels))
-    new.replace(path)
 
 
 def run(
@@ -230,45 +279,77 @@ def run(
     progress: bool = False,
     on_fitted: Callable[[Detector, Scored], None] | None = None,
 ) -> Mapping[str, Any]:
-    """Fits one method on `normals`, measures it on `test`, writes the line; a line already there is returned.
+    """Fits one method, measures it on a test set and writes the ledger's line, unless the line is there.
 
     Args:
-        changes: settings by dotted name that differ from the preset's. `weights` may be `dia` here: the
-            encoder of `dia` with this preset and seed, fitted on the same normals before.
-        encoder: that `dia`'s own changes, likewise.
-        scores: folder in which the raw scores and labels are kept too, for paired comparisons.
+        dataset: name of the data set.
+        normals: training images.
+        test: test images with labels of both classes.
+        method: a name of the registry.
+        preset: of the settings.
+        seed: of every random number.
+        device: auto, cpu, cuda or cuda:N.
+        workdir: folder of finished stages, which methods share and an interrupted fit goes on from.
+        ledger: where the line is looked for and written.
+        changes: settings by dotted name that differ from the preset's. The value `dia` of `weights` means the
+            encoder of `dia` with this preset and seed, which is fitted on the same normals first.
+        encoder: changes of that `dia`'s settings, likewise.
+        scores: folder in which raw scores and labels are kept for paired comparisons.
         about: further fields of the line.
-        workdir: shares finished stages between methods, and an interrupted fit goes on from there.
+        progress: show progress bars.
+        on_fitted: called with the detector and its output on the test set, if the run is made now.
+
+    Returns:
+        The line.
+
+    Raises:
+        DataError: no such method or setting, or images that do not fit.
     """
-    wanted = wanted_settings(method, preset, changes)
-    own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
-    data = f"{normals.sha256()[:32]}{test.sha256()[:32]}"
-    asked = described(dataset, detector_class(method)(wanted, seed=seed), preset, data, own)
+    asked = planned(
+        dataset, method, preset, seed, images_sha256(normals.sha256(), test.sha256()), changes, encoder
+    )
     # of several processes that want this run at once, the others find its line
     with locked(workdir / "locks" / fingerprint(identity(asked))):
         made = None if ledger is None else ledger.find(asked)
         if made and (scores is None or scores_path(scores, made).exists()):
             return made
         start, cpu = time.perf_counter(), time.process_time()
+        wanted = wanted_settings(method, preset, changes)
         if getattr(wanted, "weights", None) == OWN_WEIGHTS:
+            own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
             own.facts_ = facts_of(own, dataset, preset, normals)
             wanted = replace(wanted, weights=f"{OWN_WEIGHTS}:{_kept(own, normals, workdir, progress)}")
         reset_peak_memory()
         detector = detector_class(method)(wanted, seed=seed, device=device)
         detector.facts_ = facts_of(detector, dataset, preset, normals)
         detector.fit(normals, workdir=workdir, resume=True, progress=progress)
-        wants_maps = test.masks is not None or on_fitted is not None
-        scored = score_set(detector, test, heatmaps=wants_maps)
+        scored = score_set(detector, test, heatmaps=test.masks is not None or on_fitted is not None)
         line = record(detector, scored, test, dataset) | dict(about or {})
         line["run_seconds"] = round(time.perf_counter() - start, 2)
         line["cpu_seconds"] = round(time.process_time() - cpu, 2)  # of all threads: other work counts less
         if scores is not None:
-            keep_scores(scores_path(scores, line), scored.scores, test)
+            path = scores_path(scores, line)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}")  # whole or not at all
+            np.savez_compressed(new, scores=scored.scores, labels=np.asarray(test.labels))
+            new.replace(path)
         if ledger is not None:
             ledger.append(line)
         if on_fitted is not None:
             on_fitted(detector, scored)
         return line
+
+
+def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:
+    """Returns the folder of this detector fitted on these normals, and makes it if it is absent."""
+    folder = workdir / f"own-{fingerprint(own.settings_hash(), own.seed, normals.sha256())}"
+    with locked(workdir / "locks" / folder.name):
+        if not folder.exists():
+            own.fit(normals, workdir=workdir, resume=True, progress=progress).save(folder)
+    return folder
+
+
+# --- the lines that count ---------------------------------------------------------------------------------
 
 
 def current_lines(
@@ -279,48 +360,72 @@ def current_lines(
     methods: Sequence[str] | None = None,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Mapping[str, Any]]:
-    """Of a ledger's lines those that a benchmark with this preset makes today: one for each run.
+    """Selects the ledger lines that a benchmark with this preset would make today, one for each run.
 
-    Left out are ablations, lines of earlier settings, of data other than the newest line's, and of methods
-    that are no longer there. Of a run made twice the later line counts.
+    It leaves out ablations, lines of earlier settings, of data other than the newest line's, and of methods
+    that are gone. If a run was made twice, the later line counts.
 
     Args:
-        rows: oldest first.
+        rows: ledger lines, oldest first.
         preset: of the settings.
-        datasets: all where None.
+        datasets: names to select; all if None.
         methods: likewise.
         changes: of settings by dotted name, by method.
+
+    Returns:
+        The lines, in order.
     """
-    wanted: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for r in rows:
-        asked = r["dataset"] in (datasets or [r["dataset"]]) and r["method"] in (methods or [r["method"]])
-        if not asked or r["preset"] != preset or "ablation" in r:
-            continue
-        if r.get("settings") is not None and identity(r) == _identity_today(r, changes or {}):
-            wanted[r["dataset"], r["method"], r["weights_kind"], r["seed"]] = r
+    asked = [r for r in rows if _asked(r, preset, datasets, methods) and "ablation" not in r]
+    known = [r for r in asked if r.get("settings") is not None]
+    today = [r for r in known if identity(r) == _identity_today(r, changes or {})]
+    wanted = {(r["dataset"], r["method"], r["weights_kind"], r["seed"]): r for r in today}
     newest = {r["dataset"]: r["data_sha256"] for r in rows if any(r is w for w in wanted.values())}
     return [r for r in wanted.values() if r["data_sha256"] == newest[r["dataset"]]]
 
 
+def open_failures(
+    failed: Sequence[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
+    preset: str,
+    *,
+    datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+) -> dict[tuple[str, str, str, int], str]:
+    """Selects the failed runs that have no line since.
+
+    Args:
+        failed: lines of the file of failures, oldest first.
+        lines: of `current_lines`.
+        preset: of the settings.
+        datasets: names to select; all if None.
+        methods: likewise.
+
+    Returns:
+        The last reason of each, by data set, method, weights and seed.
+    """
+    done = {(r["dataset"], r["method"], r["weights_kind"], r["seed"]) for r in lines}
+    return {
+        (f["dataset"], f["method"], f["weights"], f["seed"]): f["reason"]
+        for f in failed
+        if _asked(f, preset, datasets, methods)
+        and (f["dataset"], f["method"], weights_kind(f["weights"]), f["seed"]) not in done
+    }
+
+
+def _asked(
+    row: Mapping[str, Any], preset: str, datasets: Sequence[str] | None, methods: Sequence[str] | None
+) -> bool:
+    of_set = not datasets or row["dataset"] in datasets
+    return row["preset"] == preset and of_set and (not methods or row["method"] in methods)
+
+
 def _identity_today(line: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The identity that such a line with the same weights would have now; None if the method is gone."""
-    method, preset, data = line["method"], line["preset"], line["data_sha256"]
+    """Returns the identity that a line's run would have now with the same weights; None if it cannot be."""
+    method, preset, own = line["method"], line["preset"], dict(changes.get(line["method"], {}))
     try:
-        wanted = wanted_settings(method, preset, changes.get(method))
+        if hasattr(usual := wanted_settings(method, preset), "weights"):
+            own["weights"] = line["settings"].get("weights", usual.weights)
+        data, encoder = line["data_sha256"], changes.get(DIA.method)
+        return identity(planned(line["dataset"], method, preset, line["seed"], data, own, encoder))
     except DataError:
         return None
-    if hasattr(wanted, "weights"):
-        weights = line["settings"].get("weights", wanted_settings(method, preset).weights)
-        wanted = replace(wanted, weights=weights)
-    own = DIA(wanted_settings(DIA.method, preset, changes.get(DIA.method)), seed=line["seed"])
-    detector = detector_class(method)(wanted, seed=line["seed"])
-    return identity(described(line["dataset"], detector, preset, data, own))
-
-
-def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:
-    """The folder of this detector fitted on these normals, made if absent."""
-    folder = workdir / f"own-{fingerprint(own.settings_hash(), own.seed, normals.sha256())}"
-    with locked(workdir / "locks" / folder.name):
-        if not folder.exists():
-            own.fit(normals, workdir=workdir, resume=True, progress=progress).save(folder)
-    return folder

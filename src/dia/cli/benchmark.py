@@ -1,26 +1,30 @@
-"""The commands about grids of runs: `dia benchmark`, `ablate`, `explore`, `confirm` and `report benchmark`.
+"""The commands `dia benchmark` and `dia report benchmark`, and the options of all grids of runs.
 
-Types and help only: what the commands do is in `grids.py`.
+Their parsers need neither torch nor a detector: everything else is imported when a command runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import Namespace
-
-from ..benchmark.ledger import LEDGER
+from ..benchmark.ledger import FAILED, LEDGER, Ledger, failures_path
+from ..core.errors import DataError, TrainingError
 from .help import parsed
-from .options import Cluster, DataRoot, Device, err
+from .options import Cluster, DataRoot, Device, remark, result
 from .options import out as console
 
-SCORES = "results/scores"
+if TYPE_CHECKING:
+    from ..benchmark.grid import Job
+    from ..benchmark.runner import Paths
+    from ..report.benchmark_page import Context
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(Cluster, Device, DataRoot):
+class Runs(Cluster, Device, DataRoot):
     """Where the runs read and write, and how many run at a time.
 
     Args:
@@ -33,32 +37,44 @@ class Grid(Cluster, Device, DataRoot):
     """
 
     ledger: str = LEDGER
-    scores: str = SCORES
+    scores: str = "results/scores"
     work: str = ".work"
     workers: int | None = None
     memory_gb: float | None = None
 
+    def paths(self) -> Paths:
+        """Returns the places of data and results."""
+        from ..benchmark.runner import Paths
 
-@dataclass(frozen=True, kw_only=True)
-class AblationGrid(Grid):
-    """Where the runs read and write, and how many run at a time."""
+        bar = sys.stderr.isatty() and self.executor == "local" and self.workers in (None, 1)
+        return Paths(self.ledger, self.scores, self.work, self.data_root, self.device, bar)
 
-    ledger: str = "results/ablations.jsonl"
+    def carry_out(self, jobs: Sequence[Job]) -> list[str]:
+        """Runs jobs, and returns a line for each failure."""
+        from ..benchmark.runner import run_grid
+        from ..benchmark.workers import memory_of_machine_gb, workers_of
+
+        several = self.executor == "local" and (self.workers or 1) > 1
+        memory = 0.8 * memory_of_machine_gb() if several and self.memory_gb is None else self.memory_gb
+        with workers_of(
+            self.executor, self.workers, device=self.device, apart=self.memory_gb is not None,
+            address=self.ray_address,
+        ) as workers:  # fmt: skip
+            return run_grid(jobs, self.paths(), workers, memory_gb=memory)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplorationGrid(Grid):
-    """Where the runs read and write, and how many run at a time."""
+def refuse_failures(failed: Sequence[str]) -> None:
+    """Raises `TrainingError` if any run failed."""
+    if failed:
+        number = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
+        raise TrainingError(f"{number}; the first: {failed[0]}; the same command tries them anew")
 
-    ledger: str = "results/explore.jsonl"
-    scores: str = ".work/explored"
 
+def _check_preset(preset: str) -> None:
+    from ..detectors.presets import PRESETS
 
-def default_methods() -> list[str]:
-    """The methods of a benchmark that names none: no pretrained weights, no extra package."""
-    from ..detectors.registry import METHODS
-
-    return [m for m, cls in METHODS.items() if not cls.pretrained and not cls.extra]
+    if preset not in PRESETS:
+        raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
 
 
 @parsed(config=True)
@@ -73,7 +89,7 @@ def benchmark(
     max_size: int | None = None,
     readme: str | None = None,
     dry_run: bool = False,
-    grid: Grid,
+    runs: Runs,
 ) -> None:
     r"""Run data sets × methods × seeds into the ledger.
 
@@ -93,7 +109,7 @@ def benchmark(
         max_size: read images at this side at most; default: the preset's
         readme: write the table between this file's RESULTS marks
         dry_run: show which runs are missing, and their cost
-        grid: where and how the runs are made.
+        runs: where and how the runs are made.
 
     Examples:
         dia benchmark --datasets [pneumoniamnist,breastmnist] --methods [dia,msc,trivial:hog] \
@@ -101,21 +117,50 @@ def benchmark(
         dia benchmark --config grid.yaml --dry_run
         dia benchmark --methods [patchcore] --settings '{patchcore: {size: 96}}'
     """
-    from .grids import benchmark as run
+    from ..benchmark.grid import benchmark_grid
+    from ..benchmark.runner import missing
+    from ..report.benchmark_page import readme_table
 
-    asked = Namespace(
-        datasets=datasets, methods=default_methods() if methods is None else methods, seeds=seeds,
-        preset=preset, weights=weights, settings=settings, max_size=max_size, readme=readme, dry_run=dry_run,
-        **vars(grid),
-    )  # fmt: skip
-    run(asked, console, err)
+    _check_preset(preset)
+    grid, left_out = benchmark_grid(
+        datasets, methods, seeds, preset, max_size=max_size, weights=weights, settings=settings
+    )
+    for line in left_out:
+        remark(line, "yellow")
+    jobs = grid.jobs()
+    if dry_run:
+        return _show_cost(missing(jobs, runs.paths()), len(jobs), runs.ledger)
+    failed = runs.carry_out(jobs)
+    if readme:
+        readme_table(Path(readme), Ledger(runs.ledger).rows())
+    refuse_failures(failed)
+
+
+def _show_cost(left: Sequence[Job], total: int, ledger: str) -> None:
+    """Prints the missing runs, and their time as far as the ledger's lines tell."""
+    from ..benchmark.runner import Costs
+    from ..report import render
+    from ..report.table import table
+
+    costs = Costs(Ledger(ledger).rows())
+    rows, whole, unknown = [], 0.0, 0
+    for method, dataset in dict.fromkeys((j.method, j.dataset) for j in left):
+        own = [j for j in left if (j.method, j.dataset) == (method, dataset)]
+        minutes = costs.minutes(own, 1)
+        whole, unknown = whole + (minutes or 0), unknown + len(own) * (minutes is None)
+        rows.append([method, dataset, str(len(own)), "unknown" if minutes is None else f"{minutes:.1f}"])
+    console.print(
+        render.console(table(("method", "data set", "runs to make", "minutes, by earlier runs"), rows))
+    )
+    more = f", and {unknown} of unknown cost" if unknown else ""
+    result(f"{len(left)} of {total} runs are to be made: about {whole:.0f} minutes with one worker{more}")
 
 
 @parsed(config=True)
 def report_benchmark(
     *,
     ledger: str = LEDGER,
-    scores: str = SCORES,
+    scores: str = Runs.scores,
     preset: str = "cpu",
     datasets: list[str] | None = None,
     methods: list[str] | None = None,
@@ -146,103 +191,45 @@ def report_benchmark(
         dia report benchmark --datasets [breastmnist,pneumoniamnist] --out two-sets
         dia report benchmark --config report.yaml
     """
-    from .grids import report
+    from ..benchmark.runs import current_lines, open_failures
+    from ..data.datasets import name_of
+    from ..detectors.presets import MAX_SIZE
+    from ..report.benchmark_page import write_benchmark_report
 
-    asked = Namespace(
-        ledger=ledger, scores=scores, preset=preset, datasets=datasets, methods=methods, settings=settings,
-        out=out, data_root=root.data_root,
-    )  # fmt: skip
-    report(asked, console)
-
-
-def ablate(
-    grid: str | None = None,
-    *,
-    list: bool = False,
-    datasets: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-    preset: str | None = None,
-    reference: Sequence[str] | None = None,
-    out: str = "results/ablations",
-    draw: bool = False,
-    dry_run: bool = False,
-    runs: AblationGrid,
-) -> None:
-    """Run a grid of settings × data sets × seeds, and draw what each choice is worth.
-
-    Into a ledger of its own, from which a page with tables, a plot and paired intervals is drawn. What is
-    there already is not run again. A grid of your own is a few lines of YAML.
-
-    Args:
-        grid: a shipped grid's name, or a YAML file
-        list: show what grids are shipped
-        datasets: data sets, as [a,b] (default: the grid's own)
-        seeds: seeds of the runs, as [0,1,2] (default: the grid's own)
-        preset: cpu, gpu or paper (default: the grid's own)
-        reference: levels of the cell to compare with, as [none,excluded]
-        out: folder of the page and the plot
-        draw: run nothing; draw what the ledger holds
-        dry_run: list the cells and what each changes
-        runs: where and how the runs are made.
-
-    Examples:
-        dia ablate --list
-        dia ablate dissolver-masking --data_root data --dry_run
-        dia ablate dissolver-masking --datasets [breastmnist] --seeds [0,1,2] --data_root data
-        dia ablate dissolver-masking --draw --reference [none,excluded]
-    """
-    from .grids import ablate as run
-
-    asked = Namespace(
-        grid=grid, list=list, datasets=datasets, seeds=seeds, preset=preset, reference=reference, out=out,
-        draw=draw, dry_run=dry_run, **vars(runs),
-    )  # fmt: skip
-    run(asked, console)
+    _check_preset(preset)
+    names = datasets and [name_of(d) for d in datasets]
+    rows = Ledger(ledger).rows()
+    lines = current_lines(rows, preset, datasets=names, methods=methods, changes=settings)
+    if not lines:
+        raise DataError(f"{ledger}: no line of preset {preset} with these settings; run `dia benchmark`")
+    failed = Ledger(failures_path(Path(ledger)), FAILED).rows()
+    failures = open_failures(failed, lines, preset, datasets=names, methods=methods)
+    sets = _set_contexts(lines, root.data_root, MAX_SIZE[preset])
+    for path in write_benchmark_report(Path(out), lines, Path(scores), failures, sets=sets):
+        result(str(path))
 
 
-def explore(
-    recipes: list[str],
-    *,
-    datasets: list[str] | None = None,
-    seeds: Sequence[int] = (0,),
-    grid: ExplorationGrid,
-) -> None:
-    """Judge recipes on development data: no test set is read.
+def _set_contexts(
+    lines: Sequence[Mapping[str, Any]], data_root: str | None, side: int | None
+) -> dict[str, Context]:
+    """Describes the images of the lines' data sets that are found and are the same images."""
+    from ..benchmark.runs import images_sha256
+    from ..data.datasets import load, load_training
+    from ..data.quality import has_near_duplicate
+    from ..report.benchmark_page import Context
+    from ..report.context import direction_of, facts_of_set
 
-    Where a data set has a labelled val split, on that; and on lesions pasted into training normals that were
-    left out. A recipe is a YAML file: date, reasoning, method, and of preset, settings, datasets, seeds,
-    max_size what differs from the usual. What is in the ledger already is not run again.
-
-    Args:
-        recipes: YAML files
-        datasets: data sets, as [a,b] (default: the recipe's own)
-        seeds: seeds of the runs, as [0,1,2]
-        grid: where and how the runs are made.
-
-    Examples:
-        dia explore recipes/one.yaml recipes/other.yaml --data_root data
-        dia explore recipes/one.yaml --datasets [breastmnist] --seeds [0,1,2] --data_root data
-    """
-    from .grids import explore as run
-
-    run(Namespace(recipes=recipes, datasets=datasets, seeds=seeds, **vars(grid)), console)
-
-
-def confirm(recipe: str, *, grid: Grid) -> None:
-    """Let a frozen recipe meet its test sets: once, with all its seeds.
-
-    The file must be committed. A recipe that met a test set cannot be changed under its name, and settings
-    that were run on it before confirm nothing; both are refused. The lines say how many recipes met that test
-    set before. The same command goes on after an interruption.
-
-    Args:
-        recipe: a YAML file, committed
-        grid: where and how the runs are made.
-
-    Examples:
-        dia confirm recipes/one.yaml --data_root data
-        dia confirm recipes/one.yaml --data_root data --ledger results/runs.jsonl --workers 2
-    """
-    from .grids import confirm as run
-
-    run(Namespace(recipe=recipe, **vars(grid)), console)
+    found = {}
+    for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):
+        try:
+            test = load(name, "test", data_root, max_size=side)
+            normals = load_training(name, data_root, max_size=side)
+        except DataError as error:
+            remark(f"{name}: duplicates and copies are not counted ({error})")
+            continue
+        if sha256 != images_sha256(normals.sha256(), test.sha256()) or test.labels is None:
+            remark(f"{name}: duplicates and copies are not counted, as the runs are of other images")
+            continue
+        facts = facts_of_set(test, normals, direction_of(name))
+        found[name] = Context(facts, test.labels, has_near_duplicate(test, normals))
+    return found

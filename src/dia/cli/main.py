@@ -57,13 +57,13 @@ COMMANDS = {
         "benchmark", "Draw the table of a benchmark from the ledger: HTML, Markdown, CSV, LaTeX, figures"
     ),
     "benchmark": Command("benchmark", "Run data sets × methods × seeds into the ledger"),
-    "explore": Command("benchmark", "Judge recipes on development data: no test set is read"),
-    "confirm": Command("benchmark", "Let a frozen recipe meet its test sets: once, with all its seeds"),
+    "explore": Command("grids", "Judge recipes on development data: no test set is read"),
+    "confirm": Command("grids", "Let a frozen recipe meet its test sets: once, with all its seeds"),
     "methods": Command(
         "data", "List the methods: family, paper, published weights, sizes, heatmaps, settings"
     ),
     "ablate": Command(
-        "benchmark", "Run a grid of settings × data sets × seeds, and draw what each choice is worth"
+        "grids", "Run a grid of settings × data sets × seeds, and draw what each choice is worth"
     ),
     "data": Command("data", "List the known data sets, or check what is in one of them or in a path"),
     "serve": Command("deploy", "Open the review page and the HTTP service of a fitted model, until Ctrl-C"),

@@ -1,4 +1,4 @@
-"""Comparing methods: on the same test images with intervals, and by ranks over data sets. Knows numbers only.
+"""Compares methods on the same test images with intervals, and by ranks over data sets. Knows numbers only.
 
 Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver
 Operating Characteristic Curves", Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014, for its
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import friedmanchisquare, kendalltau, rankdata, spearmanr, studentized_range
+from scipy.stats import friedmanchisquare, rankdata, studentized_range
 from scipy.stats import t as student
 
 
 class Difference(NamedTuple):
-    """A difference of AUROCs: the value, its interval, and the two-sided p-value of no difference."""
+    """A difference of AUROCs: the value, its 95 % interval, and the two-sided p-value of no difference."""
 
     value: float
     low: float
@@ -45,16 +45,6 @@ class Nemenyi(NamedTuple):
     groups: list[tuple[int, ...]]
 
 
-class Agreement(NamedTuple):
-    """How well one order agrees with another: Spearman's ρ and Kendall's τ-b, each with its interval."""
-
-    spearman: float
-    spearman_ci: tuple[float, float]
-    kendall: float
-    kendall_ci: tuple[float, float]
-    n: int
-
-
 class Compared(NamedTuple):
     """Two methods on one data set: first minus second, Holm's p among all compared, the seeds both have."""
 
@@ -65,8 +55,8 @@ class Compared(NamedTuple):
     seeds: tuple[int, ...]
 
 
-def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each anomalous image the share of normals below it, and of each normal that of anomalous above it.
+def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the share of normals below each anomalous image, and of anomalous images above each normal.
 
     Ties count half. The mean of either is the AUROC.
 
@@ -85,10 +75,8 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     return of_anomalous, of_normal
 
 
-def paired_difference(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, *, level: float = 0.95
-) -> Difference:
-    """Mean AUROC of `first` over its seeds, minus that of `second` over the same seeds, on the same images.
+def paired_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference:
+    """The mean AUROC of `first` over its seeds minus that of `second`, paired by seed and image.
 
     Two sources of chance are counted. The images: DeLong's paired variance of the difference averaged over
     the seeds. The seeds: the variance of the differences by seed, over their number. Their sum counts what
@@ -100,7 +88,9 @@ def paired_difference(
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         first: `(S, N)` raw scores, a row for each seed.
         second: `(S, N)`, rows of the same seeds.
-        level: of the interval.
+
+    Returns:
+        The difference with its 95 % interval and p-value.
 
     Raises:
         ValueError: shapes that differ, or one class only.
@@ -112,7 +102,7 @@ def paired_difference(
         )
     if set(np.unique(labels)) != {0, 1}:
         raise ValueError("labels must hold both 0 (normal) and 1 (anomalous)")
-    pairs = [(placements(labels, a), placements(labels, b)) for a, b in zip(first, second, strict=True)]
+    pairs = [(_placements(labels, a), _placements(labels, b)) for a, b in zip(first, second, strict=True)]
     by_seed = np.array([a[0].mean() - b[0].mean() for a, b in pairs])
     value = float(by_seed.mean())
     parts = []  # (variance, degrees of freedom)
@@ -126,12 +116,12 @@ def paired_difference(
         return Difference(value, value, value, 1.0 if value == 0 else 0.0)
     freedom = variance**2 / sum(v**2 / f for v, f in parts if v)
     error = float(np.sqrt(variance))
-    width = float(student.ppf((1 + level) / 2, freedom)) * error
+    width = float(student.ppf(0.975, freedom)) * error
     return Difference(value, value - width, value + width, float(2 * student.sf(abs(value) / error, freedom)))
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values `(m,)` corrected for their number: one is below α by chance in at most α of cases."""
+    """Corrects p-values `(m,)` for their number: one falls below α by chance in at most α of cases."""
     p = np.asarray(p, dtype=float)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -143,12 +133,15 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 def compared(
     labels: np.ndarray, scores: Mapping[str, Mapping[int, np.ndarray]], pairs: Iterable[tuple[str, str]]
 ) -> list[Compared]:
-    """`paired_difference` of pairs of methods on one data set, over the seeds that both have.
+    """Takes the `paired_difference` of pairs of methods on one data set, over the seeds that both have.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: by method, by seed, `(N,)`.
-        pairs: of methods; those without a seed in common are left out.
+        pairs: names of two methods each; those without a seed in common are left out.
+
+    Returns:
+        One comparison for each pair that is left, in order.
     """
     found = []
     for first, second in pairs:
@@ -160,51 +153,17 @@ def compared(
     return [Compared(a, b, d, float(p), s) for (a, b, d, s), p in zip(found, corrected, strict=True)]
 
 
-def agreement(
-    first: np.ndarray, second: np.ndarray, *, n_boot: int = 2000, seed: int = 0, level: float = 0.95
-) -> Agreement:
-    """Rank correlations of two measures of the same n things; intervals by resampling the things.
-
-    Few things give wide intervals, and the percentile bootstrap is rough for them. Resamples in which a
-    measure is constant are left out.
-
-    Args:
-        first: `(n,)`.
-        second: `(n,)`.
-        n_boot: resamples.
-        seed: of them.
-        level: of the intervals.
-
-    Raises:
-        ValueError: fewer than three things, or a measure that is constant.
-    """
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    if first.ndim != 1 or first.shape != second.shape or len(first) < 3:
-        raise ValueError(f"rank correlation needs three pairs or more, not {first.shape} and {second.shape}")
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        raise ValueError("rank correlation needs values that differ")
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for index in rng.integers(0, len(first), (n_boot, len(first))):
-        a, b = first[index], second[index]
-        if np.ptp(a) and np.ptp(b):
-            drawn.append((spearmanr(a, b).statistic, kendalltau(a, b).statistic))
-    tail = (1 - level) / 2
-    low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
-    return Agreement(
-        float(spearmanr(first, second).statistic), (float(low[0]), float(high[0])),
-        float(kendalltau(first, second).statistic), (float(low[1]), float(high[1])), len(first),
-    )  # fmt: skip
-
-
 def friedman(aurocs: np.ndarray) -> Friedman:
-    """Whether any of k methods differs from the others in its ranks over N data sets; ties by midranks.
+    """Tests whether any of k methods differs from the others in its ranks over N data sets; ties by midranks.
 
     The χ² approximation is rough for small N and k (Demšar advises N > 10 and k > 5), and few data sets give
     the test little power: a large p says nothing.
 
     Args:
         aurocs: `(N, k)`, higher = better.
+
+    Returns:
+        The statistic, its p-value and the mean ranks.
 
     Raises:
         ValueError: fewer than two data sets or three methods, or values that are not finite.
@@ -221,58 +180,43 @@ def friedman(aurocs: np.ndarray) -> Friedman:
     return Friedman(float(statistic), float(p), ranks.mean(0))
 
 
-def critical_difference(methods: int, datasets: int, level: float = 0.95) -> float:
-    """How far two mean ranks must lie apart to differ by Nemenyi's test: q·√(k(k+1) / 6N).
+def nemenyi(ranks: np.ndarray, datasets: int, level: float = 0.95) -> Nemenyi:
+    """Compares all methods with each other by their mean ranks.
+
+    The critical difference is q·√(k(k+1) / 6N), where q is the quantile of the studentized range for infinite
+    degrees of freedom, divided by √2.
 
     Args:
-        methods: k, 2 or more.
-        datasets: N, 1 or more.
-        level: 1 − α; q is the quantile of the studentized range for infinite degrees of freedom, over √2.
+        ranks: `(k,)` mean ranks, of `friedman`, k ≥ 2.
+        datasets: the number N of data sets over which they are means, at least 1.
+        level: 1 − α, in (0, 1).
+
+    Returns:
+        The critical difference, the p-values of all pairs and the groups that do not differ.
 
     Raises:
         ValueError: fewer methods or data sets, or a level outside (0, 1).
     """
-    if methods < 2 or datasets < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"{methods} methods on {datasets} data sets at {level}: need ≥ 2, ≥ 1, and in (0, 1)"
-        )
-    q = float(studentized_range.ppf(level, methods, np.inf)) / np.sqrt(2)
-    return q * _rank_error(methods, datasets)
-
-
-def nemenyi(ranks: np.ndarray, datasets: int, level: float = 0.95) -> Nemenyi:
-    """Which methods differ, all compared with all.
-
-    Args:
-        ranks: `(k,)` mean ranks, of `friedman`.
-        datasets: N, over which they are means.
-        level: 1 − α.
-
-    Raises:
-        ValueError: as `critical_difference`.
-    """
     ranks = np.asarray(ranks, dtype=float)
     k = len(ranks)
-    critical = critical_difference(k, datasets, level)
+    if k < 2 or datasets < 1 or not 0 < level < 1:
+        raise ValueError(f"{k} methods on {datasets} data sets at {level}: need ≥ 2, ≥ 1, and in (0, 1)")
+    error = float(
+        np.sqrt(k * (k + 1) / (6 * datasets))
+    )  # of a difference of mean ranks, if no method differs
+    critical = float(studentized_range.ppf(level, k, np.inf)) / np.sqrt(2) * error
     apart = np.abs(ranks[:, None] - ranks)
-    p = studentized_range.sf(apart * np.sqrt(2) / _rank_error(k, datasets), k, np.inf)
+    p = studentized_range.sf(apart * np.sqrt(2) / error, k, np.inf)
     order = np.argsort(ranks, kind="stable")
-    ends = np.searchsorted(
-        ranks[order], ranks[order] + critical, side="right"
-    )  # as far as each one's group goes
+    ends = np.searchsorted(ranks[order], ranks[order] + critical, side="right")  # where each one's group ends
     # a group lies within the one before unless it goes further
     starts = [i for i in range(k) if i == 0 or ends[i] > ends[i - 1]]
     groups = [tuple(map(int, order[i : ends[i]])) for i in starts if ends[i] - i > 1]
     return Nemenyi(critical, np.clip(p, 0, 1), groups)
 
 
-def _rank_error(methods: int, datasets: int) -> float:
-    """Standard error of the difference of two mean ranks, if no method differs."""
-    return float(np.sqrt(methods * (methods + 1) / (6 * datasets)))
-
-
 def relative_gain(ours: Sequence[float] | np.ndarray, base: Sequence[float] | np.ndarray) -> float:
-    """Mean over data sets of (ours − base) / base, as the paper states its gain; 0.1 is ten per cent.
+    """Returns the mean over data sets of (ours − base) / base, as the paper states its gain; 0.1 is 10 %.
 
     Args:
         ours: `(N,)` AUROCs.

@@ -1,4 +1,4 @@
-"""How well raw scores and heatmaps separate anomalous from normal, with intervals.
+"""Measures how well raw scores and heatmaps separate anomalous from normal, with intervals.
 
 Higher score = more anomalous. Only the order of scores counts: every number here is unchanged by a strictly
 increasing transform. Knows nothing of models, detectors, thresholds or files.
@@ -16,7 +16,7 @@ PRO_LIMIT = 0.3  # highest false positive rate of the PRO integral, as in MVTec 
 
 
 def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000, seed: int = 0) -> dict:
-    """AUROC with its interval, average precision, and the false alarms at 95 % sensitivity.
+    """Measures AUROC with its interval, average precision, and the false alarms at 95 % sensitivity.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
@@ -30,6 +30,11 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000,
 
     Raises:
         ValueError: one class only, scores that are not finite, lengths that differ.
+
+    Example:
+        >>> found = image_metrics([0, 0, 0, 1, 1], [0.1, 0.4, 0.2, 0.3, 0.9])
+        >>> round(found["auroc"], 3), found["fpr95"]
+        (0.833, 0.3333333333333333)
     """
     labels, scores = _checked(labels, scores)
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
@@ -46,10 +51,20 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000,
 def roc_band(
     labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 500, seed: int = 0, points: int = 201
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pointwise 95 % band of the ROC curve, by the bootstrap of `image_metrics`.
+    """Draws the pointwise 95 % band of the ROC curve, by the bootstrap of `image_metrics`.
+
+    Args:
+        labels: `(N,)`, 0 = normal, 1 = anomalous.
+        scores: `(N,)`, raw, higher = more anomalous.
+        n_boot: resamples, at least 1.
+        seed: of the resamples.
+        points: false positive rates, evenly spaced from 0 to 1.
 
     Returns:
         fpr, low, high: each `(points,)`; sensitivity lies between low and high at each false positive rate.
+
+    Raises:
+        ValueError: as for `image_metrics`.
     """
     labels, scores = _checked(labels, scores)
     grid = np.linspace(0, 1, points)
@@ -63,7 +78,7 @@ def roc_band(
 
 
 def pixel_metrics(masks: np.ndarray, heatmaps: np.ndarray) -> dict:
-    """Pixel AUROC and PRO over all images together, both exact.
+    """Measures pixel AUROC and PRO over all images together, both exact.
 
     PRO (Bergmann et al., IJCV 2021): at each threshold, the share of a region above it, averaged over all
     8-connected regions of the masks; integrated over the false positive rate of the normal pixels of all
@@ -83,15 +98,11 @@ def pixel_metrics(masks: np.ndarray, heatmaps: np.ndarray) -> dict:
     """
     masks, heatmaps = np.asarray(masks, dtype=bool), np.asarray(heatmaps)
     if masks.ndim != 3 or masks.shape != heatmaps.shape:
-        raise ValueError(
-            f"masks {masks.shape} and heatmaps {heatmaps.shape} must be one (N, H, W): resize the heatmaps"
-        )
+        raise ValueError(f"masks {masks.shape}, heatmaps {heatmaps.shape} must be one (N, H, W): resize them")
     if not np.isfinite(heatmaps).all():
         raise ValueError("heatmaps hold NaN or infinite values: look for a diverged model or an empty image")
     if masks.all() or not masks.any():
-        raise ValueError(
-            "masks need both anomalous and normal pixels: pass test images with masked anomalies"
-        )
+        raise ValueError("masks need both anomalous and normal pixels: pass images with masked anomalies")
     in_plane = np.zeros((3, 3, 3), dtype=bool)
     in_plane[1] = True  # 8-connected within an image, never across images
     regions, n_regions = ndimage.label(masks, in_plane)
@@ -117,8 +128,7 @@ def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"labels {labels.shape} and scores {scores.shape} must be one value per image each")
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
+    if len(bad := np.flatnonzero(~np.isfinite(scores))):
         raise ValueError(
             f"{len(bad)} scores are NaN or infinite, first at index {bad[0]}: look at that image"
         )

@@ -1,4 +1,4 @@
-"""Choosing among detectors without labels: by how well each tells pasted lesions from normal images.
+"""Chooses among detectors without labels, by how well each tells pasted lesions from normal images.
 
 Nested splits of normals alone. The normals fall into five blocks; in each split three are fitted on, lesions
 pasted into the fourth choose, and lesions pasted into the fifth say what the choice is worth, on images that
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -38,7 +38,13 @@ MOST = 300  # images of a part: bounds time and memory
 
 @dataclass(frozen=True)
 class Candidate:
-    """A detector to choose from: a method, its preset, and changes of settings by dotted name."""
+    """A detector to choose from.
+
+    Args:
+        method: a name of the registry.
+        preset: `cpu`, `gpu` or `paper`.
+        changes: values of settings by dotted name.
+    """
 
     method: str
     preset: str = "cpu"
@@ -46,27 +52,21 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """As it is shown."""
-        words = [self.preset] * (self.preset != "cpu") + [f"{k}={_short(v)}" for k, v in self.changes.items()]
+        """The name that is shown: the method, and what differs from its defaults."""
+        words = [self.preset] * (self.preset != "cpu")
+        for key, value in self.changes.items():
+            is_list = isinstance(value, list | tuple)
+            words.append(f"{key}={'(' + ' '.join(map(str, value)) + ')' if is_list else value}")
         return self.method + (f" [{', '.join(words)}]" if words else "")
 
-    @property
-    def family(self) -> str:
-        """Of the method."""
-        return detector_class(self.method).family
-
     def settings(self) -> Any:
-        """The method's settings."""
+        """Returns the method's settings with the changes."""
         return wanted_settings(self.method, self.preset, self.changes)
-
-
-def _short(value: Any) -> str:
-    return f"({' '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Indices of normals: to fit on, to choose by, and to judge the choice by."""
+    """Indices of the normals to fit on, to choose by (`inner`) and to judge the choice by (`outer`)."""
 
     fit: np.ndarray
     inner: np.ndarray
@@ -74,7 +74,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class CandidateScores:
     """A candidate's scores in one split; the pasted ones `(K, n)`, a row for each kind."""
 
     calibration: np.ndarray
@@ -85,28 +85,36 @@ class Scored:
     seconds: float
 
     def aurocs(self, part: str) -> np.ndarray:
-        """By kind `(K,)`: pasted against unpasted images of a part."""
-        normal = getattr(self, part)
+        """Returns the AUROC of pasted against unpasted images of a part, by kind `(K,)`."""
+        normal, with_lesion = getattr(self, part), getattr(self, f"{part}_pasted")
         labels = np.repeat([0, 1], len(normal))
-        pasted = getattr(self, f"{part}_pasted")
-        return np.array([roc_auc_score(labels, np.r_[normal, scores]) for scores in pasted])
+        return np.array([roc_auc_score(labels, np.r_[normal, scores]) for scores in with_lesion])
 
 
 def splits(n: int, count: int, seed: int, volumes: Sequence[str | None] = ()) -> list[Split]:
-    """`count` splits of n normals, at most five; no image judges two of them. Volumes stay whole.
+    """Draws nested splits of normals; no image judges two of them, and volumes stay whole.
+
+    Args:
+        n: normals.
+        count: splits, 1 to 5.
+        seed: of the draw.
+        volumes: the n images' volumes, grouped; empty if there are none.
+
+    Returns:
+        The splits.
 
     Raises:
-        DataError: more than five, or too few normals to fit on.
+        DataError: more than five splits, or too few normals to fit on.
     """
     if not 1 <= count <= BLOCKS:
         raise DataError(f"there are 1 to {BLOCKS} splits, not {count}")
     units = group_by_volume(n, volumes)
-    order = np.random.default_rng([seed, 3]).permutation(len(units))
-    parts = [np.array(u) for u in units]
-    ends = np.cumsum([len(parts[i]) for i in order]) if n else np.array([])
     blocks: list[list[int]] = [[] for _ in range(BLOCKS)]
-    for i, end in zip(order, ends, strict=True):  # a unit lies where its middle lies
-        blocks[min(int((end - len(parts[i]) / 2) * BLOCKS / n), BLOCKS - 1)] += parts[i].tolist()
+    start = 0
+    for i in np.random.default_rng([seed, 3]).permutation(len(units)):
+        unit = np.array(units[i]).tolist()  # lies in the block where its middle lies
+        blocks[min(int((start + len(unit) / 2) * BLOCKS / n), BLOCKS - 1)] += unit
+        start += len(unit)
     made = []
     for k in range(count):
         outer, inner, *rest = (np.sort(np.array(blocks[(k + i) % BLOCKS], int)) for i in range(BLOCKS))
@@ -125,9 +133,17 @@ def _spread(index: np.ndarray) -> np.ndarray:
 
 
 def pasted(normals: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
-    """A lesion of every kind in each of the normals at `index`, `(K, n, H, W, C)`.
+    """Pastes a lesion of every kind into each of the normals at `index`.
 
     Size and contrast are drawn for each image and kind, by its place among all normals.
+
+    Args:
+        normals: `(N, H, W, C)` uint8.
+        index: `(n,)`, which of them.
+        seed: of places, sizes and contrasts.
+
+    Returns:
+        `(K, n, H, W, C)` uint8, for K kinds.
     """
     out = []
     for k, kind in enumerate(KINDS):
@@ -139,34 +155,34 @@ def pasted(normals: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
     return np.stack(out)
 
 
+@dataclass(eq=False)
 class Pasted:
-    """The lesions of a split, made when first asked for, for all candidates."""
+    """Normals, their split and its lesions, which are pasted once for all candidates, when first needed."""
 
-    def __init__(self, normals: ImageSet, split: Split, seed: int):
-        self.normals, self.split, self.seed = normals, split, seed
+    normals: ImageSet
+    split: Split
+    seed: int
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
-        """`(K, n, H, W, C)` by part."""
+        """Images with lesions `(K, n, H, W, C)`, by part."""
         return {p: pasted(self.normals.images, getattr(self.split, p), self.seed) for p in PARTS}
 
 
 def measure(
-    candidate: Candidate,
-    lesions: Pasted,
-    *,
-    device: str = "auto",
-    workdir: Path,
-    progress: bool = False,
-) -> Scored:
-    """Fits a candidate in a split and scores both other parts; what was measured before is read back.
+    candidate: Candidate, lesions: Pasted, *, workdir: Path, device: str = "auto", progress: bool = False
+) -> CandidateScores:
+    """Fits a candidate in a split and scores both other parts; an earlier measurement is read back.
 
     Args:
-        candidate: which.
-        lesions: with the normals and their split.
+        candidate: the detector to fit.
+        lesions: the normals, their split and its lesions.
         device: of the detector.
         workdir: keeps scores and finished stages.
         progress: show progress bars.
+
+    Returns:
+        The candidate's scores.
     """
     normals, split, seed = lesions.normals, lesions.split, lesions.seed
     detector = detector_class(candidate.method)(candidate.settings(), seed=seed, device=device)
@@ -179,8 +195,7 @@ def measure(
         detector.fit(normals.subset(split.fit), workdir=workdir, resume=True, progress=progress)
         made: dict[str, Any] = {"calibration": detector.calibration_.scores}
         for part in PARTS:
-            index = getattr(split, part)
-            made[part] = detector.score(normals.images[index])
+            made[part] = detector.score(normals.images[getattr(split, part)])
             made[f"{part}_pasted"] = np.stack([detector.score(x) for x in lesions.parts[part]])
         made["seconds"] = time.perf_counter() - start
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,52 +203,35 @@ def measure(
         np.savez_compressed(new, **made)
         new.replace(path)
     with np.load(path) as kept:
-        return Scored(**{k: kept[k] for k in kept.files if k != "seconds"}, seconds=float(kept["seconds"]))
+        return CandidateScores(**{**kept, "seconds": float(kept["seconds"])})
 
 
-def fused(members: Sequence[Scored]) -> Scored:
-    """Several candidates of one split as one: the harmonic mean of their smoothed conformal p-values."""
+def fused(members: Sequence[CandidateScores]) -> CandidateScores:
+    """Fuses candidates of one split by the harmonic mean of their smoothed conformal p-values."""
 
     def join(name: str) -> np.ndarray:
         shape = getattr(members[0], name).shape
         columns = [evidence(getattr(m, name).ravel(), m.calibration) for m in members]
         return joined(np.column_stack(columns)).reshape(shape)
 
-    return Scored(
-        join("calibration"), join("inner"), join("inner_pasted"), join("outer"), join("outer_pasted"),
-        sum(m.seconds for m in members),
-    )  # fmt: skip
+    arrays = {f.name: join(f.name) for f in fields(CandidateScores) if f.name != "seconds"}
+    return CandidateScores(**arrays, seconds=sum(m.seconds for m in members))
 
 
-def with_fusions(
-    scored: Mapping[str, Sequence[Scored]], most: int
-) -> tuple[dict[str, list[Scored]], dict[str, tuple[str, ...]]]:
-    """The candidates and all fusions of two to `most` of them, by name; and the members of each fusion."""
-    found = {name: list(runs) for name, runs in scored.items()}
-    members: dict[str, tuple[str, ...]] = {}
-    for size in range(2, most + 1):
-        for names in combinations(scored, size):
-            name = " & ".join(names)
-            members[name] = names
-            found[name] = [fused(runs) for runs in zip(*(scored[n] for n in names), strict=True)]
-    return found, members
-
-
-def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float] | None:
-    """Student's interval of the mean over splits; None where there is one. It counts the splits alone."""
-    v = np.asarray(values, float)
+def _interval(v: np.ndarray) -> list[float] | None:
+    """Student's 95 % interval of the mean over splits; None for one split. It counts the splits alone."""
     if len(v) < 2:
         return None
-    half = float(student.ppf((1 + level) / 2, len(v) - 1)) * float(v.std(ddof=1)) / len(v) ** 0.5
+    half = float(student.ppf(0.975, len(v) - 1)) * float(v.std(ddof=1)) / len(v) ** 0.5
     return [float(v.mean()) - half, float(v.mean()) + half]
 
 
-def choose(scored: Mapping[str, Sequence[Scored]], families: Mapping[str, str]) -> dict[str, Any]:
-    """The choice, and what it is worth.
+def choose(scored: Mapping[str, Sequence[CandidateScores]], families: Mapping[str, str]) -> dict[str, Any]:
+    """Chooses the best candidate, and estimates what the choice is worth.
 
     Args:
-        scored: by candidate, a run for each split.
-        families: by candidate.
+        scored: by candidate, its scores in each split.
+        families: the candidates' families.
 
     Returns:
         `rows`, best first: `name`, `family`, lesion AUROC `inner` (mean over kinds and splits) with
@@ -243,22 +241,22 @@ def choose(scored: Mapping[str, Sequence[Scored]], families: Mapping[str, str]) 
         inner part alone would have chosen, which no choosing has flattered.
     """
     names = list(scored)
-    by_kind = {n: np.array([r.aurocs("inner") for r in scored[n]]) for n in names}  # (splits, kinds)
-    inner = np.array([by_kind[n].mean(1) for n in names])  # (candidates, splits)
-    outer = np.array([[r.aurocs("outer").mean() for r in scored[n]] for n in names])
+    by_kind = np.array([[r.aurocs("inner") for r in runs] for runs in scored.values()])
+    inner = by_kind.mean(2)  # (candidates, splits)
+    outer = np.array([[r.aurocs("outer").mean() for r in runs] for runs in scored.values()])
     order = np.argsort(-inner.mean(1), kind="stable")
     rows = []
     for i in order:
-        behind = inner[order[0]] - inner[i]
-        name = names[i]
-        rows.append({
-            "name": name, "family": families[name],
-            "inner": float(inner[i].mean()), "inner_ci": interval(inner[i]),
-            "outer": float(outer[i].mean()), "outer_ci": interval(outer[i]),
-            "behind": float(behind.mean()), "behind_ci": interval(behind),
-            "by_kind": dict(zip(KINDS, by_kind[name].mean(0).tolist(), strict=True)),
-            "seconds": float(np.mean([r.seconds for r in scored[name]])),
-        })  # fmt: skip
+        row = {"name": names[i], "family": families[names[i]]}
+        for key, values in {
+            "inner": inner[i],
+            "outer": outer[i],
+            "behind": inner[order[0]] - inner[i],
+        }.items():
+            row |= {key: float(values.mean()), f"{key}_ci": _interval(values)}
+        row["by_kind"] = dict(zip(KINDS, by_kind[i].mean(0).tolist(), strict=True))
+        row["seconds"] = float(np.mean([r.seconds for r in scored[names[i]]]))
+        rows.append(row)
     worth = outer[inner.argmax(0), np.arange(inner.shape[1])]
     best_of: dict[str, str] = {}
     for row in rows:
@@ -266,7 +264,7 @@ def choose(scored: Mapping[str, Sequence[Scored]], families: Mapping[str, str]) 
     return {
         "choice": rows[0]["name"],
         "estimate": float(worth.mean()),
-        "estimate_ci": interval(worth),
+        "estimate_ci": _interval(worth),
         "chosen_by_split": [names[i] for i in inner.argmax(0)],
         "like_it": [r["name"] for r in rows[1:] if r["behind_ci"] is None or r["behind_ci"][0] <= 0],
         "best_of": best_of,
@@ -286,23 +284,26 @@ def measure_all(
     progress: bool = False,
     on_run: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Everything from candidates to `choose`'s result; a candidate that fails is left out and named.
+    """Measures candidates and their fusions in every split, and chooses; failed candidates are left out.
 
     Args:
         candidates: of different names.
         normals: by preset, the same images.
-        count: of splits.
+        count: splits, 1 to 5.
         seed: of splits, detectors and lesions.
-        fuse: fusions of up to so many candidates join them; below 2 none.
+        fuse: fusions of two to so many candidates are candidates too; none below 2.
         device: of the detectors.
-        workdir: keeps what is finished.
+        workdir: keeps finished scores and stages.
         progress: show progress bars.
         on_run: called before each fit with the candidate's name and the split.
+
+    Returns:
+        The result of `choose`, with reasons of `failed` candidates and the `members` of fusions, by name.
 
     Raises:
         DataError: too few normals, or no candidate that could be measured.
     """
-    scored: dict[str, list[Scored]] = {c.name: [] for c in candidates}
+    scored: dict[str, list[CandidateScores]] = {c.name: [] for c in candidates}
     failed: dict[str, str] = {}
     parts = {preset: splits(len(x), count, seed, x.volumes) for preset, x in normals.items()}
     for k in range(count):
@@ -310,20 +311,20 @@ def measure_all(
         for candidate in (c for c in candidates if c.name not in failed):
             if on_run is not None:
                 on_run(candidate.name, k)
+            own = lesions[candidate.preset]
             try:
-                made = measure(
-                    candidate, lesions[candidate.preset], device=device, workdir=workdir, progress=progress
-                )
+                made = measure(candidate, own, workdir=workdir, device=device, progress=progress)
+                scored[candidate.name].append(made)
             except (DataError, RuntimeError) as error:
                 failed[candidate.name] = " ".join(str(error).split())[:200]
-                continue
-            scored[candidate.name].append(made)
     scored = {name: runs for name, runs in scored.items() if name not in failed}
     if not scored:
         raise DataError(f"no candidate could be measured; the first: {next(iter(failed.values()), 'none')}")
-    everything, members = with_fusions(scored, fuse)
-    families = {c.name: c.family for c in candidates}
-    for name, of in members.items():
-        own = {families[m] for m in of}
-        families[name] = own.pop() if len(own) == 1 else "several families"
-    return choose(everything, families) | {"failed": failed, "members": members}
+    families = {c.name: detector_class(c.method).family for c in candidates}
+    alone, members = list(scored), dict[str, tuple[str, ...]]()
+    for names in (n for size in range(2, fuse + 1) for n in combinations(alone, size)):
+        name, of = " & ".join(names), {families[n] for n in names}
+        members[name] = names
+        families[name] = of.pop() if len(of) == 1 else "several families"
+        scored[name] = [fused(runs) for runs in zip(*(scored[n] for n in names), strict=True)]
+    return choose(scored, families) | {"failed": failed, "members": members}

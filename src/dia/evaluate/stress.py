@@ -1,4 +1,4 @@
-"""How fine a detector sees: the share of lesions it flags, over kind, size and contrast.
+"""Measures how fine a detector sees: the share of lesions it flags, over kind, size and contrast.
 
 Lesions of `data/lesions.py` are pasted into normal images the detector did not train on; an image counts as
 found where its score is above the calibrated threshold. Knows detectors; draws nothing and knows no labels.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,16 @@ Cell = tuple[str, float, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is pasted.
+    """The lesions of a stress test.
 
     Args:
         kinds: of `data.lesions.KINDS`.
-        sizes: diameters as shares of the shorter side, ascending.
-        contrasts: in each kind's own units, ascending.
+        sizes: diameters as shares of the shorter side, in (0, 1]; kept ascending.
+        contrasts: in each kind's own units, in (0, 1]; kept ascending.
         seed: of places and forms.
+
+    Raises:
+        DataError: there is no such kind, or a list is empty or out of range.
     """
 
     kinds: tuple[str, ...] = tuple(KINDS)
@@ -51,9 +54,8 @@ class Plan:
     def __post_init__(self) -> None:
         if unknown := [k for k in self.kinds if k not in KINDS]:
             raise DataError(f"no lesion {unknown[0]!r}; there are: {', '.join(KINDS)}")
-        for name in ("kinds", "sizes", "contrasts"):
-            if not getattr(self, name):
-                raise DataError(f"a stress test needs {name}; leave the flag out for the usual ones")
+        if empty := [name for name in ("kinds", "sizes", "contrasts") if not getattr(self, name)]:
+            raise DataError(f"a stress test needs {empty[0]}; leave the flag out for the usual ones")
         for name in ("sizes", "contrasts"):
             values = getattr(self, name)
             if not all(0 < v <= 1 for v in values):
@@ -61,7 +63,7 @@ class Plan:
             object.__setattr__(self, name, tuple(sorted(set(values))))
 
     def cells(self) -> list[Cell]:
-        """(kind, size, contrast) of all lesions."""
+        """Returns (kind, size, contrast) of all lesions."""
         return list(product(self.kinds, self.sizes, self.contrasts))
 
 
@@ -70,9 +72,9 @@ class Ground:
     """Normal images to paste into.
 
     Args:
-        images: of them.
+        images: normal images, in the detector's shape.
         source: `calibration` where they set the threshold themselves, `given` otherwise.
-        remark: what the reader must know of them; empty where there is nothing.
+        remark: a caution for the reader; empty where none is needed.
     """
 
     images: ImageSet
@@ -81,15 +83,18 @@ class Ground:
 
 
 def untrained_normals(detector: Detector, normals: ImageSet, most: int = 200) -> Ground:
-    """Of normals those that a fitted detector did not train on.
+    """Selects normals that a fitted detector did not train on.
 
-    Where they are the very images it was fitted on (told by their hash), its calibration part is taken: the
-    hold-out is drawn by seed and number alone. All are taken otherwise.
+    If they are the very images it was fitted on (by their hash), its calibration part is taken, since the
+    hold-out is drawn by seed and number alone. Otherwise all are taken.
 
     Args:
         detector: fitted, or loaded.
-        normals: in its own shape; images known to be anomalous are left out.
-        most: of them, evenly spaced; 0 for all.
+        normals: images in the detector's shape; those known to be anomalous are left out.
+        most: images to take at most, evenly spaced; 0 for all.
+
+    Returns:
+        The images, and where they come from.
 
     Raises:
         DataError: no normal image.
@@ -97,20 +102,18 @@ def untrained_normals(detector: Detector, normals: ImageSet, most: int = 200) ->
     normals = normals.normals()
     if not len(normals):
         raise DataError("a stress test needs normal images; see --normal and --split")
-    known = detector.facts_.get("train_sha256")
     as_read = [normals, *(replace(normals, labels=v) for v in (None, np.zeros(len(normals), np.int8)))]
-    if known is not None and known in {n.sha256() for n in as_read}:
-        calibration = np.sort(held_out(len(normals), detector.holdout, detector.seed, normals.volumes)[0])
+    source, remark = "given", (
+        "The normals are not, as a whole, the images the model was fitted on. If some of them were "
+        "trained on, rates are distorted: such images look more normal than new ones."
+    )  # fmt: skip
+    if detector.facts_.get("train_sha256") in {n.sha256() for n in as_read}:
         source, remark = "calibration", (
             "The normals are those that set the threshold, so their own false alarms are as promised by "
             "construction and say nothing."
         )  # fmt: skip
-        normals = normals.subset(calibration)
-    else:
-        source, remark = "given", (
-            "The normals are not, as a whole, the images the model was fitted on. If some of them were "
-            "trained on, rates are distorted: such images look more normal than new ones."
-        )  # fmt: skip
+        calibration = held_out(len(normals), detector.holdout, detector.seed, normals.volumes)[0]
+        normals = normals.subset(np.sort(calibration))
     if most and len(normals) > most:
         normals = normals.subset(np.unique(np.linspace(0, len(normals) - 1, most).round().astype(int)))
     return Ground(normals, source, remark)
@@ -132,17 +135,17 @@ def stress(
         detector: fitted.
         ground: normals it did not train on.
         plan: what is pasted.
-        rate: false-alarm rate of the threshold.
-        localise: also look whether heatmaps point at the lesion; takes about twice the time.
-        kept: an earlier result of the same test, whose cells are not measured again, and stay.
+        rate: false-alarm rate of the threshold, in (0, 1).
+        localise: also measure whether heatmaps point at the lesion; takes about twice the time.
+        kept: an earlier result of the same test; its cells stay and are not measured again.
         on_cell: called after each cell with the result so far.
 
     Returns:
-        A plain dict: what was tested, `false_alarms` on the normals as they are, and in `cells` for each
-        kind, size and contrast: images `found` of `n`, their `share` with its 95 % Wilson interval `ci`, the
-        `lift` (median rise of the score by pasting, in standard deviations of the unpasted scores); with
-        `localise` also `pixel_auroc` and `pointed`, the share of images whose hottest pixel lies in the mask,
-        and that share `by_chance`.
+        A plain dict: the test's `identity`, `false_alarms` on the normals as they are, and in `cells` for
+        each kind, size and contrast: images `found` of `n`, their `share` with its 95 % Wilson interval
+        `ci`, the `lift` (median rise of the score by pasting, in standard deviations of the unpasted
+        scores); with `localise` also `pixel_auroc` and `pointed`, the share of images whose hottest pixel
+        lies in the mask, and that share `by_chance`.
 
     Raises:
         DataError: a threshold that no score can pass, or heatmaps asked of a method without.
@@ -168,8 +171,7 @@ def stress(
         "false_alarms": counted(before > threshold),
         "cells": [],
     }
-    same = kept is not None and kept.get("identity") == made["identity"]
-    cells = dict(_by_cell(kept)) if kept is not None and same else {}
+    cells = _by_cell(kept) if kept is not None and kept.get("identity") == made["identity"] else {}
     spread = max(float(before.std()), 1e-12)
     for cell in plan.cells():
         if cell not in cells:
@@ -178,14 +180,25 @@ def stress(
             found = dict(zip(("kind", "size", "contrast"), cell, strict=True)) | counted(after > threshold)
             found["lift"] = float(np.median(after - before)) / spread
             cells[cell] = found | (_localised(maps, masks) if maps is not None else {})
-        made["cells"] = [cells[c] for c in sorted(cells, key=_order)]
+        made["cells"] = [cells[c] for c in sorted(cells, key=lambda c: (list(KINDS).index(c[0]), *c[1:]))]
         if on_cell is not None:
             on_cell(made)
     return made
 
 
 def identity_of(detector: Detector, ground: Ground, seed: int, rate: float, localise: bool) -> dict[str, Any]:
-    """What must agree for two stress tests to be the same one."""
+    """Returns the facts that two stress tests share exactly if they are the same test.
+
+    Args:
+        detector: fitted.
+        ground: the normals.
+        seed: of the lesions' places and forms.
+        rate: false-alarm rate of the threshold, in (0, 1).
+        localise: whether heatmaps are measured too.
+
+    Returns:
+        Plain values by name.
+    """
     return {
         "format": FORMAT,
         "lesions": VERSION,
@@ -198,7 +211,15 @@ def identity_of(detector: Detector, ground: Ground, seed: int, rate: float, loca
 
 
 def is_of(result: Mapping[str, Any], detector: Detector) -> bool:
-    """Whether a result was measured with this very detector."""
+    """Returns whether a result was measured with this very detector.
+
+    Args:
+        result: of `stress`.
+        detector: fitted.
+
+    Returns:
+        True if it was.
+    """
     return bool(result["identity"]["model"] == _model(detector))
 
 
@@ -208,7 +229,7 @@ def _model(detector: Detector) -> str:
 
 
 def counted(flags: np.ndarray) -> dict[str, Any]:
-    """How many of `(N,)` bool, their share, and its 95 % interval (Wilson 1927)."""
+    """Counts True in `(N,)` bool, with its share and the share's 95 % interval (Wilson 1927)."""
     hits, n = int(flags.sum()), len(flags)
     interval = binomtest(hits, n).proportion_ci(method="wilson")
     return {"found": hits, "n": n, "share": hits / n, "ci": [float(interval.low), float(interval.high)]}
@@ -224,53 +245,55 @@ def _localised(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     }
 
 
-def _order(cell: Cell) -> tuple[int, float, float]:
-    return list(KINDS).index(cell[0]), cell[1], cell[2]
-
-
-def _by_cell(result: Mapping[str, Any]) -> list[tuple[Cell, dict[str, Any]]]:
-    return [((c["kind"], c["size"], c["contrast"]), c) for c in result["cells"]]
+def _by_cell(result: Mapping[str, Any]) -> dict[Cell, dict[str, Any]]:
+    return {(c["kind"], c["size"], c["contrast"]): c for c in result["cells"]}
 
 
 def smallest(result: Mapping[str, Any]) -> dict[str, dict[float, tuple[float | None, float | None]]]:
-    """By kind and contrast the smallest size found: at the rate itself, and at its interval's lower end.
+    """Finds the smallest size that is found: by the rate itself, and by its interval's lower end.
 
-    A size counts where it and all larger ones tested are found by at least `FOUND`; None where none is.
+    A size counts if it and all larger ones tested are found at a rate of at least `FOUND`.
+
+    Args:
+        result: of `stress`.
+
+    Returns:
+        By kind and contrast the two sizes; None if no size counts.
     """
-    cells = dict(_by_cell(result))
+    cells = _by_cell(result)
     out: dict[str, dict[float, tuple[float | None, float | None]]] = {}
     for kind, contrast in dict.fromkeys((k, c) for k, _, c in cells):
-        sizes = sorted(s for k, s, c in cells if (k, c) == (kind, contrast))
-        ends: list[float | None] = [None, None]
-        for i, value in enumerate((lambda c: c["share"], lambda c: c["ci"][0])):
-            for size in reversed(sizes):
-                if value(cells[kind, size, contrast]) < FOUND:
-                    break
-                ends[i] = size
-        out.setdefault(kind, {})[contrast] = (ends[0], ends[1])
+        of = sorted(((s, v) for (k, s, c), v in cells.items() if (k, c) == (kind, contrast)), reverse=True)
+        by_rate = [s for s, _ in takewhile(lambda size: size[1]["share"] >= FOUND, of)]
+        surely = [s for s, _ in takewhile(lambda size: size[1]["ci"][0] >= FOUND, of)]
+        out.setdefault(kind, {})[contrast] = min(by_rate, default=None), min(surely, default=None)
     return out
 
 
 def load_stress(path: Path) -> dict[str, Any]:
-    """A result as it was written.
+    """Reads a result that `keep_stress` wrote.
 
     Raises:
-        DataError: not a stress test's file.
+        DataError: not a stress test's file, or one of another version.
     """
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        if made["identity"]["format"] != FORMAT:
-            raise DataError(f"{path}: of another version of the stress test; measure anew with --overwrite")
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+        version = made["identity"]["format"]
         _by_cell(made)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: not a file of `dia stress`; give another --out or delete it") from error
-    return dict(made)
+    if version != FORMAT:
+        raise DataError(f"{path}: of another version of the stress test; measure anew with --overwrite")
+    return made
 
 
 def keep_stress(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes it, whole or not at all."""
+    """Writes a result to a JSON file, whole or not at all.
+
+    Args:
+        path: of the file; its folder is made if it is absent.
+        result: of `stress`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     new.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -278,5 +301,13 @@ def keep_stress(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def in_pixels(size: float, shape: Sequence[int]) -> float:
-    """A size in pixels of an image `(H, W, C)`."""
+    """Converts a size to pixels.
+
+    Args:
+        size: a share of the shorter side, in (0, 1].
+        shape: of an image, (H, W, C).
+
+    Returns:
+        The size in pixels.
+    """
     return size * min(shape[:2])

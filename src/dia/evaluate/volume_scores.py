@@ -1,12 +1,12 @@
-"""From scores of slices to scores of volumes: the highest, and the mean of the k highest.
+"""Turns scores of slices into scores of volumes: the highest, and the mean of the k highest.
 
 Knows names and numbers; knows nothing of files, images or models.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import nlargest
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ TOP_K = 5
 
 
 class VolumeScore(NamedTuple):
-    """What the slices of one volume say of it.
+    """The scores of one volume, from those of its slices.
 
     Args:
         volume: its name.
@@ -33,7 +33,7 @@ class VolumeScore(NamedTuple):
     max_slice: str
 
     def p_value(self, of_highest: float) -> float:
-        """Bonferroni's: the p-value of the highest slice times their number, at most 1.
+        """Returns the p-value of the highest slice times the number of slices (Bonferroni), at most 1.
 
         It holds however the slices of a volume depend on each other.
         """
@@ -41,38 +41,43 @@ class VolumeScore(NamedTuple):
 
 
 def volume_scores(slices: Iterable[tuple[str | None, str, float]], k: int = TOP_K) -> Iterator[VolumeScore]:
-    """One score for each volume, in order; no more than k scores are held.
+    """Yields the scores of each volume, in order, and holds no more than k scores at a time.
 
     Args:
-        slices: volume (None: of none, passed over), name and score of each slice; a volume's stand together.
-        k: how many of its highest scores are averaged, at least 1.
+        slices: volume (slices of None are passed over), name and score of each slice, grouped by volume.
+        k: how many of a volume's highest scores are averaged, at least 1.
+
+    Yields:
+        One result for each volume.
     """
     for volume, group in groupby(slices, key=lambda row: row[0]):
         if volume is None:
             continue
-        count, highest, where = 0, -np.inf, ""
-        top: list[float] = []
+        count, where, top = 0, "", list[float]()
         for _, name, score in group:
             count += 1
-            if count == 1 or score > highest:
-                highest, where = score, name
-            if len(top) < k:
-                heapq.heappush(top, score)
-            else:
-                heapq.heappushpop(top, score)
-        yield VolumeScore(volume, count, float(highest), float(np.mean(sorted(top))), where)
+            if not top or score > top[0]:
+                where = name
+            top = nlargest(k, [*top, score])
+        yield VolumeScore(volume, count, float(top[0]), float(np.mean(top[::-1])), where)
 
 
 def volume_metrics(
     labels: np.ndarray, scores: np.ndarray, volumes: Sequence[str | None], k: int = TOP_K
 ) -> dict[str, Any]:
-    """AUROC over volumes, of which one is anomalous where any of its slices is.
+    """Measures AUROC over volumes; a volume is anomalous where any of its slices is.
+
+    Args:
+        labels: `(N,)` of the slices, 0 = normal, 1 = anomalous.
+        scores: `(N,)`, raw, higher = more anomalous.
+        volumes: the N slices' volumes, grouped; None for a slice of no volume.
+        k: how many of a volume's highest scores are averaged, at least 1.
 
     Returns:
         `volumes`, `volume_auroc_max`, `volume_auroc_max_ci`, `volume_auroc_top_k`, `volume_auroc_top_k_ci`;
         nothing where the volumes are of one class only.
     """
-    from .metrics import image_metrics
+    from .metrics import image_metrics  # scoring volumes needs no scikit-learn
 
     rows = [(v, str(label), float(s)) for v, label, s in zip(volumes, labels, scores, strict=True)]
     found = list(volume_scores(rows, k))

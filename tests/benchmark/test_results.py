@@ -1,0 +1,38 @@
+"""The benchmark's results against numbers worked by hand."""
+
+import pytest
+
+from dia.benchmark.results import benchmark_results
+
+
+def line(**changes):
+    return {
+        "dataset": "breast", "method": "dia", "preset": "cpu", "seed": 0, "auroc": 0.8,
+        "auroc_ci": [0.7, 0.9], "ap": 0.5, "fit_seconds": 10.0, "score_images_per_second": None,
+        "weights": "none", "weights_kind": "none", "data_sha256": "d", "settings": {}, **changes,
+    }  # fmt: skip
+
+
+def test_an_entry_by_hand():
+    rows = [
+        line(auroc=0.8),
+        line(seed=1, auroc=0.9, auroc_ci=[0.8, 1.0], ap=0.7, fit_seconds=20),
+        line(auroc=0.7, auroc_ci=[0.6, 0.8]),  # the first run again: it counts
+    ]
+    (row,) = benchmark_results(rows).rows
+    entry = row.cells["breast"]
+    assert len(entry.runs) == 2
+    assert (entry.mean, entry.ap) == pytest.approx((0.8, 0.6))
+    assert entry.std == pytest.approx(0.02**0.5)  # (.1² + .1²) / 1
+    assert entry.ci == pytest.approx((0.7, 0.9))
+    assert entry.cost("fit_seconds") == 15
+    assert entry.cost("score_images_per_second") is None
+    assert benchmark_results(rows[:1]).rows[0].cells["breast"].std is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"preset": "paper"}, {"data_sha256": "e"}, {"settings": {"a": 1}, "seed": 0}]
+)
+def test_unlike_runs_are_not_averaged(change):
+    with pytest.raises(ValueError, match="mixes"):
+        benchmark_results([line(), line(**{"seed": 1, **change})])
