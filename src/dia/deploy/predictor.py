@@ -309,7 +309,7 @@ class Inferencer:
         try:
             if found.whole is not None:
                 return replace(found, whole=found.whole.subset(index)).read()
-            return replace(found, entries=[found.entries[i] for i in index]).read()
+            return replace(found, entries=[found.entries[i] for i in index.tolist()]).read()
         except DataError:
             self.why_no_normals = "the training images are there no more, or none of them can be read"
             self._listing = None
