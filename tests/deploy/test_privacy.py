@@ -88,11 +88,11 @@ def marked() -> Dataset:
 def scans(tmp_path_factory, marked) -> Path:
     root = tmp_path_factory.mktemp("scans")
     assert len(marked) > 2000
-    images = smooth_images(20)
+    images = smooth_images(24)
     for name, part in (
-        ("train/good/a", images[:16]),
-        ("test/good/b", images[16:18]),
-        ("test/bad/c", images[18:]),
+        ("train/good/a", images[:20]),
+        ("test/good/b", images[20:22]),
+        ("test/bad/c", images[22:]),
     ):
         files_of(root / name, part, marked)
     whole = (root / "train/good/a/00.dcm").read_bytes()
