@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dia.cli.help import EXAMPLES
-from dia.cli.main import COMMANDS, command_of, command_parser, normalised, top_parser
+from dia.cli.main import COMMANDS, command_of, command_parser, top_parser, with_underscores
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,7 +54,7 @@ def parser_like(name, *argv):
 
 def check_parses(argv, capsys):
     """As the command line would, but files of `--config` need not be there."""
-    argv = normalised(argv)
+    argv = with_underscores(argv)
     if "--plugin" in argv:  # `main` takes it out before it makes a parser
         del argv[(i := argv.index("--plugin")) : i + 2]
     if "--config" in argv and not Path(argv[i := argv.index("--config") + 1]).is_file():
@@ -110,7 +110,7 @@ def test_commands_within_the_text_exist(path):
         assert key in PARSERS, words
         for flag in re.findall(r"--[\w-]+", " ".join(rest)):
             known = PARSERS[key]._option_string_actions
-            assert normalised([flag])[0] in known or flag == "--print_config", f"{words}: {flag}"
+            assert with_underscores([flag])[0] in known or flag == "--print_config", f"{words}: {flag}"
 
 
 def test_make_targets_exist():

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from dia.cli.main import main
-from dia.cli.stress import candidates, fit_command, warning
 from dia.core.errors import DataError
 from dia.data import lesions
 from dia.data.phantoms import load
@@ -16,13 +15,16 @@ from dia.evaluate.selection import (
     Candidate,
     Pasted,
     Scored,
+    candidates,
     choose,
+    fit_command,
     fused,
     interval,
     measure,
     measure_all,
     pasted,
     splits,
+    warning,
     with_fusions,
 )
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from ..benchmark.ledger import LEDGER
-from .help import parsed
 from .options import Cluster, DataRoot, Device, err
 from .options import out as console
 
@@ -61,7 +60,6 @@ def default_methods() -> list[str]:
     return [m for m, cls in METHODS.items() if not cls.pretrained and not cls.extra]
 
 
-@parsed(config=True)
 def benchmark(
     *,
     datasets: Sequence[str] = ("phantom",),
@@ -111,7 +109,6 @@ def benchmark(
     run(asked, console, err)
 
 
-@parsed(config=True)
 def report_benchmark(
     *,
     ledger: str = LEDGER,

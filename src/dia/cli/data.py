@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Literal
 
 from jsonargparse import Namespace
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from ..core.errors import DataError
 from ..data.options import ReadOptions
-from .options import Output, Reading, out
+from .options import Output, Preset, Reading, out, result
 
 
 def data(
@@ -48,34 +49,27 @@ def data(
         dia data check breastmnist --data_root data --row trivial:pixels
         dia data check scans --normal healthy --run runs/mine
     """
-    from dataclasses import asdict
-
     from ..data import datasets
 
     if action == "list":
         known = datasets.known_sets(reading.data_root)
         if output.json:
-            print(json.dumps({k: asdict(v) for k, v in known.items()}))
-            return
+            return output.show({name: asdict(d) for name, d in known.items()})
         table = Table("name", "title", "normal", "split", "licence", "where")
         for key, d in known.items():
-            title, where = d.title + (" (proxy)" if d.proxy else ""), d.obtain or d.path
-            table.add_row(key, title, d.normal, d.split, d.licence, where)
-        out.print(table)
-        return
+            title = d.title + (" (proxy)" if d.proxy else "")
+            table.add_row(key, title, d.normal, d.split, d.licence, d.obtain or d.path)
+        return out.print(table)
     if name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
     from ..report.gather import check_data
 
     asked = Namespace(name=name, size=size, run=run, scores=scores, row=row, **vars(reading))
-    result = json.dumps(check_data(asked, ReadOptions.of(reading.options(), size=size)))
-    if output.json:
-        print(result)
-    else:
-        out.print_json(result)
+    found = check_data(asked, ReadOptions.of(reading.options(), size=size))
+    return output.show(found) if output.json else out.print_json(json.dumps(found))
 
 
-def methods(*, preset: str = "cpu", output: Output) -> None:
+def methods(*, preset: Preset = "cpu", output: Output) -> None:
     """List the methods: family, paper, published weights, sizes, heatmaps, settings.
 
     Those of anomalib need `pip install 'dia-anomaly[peers]'`, those with a timm backbone
@@ -90,31 +84,27 @@ def methods(*, preset: str = "cpu", output: Output) -> None:
         dia methods --preset paper --json
     """
     from ..core.settings import flat, plain
-    from ..detectors.presets import PRESETS, settings
+    from ..detectors.presets import settings
     from ..detectors.registry import METHODS
 
-    if preset not in PRESETS:
-        raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
     if output.json:
-        facts = {
-            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
+        shown = ("family", "paper", "pretrained", "smallest", "extra")
+        return output.show({
+            name: {k: getattr(cls, k) for k in shown}
             | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, preset))}
-            for m, cls in METHODS.items()
-        }
-        print(json.dumps(facts))
-        return
+            for name, cls in METHODS.items()
+        })  # fmt: skip
     table = Table(
         "method", "family", "paper", "published with weights of", "smallest image", "seen at", "heatmaps",
         "settings",
     )  # fmt: skip
-    for m, c in METHODS.items():
-        own = settings(c.Settings, preset)
-        side, heat = c(own).side(), "yes" if c.has_heatmaps() else "no"
-        seen = "–" if side is None else f"{side} px"
-        first = c.pretrained or "–"
-        table.add_row(m, c.family, c.paper or "–", first, f"{c.smallest} px", seen, heat, str(len(flat(own))))
+    for name, cls in METHODS.items():
+        own = settings(cls.Settings, preset)
+        side, heatmaps = cls(own).side(), "yes" if cls.has_heatmaps() else "no"
+        table.add_row(
+            name, cls.family, cls.paper or "–", cls.pretrained or "–", f"{cls.smallest} px",
+            "–" if side is None else f"{side} px", heatmaps, str(len(flat(own))),
+        )  # fmt: skip
     out.print(table)
-    out.print(
-        "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
-    )
-    out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
+    result("anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed")
+    return result("Settings with their values: --json, or dia fit --method NAME --print_config")

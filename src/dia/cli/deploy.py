@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from ..core.errors import DataError
 from ..serve.limits import Limits
-from .help import parsed
 from .options import DataRoot, Images, Model, Output, remark, result
 
 
@@ -92,29 +91,22 @@ def push(
     from ..deploy.hub import push_to_hub, save_pretrained
     from ..detectors import Detector
 
-    numbers = None
-    if results:
-        try:
-            numbers = json.loads(Path(results).read_text())
-        except ValueError as error:
-            raise DataError(f"{results}: not JSON ({error}); `dia evaluate --json` prints it") from error
-        if not isinstance(numbers, dict):
-            raise DataError(f"{results}: not a JSON object; `dia evaluate --json` prints one")
+    try:
+        numbers = dict(json.loads(Path(results).read_text())) if results else None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{results}: not a JSON object; `dia evaluate --json` prints one") from error
     detector = Detector.load(run, device="cpu")
     card: dict[str, Any] = {"license": license, "results": numbers, "data": about_data}
     if out:
         save_pretrained(detector, out, **card)
-        result(f"{out}: what would be pushed to {name}")
-        return
+        return result(f"{out}: what would be pushed to {name}")
     try:
-        url = push_to_hub(detector, name, private=not public, **card)
+        return result(str(push_to_hub(detector, name, private=not public, **card)))
     except (OSError, ValueError) as error:  # huggingface_hub's own are among these
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: could not be pushed ({reason}); log in with `hf auth login`") from error
-    result(str(url))
 
 
-@parsed(config=True)
 def serve(
     model: Model,
     *,
