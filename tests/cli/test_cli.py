@@ -134,12 +134,6 @@ def test_the_report_is_one_page_with_the_trivial_rows(model, folders, tmp_path):
     assert "not a medical device" in page.lower()
 
 
-def test_equal_seeds_give_equal_models_to_the_bit(folders, model, tmp_path):
-    main(["fit", str(folders), "--out", str(tmp_path / "again"), *WITH_ENCODER])
-    ours, theirs = (p / "weights.safetensors" for p in (model, tmp_path / "again"))
-    assert ours.read_bytes() == theirs.read_bytes()
-
-
 def test_a_fit_killed_while_training_resumes_to_the_same_weights(folders, model, tmp_path, monkeypatch):
     from dia.amplify import contrast
 
@@ -327,14 +321,6 @@ def test_the_list_of_methods_is_that_of_the_registry(capsys):
     assert "--preset" in refused(capsys, "methods", "--preset", "tpu")
 
 
-def test_a_method_that_claims_heatmaps_has_them(make_images):
-    from dia.detectors.registry import METHODS, TRIVIAL
-
-    x = make_images(40, 16, 16, 1)
-    for name, cls in TRIVIAL.items():
-        assert (METHODS[name]().fit(x).heatmap(x[:2]) is not None) == cls.has_heatmaps(), name
-
-
 def test_weights_are_a_flag_of_methods_that_start_from_some(make_images, tmp_path, capsys):
     for argv, said in (
         (["--method", "csi", "--weights", "none"], "--weights: csi starts from no other network"),
@@ -404,7 +390,7 @@ def test_words_that_are_not_known_or_not_whole_are_refused(capsys, argv, says):
     assert says in refused(capsys, *argv)
 
 
-@pytest.mark.parametrize("option", ["seed", "out", "holdout"])
+@pytest.mark.parametrize("option", ["seed", "holdout"])
 def test_a_null_stands_only_where_there_may_be_none(capsys, tmp_path, option):
     (tmp_path / "c.yaml").write_text(f"{option}: null\n")
     assert f"{option} cannot be null" in refused(capsys, "fit", "x", "--config", tmp_path / "c.yaml")
@@ -435,19 +421,18 @@ def test_the_command_alone_gives_the_default_method_and_preset():
     assert PRESETS[0] == PRESET
 
 
-FIRST = """
+def test_help_takes_no_torch():
+    program = """
 import sys
 for name in ("torch", "lightning", "scipy", "sklearn", "matplotlib"):
     sys.modules[name] = None
 from dia.cli.main import main
-main(sys.argv[1:])
+for words in ([], ["fit"], ["score"], ["benchmark"]):
+    try:
+        main([*words, "--help"])
+    except SystemExit as stop:
+        assert not stop.code
 """
-
-
-@pytest.mark.parametrize(
-    "words", [["--help"], ["fit", "--help"], ["score", "--help"], ["benchmark", "--help"]]
-)
-def test_help_takes_no_torch(words):
-    done = subprocess.run([sys.executable, "-c", FIRST, *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: dia")
+    assert done.stdout.count("usage: dia") == 4

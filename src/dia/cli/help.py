@@ -74,7 +74,12 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\d")  # as of Python 3.14: takes `--window -600,1500`
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints one line on stderr and exits with status 2; raises where the parser was asked to."""
+        """Prints one line on stderr and exits with status 2; raises where the parser was asked to.
+
+        Args:
+            message: what is wrong with the words.
+            ex: the exception behind it.
+        """
         if not self.exit_on_error:
             super().error(message, ex)
         words = printable(" ".join(message.split())).rstrip(".")
