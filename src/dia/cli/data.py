@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from rich.table import Table
@@ -28,17 +28,17 @@ def data(
     """List the known data sets, or check what is in one of them or in a path.
 
     Nothing is downloaded: the list says where to get a set, and under which licence. The check counts images
-    and classes by split and finds duplicates and near-duplicates, also across splits, where they are leaks;
-    with --run, --scores or --row it says what copies of training images among the test images change in an
-    AUROC.
+    and classes by split and finds duplicates and near-duplicates, also across splits, where they are leaks.
+    With --run, --scores or --row it measures how much copies of training images among the test images change
+    an AUROC.
 
     Args:
-        action: list: what is known; check: counts, duplicates, leaks
+        action: list shows the known sets; check counts images and finds duplicates and leaks
         name: for check: a known set's name, or a path
-        size: read images as squares of this side, where sizes differ
-        run: a folder written by `dia fit`: what copies change in its AUROC
-        scores: a file of `dia score` for the test split: what copies change in the AUROC of its scores
-        row: an untrained row, e.g. trivial:pixels: what copies change in its AUROC
+        size: side in pixels of the squares to which images are resized, if sizes differ
+        run: a folder written by `dia fit`, to measure the effect of copies on its AUROC
+        scores: a file of `dia score` for the test split, to measure the effect of copies on its AUROC
+        row: a baseline, e.g. trivial:pixels, to measure the effect of copies on its AUROC
         reading: how images are read.
         output: how to print the result.
 
@@ -87,23 +87,23 @@ def methods(*, preset: Preset = "cpu", output: Output) -> None:
     from ..detectors.presets import settings
     from ..detectors.registry import METHODS
 
+    facts: dict[str, dict[str, Any]] = {}
+    count = {}
+    for name, cls in METHODS.items():
+        own = settings(cls.Settings, preset)
+        facts[name] = {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
+        facts[name] |= {"side": cls(own).side(), "heatmaps": cls.has_heatmaps(), "settings": plain(own)}
+        count[name] = len(flat(own))
     if output.json:
-        shown = ("family", "paper", "pretrained", "smallest", "extra")
-        return output.show({
-            name: {k: getattr(cls, k) for k in shown}
-            | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, preset))}
-            for name, cls in METHODS.items()
-        })  # fmt: skip
+        return output.show(facts)
     table = Table(
         "method", "family", "paper", "published with weights of", "smallest image", "seen at", "heatmaps",
         "settings",
     )  # fmt: skip
-    for name, cls in METHODS.items():
-        own = settings(cls.Settings, preset)
-        side, heatmaps = cls(own).side(), "yes" if cls.has_heatmaps() else "no"
+    for name, f in facts.items():
         table.add_row(
-            name, cls.family, cls.paper or "–", cls.pretrained or "–", f"{cls.smallest} px",
-            "–" if side is None else f"{side} px", heatmaps, str(len(flat(own))),
+            name, f["family"], f["paper"] or "–", f["pretrained"] or "–", f"{f['smallest']} px",
+            f"{f['side']} px" if f["side"] else "–", "yes" if f["heatmaps"] else "no", str(count[name]),
         )  # fmt: skip
     out.print(table)
     result("anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed")

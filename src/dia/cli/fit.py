@@ -116,12 +116,12 @@ def fit(
 ) -> None:
     """Train a detector on normal images and calibrate it.
 
-    Of data with labels only the normal images are used. A share of them is held out of training (--holdout),
-    so that scores get p-values and a threshold without any anomaly. The model is a folder of JSON and
-    safetensors, which says where it comes from.
+    Only the normal images of labelled data are used. A share of them is held out of training (--holdout), so
+    that scores get p-values and a threshold without any anomaly. The model is a folder of JSON and
+    safetensors, which records its origin.
 
     With --method or --preset this help lists the settings of that method in that preset; --print_config shows
-    all, with the paper's value beside each that differs.
+    all options, with the paper's value as a comment where it differs.
 
     Args:
         images: what to fit on.
@@ -129,16 +129,17 @@ def fit(
         method: a name of `dia methods`, or anomalib:NAME for any other image model of anomalib
         preset: named settings: cpu (minutes on two cores), gpu (for one accelerator), paper (as published)
         seed: decides the hold-out, the first weights and every random draw
-        size: read images as squares of this side (default: as they are, shrunk to the preset's side)
+        size: side in pixels of the squares to which images are resized (default: their own size, shrunk to
+            the preset's longest side)
         channels: 1 or 3 (default: as the images are)
         holdout: share of the normals kept for calibration
         false_alarm_rate: share of normal images that the model's threshold flags at most, on average
-        contamination: share of anomalies mixed, unmarked, among the normals: to see what they cost
-        weights: where a method that has pretrained weights starts from: imagenet (fetched by timm from the
+        contamination: share of anomalies mixed among the normals as if normal, to measure their cost
+        weights: first weights of a method that has pretrained ones: imagenet (fetched by timm from the
             Hugging Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights
         logger: records losses and learning rates during training; the last two need the extra `tracking`
         log_dir: where the logger writes; default: OUT.logs
-        resume: go on with an interrupted fit of the same --out
+        resume: continue an interrupted fit of the same --out
         overwrite: replace a model that is already there
         device: where to train.
         output: how to print the result.
@@ -181,7 +182,7 @@ def fit(
         )
     left = len(read) - len(normals)
     left_out = f" ({left} anomalous ones left out)" if left else ""
-    mixed = f", of which {contamination:.3g} are anomalous and not marked" if contamination else ""
+    mixed = f"; a share of {contamination:.3g} of them is anomalous" if contamination else ""
     remark(f"{method}: fitting on {len(normals)} normal images{left_out}{mixed}")
     work = target.with_name(f".{target.name}.work")
     if not resume and is_main():

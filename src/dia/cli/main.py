@@ -21,27 +21,17 @@ from pathlib import Path
 from ..core.errors import DataError, TrainingError, system_error
 from .help import ArgumentParser, arguments_of, did_you_mean, parser_of, values_of
 
-COMMANDS = {  # the module of each; its function has the command's name, with an underscore for a space
-    "fit": "fit",
-    "score": "score",
-    "export": "deploy",
-    "evaluate": "score",
-    "stress": "stress",
-    "select": "stress",
-    "push": "deploy",
-    "dissolve": "dissolve",
-    "illustrate": "dissolve",
-    "report": "score",
-    "report benchmark": "benchmark",
-    "benchmark": "benchmark",
-    "explore": "benchmark",
-    "confirm": "benchmark",
-    "methods": "data",
-    "ablate": "benchmark",
-    "data": "data",
-    "serve": "deploy",
-    "demo": "demo",
+_MODULES = {  # a command's function has its name, with an underscore for a space
+    "fit": ["fit"],
+    "score": ["score", "evaluate", "report"],
+    "stress": ["stress", "select"],
+    "dissolve": ["dissolve", "illustrate"],
+    "deploy": ["export", "serve", "push"],
+    "benchmark": ["benchmark", "report benchmark", "ablate", "explore", "confirm"],
+    "data": ["data", "methods"],
+    "demo": ["demo"],
 }
+COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 
 ABOUT = """Finds subtle anomalies in medical images after training on normal images only.
 

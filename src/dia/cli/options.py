@@ -65,7 +65,7 @@ def finite(x: float) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The form of what is printed.
+    """The form of the output.
 
     Args:
         json: print one JSON object instead of a table
@@ -88,10 +88,10 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRoot:
-    """Where known data sets lie.
+    """The folder of the known data sets.
 
     Args:
-        data_root: folder in which the sets of `dia data list` lie (default: $DIA_DATA)
+        data_root: folder of the sets of `dia data list` (default: $DIA_DATA)
     """
 
     data_root: str | None = os.environ.get("DIA_DATA")  # read here: workers elsewhere may have another
@@ -103,7 +103,7 @@ class Reading(DataRoot):
 
     Args:
         normal: class folders or label values that are normal, comma separated; all others are anomalous
-        skip_bad: leave unreadable files out, and list them
+        skip_bad: leave out unreadable files, and list them
         window: grey values of DICOM, NIfTI and float images: {WINDOWS} (Hounsfield units), CENTER,WIDTH, voi
             (each file's own) or full (all that its bits allow); default: as the model was fitted, or else voi
         axis: the axis of NIfTI slices: {AXES}; default: as the model was fitted, or else axial
@@ -129,7 +129,7 @@ class Images(Reading):
 
     Args:
         data: a folder, .npz, .csv or image, or the name of a set of `dia data list`
-        split: train, val, test or all, where the data have splits
+        split: train, val, test or all, if the data have splits
         workers: threads that decode images (default: one for each core)
     """
 
@@ -179,7 +179,7 @@ class TrainingImages(Images):
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where torch runs.
+    """The device on which torch runs.
 
     Args:
         device: auto, cpu, cuda or cuda:N
@@ -226,9 +226,9 @@ class Cluster:
     """This machine or a cluster.
 
     Args:
-        executor: local, or ray: over the CPU cores or GPUs of a machine or cluster, whose machines must see
-            all files that are named here under the same paths
-        ray_address: HOST:PORT of a Ray cluster that runs; default: start Ray on this machine
+        executor: local, or ray: on the CPU cores or GPUs of a machine or cluster, whose machines must see all
+            files under the same paths
+        ray_address: HOST:PORT of a running Ray cluster; default: start Ray on this machine
     """
 
     executor: Literal["local", "ray"] = "local"

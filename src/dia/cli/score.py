@@ -39,24 +39,24 @@ def score(
     """Score images: one row each of path, score, p_value, flagged.
 
     A higher score is more anomalous, on the method's own scale. The p-value is the share of held-out normals,
-    the image itself counted among them, that score at least as high; an image is flagged where it is at most
-    the false-alarm rate. Files are read, scored and written batch by batch, so memory does not grow with
-    their number. If the images differ as a whole from the normals of training (scanner, window, size), a line
-    says so; scores are written all the same.
+    including the image itself, that score at least as high; an image is flagged if its p-value is at most the
+    false-alarm rate. Files are read, scored and written batch by batch, so memory does not grow with their
+    number. If the images differ as a whole from the training normals (scanner, window, size), a warning says
+    so; scores are written all the same.
 
     Args:
-        run: a folder written by `dia fit`, or an .onnx by `dia export`
+        run: a folder written by `dia fit`, or an .onnx file by `dia export`
         images: what to score.
         out: file of the rows: .csv or .jsonl
-        heatmaps: folder for a heatmap PNG per image, in the images' own folders and names, all in one scale
-            of colours, which the first batch sets
-        top_k: slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv
-        drift_rate: share of runs, at most, that ring the alarm for drift though their images are like the
-            normals of training
-        anomalous_up_to: share of the images that may be anomalous, in any way, without ringing that alarm;
-            less makes it finer, 0 is for batches of normals
+        heatmaps: folder for a heatmap PNG of each image, under the image's own path; all have one colour
+            scale, which the first batch sets
+        top_k: number of slices whose mean is a volume's second score, in NAME.volumes.csv for --out NAME.csv
+        drift_rate: false-alarm rate of the drift alarm: the share of runs with images like the training
+            normals that raise it
+        anomalous_up_to: share of the images that may be anomalous, in any way, without raising that alarm; a
+            smaller share makes it more sensitive, 0 is for batches of normals
         batch: images read and scored at a time
-        resume: go on with an interrupted run of the same --out
+        resume: continue an interrupted run of the same --out
         rate: where the threshold is.
         device: where to score.
         cluster: on which machines to score.

@@ -37,13 +37,12 @@ def stress(
 ) -> None:
     """Measure how fine a model sees: paste lesions into normal images, count those flagged.
 
-    Lesions of eight kinds, in several sizes and contrasts, go into normal images the model did not train on.
-    Give the images it was fitted on, and its held-out part is taken; or any other normals of the same kind.
-    Shown are the share found at the calibrated threshold, with 95 % intervals, and the smallest lesion found
-    in 80 % of the images. `dia report` shows it too.
+    Lesions of eight kinds, in several sizes and contrasts, are pasted into normal images that the model did
+    not train on. Give the images it was fitted on, of which the held-out part is used, or other normals of
+    the same kind. The result is the share found at the calibrated threshold, with 95 % intervals, and the
+    smallest lesion found in 80 % of the images. `dia report` shows it too.
 
-    What was measured is kept: the same command goes on where it was stopped, and more sizes or contrasts are
-    added to what is there.
+    Results are kept: the same command continues an interrupted test, and adds more sizes or contrasts.
 
     The lesions are synthetic: this says what the model sees, not what disease looks like.
 
@@ -52,13 +51,12 @@ def stress(
         data: the normal images.
         kinds: kinds of lesions, as [a,b] (default: {KINDS})
         sizes: diameters, as shares of the image's shorter side
-        contrasts: strength of what is added, as a share of the image's grey range; of what is replaced, how
-            much of it
-        localise: measure too whether heatmaps point at the lesions; twice the time
-        images: normals to paste into at most; 0 for all
+        contrasts: strength of the lesions, as a share of the image's grey range, or of the tissue replaced
+        localise: also measure whether heatmaps point at the lesions; takes twice the time
+        images: greatest number of normals to paste into; 0 for all
         seed: decides the lesions' places and forms
-        out: the file of results; pictures go beside it (default: stress.json in RUN, where `dia report` finds
-            it)
+        out: the file of results, with pictures in the same folder (default: stress.json in RUN, where
+            `dia report` finds it)
         format: file format of the figure
         overwrite: replace a different test in --out
         rate: where the threshold is.
@@ -137,24 +135,24 @@ def select(
 ) -> None:
     """Choose method, preset, settings and fusion without labels, by pasted lesions.
 
-    The normals are split: each candidate is fitted on a part, told apart by lesions pasted into another, and
-    the choice is judged on a third that had no part in it. Shown are the lesion AUROC of each candidate with
-    its interval over the splits, which of them cannot be told from the first, and what the choice is worth.
+    The normals are split: each candidate is fitted on one part and ranked by lesions pasted into another; the
+    choice is judged on a third. The result is the lesion AUROC of each candidate with its interval over the
+    splits, the candidates that cannot be distinguished from the first, and the AUROC to expect of the choice.
 
-    Lesions are no disease. Within one family of methods this is a weak guide; across families it misleads.
-    What was measured is kept in --work; the same command goes on.
+    Lesions are not disease. Within one family of methods this is a weak guide; across families it misleads.
+    Results are kept in --work, and the same command continues.
 
     Args:
         data: the normal images.
         methods: names of `dia methods`, as [a,b]
         presets: presets to try of each method: cpu, gpu, paper
-        vary: values of a method's settings to try, all combinations, as '{csi: {amplify.steps: [60, 180]}}'
-        fuse: also try fusions of up to so many candidates, by their conformal p-values; costs no fit
+        vary: values of a method's settings, tried in all combinations, as '{csi: {amplify.steps: [60, 180]}}'
+        fuse: also try fusions of up to this many candidates, by their conformal p-values; costs no fit
         splits: 1 to 5; each fits every candidate once
         seed: decides splits, detectors and lesions
         size: read images as squares of this side, as `dia fit`
         channels: 1 or 3 (default: as the images are)
-        work: keeps what is finished; safe to delete
+        work: folder of finished stages; safe to delete
         out: file of results
         device: where to train.
         output: how to print the result.
@@ -215,9 +213,9 @@ def _show_selection(found: Mapping[str, Any]) -> None:
     worth = number(found["estimate"], found["estimate_ci"])
     said = [
         f"choice: {found['choice']}",
-        f"lesion AUROC of what is so chosen, on normals that had no part in it: {worth}",
+        f"lesion AUROC of the choice, on normals that were not used to choose: {worth}",
     ]
     if like := found["like_it"]:
-        said.append(f"cannot be told from the first by these splits: {', '.join(like)}")
+        said.append(f"not distinguishable from the first by these splits: {', '.join(like)}")
     for line in [*said, *found["fit"], f"warning: {found['warning']}"]:
         result(line)
