@@ -120,21 +120,6 @@ def test_make_targets_exist():
         assert set(named) <= targets, path
 
 
-def test_what_commands_are_found_in_a_shell():
-    shell = """A=1 dia fit x --out y  # a word
-$ dia a; dia b | dia c > f
-python - <<'END'
-dia no
-END
-torchrun --nproc_per_node 4 $(which dia) fit ...
-dia d \\
-  --e
-python -m dia g && echo dia
-"""
-    found = [" ".join(argv) for argv in dia_lines(shell)]
-    assert found == ["fit x --out y", "a", "b", "c", "fit", "d --e", "g"]
-
-
 @pytest.mark.parametrize("name", PARSERS)
 def test_every_argument_has_help_and_examples_parse(name, capsys):
     parser = PARSERS[name]

@@ -121,8 +121,8 @@ def serve(
     """Open the review page and the HTTP service of a fitted model, until Ctrl-C.
 
     The page is at http://HOST:PORT/, the documentation of the service at /docs. Nothing is loaded from the
-    network, and only this machine can reach it unless --host says otherwise. Marks and notes of the page go to one
-    SQLite file (--store).
+    network, and only this machine can reach it unless --host says otherwise. Marks and notes of the page go
+    to one SQLite file (--store).
 
     Args:
         model: what to serve.
