@@ -105,9 +105,17 @@ def method(request):
     return request.param
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(m, marks=pytest.mark.slow) if m == SLOW else m for m in ADDED]
-)
+def unless_slow(methods):
+    return [pytest.param(m, marks=pytest.mark.slow) if m == SLOW else m for m in methods]
+
+
+@pytest.fixture(scope="module", params=unless_slow(METHODS))
+def fast(request):
+    """A method whose fit takes seconds; the slow one among the slow tests."""
+    return request.param
+
+
+@pytest.fixture(scope="module", params=unless_slow(ADDED))
 def trained(request):
     return request.param
 
@@ -176,9 +184,9 @@ def test_too_few_too_small_and_other_arrays_are_refused(method, normals):
 # --- what a fitted one keeps ---------------------------------------------------------------------------
 
 
-def test_a_score_is_its_images_own(method, fitted, others):
+def test_a_score_is_its_images_own(fast, fitted, others):
     """Not that of the other images of its batch, nor of their order; and chance plays no part."""
-    detector, x = fitted(method)[0], others(method)
+    detector, x = fitted(fast)[0], others(fast)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     whole = detector.score(x)
     assert torch.equal(torch.get_rng_state(), state[0])
@@ -192,22 +200,22 @@ def test_a_score_is_its_images_own(method, fitted, others):
     np.testing.assert_allclose(detector.score(x[order], batch=4), whole[order], **close)
 
 
-def test_a_heatmap_has_the_images_size_or_is_none(method, fitted, others):
-    x = others(method)[:3]
-    maps = fitted(method)[0].heatmap(x)
-    assert (maps is not None) == METHODS[method].has_heatmaps()
+def test_a_heatmap_has_the_images_size_or_is_none(fast, fitted, others):
+    x = others(fast)[:3]
+    maps = fitted(fast)[0].heatmap(x)
+    assert (maps is not None) == METHODS[fast].has_heatmaps()
     if maps is not None:
         assert (maps.shape, maps.dtype) == ((len(x), H, W), np.float32)
         assert np.isfinite(maps).all()
         assert np.ptp(maps) > 0
-        alone = fitted(method)[0].heatmap(x, batch=1)
+        alone = fitted(fast)[0].heatmap(x, batch=1)
         np.testing.assert_allclose(alone, maps, rtol=1e-2, atol=1e-2 * np.ptp(maps))
 
 
-def test_what_was_saved_is_what_is_loaded(method, fitted, others, tmp_path):
-    (detector, _), x = fitted(method), others(method)[:3]
+def test_what_was_saved_is_what_is_loaded(fast, fitted, others, tmp_path):
+    (detector, _), x = fitted(fast), others(fast)[:3]
     loaded = Detector.load(detector.save(tmp_path / "model"), device="cpu")
-    assert type(loaded) is METHODS[method]
+    assert type(loaded) is METHODS[fast]
     assert loaded.settings == detector.settings
     assert loaded.settings_hash() == detector.settings_hash()
     np.testing.assert_allclose(loaded.calibration_.scores, detector.calibration_.scores, rtol=1e-6)
@@ -216,8 +224,8 @@ def test_what_was_saved_is_what_is_loaded(method, fitted, others, tmp_path):
         np.testing.assert_allclose(loaded.heatmap(x), detector.heatmap(x), rtol=1e-5, atol=1e-6)
 
 
-def test_other_images_than_it_was_fitted_on_are_refused(method, fitted, normals):
-    detector = fitted(method)[0]
+def test_other_images_than_it_was_fitted_on_are_refused(fast, fitted, normals):
+    detector = fitted(fast)[0]
     for images in (normals[:2, :, :-1], np.repeat(normals[:2], 3, 3)):
         with pytest.raises(DataError, match=r"the model was fitted on \(28, 36, 1\)"):
             detector.score(images)

@@ -1,7 +1,7 @@
-"""Parity of exported models: ONNX and TorchScript beside the detector, on all test images of the sample sets.
+"""Parity of exported models: the ONNX file beside the detector, on all test images of the sample sets.
 
 `csi`, `dia` and `dia+` are fitted for some seconds on a few normals of each set at
-32 px, exported in both formats, and score the set's test images in the size in which they come. What is
+32 px, exported, and score the set's test images in the size in which they come. What is
 compared is arithmetic, not detection, so short training does. Milliseconds are of one thread, with score,
 p-value and heatmap from the file and the score alone from the detector.
 
@@ -31,8 +31,8 @@ import torch
 from dia.benchmark.ledger import update_section
 from dia.data.datasets import open_data
 from dia.data.imageset import ImageSet
-from dia.deploy.export import SUFFIX, Comparison, export, runner
-from dia.deploy.graph import graph_of
+from dia.deploy.export import Comparison, export
+from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import Detector
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
@@ -57,11 +57,11 @@ def fitted(normals: ImageSet, folder: Path, models: Sequence[str]) -> Iterator[t
         yield method, METHODS[method](s, device="cpu").fit(normals, workdir=folder)
 
 
-def measured(detector: Detector, form: str, test: ImageSet, folder: Path) -> dict[str, Any]:
+def measured(detector: Detector, test: ImageSet, folder: Path) -> dict[str, Any]:
     """Differences over all test images, and milliseconds an image."""
-    path = folder / f"model{SUFFIX[form]}"
-    made = export(detector, path, form)
-    run = runner(path, graph_of(detector))
+    path = folder / "model.onnx"
+    made = export(detector, path)
+    run = OnnxModel(path, device="cpu").run
     comparison = Comparison(detector, run)
     for start in range(0, len(test), BATCH):
         comparison.add(test.images[start : start + BATCH])
@@ -75,7 +75,7 @@ def measured(detector: Detector, form: str, test: ImageSet, folder: Path) -> dic
             seconds[who].append(time.perf_counter() - start_)
     f = comparison.facts
     return {
-        "format": form, "images": f["images"], "score": f["score"], "relative": f["score, relative"],
+        "images": f["images"], "score": f["score"], "relative": f["score, relative"],
         "beyond": f["scores beyond tolerance"], "p_value": f["p_value"], "heatmap": f.get("heatmap"),
         "heatmap_relative": f.get("heatmap, relative"), "refused": comparison.beyond,
         "ms": 1000 * median(seconds["file"]) / len(some),
@@ -85,19 +85,19 @@ def measured(detector: Detector, form: str, test: ImageSet, folder: Path) -> dic
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: for each model and format, over all sets."""
+    """Markdown: for each model, over all sets."""
     lines = [
-        "| model | format | images | greatest difference of a score (relative) | scores beyond 1e-4 "
+        "| model | images | greatest difference of a score (relative) | scores beyond 1e-4 "
         "| of a p-value | of a heatmap (relative) | ms an image (detector) | MB |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
-        groups.setdefault((row["model"], row["format"]), []).append(row)
-    for (model, form), rows in groups.items():
+        groups.setdefault(row["model"], []).append(row)
+    for model, rows in groups.items():
         maps = [(r["heatmap"], r["heatmap_relative"]) for r in rows if r["heatmap"] is not None]
         cells = (
-            f"`{model}`", form, sum(r["images"] for r in rows),
+            f"`{model}`", sum(r["images"] for r in rows),
             f"{max(r['score'] for r in rows):.1e} ({max(r['relative'] for r in rows):.1e})",
             sum(r["beyond"] for r in rows), f"{max(r['p_value'] for r in rows):.1g}",
             "{:.1e} ({:.1e})".format(*map(max, zip(*maps, strict=True))) if maps else "–",
@@ -131,10 +131,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 few = normals.subset(np.arange(min(len(normals), NORMALS)))
                 for label, detector in fitted(few, Path(folder), a.models):
-                    for form in SUFFIX:
-                        found = measured(detector, form, test, Path(folder))
-                        rows.append({"set": name, "read": read, "model": label, **found})
-                        print(name, label, form, found["score"], found["refused"], flush=True)
+                    found = measured(detector, test, Path(folder))
+                    rows.append({"set": name, "read": read, "model": label, **found})
+                    print(name, label, found["score"], found["refused"], flush=True)
             publish("export_parity", rows, {})  # after each set: what was measured is kept
     update_section(PAGE, "PARITY", table(json.loads((RESULTS / "export_parity.json").read_text())))
 

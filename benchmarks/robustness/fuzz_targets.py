@@ -43,7 +43,7 @@ from dia.report.gather import scores_by_name
 from dia.serve.api import build_app
 from dia.serve.limits import Deadline, Limits, Refused
 from dia.serve.review.store import Mark, Reviews, as_csv
-from dia.serve.uploads import Upload, unpack
+from dia.serve.uploads import Unpacking
 
 SECONDS = 10.0  # of one case
 MEMORY = 2 * 2**30  # bytes beyond what the libraries take
@@ -398,8 +398,9 @@ def unpacks(ground: Ground, data: bytes | Sequence[tuple[str, bytes]]) -> list[s
     place = ground.case / "in"
     place.mkdir()
     sent = [("up.zip", data)] if isinstance(data, bytes) else data
-    uploads = [Upload(name, io.BytesIO(content)) for name, content in sent]
-    found = unpack(uploads, place, LIMITS, Deadline(SECONDS))
+    found = Unpacking(place, LIMITS, Deadline(SECONDS))
+    for name, content in sent:
+        found.add(name, io.BytesIO(content))
     inside = {p.resolve() for p in place.rglob("*")}
     if any(p.is_symlink() for p in place.rglob("*")) or not {f.resolve() for f in found.files} <= inside:
         raise Finding("what is unpacked lies elsewhere")

@@ -357,7 +357,7 @@ def commands(root: Path, out: Path) -> dict[str, list[Any]]:
         "dia score": ["score", blur, scans, "--out", out / "s.csv", "--heatmaps", out / "maps", *cpu],
         "dia report": ["report", blur, scans, "--out", out / "r.html"],
         "dia benchmark": ["benchmark", "--methods", "[trivial:blur]", "--max_size", SIDE, *grid, *cpu],
-        "dia export": ["export", blur, "--format", "torchscript", "--out", out / "m.pt"],
+        "dia export": ["export", blur, "--out", out / "m.onnx"],
     }
 
 

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dia.amplify.contrast as module
+from dia.amplify import resident
 from dia.amplify.augment import Augment, AugmentSettings, Draws, crop_grid, crop_matrices, jitter
-from dia.amplify.contrast import AmplifySettings, encoder_input, learn
+from dia.amplify.contrast import AmplifySettings, encoder_input
 from dia.amplify.encoder import Encoder
 from dia.amplify.inputs import build_encoder
 from dia.amplify.loss import contrastive_loss, targets
+from dia.amplify.resident import learn
 from dia.amplify.shifts import SHIFTS, cutperm, rotate
 from dia.core.settings import SettingsError
 from dia.core.training import batch_indices, seed_step
@@ -495,23 +497,11 @@ def state(encoder):
     return [v.numpy().tobytes() for v in encoder.state_dict().values()]
 
 
-def test_same_seed_same_bits_and_another_seed_others(make_images, tmp_path):
-    x = make_images()
-
-    def run(seed, name):
-        s = replace(TINY, steps=3)
-        return state(learn(x, FakeDissolved(x), s, seed=seed, device="cpu", workdir=tmp_path / name)[0])
-
-    first = run(0, "a")
-    assert first == run(0, "b")
-    assert first != run(1, "c")
-
-
 def test_killed_and_resumed_equals_uninterrupted(make_images, tmp_path, monkeypatch):
     x = make_images()
     whole, seconds = learn(x, FakeDissolved(x), TINY, device="cpu", workdir=tmp_path / "whole")
     assert seconds > 0
-    monkeypatch.setattr(module, "train", partial(module.train, checkpoint_every=3))
+    monkeypatch.setattr(resident, "train", partial(resident.train, checkpoint_every=3))
     real, seen, armed = module.ContrastiveTraining.training_step, [], [True]
 
     def training_step(self, batch, index):

@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dia.amplify import resident
 from dia.amplify.augment import AugmentSettings
-from dia.amplify.contrast import AmplifySettings, ContrastiveTraining, learn, make_optimizer
-from dia.amplify.optimise import learning_rates
-from dia.amplify.resident import Resident, ResidentLoop
+from dia.amplify.contrast import AmplifySettings, ContrastiveTraining
+from dia.amplify.optimise import make_optimizer, schedule
+from dia.amplify.resident import Resident, ResidentLoop, learn
 from dia.core.errors import TrainingError
 from dia.core.tracking import tracking
 from dia.core.training import seed_step
@@ -32,14 +31,18 @@ WITH = {
 }
 
 
-class Losses(Callback):
-    """Of each step of the plain training."""
+@pytest.fixture
+def losses(monkeypatch):
+    """The loss of each step of the plain training."""
+    found, real = [], ContrastiveTraining.training_step
 
-    def __init__(self):
-        self.all = []
+    def training_step(self, *args):
+        loss = real(self, *args)
+        found.append(float(loss))
+        return loss
 
-    def on_train_batch_end(self, trainer, module, outputs, *_):
-        self.all.append(float(outputs["loss"]))
+    monkeypatch.setattr(ContrastiveTraining, "training_step", training_step)
+    return found
 
 
 @pytest.fixture
@@ -54,27 +57,25 @@ def loop_of(x, bank, s, workdir, **how):
 
 
 @pytest.mark.parametrize("name", WITH)
-def test_it_has_the_loss_curve_and_the_weights_of_the_plain_training(name, bank, tmp_path):
+def test_it_has_the_loss_curve_and_the_weights_of_the_plain_training(name, bank, losses, tmp_path):
     x, copies = bank
     s = replace(TINY, **WITH[name])
     if s.optimizer == "lars":
         pytest.importorskip("timm")
-    plain = Losses()
-    encoder, _ = learn(x, copies, s, seed=3, device="cpu", workdir=tmp_path / "plain", watchers=[plain])
+    encoder, _ = learn(x, copies, s, seed=3, device="cpu", workdir=tmp_path / "plain")
     loop = loop_of(x, copies, s, tmp_path / "resident")
-    assert loop.run() == s.length(len(x)) == len(plain.all)
-    np.testing.assert_allclose(loop.losses.numpy(), plain.all, rtol=1e-3)
+    assert loop.run() == s.length(len(x)) == len(losses)
+    np.testing.assert_allclose(loop.losses.numpy(), losses, rtol=1e-3)
     for a, b in zip(loop.module.encoder.parameters(), encoder.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
-def test_without_a_bank_it_is_csi(bank, tmp_path):
+def test_without_a_bank_it_is_csi(bank, losses, tmp_path):
     x, _ = bank
-    plain = Losses()
-    learn(x, None, TINY, seed=3, device="cpu", workdir=tmp_path / "plain", watchers=[plain])
+    learn(x, None, TINY, seed=3, device="cpu", workdir=tmp_path / "plain")
     loop = loop_of(x, None, TINY, tmp_path / "resident")
     loop.run()
-    np.testing.assert_allclose(loop.losses.numpy(), plain.all, rtol=1e-3)
+    np.testing.assert_allclose(loop.losses.numpy(), losses, rtol=1e-3)
 
 
 def test_rows_are_those_of_the_plain_training_but_for_rounding(make_images, tmp_path):
@@ -154,15 +155,10 @@ def test_it_is_for_one_cuda_device_and_a_bank(bank, monkeypatch):
     assert not resident.fits(x, None, TINY, "cuda")
 
 
-def test_the_rates_are_those_of_the_scheduler():
-    s = replace(TINY, steps=40, warmup=0.25, lr=0.4)
-    rates = learning_rates(s, 20)
-    assert len(rates) == 40
-    assert rates[0] == pytest.approx(0.04)
-    assert rates[5] == pytest.approx(0.22)
-    assert rates[10] == pytest.approx(0.4)
-    assert rates[25] == pytest.approx(0.2)
-    assert rates[39] == pytest.approx(0.2 * (1 + np.cos(np.pi * 29 / 30)))
+def test_the_rate_by_hand():
+    rate = schedule(replace(TINY, steps=40, warmup=0.25), 20)
+    expected = {0: 0.1, 5: 0.55, 10: 1.0, 25: 0.5, 39: (1 + np.cos(np.pi * 29 / 30)) / 2}
+    assert [rate(step) for step in expected] == pytest.approx(list(expected.values()))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars"])

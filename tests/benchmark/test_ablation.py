@@ -213,8 +213,8 @@ def test_the_page_says_what_the_ledger_holds(finished):
     assert none.difference.value == pytest.approx(middle - reference)
     (row,) = (line for line in page.splitlines() if line.startswith("| none | out |"))
     assert f"{middle:.3f} ±" in row
-    assert f"| 0.600 | {middle - 0.6:+.3f} |" in row
-    assert f"{none.difference.low:+.3f}, {none.difference.high:+.3f}]" in row
+    assert f"| 0.600 | {middle - 0.6:+.3f} |" in row.replace("−", "-")
+    assert f"{none.difference.low:+.3f}, {none.difference.high:+.3f}]" in row.replace("−", "-")
     assert "| gaussian | out |" in page
     assert "reference |" in page
     assert "## Published, not measured here" in page
@@ -253,7 +253,7 @@ def test_another_reference_turns_the_difference_round(finished, root, tmp_path):
     made = measured(own, Ledger(out / "l.jsonl").rows(), out / "s")["breastmnist"]
     d = next(r for r in made if r.cell.names == ("none", "out")).difference
     (row,) = (line for line in page.splitlines() if line.startswith("| gaussian | out |"))
-    assert f"{-d.value:+.3f} [{-d.high:+.3f}, {-d.low:+.3f}]" in row
+    assert f"{-d.value:+.3f} [{-d.high:+.3f}, {-d.low:+.3f}]" in row.replace("−", "-")
 
 
 def test_drawing_runs_nothing(finished, root, tmp_path):

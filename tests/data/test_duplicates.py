@@ -16,7 +16,7 @@ from dia.cli.main import main
 from dia.data import quality
 from dia.data.imageset import ImageSet, resize
 from dia.data.quality import check, has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
-from dia.report.bias import effect_of_copies
+from dia.report.context import effect_of_copies
 
 
 def resaved(image: np.ndarray, folder, quality=80) -> np.ndarray:

@@ -15,7 +15,7 @@ from anomalib.data import Folder
 from anomalib.deploy import ExportType
 from anomalib.engine import Engine
 
-from dia.deploy.anomalib_model import DiaLightning, DiaModel, pixels
+from dia.deploy.anomalib_model import DiaLightning, DiaModel
 
 SIDE = 24
 TINY = {
@@ -152,10 +152,3 @@ def test_anomalibs_configuration_names_it_by_class_path(tmp_path):
     model = DiaLightning.from_config(config)
     assert (model.fresh.method, model.fresh.seed, model.fresh.s.amplify.steps) == ("csi", 4, 3)
     assert model.input_size == (32, 32)
-
-
-def test_pixels_are_bytes_again():
-    x = torch.arange(256, dtype=torch.float32).view(1, 1, 16, 16).expand(-1, 3, -1, -1) / 255
-    assert np.array_equal(pixels(x)[0, ..., 2].ravel(), np.arange(256))
-    assert np.array_equal(pixels(x, grey=True)[0, ..., 0].ravel(), np.arange(256))
-    assert pixels(x).shape == (1, 16, 16, 3)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dia.detectors.calibration import Calibration
+from dia.detectors.residual import evidence, kernel_and_tail
 
 few_levels = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)  # full of ties
 any_scores = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -80,9 +81,9 @@ def assert_monotone(held_out):
     c = Calibration.of(np.array(held_out, float))
     low, high = min(held_out), max(held_out)
     asked = np.sort(np.r_[np.linspace(low - 10, high + 10, 400), held_out, np.array(held_out) + 1e-6])
-    evidence = c.evidence(asked)
-    assert np.isfinite(evidence).all()
-    assert (np.diff(evidence) >= -1e-9).all()
+    found = evidence(asked, c.scores)
+    assert np.isfinite(found).all()
+    assert (np.diff(found) >= -1e-9).all()
 
 
 @given(distinct)
@@ -103,10 +104,10 @@ def test_evidence_is_continuous_and_keeps_rising_beyond_the_normals(held_out):
     top = max(held_out)
     edges = np.r_[np.array(held_out, float), top + np.array([0.5, 10.0, 1e4])]
     small = 1e-9
-    step = c.evidence(edges + small) - c.evidence(edges - small)
-    width, _, _ = c.smoothing()
+    step = evidence(edges + small, c.scores) - evidence(edges - small, c.scores)
+    width, _, _ = kernel_and_tail(c.scores)
     assert (np.abs(step) <= 2 * small / width * 1.01 + 1e-12).all()  # the kernel bounds the slope
-    beyond = c.evidence(top + np.array([0.0, 1.0, 2.0, 3.0]))
+    beyond = evidence(top + np.array([0.0, 1.0, 2.0, 3.0]), c.scores)
     assert (np.diff(beyond) > 0).all()
     assert np.diff(beyond) == pytest.approx(np.diff(beyond)[0], rel=1e-6)  # an exponential tail
 
@@ -115,24 +116,24 @@ def test_evidence_follows_minus_log_p_among_the_normals():
     scores = np.random.default_rng(0).normal(size=2000)
     c = Calibration.of(scores)
     asked = np.linspace(-2, 0.8, 50)
-    np.testing.assert_allclose(c.evidence(asked), -np.log(c.p_values(asked)), atol=0.05)
+    np.testing.assert_allclose(evidence(asked, c.scores), -np.log(c.p_values(asked)), atol=0.05)
     normal = stats.norm.sf(3.5)  # far in the tail, beyond what 2000 normals can say
-    assert 0.5 < c.evidence(np.array([3.5]))[0] / -np.log(normal) < 1.5
+    assert 0.5 < evidence(np.array([3.5]), c.scores)[0] / -np.log(normal) < 1.5
 
 
 def test_evidence_by_hand():
     c = Calibration.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    width, edge, excess = c.smoothing()
+    width, edge, excess = kernel_and_tail(c.scores)
     # std √2 = 1.414, interquartile range 2 / 1.34 = 1.493; logistic of standard deviation .9 · 1.414 · 5^-.2
     assert width == pytest.approx(0.9 * 2**0.5 * 5**-0.2 * 3**0.5 / np.pi)
     assert (edge, excess) == (5.0, width)  # the tail has one normal, no excess
     p = np.mean([1 / (1 + np.exp((2.5 - x) / width)) for x in c.scores])
-    assert c.evidence(np.array([2.5]))[0] == pytest.approx(-np.log(p))
-    at_edge = c.evidence(np.array([5.0]))[0]
-    assert c.evidence(np.array([7.0]))[0] == pytest.approx(at_edge + 2 / width)
+    assert evidence(np.array([2.5]), c.scores)[0] == pytest.approx(-np.log(p))
+    at_edge = evidence(np.array([5.0]), c.scores)[0]
+    assert evidence(np.array([7.0]), c.scores)[0] == pytest.approx(at_edge + 2 / width)
 
 
 def test_the_last_digits_of_equal_normals_are_no_evidence():
     c = Calibration.of(np.full(10, 7.0))
-    low, high = c.evidence(np.array([7.0, 7.0 * (1 + 1e-7)]))
+    low, high = evidence(np.array([7.0, 7.0 * (1 + 1e-7)]), c.scores)
     assert high - low < 0.02

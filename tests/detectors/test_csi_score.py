@@ -49,24 +49,6 @@ def fitted(request, make_images):
     return detector.fit(make_images(24, 16, 18, channels)), make_images(9, 16, 18, channels, seed=5)
 
 
-def test_scores_do_not_depend_on_batch_size(fitted):
-    detector, x = fitted
-    whole = detector.score(x)
-    assert whole.shape == (9,)
-    assert whole.dtype == np.float64
-    assert np.ptp(whole) > 1e-3
-    for batch in (1, 4):
-        np.testing.assert_allclose(detector.score(x, batch=batch), whole, rtol=1e-3, atol=1e-4)
-
-
-def test_scores_do_not_depend_on_order_or_on_earlier_scoring(fitted):
-    detector, x = fitted
-    whole, order = detector.score(x), np.random.default_rng(0).permutation(9)
-    np.testing.assert_allclose(detector.score(x[order]), whole[order], rtol=1e-3, atol=1e-4)
-    torch.manual_seed(123)  # the caller's random numbers play no part
-    assert np.array_equal(detector.score(x), whole)
-
-
 def test_scoring_leaves_the_callers_random_numbers_alone(fitted):
     detector, x = fitted
     torch.manual_seed(5)
@@ -74,18 +56,6 @@ def test_scoring_leaves_the_callers_random_numbers_alone(fitted):
     torch.manual_seed(5)
     detector.score(x)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_saved_and_loaded_scores_alike(fitted, tmp_path):
-    detector, x = fitted
-    loaded = Detector.load(detector.save(tmp_path / "model"), device="cpu")
-    assert type(loaded) is type(detector)
-    assert loaded.settings == detector.settings
-    assert np.array_equal(loaded.score(x), detector.score(x))
-    assert loaded.threshold(0.4) == detector.threshold(0.4)
-    if isinstance(detector, DIA):
-        before, after = (d.dissolver_.dissolve(x, 99) for d in (detector, loaded))
-        assert np.array_equal(before, after)
 
 
 def test_the_weights_of_the_score_come_from_training(fitted, make_images):
@@ -98,13 +68,6 @@ def test_the_weights_of_the_score_come_from_training(fitted, make_images):
     torch.testing.assert_close(detector.bank_.norm(dim=-1), torch.ones(4, 24))
     # of its own training images, the mean normality is 1 (projections) + 1 (shifts) by these weights
     assert float(-detector.score(train).mean()) == pytest.approx(2, rel=1e-3)
-
-
-def test_a_fit_with_the_same_seed_scores_alike(make_images):
-    x = make_images(24)
-    scores = [CSI(SETTINGS["csi"], seed=s, device="cpu").fit(x).score(x) for s in (0, 0, 1)]
-    assert np.array_equal(scores[0], scores[1])
-    assert not np.allclose(scores[0], scores[2])
 
 
 def test_a_search_in_parts_finds_the_same_neighbour(monkeypatch):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 from dia.amplify.contrast import AmplifySettings
@@ -16,12 +15,11 @@ from dia.benchmark.runs import run
 from dia.core.errors import DataError
 from dia.data import phantoms
 from dia.detectors import Blur, Detector, DIAPlus
-from dia.detectors.calibration import joined
 from dia.detectors.diaplus import VIEWS, ContrastSettings, DIAPlusSettings
 from dia.detectors.features import Shape, as_tensor, copies
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
-from dia.detectors.residual import Residual, blur
+from dia.detectors.residual import Residual, blur, joined
 from dia.dissolve import DissolverSettings
 
 TINY = DIAPlusSettings(
@@ -47,6 +45,11 @@ def test_joined_is_the_harmonic_mean_of_p_values():
     harmonic = 3 / (1 / p).sum(1)  # 3 / (2 + 10 + 50) = 0.0484
     assert joined(-np.log(p)) == pytest.approx(-np.log(harmonic))
     assert harmonic[0] == pytest.approx(3 / 62)
+
+
+def parts_of(detector, images):
+    module, x = detector.module(), as_tensor(images)
+    return {name: values.numpy() for name, values in module.parts(x, module.residual(x)).items()}
 
 
 def test_the_residual_map_is_greatest_where_something_was_put(normals):
@@ -104,15 +107,6 @@ def test_folders_of_0_1_had_the_settings_of_contrast_among_their_own(fitted, nor
     assert np.array_equal(loaded.score(normals), fitted.score(normals))
 
 
-def test_saved_and_loaded_scores_are_the_same(fitted, normals, tmp_path):
-    loaded = Detector.load(fitted.save(tmp_path / "run"), device="cpu")
-    assert isinstance(loaded, DIAPlus)
-    assert loaded.s == fitted.s
-    assert np.array_equal(loaded.score(normals), fitted.score(normals))
-    assert np.array_equal(loaded.heatmap(normals[:3]), fitted.heatmap(normals[:3]))
-    assert loaded.threshold() == fitted.threshold()
-
-
 def test_a_stage_found_in_the_workdir_scores_as_the_one_made_there(normals, tmp_path):
     # wide enough that convolution weights are laid out channels-last in memory
     contrast = replace(TINY.contrast, amplify=replace(TINY.contrast.amplify, width=8))
@@ -123,15 +117,8 @@ def test_a_stage_found_in_the_workdir_scores_as_the_one_made_there(normals, tmp_
     assert found.fit_seconds_ > 0
 
 
-def test_scores_do_not_depend_on_batch_or_order(fitted, normals):
-    whole = fitted.score(normals)
-    assert np.allclose(fitted.score(normals, batch=7), whole, rtol=1e-3, atol=1e-3)
-    order = np.random.default_rng(0).permutation(len(normals))
-    assert np.allclose(fitted.score(normals[order]), whole[order], rtol=1e-3, atol=1e-3)
-
-
 def test_the_score_is_the_whole_or_the_most_unusual_place_less_the_margin(fitted, normals):
-    parts = fitted.parts(normals)
+    parts = parts_of(fitted, normals)
     assert list(parts) == ["shape", "statistics", "dissolved", "whole", "place"]
     views = np.mean([parts[v] for v in TINY.views], axis=0)
     scale = fitted.scales_["whole"]
@@ -155,7 +142,7 @@ def test_the_view_spectrum_is_the_untrained_row(normals):
 def test_a_small_mark_makes_the_place_unusual(fitted, normals):
     marked = normals[:4].copy()
     marked[:, 10:13, 20:23] = 255
-    before, after = fitted.parts(normals[:4]), fitted.parts(marked)
+    before, after = parts_of(fitted, normals[:4]), parts_of(fitted, marked)
     assert (after["place"] > before["place"] + 1).all()
     assert (after["place"] > after["whole"]).all()
 
@@ -185,7 +172,7 @@ def test_the_same_image_among_the_normals_is_the_least_anomalous(normals):
 def test_symmetries_are_those_of_the_normals(make_images):
     upright = make_images(40, 32, 32)
     upright[:, :16] //= 2  # dark above, as none of its turned copies is
-    turned = np.stack([np.rot90(x, i % 4) for i, x in enumerate(make_images(200, 32, 32))])
+    turned = np.stack([np.rot90(x, i % 4) for i, x in enumerate(make_images(100, 32, 32))])
     of = {name: DIAPlus(TINY, device="cpu").fit(x) for name, x in {"up": upright, "any": turned}.items()}
     assert not {1, 3, 5, 7} & set(of["up"].symmetries_)
     assert len(of["any"].symmetries_) > 4
@@ -211,29 +198,6 @@ def test_constant_images_do_not_break_it(normals):
     assert np.isfinite(DIAPlus(TINY, device="cpu").fit(images).score(normals)).all()
 
 
-def test_scikit_learn_sees_an_outlier_detector(fitted, normals):
-    assert clone(fitted).get_params()["settings"] == TINY
-    scores = fitted.score(normals)
-    assert np.array_equal(fitted.score_samples(normals), -scores)
-    flagged = fitted.predict(normals) == -1
-    assert np.array_equal(flagged, fitted.decision_function(normals) < 0)
-    assert np.array_equal(flagged, scores > fitted.threshold())
-
-
-def test_bad_input_is_named(fitted, normals, tmp_path):
-    with pytest.raises(DataError, match="not fitted"):
-        DIAPlus(TINY).score(normals)
-    with pytest.raises(DataError, match=r"size=\(32, 32\)"):
-        fitted.score(normals[:, :30])
-    with pytest.raises(DataError, match="uint8"):
-        fitted.score(normals.astype(np.float32))
-    with pytest.raises(DataError, match="at least 20"):
-        DIAPlus(TINY).fit(normals[:3])
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="not a model folder"):
-        Detector.load(tmp_path)
-
-
 def test_blur_finds_phantom_lesions():
     train, test = phantoms.load("train", n=200), phantoms.load("test", n=120)
     scores = Blur().fit(train).score(test)
@@ -255,28 +219,6 @@ def test_a_line_in_the_ledger_is_not_made_again(tmp_path):
 def test_a_detector_without_settings_is_the_cpu_preset():
     assert DIAPlus().s == settings(DIAPlusSettings, "cpu")
     assert DIAPlus().settings_hash() == DIAPlus(settings(DIAPlusSettings, "cpu")).settings_hash()
-
-
-def test_the_paper_preset_is_the_published_configuration():
-    s = settings(METHODS["dia"].Settings, "paper")
-    assert s.ts == tuple(range(30, 100))
-    assert s.live
-    assert s.samples == 10
-    a, d = s.amplify, s.dissolver
-    assert (a.width, a.batch, a.temperature, a.optimizer, a.shift, a.exclude_own) == (
-        64, 32, 0.5, "lars", "rotation", True,
-    )  # fmt: skip
-    assert a.augment.crop == (0.08, 1.0)
-    assert a.augment.score_crop == 0.54
-    assert a.augment.jitter == (0.4, 0.4, 0.4, 0.1)
-    assert (d.size, d.patch, d.lr, d.loss, d.ema, d.ema_weights) == (32, 1, 8e-5, "l1", 0.995, False)
-
-
-def test_lars_trains(normals):
-    pytest.importorskip("timm")
-    amplify = replace(TINY.contrast.amplify, optimizer="lars", rgb=True)
-    detector = METHODS["csi"](METHODS["csi"].Settings(amplify=amplify, samples=1), device="cpu").fit(normals)
-    assert np.isfinite(detector.score(normals)).all()
 
 
 def test_another_revision_of_a_method_is_another_run_and_its_models_are_refused(

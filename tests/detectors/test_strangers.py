@@ -29,7 +29,7 @@ from dia.deploy.scoring import hash_of, load_model
 from dia.detectors import DIA, Detector
 from dia.detectors.baselines import Hog
 from dia.detectors.dia import DIASettings
-from dia.dissolve import Dissolver, DissolverSettings, pretrained
+from dia.dissolve import DissolverSettings, load_dissolver, pretrained
 
 UNET = "dissolver/unet/diffusion_pytorch_model.safetensors"
 
@@ -389,7 +389,7 @@ def test_absurd_dissolvers(folder, name, path, value):
     edit(folder, f"dissolver/{name}", nested(path, value))
     refused(folder)
     with pytest.raises(DataError):  # alone, as `dia dissolve` takes one
-        Dissolver.load(folder / "dissolver", device="cpu")
+        load_dissolver(folder / "dissolver", device="cpu")
 
 
 def test_a_schedule_may_be_long_but_not_endless(folder, monkeypatch):

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dia.amplify import contrast
-from dia.amplify.contrast import AmplifySettings, cycled_beta, draw_levels, learn, untrained_encoder
+from dia.amplify.contrast import AmplifySettings
+from dia.amplify.inputs import untrained_encoder
+from dia.amplify.levels import cycled_beta, draw_levels
 from dia.amplify.loss import contrastive_loss, simsiam_loss, targets
+from dia.amplify.resident import learn
 from dia.core.errors import DataError
 from dia.core.training import seed_step
 from dia.data.imageset import ImageSet
@@ -122,7 +125,8 @@ def module_of(s, images, dissolved=None):
 @pytest.mark.parametrize("taught", [True, False])
 def test_dissolved_rows_are_taught_the_shift_or_not(taught, make_images):
     b, k = 3, 4
-    m = module_of(replace(TINY, dissolved_in_shift=taught), make_images(), Recording(make_images()))
+    s = replace(TINY, dissolved_in_shift=taught, batch=b)
+    m = module_of(s, make_images(), Recording(make_images()))
     g = torch.Generator().manual_seed(0)
     z, logits = torch.randn(3 * k * b, 8, generator=g), torch.randn(3 * k * b, k, generator=g)
     # the plain loop: rows are (view, shift, image)
@@ -168,8 +172,8 @@ def test_the_simsiam_term_is_added_by_its_weight(make_images):
     x, b, k = make_images(), 3, 4
     torch.manual_seed(0)
     z, logits = torch.randn(3 * k * b, 128), torch.randn(3 * k * b, k)
-    plain = float(module_of(TINY, x, Recording(x)).loss(z, logits))
-    m = module_of(replace(TINY, simsiam_weight=0.5), x, Recording(x))
+    plain = float(module_of(replace(TINY, batch=b), x, Recording(x)).loss(z, logits))
+    m = module_of(replace(TINY, batch=b, simsiam_weight=0.5), x, Recording(x))
     extra = float(simsiam_loss(m.predictor(z), z).detach())
     assert float(m.loss(z, logits)) == pytest.approx(plain + 0.5 * extra, rel=1e-5)
 
@@ -212,7 +216,7 @@ def test_released_gives_the_network_images_in_0_to_1(tiny_dissolver, make_images
     # formula by hand; an image in [0, 1] cannot hold what falls below 0
     expected = ((1 / a) ** 0.5 * u - (1 / a - 1) ** 0.5 * noise).clamp(0, 1) * 255
     released = Dissolver(replace(tiny_dissolver.settings, input_range="released"), seed=1, device="cpu")
-    released._adopt(type("P", (), {"unet": tiny_dissolver.unet_, "scheduler": tiny_dissolver.scheduler_}))
+    released._adopt(tiny_dissolver.unet_, tiny_dissolver.scheduler_)
     y = released.dissolve(x, t)
     assert np.abs(y[..., 0] - expected[:, 0].numpy()).max() <= 0.51
     assert not np.array_equal(y, tiny_dissolver.dissolve(x, t))
@@ -247,7 +251,7 @@ def test_each_image_at_its_own_t(tiny_dissolver, make_images):
 @pytest.mark.parametrize("shape", [(28, 28), (64, 48), (100, 224), (224, 224)])
 def test_any_image_at_any_resolution(size, shape):
     s = DissolverSettings(size=size, patch=2, widths=(8, 8), steps=1, batch=2)
-    d = Dissolver(s, device="cpu")._adopt(_pipeline(s))
+    d = Dissolver(s, device="cpu")._adopt(*_network(s))
     x = np.random.default_rng(0).integers(0, 256, (1, *shape, 1), np.uint8)
     seen = []
     remove = d._remove
@@ -260,14 +264,14 @@ def test_any_image_at_any_resolution(size, shape):
     )  # padded to a multiple of 4
 
 
-def _pipeline(s):
+def _network(s):
     from diffusers import DDPMScheduler
 
-    from dia.dissolve.dissolver import _SCHEDULE, build_unet
+    from dia.dissolve.dissolver import build_unet
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return type("P", (), {"unet": build_unet(1, s), "scheduler": DDPMScheduler(**_SCHEDULE)})
+        return build_unet(1, s), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 
 # --- parts of the score -------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_over_several_t_it_is_the_root_of_the_mean_of_squares(tiny_dissolver, ma
     st.sampled_from(sorted(CONTINUOUS)), st.sampled_from(sorted(CONTINUOUS)), st.floats(0, 1),
     st.integers(0, 50), st.sampled_from([1, 3]), st.sampled_from([16, 64]),
 )  # fmt: skip
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=20)
 def test_continuous_strengths_remove_as_much_within_one_per_cent(kind, other, share, seed, channels, size):
     x = smooth_images(4, 20, 24, channels, seed=seed)
     low, high = CONTINUOUS[other]
@@ -70,11 +70,11 @@ def test_continuous_strengths_remove_as_much_within_one_per_cent(kind, other, sh
 
 
 @pytest.mark.parametrize("kind", ["median", "bottleneck"])
-@pytest.mark.parametrize("sigma", [0.4, 0.9, 1.8, 3.0])
+@pytest.mark.parametrize("sigma", [0.4, 1.8])
 def test_whole_pixels_come_as_near_as_any_do(kind, sigma, make_images):
     x = make_images(3, 20, 24, seed=3)
     found = matched(DissolverSettings(kind=kind), control("gaussian", sigma=sigma), x, 30)
-    sides = range(3, 32, 2) if kind == "median" else range(1, 24)
+    sides = range(3, 20, 2) if kind == "median" else range(1, 24)
     every = {s: removed(control(kind, **{STRENGTHS[kind]: s}), x, 30) for s in sides}
     nearest = min(every, key=lambda s: abs(every[s] - found.wanted))
     assert getattr(found.settings, STRENGTHS[kind]) == nearest
@@ -140,7 +140,7 @@ TINY = AmplifySettings(size=16, width=4, steps=2, batch=4)
 DDPM = DissolverSettings(size=16, widths=(8, 8), steps=3, batch=8)
 
 
-@pytest.mark.parametrize("kind", STRENGTHS)
+@pytest.mark.parametrize("kind", ["shrink", "median"])
 def test_dia_matches_its_control_to_the_diffusion_model_it_would_have(kind, make_images, tmp_path):
     x, ts = make_images(40, seed=2), (30, 300)
     diffusion = DIA(DIASettings(DDPM, TINY, ts=ts, samples=1), seed=1, device="cpu")

@@ -14,7 +14,7 @@ from dia.detectors import Detector
 from dia.detectors.calibration import Calibration, Prediction, held_out
 from dia.detectors.registry import TRIVIAL
 from dia.evaluate.stress import Ground, Plan, counted, is_of, load_stress, smallest, stress, untrained_normals
-from dia.report.figures import rows, sentences
+from dia.report.figures import sentences, smallest_table
 
 PLAN = Plan(("nodule", "haze"), (0.3, 0.15), (0.2, 0.8))
 
@@ -152,9 +152,9 @@ def test_plans_that_cannot_be(arguments, match):
 
 def test_words_and_table_say_what_was_measured(detector, ground):
     made = stress(detector, ground, PLAN, 0.1)
-    head, body = rows(made)
-    assert head == ["lesion", "contrast 0.2", "contrast 0.8"]
-    assert [row[0] for row in body] == ["nodule", "haze"]
+    made_table = smallest_table(made)
+    assert list(made_table.head) == ["lesion", "contrast 0.2", "contrast 0.8"]
+    assert [row[0] for row in made_table.rows] == ["nodule", "haze"]
     text = " ".join(sentences(made))
     assert "40 normal images of 24×24 pixels" in text
     assert f"{made['false_alarms']['found']} of them" in text
@@ -198,7 +198,7 @@ def test_from_the_command_line_to_the_report(run, capsys):
 
     main(["report", str(run / "run"), str(run / "set.npz"), "--split", "train", "--out", str(run / "r.html")])
     page = (run / "r.html").read_text()
-    assert "How fine it sees" in page
+    assert "Smallest lesions found" in page
     assert '<th scope="row">texture</th>' in page
 
     with pytest.raises(SystemExit) as stopped:  # another rate is another test
@@ -215,7 +215,7 @@ def test_a_test_of_another_model_is_left_out_of_the_report(run, capsys):
     main(["fit", str(run / "set.npz"), "--method", "trivial:std", "--out", str(run / "run"), "--overwrite"])
     (run / "run/stress.json").write_text(kept)
     main(["report", str(run / "run"), str(run / "set.npz"), "--split", "train", "--out", str(run / "r.html")])
-    assert "How fine it sees" not in (run / "r.html").read_text()
+    assert "Smallest lesions found" not in (run / "r.html").read_text()
     assert "of another model" in capsys.readouterr().err
 
 

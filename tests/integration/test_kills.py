@@ -1,6 +1,5 @@
 """Processes that are killed: a grid, a fit and a score go on to what an undisturbed one would have made."""
 
-import contextlib
 import os
 import random
 import signal
@@ -21,6 +20,22 @@ WITH_ENCODER = [
     "--settings.amplify.steps", "5", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
     "--settings.samples", "1",
 ]  # fmt: skip
+KILLED_GRID = """
+import os, signal, sys
+from dia.benchmark import runner
+from dia.cli.main import main
+
+wait, left = runner.wait, [int(sys.argv[1])]
+
+def dies(*args):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)  # its workers are not told
+    return wait(*args)
+
+runner.wait = dies
+main(sys.argv[2:])
+"""
 KILLED_FIT = """
 import os, signal, sys
 from dia.amplify import contrast
@@ -38,8 +53,7 @@ def dies(self, batch, index):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch, index)
 
-if "--resume" not in sys.argv:
-    module.training_step = dies
+module.training_step = dies
 main(sys.argv[2:])
 """
 KILLED_SCORE = """
@@ -65,33 +79,23 @@ def root(tmp_path_factory):
     return two_sets(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def alone(root, tmp_path_factory):
-    """The lines of two processes that nothing disturbs."""
-    out = tmp_path_factory.mktemp("two")
-    main(benchmark(root, out, workers=2))
-    return out
-
-
-def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(root, alone, tmp_path, capsys):
-    command = [sys.executable, "-m", "dia", *benchmark(root, tmp_path, workers=2)]
+def test_a_grid_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(root, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    main(benchmark(root, alone))
     seen = []
-    for _ in range(3):
-        with (tmp_path / "err").open("a") as err:
-            run = subprocess.Popen(command, stderr=err, stdout=err)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                run.wait(random.uniform(4, 14))
-            run.send_signal(signal.SIGKILL)  # its workers are not told
-            run.wait()
+    for waits in random.sample(range(2, 7), 2):  # with two jobs at work, after some or no lines
+        command = [sys.executable, "-c", KILLED_GRID, str(waits), *benchmark(root, tmp_path, workers=2)]
+        assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
         lines = lines_of(tmp_path)
         assert lines[: len(seen)] == seen
         seen = lines
-    subprocess.run(command, check=True, capture_output=True)
+    main(benchmark(root, tmp_path))
     lines = lines_of(tmp_path)
     assert lines[: len(seen)] == seen
     assert len({(line["dataset"], line["method"], line["seed"]) for line in lines}) == len(lines) == 12
     assert compared(tmp_path) == compared(alone)
     before = (tmp_path / "l.jsonl").read_bytes()
+    capsys.readouterr()
     main(benchmark(root, tmp_path))
     assert (tmp_path / "l.jsonl").read_bytes() == before
     assert capsys.readouterr().err.count("in the ledger") == 12
@@ -104,32 +108,27 @@ def test_two_grids_at_once_share_the_work(root, tmp_path):
     assert len(lines_of(tmp_path)) == 6
 
 
+@pytest.fixture(scope="module")
+def whole(served_run, tmp_path_factory):
+    """The weights of a fit that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    main(["fit", str(served_run.data), "--out", str(out), *WITH_ENCODER])
+    return (out / "weights.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("stage", ["dissolver", "encoder"])
-def test_a_process_killed_at_once_resumes_to_the_same_weights(served_run, tmp_path, stage):
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def fit(out, *more):
-        command = [
-            sys.executable,
-            "-c",
-            KILLED_FIT,
-            stage,
-            "fit",
-            str(served_run.data),
-            "--out",
-            str(out),
-            *WITH_ENCODER,
-        ]
-        return subprocess.run([*command, *more], env=environment, capture_output=True).returncode
-
-    assert fit(tmp_path / "killed") == -signal.SIGKILL
-    assert not (tmp_path / "killed").exists()
+def test_a_fit_killed_at_once_resumes_to_the_same_weights(served_run, whole, tmp_path, stage):
+    out = tmp_path / "killed"
+    fit = ["fit", str(served_run.data), "--out", str(out), *WITH_ENCODER]
+    command, environment = (
+        [sys.executable, "-c", KILLED_FIT, stage, *fit],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    assert not out.exists()
     assert list(tmp_path.rglob("last.ckpt"))
-    assert fit(tmp_path / "killed", "--resume") == 0
-    assert fit(tmp_path / "whole", "--resume") == 0
-    resumed, whole = (tmp_path / name / "weights.safetensors" for name in ("killed", "whole"))
-    assert resumed.read_bytes() == whole.read_bytes()
+    main([*fit, "--resume"])
+    assert (out / "weights.safetensors").read_bytes() == whole
 
 
 def test_a_score_killed_at_once_goes_on_to_the_same_file(tmp_path):

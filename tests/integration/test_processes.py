@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from dia.amplify.augment import AugmentSettings
 from dia.amplify.contrast import AmplifySettings, ContrastiveTraining
+from dia.cli.main import main
 from dia.core import processes
 from dia.core.processes import share
 from dia.core.training import TrainingError, seed_step
@@ -47,30 +48,33 @@ def gradients(colour, dissolved):
     _, z, logits = module.encoder(module.augmented(np.array([7, 1, 4, 10, 2, 5])))
     loss = module.loss(z, logits)
     loss.backward()
-    return float(loss), {name: p.grad for name, p in module.encoder.named_parameters()}
+    return {name: p.grad for name, p in module.encoder.named_parameters()}
 
 
-def rank_main(rank, folder, colour, dissolved):
+CASES = ((False, True), (True, False))  # colour, dissolved
+
+
+def rank_main(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    loss, grads = gradients(colour, dissolved)
-    for grad in grads.values():  # what DDP does with them
-        dist.all_reduce(grad)
-        grad /= 2
+    made = [gradients(*case) for case in CASES]
+    for grads in made:
+        for grad in grads.values():  # what DDP does with them
+            dist.all_reduce(grad)
+            grad /= 2
     if rank == 0:
-        torch.save((loss, grads), f"{folder}/grads.pt")
+        torch.save(made, f"{folder}/grads.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("colour", "dissolved"), [(False, True), (True, False)])
-def test_two_ranks_have_the_gradients_of_one_process_with_the_whole_batch(tmp_path, colour, dissolved):
-    mp.spawn(rank_main, (str(tmp_path), colour, dissolved), nprocs=2)
-    _, shared = torch.load(tmp_path / "grads.pt")
-    _, alone = gradients(colour, dissolved)
-    largest = max(float(g.abs().max()) for g in alone.values())
-    assert largest > 1e-3
-    for name, grad in alone.items():
-        torch.testing.assert_close(shared[name], grad, atol=1e-5 * largest, rtol=1e-4, msg=name)
+def test_two_ranks_have_the_gradients_of_one_process_with_the_whole_batch(tmp_path):
+    mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    for shared, case in zip(torch.load(tmp_path / "grads.pt"), CASES, strict=True):
+        alone = gradients(*case)
+        largest = max(float(g.abs().max()) for g in alone.values())
+        assert largest > 1e-3
+        for name, grad in alone.items():
+            torch.testing.assert_close(shared[name], grad, atol=1e-5 * largest, rtol=1e-4, msg=name)
 
 
 def test_shares_are_disjoint_and_cover_the_batch(monkeypatch):
@@ -91,36 +95,24 @@ FIT = [f"--settings.{part}.{name}={value}" for part, s in OPTIONS.items() for na
 FIT += ["--settings.samples=1", "--method=dia", "--seed=3", "--json"]
 
 
-def dia_fit(out: Path, data: Path, *launcher: str) -> dict:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [
-        *launcher,
-        str(Path(sys.executable).with_name("dia")),
-        "fit",
-        str(data),
-        "--out",
-        str(out),
-        *FIT,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == 1  # one process speaks
-    return json.loads(lines[0])
-
-
-def test_dia_fit_under_torchrun_makes_one_model_like_that_of_one_process(tmp_path):
+def test_dia_fit_under_torchrun_makes_one_model_like_that_of_one_process(tmp_path, capsys):
     images = load("train", size=24, n=48).images
     np.savez(tmp_path / "x.npz", train_images=images)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    shared = dia_fit(
-        tmp_path / "shared", tmp_path / "x.npz",
-        torchrun, "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port),
-    )  # fmt: skip
-    alone = dia_fit(tmp_path / "alone", tmp_path / "x.npz")
+    data, scripts = str(tmp_path / "x.npz"), Path(sys.executable).parent
+    command = [
+        str(scripts / "torchrun"), "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port",
+        str(port), str(scripts / "dia"), "fit", data, "--out", str(tmp_path / "shared"), *FIT,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))  # one process speaks
+    shared = json.loads(line)
+    main(["fit", data, "--out", str(tmp_path / "alone"), *FIT, "--device", "cpu"])
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert shared["n_train"] == alone["n_train"]
     a, b = (
         load_file(tmp_path / run / "dissolver" / "unet" / "diffusion_pytorch_model.safetensors")

@@ -23,14 +23,6 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(root, tmp_path_factory):
-    """The lines of two processes that nothing disturbs."""
-    out = tmp_path_factory.mktemp("two")
-    main(benchmark(root, out, workers=2))
-    return out
-
-
-@pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     """40 images of which 2 and 10 to 19 are no images."""
     root = tmp_path_factory.mktemp("damaged")
@@ -50,7 +42,7 @@ def models(tmp_path_factory):
     return root
 
 
-def test_ray_makes_the_lines_of_the_local_executor(root, alone, tmp_path):
+def test_ray_makes_the_lines_of_the_local_executor(root, tmp_path):
     ray.init(
         address="local", num_cpus=len(os.sched_getaffinity(0)), log_to_driver=False, logging_level="ERROR",
         include_dashboard=False,
@@ -59,7 +51,8 @@ def test_ray_makes_the_lines_of_the_local_executor(root, alone, tmp_path):
         main(benchmark(root, tmp_path, workers=2, executor="ray"))
     finally:
         ray.shutdown()
-    assert compared(tmp_path) == compared(alone)
+    main(benchmark(root, tmp_path / "here"))
+    assert compared(tmp_path) == compared(tmp_path / "here")
 
 
 def rows(path: Path) -> list[list[str]]:

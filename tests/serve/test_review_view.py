@@ -28,12 +28,12 @@ def _decoded(uri):
 )
 def test_residual_is_signed_about_mid_grey_four_times(x, d, shown):
     image, dissolved = np.full((2, 3, 3), x, np.uint8), np.full((2, 3, 3), d, np.uint8)
-    assert (view.residual(image, dissolved) == shown).all()
-    assert view.residual(image, dissolved).shape == (2, 3, 1)
+    assert (view._residual(image, dissolved) == shown).all()
+    assert view._residual(image, dissolved).shape == (2, 3, 1)
 
 
 def test_overlay_is_clear_below_the_scale_solid_near_its_end_and_coloured_between():
-    heat = view.overlay(np.array([[-1.0, 0.0, 0.375, 0.75, 1.0, 9.0]]))
+    heat = view._overlay(np.array([[-1.0, 0.0, 0.375, 0.75, 1.0, 9.0]]))
     assert heat[0, :, 3].tolist() == [0, 0, 128, 255, 255, 255]
     expected = np.rint(np.array(mpl.colormaps["inferno"](0.375)[:3]) * 255)
     assert heat[0, 2, :3].tolist() == expected.tolist()
@@ -43,7 +43,7 @@ def test_overlay_is_clear_below_the_scale_solid_near_its_end_and_coloured_betwee
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_are_sent_without_loss(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    assert (_decoded(view.png(pixels)).reshape(pixels.shape) == pixels).all()
+    assert (_decoded(view._png(pixels)).reshape(pixels.shape) == pixels).all()
 
 
 @pytest.mark.parametrize(

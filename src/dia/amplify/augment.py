@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
-from ..core.settings import require
+from ..core.settings import check, require
 from ..data.imageset import LUMA
 
 Device = torch.device | str | None
@@ -47,28 +47,22 @@ class AugmentSettings:
     score_crop: float = 0.54
 
     def __post_init__(self) -> None:
-        require(
-            len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter) <= 1,
-            "augment.jitter",
-            f"must be four numbers in [0, 1], not {self.jitter}",
-        )
-        for name in ("jitter_p", "grey_p"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"augment.{name}", f"must lie in [0, 1], not {value}")
-        for name, most in (("crop", 1.0), ("ratio", math.inf)):
+        check(
+            self, "augment.", jitter="[0, 1]", jitter_p="[0, 1]", grey_p="[0, 1]", crop="(0, 1]",
+            ratio="(0, inf)", score_crop="(0, 1]",
+        )  # fmt: skip
+        require(len(self.jitter) == 4, "augment.jitter", f"must be four numbers, not {self.jitter}")
+        for name in ("crop", "ratio"):
             low, high = getattr(self, name)
-            require(
-                0 < low <= high <= most, f"augment.{name}", f"must be low, high above 0, not {low}, {high}"
-            )
-        require(0 < self.score_crop <= 1, "augment.score_crop", f"must lie in (0, 1], not {self.score_crop}")
+            require(low <= high, f"augment.{name}", f"must be low, high, not {low}, {high}")
 
 
 class Draws(NamedTuple):
-    """What chance decided for n views.
+    """The random draws for n views.
 
     Args:
-        factors: `(n, 4)`: of value, contrast and saturation (1 = unchanged), and the shift of hue in turns.
-        grey: `(n,)` bool, whether the view turns grey.
+        factors: `(n, 4)`: factors of value, contrast and saturation (1 = unchanged); the hue's turn.
+        grey: `(n,)` bool, whether a view turns grey.
         contrast_first: `(n,)` bool, whether contrast comes before the change in HSV; one value for a batch.
         crop: `(n, 2, 3)` affine matrices.
     """
@@ -79,7 +73,7 @@ class Draws(NamedTuple):
     crop: Tensor
 
     def rows(self, index: Tensor) -> Draws:
-        """The draws of the views `index`."""
+        """Returns the draws of the views `index`."""
         return Draws(*(t[index] for t in self))
 
 
@@ -89,7 +83,7 @@ class Augment(nn.Module):
     Args:
         settings: the ranges.
         channels: 1 or 3.
-        scoring: crop to the fixed area `score_crop`.
+        scoring: whether crops have the fixed area `score_crop`.
 
     Example:
         >>> augment = Augment(AugmentSettings(), channels=1)
@@ -103,7 +97,12 @@ class Augment(nn.Module):
         self.area = (settings.score_crop, settings.score_crop) if scoring else settings.crop
 
     def draw(self, n: int, device: Device = None) -> Draws:
-        """The draws for n views, from torch's generator of the device."""
+        """Draws for n views from torch's generator of a device.
+
+        Args:
+            n: the number of views.
+            device: where the draws lie; the CPU by default.
+        """
         s, (b, c, saturation, hue) = self.s, self.s.jitter
         u = (torch.rand(n, 4, device=device) * 2 - 1) * (torch.rand(n, 1, device=device) < s.jitter_p)
         factors = torch.stack([1 + b * u[:, 0], 1 + c * u[:, 1], 1 + saturation * u[:, 2], hue * u[:, 3]], 1)
@@ -112,7 +111,15 @@ class Augment(nn.Module):
         return Draws(factors, grey, first, crop_matrices(n, self.area, s.ratio, device))
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """`(N, C, H, W)` in [0, 1] to the same shape and range; draws for N views, or one for all."""
+        """Augments images.
+
+        Args:
+            x: `(N, C, H, W)` in [0, 1].
+            draws: for N views, or one for all; drawn anew by default.
+
+        Returns:
+            `(N, C, H, W)` in [0, 1].
+        """
         d = self.draw(len(x), x.device) if draws is None else Draws(*(t.to(x.device) for t in draws))
         x = jitter(x, d)
         if self.channels == 3:
@@ -125,11 +132,18 @@ class Augment(nn.Module):
 
 
 def jitter(x: Tensor, draws: Draws) -> Tensor:
-    """Colour jitter of `(N, C, H, W)` in [0, 1], C 1 or 3, by draws for N images or one for all.
+    """Applies colour jitter.
 
     Contrast is m + c·(x − m), with m the mean of a channel over the image; the change in HSV multiplies value
     and saturation by their factors and shifts hue. Each is clamped to [0, 1]. A grey image has no hue and no
     saturation, so that its value is the image itself.
+
+    Args:
+        x: `(N, C, H, W)` in [0, 1], C 1 or 3.
+        draws: for N images, or one for all.
+
+    Returns:
+        `(N, C, H, W)` in [0, 1].
     """
     value, contrast, saturation, hue = draws.factors[:, :, None, None, None].unbind(1)
     first = draws.contrast_first[:, None, None, None]
@@ -151,7 +165,17 @@ def _stretched(x: Tensor, contrast: Tensor) -> Tensor:
 def crop_matrices(
     n: int, area: tuple[float, float], ratio: tuple[float, float], device: Device = None
 ) -> Tensor:
-    """`(n, 2, 3)` affine matrices of random crops: area uniform, log ratio uniform, place uniform inside."""
+    """Draws affine matrices of random crops: uniform in area, log ratio, and place inside the image.
+
+    Args:
+        n: the number of crops.
+        area: least and greatest area, as a fraction of the image.
+        ratio: least and greatest width : height.
+        device: where the matrices lie; the CPU by default.
+
+    Returns:
+        `(n, 2, 3)`.
+    """
     size = torch.empty(n, device=device).uniform_(*area)
     aspect = torch.empty(n, device=device).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
     w, h = (size * aspect).sqrt().clamp(max=1), (size / aspect).sqrt().clamp(max=1)
@@ -161,7 +185,16 @@ def crop_matrices(
 
 
 def crop_grid(matrices: Tensor, height: int, width: int) -> Tensor:
-    """`(n, H, W, 2)`: what `F.affine_grid` gives, without its matrix product: crops do not turn."""
+    """Returns the grid of `F.affine_grid` without its matrix product, since crops do not turn.
+
+    Args:
+        matrices: `(n, 2, 3)`, of crops.
+        height: H in pixels.
+        width: W in pixels.
+
+    Returns:
+        `(n, H, W, 2)`.
+    """
     grid = matrices.new_empty(len(matrices), height, width, 2)
     for axis, side in enumerate((width, height)):
         place = (torch.arange(side, device=grid.device, dtype=grid.dtype) * 2 + 1) / side - 1

@@ -23,9 +23,8 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.skip = nn.Sequential()
         if stride > 1 or inputs != outputs:
-            self.skip = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            narrow = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.skip = nn.Sequential(narrow, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -33,7 +32,7 @@ class _Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ResNet-18 of a given width.
+    """A ResNet-18 of a given width.
 
     Args:
         channels: 1 or 3.
@@ -41,19 +40,10 @@ class Encoder(nn.Module):
         width: channels of the first stage (64 in the paper); the features have 8 times as many.
         stem: `cifar` (3×3, for ≤ 32 px), `imagenet` (7×7 stride 2, pooled), or `patch` (one convolution
             down to a grid of about 16×16, which ends in a 2×2 map: several times faster on a CPU).
-        side: of the images in pixels, which `patch` goes by.
-        projection: outputs of the projection head.
+        side: of the images in pixels, which decides the stride of `patch`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        shifts: int,
-        width: int = 64,
-        stem: Stem = "cifar",
-        side: int = 32,
-        projection: int = 128,
-    ):
+    def __init__(self, channels: int, shifts: int, width: int = 64, stem: Stem = "cifar", side: int = 32):
         super().__init__()
         fold = max(round(side / 16), 1)
         kernel, stride, pad = {"cifar": (3, 1, 1), "patch": (fold + 2, fold, 1), "imagenet": (7, 2, 3)}[stem]
@@ -70,7 +60,7 @@ class Encoder(nn.Module):
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.features = inputs
-        self.project = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, projection))
+        self.project = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, 128))
         self.shift = nn.Linear(inputs, shifts)
         # channels last: faster convolutions, on CPUs most of all. Not below 8 channels, where the gradient of
         # a strided 1×1 convolution writes past its memory without AVX512 (uxlfoundation/oneDNN#6035)
@@ -78,9 +68,10 @@ class Encoder(nn.Module):
         self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(N, C, H, W)` in [0, 1] to penultimate features `(N, 8·width)`, projection, shift logits.
+        """Returns penultimate features `(N, 8·width)`, projections `(N, 128)` and shift logits `(N, K)`.
 
-        An encoder of three channels takes grey images as well.
+        Args:
+            x: `(N, C, H, W)` in [0, 1]; an encoder of three channels takes grey images as well.
         """
         x = ((x.expand(-1, self.channels, -1, -1) - 0.5) / 0.5).contiguous(memory_format=self.layout)
         h = self.stages(self.stem(x)).mean((-2, -1))

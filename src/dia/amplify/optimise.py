@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,45 +13,38 @@ from .settings import AmplifySettings
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], s: AmplifySettings, lr: float | Tensor) -> Any:
-    """The optimiser of these settings; with a tensor of the device as rate, it can be captured in a graph."""
+    """Makes the optimiser.
+
+    Args:
+        weights: the parameters to train.
+        s: the settings of training.
+        lr: the learning rate; with a tensor on the device, a step can be captured in a CUDA graph.
+    """
     if s.optimizer == "lars":
         s.check_installed()
         from timm.optim import Lars
 
-        return Lars(
-            weights,
-            lr=lr,
-            momentum=0.9,
-            weight_decay=s.weight_decay,
-            trust_coeff=0.001,
-            always_adapt=True,
-            # with a rate in a tensor timm would take one weight at a time, and wait for the device at each
-            **({"foreach": True} if isinstance(lr, Tensor) else {}),
-        )
+        # with a rate in a tensor timm would take one weight at a time, and wait for the device at each
+        foreach = {"foreach": True} if isinstance(lr, Tensor) else {}
+        fixed: dict[str, Any] = {"momentum": 0.9, "trust_coeff": 0.001, "always_adapt": True}
+        return Lars(weights, lr=lr, weight_decay=s.weight_decay, **fixed, **foreach)
     on_device = isinstance(lr, Tensor) and lr.is_cuda
     return torch.optim.AdamW(weights, lr, weight_decay=s.weight_decay, fused=True, capturable=on_device)
 
 
-def schedule(optimizer: torch.optim.Optimizer, s: AmplifySettings, n: int) -> Any:
-    """The rate over the steps on n images: up linearly from a tenth, then down a half cosine."""
+def schedule(s: AmplifySettings, n: int) -> Callable[[int], float]:
+    """Returns the learning rate of each step, as a multiple of `lr`: up from a tenth, down a half cosine.
+
+    Args:
+        s: the settings of training.
+        n: the number of training images.
+    """
     steps = s.length(n)
     warm = max(round(s.warmup * steps), 1)
-    return torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warm),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps - warm, 1)),
-        ],
-        milestones=[warm],
-    )
 
+    def at(step: int) -> float:
+        if step < warm:
+            return 0.1 + 0.9 * step / warm
+        return (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1))) / 2
 
-def learning_rates(s: AmplifySettings, n: int) -> list[float]:
-    """The rate of every step on n images."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], s.lr)
-    rates, over = [], schedule(optimizer, s, n)
-    for _ in range(s.length(n)):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        over.step()
-    return rates
+    return at

@@ -1,8 +1,8 @@
-"""Contrastive training that never leaves its device: images, dissolved copies, draws, loss and optimiser.
+"""Runs contrastive training, with Lightning or without leaving the device; `learn` chooses.
 
-It trains the module of `contrast.py` without Lightning: a step waits for nothing, and where the device allows
-it the whole step is one CUDA graph. Knows one process and a finished bank of dissolved copies; several
-processes, live dissolving and loggers are `contrast.learn`'s.
+On the device lie images, dissolved copies, draws, loss and optimiser: a step waits for nothing, and where the
+device allows it the whole step is one CUDA graph. That way takes one process and a finished bank of dissolved
+copies; several processes, live dissolving and loggers go the way of Lightning. Knows no score and no label.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from ..core.processes import bf16_is_fast, choose_device, processes
 from ..core.tracking import logging_curves
-from ..core.training import not_finite, seed_step
+from ..core.training import not_finite, seed_step, train
 from ..dissolve.bank import DissolvedBank
-from .contrast import AmplifySettings, ContrastiveTraining, Dissolved, make_optimizer
+from .contrast import ContrastiveTraining, Dissolved
 from .encoder import Encoder
 from .inputs import as_input
-from .optimise import learning_rates
+from .optimise import make_optimizer, schedule
+from .settings import AmplifySettings
 
 CHECKPOINT = "resident.ckpt"
 _EAGER = 3  # steps before a graph is captured: they choose kernels and make the optimiser's state
@@ -35,14 +36,14 @@ _ROWS = 1024  # images resized at a time
 
 
 class Resident(ContrastiveTraining):
-    """The same training with images and dissolved copies as uint8 tensors on the device.
+    """Contrastive training with images and dissolved copies as uint8 tensors on the device.
 
     Args:
         images: `(N, H, W, C)` uint8.
         bank: their dissolved copies, or None (CSI).
-        settings: of the training.
-        seed: of weights, batches and all draws.
-        device: of everything.
+        s: settings of the training.
+        seed: decides the weights, batches and all draws.
+        device: holds everything.
     """
 
     global_step: int = 0  # its own, in place of Lightning's
@@ -51,42 +52,53 @@ class Resident(ContrastiveTraining):
         self,
         images: np.ndarray,
         bank: DissolvedBank | None,
-        settings: AmplifySettings,
+        s: AmplifySettings,
         seed: int,
         device: torch.device,
     ):
-        super().__init__(images, bank, settings, seed)
+        super().__init__(images, bank, s, seed)
         self.to(device)
-        self.x = _on(device, images, settings)  # (N, C, S, S)
+        self.x = _on(device, images, s)  # (N, C, S, S)
         if bank is not None:
             t, flips, m = bank.array.shape[:3]
-            flat = _on(device, bank.array.reshape(-1, *bank.array.shape[3:]), settings)
+            flat = _on(device, bank.array.reshape(-1, *bank.array.shape[3:]), s)
             self.copies = flat.view(t, flips, m, *flat.shape[1:])
-            self.place = torch.zeros(len(images), dtype=torch.long, device=device)
-            self.place[torch.from_numpy(bank.index).to(device)] = torch.arange(m, device=device)
+            self.place = torch.from_numpy(np.searchsorted(bank.index, np.arange(len(images)))).to(device)
 
     def plain(self, index: Tensor) -> Tensor:
-        """Images `index`, `(b, C, S, S)` in [0, 1]."""
+        """Returns the images `index`, `(b, C, S, S)` in [0, 1]."""
         return self.x[index].float() / 255
 
     def dissolved_copies(self, index: Tensor, flip: Tensor, level: Tensor) -> Tensor:
-        """Their dissolved copies, mirrored where `flip`, each at its level of t. Same shape."""
+        """Returns dissolved copies, `(b, C, S, S)` in [0, 1].
+
+        Args:
+            index: `(b,)`, which images.
+            flip: `(b,)` bool, where an image is mirrored first.
+            level: `(b,)` int, the place of each image's t in the grid.
+        """
         return self.copies[level, flip.long(), self.place[index]].float() / 255
 
 
 def fits(images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, device: str) -> bool:
-    """Whether `learn` can do what `contrast.learn` does: one CUDA device that holds all, and no logger.
+    """Returns whether training can stay on its device: one CUDA device that holds everything, and no logger.
 
-    Live dissolving needs the U-Net at every step, several processes each other: both are `contrast.learn`'s.
+    Live dissolving needs the U-Net at every step, and several processes need each other.
+
+    Args:
+        images: `(N, H, W, C)` uint8.
+        dissolved: the source of dissolved copies; None for CSI.
+        settings: of the training.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
     where = choose_device(device)
     if where.type != "cuda" or processes()[1] > 1 or logging_curves():
         return False
     if dissolved is not None and not isinstance(dissolved, DissolvedBank):
         return False
-    many = len(images) + (0 if dissolved is None else int(np.prod(dissolved.array.shape[:3])))
-    side = min(settings.size, max(images.shape[1:3]))
-    return many * images.shape[3] * side**2 < torch.cuda.mem_get_info(where)[0] / 2
+    height, width = images.shape[1:3]
+    pixels = (images.size + (0 if dissolved is None else dissolved.array.size)) / (height * width)
+    return pixels * min(settings.size, max(height, width)) ** 2 < torch.cuda.mem_get_info(where)[0] / 2
 
 
 def learn(
@@ -100,38 +112,78 @@ def learn(
     resume: bool = False,
     progress: bool = False,
 ) -> tuple[Encoder, float]:
-    """As `contrast.learn`, on a device that holds images and copies; see `fits`."""
-    assert dissolved is None or isinstance(dissolved, DissolvedBank)
+    """Trains an encoder on normal images, on the device where all fits there, else with Lightning.
+
+    Args:
+        images: `(N, H, W, C)` uint8, normal.
+        dissolved: the source of dissolved copies; None trains CSI.
+        settings: of the training.
+        seed: decides the weights, batches and all draws.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workdir: a folder for checkpoints.
+        resume: whether training goes on from the checkpoint found there.
+        progress: whether a progress bar shows the time left.
+
+    Returns:
+        The encoder in eval mode, and the seconds training took, interrupted runs included.
+    """
+    start = time.perf_counter()
+    if fits(images, dissolved, settings, device):
+        assert dissolved is None or isinstance(dissolved, DissolvedBank)
+        with torch.random.fork_rng():
+            staying = Resident(images, dissolved, settings, seed, choose_device(device))
+            loop = ResidentLoop(staying, workdir, resume=resume)
+            loop.run(progress=progress)
+        return staying.encoder.eval().requires_grad_(False), loop.seconds
+    module = ContrastiveTraining(images, dissolved, settings, seed)
+    train(
+        module, steps=settings.length(len(images)), workdir=workdir, resume=resume, device=device,
+        precision=settings.precision, progress=progress,
+    )  # fmt: skip
+    return module.encoder.requires_grad_(False), module.seconds_before + time.perf_counter() - start
+
+
+def training_rows(
+    images: np.ndarray, dissolved: Dissolved | None, settings: AmplifySettings, *, seed: int = 0
+) -> Tensor:
+    """Returns the rows that the encoder sees in a first step on all images, in the order of `loss.py`.
+
+    Args:
+        images: `(B, H, W, C)` uint8.
+        dissolved: the source of dissolved copies; None for CSI.
+        settings: of the training.
+        seed: decides the draws.
+
+    Returns:
+        `(views·K·B, C, S, S)` in [0, 1].
+    """
     with torch.random.fork_rng():
-        module = Resident(images, dissolved, settings, seed, choose_device(device))
-        loop = ResidentLoop(module, workdir, resume=resume)
-        loop.run(progress=progress)
-    return module.encoder.eval().requires_grad_(False), loop.seconds
+        module = ContrastiveTraining(images, dissolved, settings, seed)
+        seed_step(seed, 0)
+        return module.augmented(np.arange(len(images)))
 
 
 class ResidentLoop:
-    """Runs a `Resident` for the steps its settings say; checkpoints by time, goes on from one.
+    """Runs a `Resident` for the steps of its settings; writes checkpoints by time and goes on from one.
 
     Args:
-        module: what is trained.
+        module: the training.
         workdir: holds the checkpoint.
-        resume: go on from a checkpoint there.
-        seconds: between checkpoints, one more at the end of each run; infinite: none.
+        resume: whether to go on from a checkpoint there.
+        seconds: between checkpoints, with one more at the end of each run; infinite: none.
 
     Attributes:
-        step: of training so far.
-        steps: in all.
+        step: the steps done so far.
+        steps: the steps in all.
         losses: `(steps,)` float32 on the device, NaN where a step is still to come.
-        seconds: of training so far, those of earlier calls included.
+        seconds: the time of training so far, earlier calls included.
     """
 
     def __init__(self, module: Resident, workdir: Path, *, resume: bool = True, seconds: float = 60):
         self.module, self.every, self.path = module, seconds, workdir / CHECKPOINT
-        self.device, s = module.device, module.s
-        n = len(module.images)
+        self.device, s, n = module.device, module.s, len(module.images)
         self.steps, self.step, self.seconds = s.length(n), 0, 0.0
-        self.rates = learning_rates(s, n)
-        self.lr = torch.tensor(self.rates[0], device=self.device)
+        self.rate, self.lr = schedule(s, n), torch.tensor(s.lr, device=self.device)
         self.optimizer = make_optimizer(module.parameters(), s, self.lr)
         self.losses = torch.full((self.steps,), math.nan, device=self.device)
         self.index = torch.zeros(min(s.batch, n), dtype=torch.long, device=self.device)
@@ -145,9 +197,12 @@ class ResidentLoop:
             self._load()
 
     def run(self, until: int | None = None, deadline: float = math.inf, progress: bool = False) -> int:
-        """Trains up to step `until` (by default the last), or until `time.perf_counter()` is `deadline`.
+        """Trains up to a step, or until a time.
 
-        `progress` shows a bar with the time left.
+        Args:
+            until: the step to reach; the last by default.
+            deadline: a value of `time.perf_counter()` after which no step begins.
+            progress: whether a bar shows the time left.
 
         Returns:
             The step reached.
@@ -155,35 +210,45 @@ class ResidentLoop:
         Raises:
             TrainingError: the loss was NaN or infinite; the last checkpoint is from before.
         """
-        until, saved, start = self.steps if until is None else until, time.perf_counter(), time.perf_counter()
-        before, self.module = self.seconds, self.module.train()
+        until, saved = self.steps if until is None else until, time.perf_counter()
+        begin = saved - self.seconds  # of all runs together, had they followed one another
+        self.module.train()
         bar = Progress(*Progress.get_default_columns(), disable=not progress)
         task = bar.add_task("encoder", total=until, completed=self.step)
         with bar, torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             while self.step < until and time.perf_counter() < deadline:
                 self._train_one()
                 self.step += 1
-                if self.step % _LOOK == 0 or time.perf_counter() - saved > self.every:
+                due = time.perf_counter() - saved > self.every
+                if due or self.step % _LOOK == 0:
                     self._check_finite()
                     bar.update(task, completed=self.step)
-                    self.seconds = before + time.perf_counter() - start
-                    if time.perf_counter() - saved > self.every:
-                        self.save()
-                        saved = time.perf_counter()
+                if due:
+                    saved = time.perf_counter()
+                    self.seconds = saved - begin
+                    self.save()
         self._check_finite()
-        self.seconds = before + time.perf_counter() - start
+        self.seconds = time.perf_counter() - begin
         if self.every < math.inf:
             self.save()
         return self.step
 
     def _train_one(self) -> None:
         self._prepare()
+        if self.captures and self.graph is None and self.warm >= _EAGER:
+            self._capture()
+            self._prepare()
         if self.graph is not None:
             self.graph.replay()
-        elif self.captures and self.warm >= _EAGER:
-            self._capture()
-        else:
-            self._eager()
+        elif not self.captures:
+            self._work()
+        else:  # steps before a capture must not be on the default stream
+            self.warm += 1
+            stream, default = torch.cuda.Stream(), torch.cuda.current_stream()
+            stream.wait_stream(default)
+            with torch.cuda.stream(stream):
+                self._work()
+            default.wait_stream(stream)
 
     def _prepare(self) -> None:
         """Gives the step its batch, its rate and its seed, without waiting for the device."""
@@ -193,12 +258,12 @@ class ResidentLoop:
         if self.device.type == "cuda":
             index = index.pin_memory()
         self.index.copy_(index, non_blocking=True)
-        self.lr.fill_(self.rates[self.step])
+        self.lr.fill_(m.s.lr * self.rate(self.step))
         self.at.fill_(self.step)
         seed_step(m.seed, self.step)
 
     def _work(self) -> None:
-        """One step: forward, backward, optimiser. Everything a graph captures."""
+        """Runs one step: forward, backward, optimiser. A graph captures all of it."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low, cache_enabled=False):
             loss = self.module.step_loss(self.index)
@@ -206,24 +271,14 @@ class ResidentLoop:
         self.optimizer.step()
         self.losses.scatter_(0, self.at[None], loss.detach().float()[None])
 
-    def _eager(self) -> None:
-        """A step that is not captured; those before a capture must not be on the default stream."""
-        self.warm += 1
-        if not self.captures:
-            return self._work()
-        stream, default = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(default)
-        with torch.cuda.stream(stream):
-            self._work()
-        default.wait_stream(stream)
-
     def _capture(self) -> None:
-        """Captures the step into a graph and runs it; where that fails, steps stay as they were."""
+        """Captures the step into a graph; where that fails, steps stay as they were."""
         torch.cuda.synchronize()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 self._work()
+            self.graph = graph
         except RuntimeError as error:
             warnings.warn(f"no CUDA graph of the training step: {error}", stacklevel=2)
             self.captures = False
@@ -231,15 +286,9 @@ class ResidentLoop:
             torch.cuda.set_stream(stream)
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
-            self._prepare()
-            self._work()
-            return
-        self.graph = graph
-        self._prepare()
-        graph.replay()
 
     def _check_finite(self) -> None:
-        """Complains of a loss that is not finite."""
+        """Raises `TrainingError` where a loss is not finite."""
         found = self.losses[: self.step].cpu()
         if bad := (~torch.isfinite(found)).nonzero().flatten().tolist():
             m = self.module
@@ -247,13 +296,8 @@ class ResidentLoop:
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "losses": self.losses,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        state = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
+        state |= {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         new = self.path.with_suffix(".tmp")
         torch.save(state, new)
         new.replace(self.path)
@@ -271,7 +315,7 @@ class ResidentLoop:
 
 
 def _on(device: torch.device, images: np.ndarray, settings: AmplifySettings) -> Tensor:
-    """`(N, H, W, C)` uint8 as `(N, C, S, S)` uint8 of the encoder's size, on the device."""
+    """Brings `(N, H, W, C)` uint8 to `(N, C, S, S)` uint8 of the encoder's size, on the device."""
     side = min(settings.size, max(images.shape[1:3]))
     there = torch.empty(len(images), images.shape[3], side, side, dtype=torch.uint8, device=device)
     for i in range(0, len(images), _ROWS):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from ..core.errors import DataError
-from ..core.settings import chosen, require
+from ..core.settings import check, require
 from ..core.training import Precision
 from .augment import AugmentSettings
 from .encoder import Stem
@@ -31,9 +31,9 @@ class AmplifySettings:
         temperature: τ of NT-Xent.
         shift_weight: weight of the shift classification.
         augment: the SimCLR augmentation.
-        steps: optimiser steps; null: those of `epochs`.
-        epochs: length of training where `steps` is null, in epochs of ⌈N / batch⌉ batches of the N normals,
-        epoch_batches: but at most so many.
+        steps: optimiser steps; null: as many as `epochs` takes.
+        epochs: length of training where `steps` is null, in epochs of ⌈N / batch⌉ batches of the N normals.
+        epoch_batches: batches of an epoch at most.
         batch: images per step; the encoder sees 3·K times as many.
         optimizer: `adamw`, or `lars` as in the paper (needs the extra `paper`).
         lr: peak learning rate; warmed up linearly, then lowered along a half cosine.
@@ -41,12 +41,12 @@ class AmplifySettings:
         weight_decay: of all weights.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
         dissolved_in_shift: the shift classifier is taught the dissolved rows too, as published.
-        simsiam_weight: weight of a SimSiam term between all views, an option of the official code; with its
-            predictor 128–32–128, which plays no part in scores.
+        simsiam_weight: weight of a SimSiam term between all views, an option of the official code; its
+            predictor 128–32–128 plays no part in scores.
         t_per: t is drawn anew for each `batch`, each `shift` of it (as published), or each `image`.
-        t_sampler: which of the diffusion steps: `uniform`; `beta`, by Beta(`t_beta`) from the least to the
-            greatest; or `cycled`, by a Beta that changes with the epoch, see `cycled_beta`.
-        t_beta: the two parameters; (1, 1.7) prefers small t, (1.7, 1) large ones.
+        t_sampler: how t is drawn: `uniform`; `beta`, by Beta(`t_beta`) from the least to the greatest; or
+            `cycled`, by a Beta that changes with the epoch, see `cycled_beta`.
+        t_beta: the two parameters of `beta`; (1, 1.7) prefers small t, (1.7, 1) large ones.
     """
 
     size: int = 64
@@ -74,48 +74,35 @@ class AmplifySettings:
     t_beta: tuple[float, float] = (1.0, 1.7)
 
     def __post_init__(self) -> None:
-        for name in ("stem", "shift", "optimizer", "precision", "t_per", "t_sampler"):
-            chosen(self, name)
-        least = {"size": 8, "width": 1, "epochs": 1, "epoch_batches": 1, "batch": 2, "steps": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            require(value is None or value >= low, f"amplify.{name}", f"must be at least {low}, not {value}")
-        for name in ("temperature", "lr"):
-            require(getattr(self, name) > 0, f"amplify.{name}", f"must be above 0, not {getattr(self, name)}")
-        for name in ("shift_weight", "simsiam_weight", "weight_decay"):
-            value = getattr(self, name)
-            require(value >= 0, f"amplify.{name}", f"must not be negative, as {value} is")
-        require(0 <= self.warmup <= 1, "amplify.warmup", f"must be a share of the steps, not {self.warmup}")
-        require(
-            len(self.t_beta) == 2 and min(self.t_beta) > 0,
-            "amplify.t_beta", f"must be two numbers above 0, not {self.t_beta}",
+        check(
+            self, "amplify.", size="[8, inf)", width="[1, inf)", epochs="[1, inf)", epoch_batches="[1, inf)",
+            batch="[2, inf)", steps="[1, inf)", temperature="(0, inf)", lr="(0, inf)", warmup="[0, 1]",
+            shift_weight="[0, inf)", simsiam_weight="[0, inf)", weight_decay="[0, inf)", t_beta="(0, inf)",
         )  # fmt: skip
+        require(len(self.t_beta) == 2, "amplify.t_beta", f"must be two numbers, not {self.t_beta}")
 
     def batches(self, n: int) -> int:
-        """Batches of an epoch over n images, the last one filled up."""
+        """Returns the number of batches of an epoch over n images, the last one filled up."""
         return min(math.ceil(n / min(self.batch, n)), self.epoch_batches)
 
     def length(self, n: int) -> int:
-        """Optimiser steps on n images."""
+        """Returns the number of optimiser steps on n images."""
         return self.epochs * self.batches(n) if self.steps is None else self.steps
 
     def stem_of(self, shape: tuple[int, int, int]) -> tuple[int, Stem]:
-        """(side in pixels, stem) with which the encoder takes images of `shape` (H, W, C).
+        """Returns side in pixels and stem with which the encoder takes images of `shape` (H, W, C).
 
         Raises:
-            SettingsError: a stem that would leave them a map of 2×2 or less, where another would not.
+            SettingsError: the stem would leave a map of 2×2 or less, where another would not.
         """
         side = min(self.size, max(shape[:2]))
         stem: Stem = self.stem if self.stem != "auto" else "imagenet" if side > _IMAGENET else "cifar"
-        require(
-            stem != "imagenet" or side > _IMAGENET,
-            "amplify.stem",
-            f"imagenet leaves a 2×2 map of images of {side} px; take cifar, or images above {_IMAGENET} px "
-            "(--size, amplify.size)",
-        )
+        remedy = f"take cifar, or images above {_IMAGENET} px (--size, amplify.size)"
+        holds = stem != "imagenet" or side > _IMAGENET
+        require(holds, "amplify.stem", f"imagenet leaves a 2×2 map of images of {side} px; {remedy}")
         return side, stem
 
     def check_installed(self) -> None:
-        """Complains before any training where a library of these settings is absent."""
+        """Raises `DataError` before any training where a library that these settings need is absent."""
         if self.optimizer == "lars" and find_spec("timm") is None:
             raise DataError("amplify.optimizer lars needs timm: pip install 'dia-anomaly[paper]'")

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from typing import Any, Literal
 
-from jsonargparse import Namespace
 from rich.table import Table
 
 from ..core.errors import DataError
@@ -64,8 +63,8 @@ def data(
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
     from ..report.gather import check_data
 
-    asked = Namespace(name=name, size=size, run=run, scores=scores, row=row, **vars(reading))
-    found = check_data(asked, ReadOptions.of(reading.options(), size=size))
+    options = ReadOptions.of(reading.options(), size=size)
+    found = check_data(name, reading.data_root, options, run=run, scores=scores, row=row)
     return output.show(found) if output.json else out.print_json(json.dumps(found))
 
 

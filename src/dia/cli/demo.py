@@ -17,8 +17,9 @@ from ..data.imageset import ImageSet
 from ..detectors import Detector
 from ..detectors.calibration import FALSE_ALARM_RATE
 from ..detectors.registry import DEFAULT, TRIVIAL
-from ..report.gather import comparison_row, verdict, write_run_report
-from ..report.pictures import DISSOLVE_TS, colour, sheet
+from ..report.context import against_untrained, best_of
+from ..report.gather import comparison_row, write_run_report
+from ..report.pictures import colour, dissolved_columns, sheet
 from .options import Device, remark, result
 from .options import out as console
 
@@ -84,9 +85,12 @@ def demo(*, out: str = "demo", seed: int = 0, device: Device) -> None:
         style = "bold" if method == PLACES else ""
         table.add_row(method, f"{m['auroc']:.3f}", interval, pixel, f"{m['fit_seconds']:.0f}", style=style)
     console.print(table)
-    sentences = [s for method in (PLACES, DEFAULT) for s in verdict(method, rows)]
-    for sentence in (*sentences, ABOUT, f"report: {report}"):
-        result(sentence)
+    best = best_of(rows, "fitted on the same normals")
+    if best is not None:
+        for method in (PLACES, DEFAULT):
+            result(against_untrained(method, metrics[method], best))
+    for text in (ABOUT, f"report: {report}"):
+        result(text)
 
 
 def _draw(path: Path, detector: Detector, test: ImageSet, scored: Scored) -> None:
@@ -100,8 +104,7 @@ def _draw(path: Path, detector: Detector, test: ImageSet, scored: Scored) -> Non
     chosen = test.subset(np.array(index))
     columns = [("image", chosen.images)]
     if hasattr(detector, "dissolver_"):
-        dissolved = detector.dissolver_.dissolve(chosen.images, DISSOLVE_TS)
-        columns += [(f"t = {t}", d) for t, d in zip(DISSOLVE_TS, dissolved, strict=True)]
+        columns = dissolved_columns(detector.dissolver_, chosen.images)
     if scored.heatmaps is not None:
         columns.append(("heatmap", colour(scored.heatmaps)[index]))
     if chosen.masks is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..core.errors import DataError
 from ..serve.limits import Limits
@@ -15,7 +15,7 @@ from .options import DataRoot, Images, Model, Output, remark, result
 def export(
     run: str,
     *,
-    format: Literal["onnx", "torchscript"] = "onnx",
+    format: str = "onnx",
     out: str | None = None,
     opset: int = 20,
     check: str | None = None,
@@ -31,8 +31,8 @@ def export(
 
     Args:
         run: a folder written by `dia fit`
-        format: for onnxruntime in any language, or for libtorch
-        out: the file to write; default: the run's name with .onnx or .pt
+        format: onnx, for onnxruntime in any language; there is no other
+        out: the file to write; default: the run's name with .onnx
         opset: version of the ONNX operators, from 18
         check: further images on which the file must agree with the model, besides generated ones: a folder,
             .npz, .csv or image, or a known set's name
@@ -42,19 +42,20 @@ def export(
         output: how to print the result.
 
     Examples:
-        dia export runs/mine --format onnx --out mine.onnx
-        dia export runs/mine --format torchscript --check scans/labelled
+        dia export runs/mine --out mine.onnx
+        dia export runs/mine --check scans/labelled
         dia score mine.onnx scans/new --out scores.csv
     """
-    from ..deploy.export import SUFFIX
+    if format != "onnx":
+        raise DataError(f"--format {format}: not known; models are exported as ONNX alone (--format onnx)")
     from ..deploy.export import export as write
     from ..detectors import Detector
 
     detector = Detector.load(run, device="cpu")
-    target = Path(out or f"{Path(run).resolve().name}{SUFFIX[format]}")
+    target = Path(out or f"{Path(run).resolve().name}.onnx")
     checked = Images(data=check, split=split, normal=normal, data_root=root.data_root) if check else None
     images = checked.listing_for(detector) if checked else None
-    output.show(write(detector, target, format, opset=opset, images=images))
+    output.show(write(detector, target, opset=opset, images=images))
 
 
 def push(

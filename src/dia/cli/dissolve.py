@@ -1,4 +1,4 @@
-"""`dia dissolve` and `dia illustrate`: pictures of what dissolving does."""
+"""`dia dissolve` and `dia illustrate`: pictures of what dissolving does. Chooses images; trains nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.errors import DataError
-from ..report.pictures import DISSOLVE_TS, sheet
+from ..report.pictures import DISSOLVE_TS, dissolved_columns, sheet
 from .options import Device, Images, Model, Output, result
 
 
@@ -24,29 +24,28 @@ def dissolve(
 ) -> None:
     """Draw images dissolved at several t, side by side.
 
-    Dissolving is one reverse step of the diffusion model from the clean image: what the model does not expect
-    of a normal image goes first, and more of it with larger t.
+    Dissolving is one reverse step of the diffusion model from the clean image. It first removes what the
+    model does not expect in a normal image, and more with larger t.
 
     Args:
         run: a `dia fit` folder, or any diffusers DDPM folder
-        images: what to dissolve.
+        images: the images to dissolve.
         t: diffusion steps, as [50,100]
-        count: how many images, evenly chosen
+        count: number of images, evenly chosen
         out: the picture to write
-        device: where to dissolve.
+        device: the device to dissolve on.
 
     Examples:
         dia dissolve runs/mine scans/new --out strip.png
         dia dissolve runs/mine scans/new --t [30,99,300] --count 4
         dia dissolve models/ddpm phantom  # any unconditional DDPM in the form of diffusers
     """
-    from ..detectors.base import FORMAT
     from ..detectors.saving import config_of
     from ..dissolve import load_dissolver
 
     folder = Path(run)
-    config = config_of(folder, FORMAT)
-    shape = config.get("shape")
+    config = config_of(folder)
+    shape = config.shape if config else None
     if shape and not (folder / "dissolver").is_dir():
         raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
     dissolver = load_dissolver(folder / "dissolver" if shape else folder, device=device.device)
@@ -55,12 +54,10 @@ def dissolve(
         if shape
         else {"max_size": dissolver.settings.size}
     )
-    read = images.read(config.get("facts"), **size)
+    read = images.read(config.facts if config else None, **size)
     index = np.unique(np.linspace(0, len(read) - 1, count).round().astype(int))
     chosen = read.subset(index)
-    dissolved = dissolver.dissolve(chosen.images, t)
-    columns = [("image", chosen.images), *((f"t = {s}", d) for s, d in zip(t, dissolved, strict=True))]
-    sheet(Path(out), columns, list(chosen.names))
+    sheet(Path(out), dissolved_columns(dissolver, chosen.images, t), list(chosen.names))
     Output().show({"out": out, "images": len(chosen), "t": t})
 
 
@@ -74,16 +71,16 @@ def illustrate(
     seed: int = 0,
     format: Literal["png", "svg"] = "png",
 ) -> None:
-    """Draw pictures of the method on your images.
+    """Draw figures of the method on your images.
 
-    Images dissolved at several t, what is lost over t; and with an encoder (dia) the target matrix of the
-    loss, and similarities before and after training. Needs a model with a dissolver (dia, dia+) and labelled
-    images.
+    The figures show images dissolved at several t and how much is removed at each t. With an encoder (dia)
+    they also show the target matrix of the loss, and similarities before and after training. The model needs
+    a dissolver (dia, dia+), and the images need labels.
 
     Args:
-        model: what to draw.
-        images: what to draw it on.
-        out: folder of the pictures
+        model: the model to draw.
+        images: the images to draw it on.
+        out: folder of the figures
         t: diffusion steps, as [50,100]
         count: images of each kind in the strips
         seed: decides which images are chosen
@@ -93,10 +90,11 @@ def illustrate(
         dia illustrate runs/mine scans
         dia illustrate runs/mine scans/labelled --normal good --split all --out pictures --format svg
     """
-    from ..report.illustrate import illustrate as draw
+    from ..report import method_figures
 
     detector = model.load()
-    for path in draw(
-        Path(out), detector, images.read_for(detector), ts=t, count=count, seed=seed, form=format
+    labelled = images.read_for(detector)
+    for path in method_figures.illustrate(
+        Path(out), detector, labelled, ts=t, count=count, seed=seed, form=format
     ):
         result(str(path))

@@ -38,7 +38,7 @@ from ..data.quality import has_near_duplicate
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..report import render
 from ..report.benchmark_page import Context, ablation_page, readme_table, write_benchmark_report
-from ..report.bias import best_in_ledger, direction_of, facts_of_set
+from ..report.context import best_in_ledger, direction_of, facts_of_set
 from ..report.figures import ablation_plot
 from ..report.table import difference, over_seeds, table
 

@@ -143,18 +143,18 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR.
 
-    And pixel AUROC and PRO, where there are masks and the method has heatmaps. All from raw scores: no
-    threshold, no normalisation, no sign is chosen by the labels. Beside them: the best untrained row on the
-    same images, near-duplicates within the test and of training images, class balance, which class is normal;
-    and a warning where the scores rank the other way.
+    With masks and a method that has heatmaps, also pixel AUROC and PRO. All numbers come from raw scores: the
+    labels choose no threshold, no normalisation and no sign. Their context follows: the best untrained row on
+    the same images, near-duplicates within the test and of training images, class balance, which class is
+    normal, and a warning where the scores rank the other way.
 
     Args:
-        model: what to measure.
-        images: what to measure it on.
+        model: the model to measure.
+        images: the labelled images to measure it on.
         ledger: append a line to this file, e.g. results/runs.jsonl
         normals: the training normals, as a path or known set, to fit the untrained rows on and to look for
             copies; default: the ledger's rows of the same images, or else where the model was fitted
-        compare: whether to show what stands beside: best untrained row, copies, balance, direction
+        compare: show the context: best untrained row, copies, balance, direction
         output: how to print the result.
 
     Examples:
@@ -165,7 +165,7 @@ def evaluate(
     from ..benchmark.ledger import Ledger
     from ..benchmark.runs import record, score_set
     from ..evaluate.volume_scores import volume_metrics
-    from ..report.gather import beside
+    from ..report.gather import evaluation_context
 
     detector = model.load()
     test = images.read_for(detector)
@@ -183,7 +183,7 @@ def evaluate(
         facts |= volume_metrics(test.labels, scored.scores, test.volumes)
     lines: list[str] = []
     if compare:
-        found = beside(
+        found = evaluation_context(
             detector, test, scored.metrics, dataset=images.data, normal=images.normal,
             data_root=images.data_root, given=normals, ledger=ledger, say=remark,
         )  # fmt: skip
@@ -201,18 +201,18 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a model and the images it scored.
 
-    Numbers with intervals, curves, calibration, pictures with heatmaps, and the untrained rows beside the
-    model, where the images have labels; the highest scores where they have none. The page needs no network.
+    Where the images have labels, the page shows numbers with intervals, curves, calibration, pictures with
+    heatmaps, and a comparison with the untrained rows; else it shows the highest scores. It needs no network.
 
     `dia report benchmark` is another command: the table of a benchmark, drawn from the ledger; see
     `dia report benchmark --help`.
 
     Args:
-        model: what the page is about.
-        images: what the model scores.
+        model: the model that the page is about.
+        images: the images that the model scores.
         out: the page to write
         compare: fit the untrained rows on the model's normals, for comparison, where the images have labels
-        rate: where the threshold is.
+        rate: the threshold.
 
     Examples:
         dia report runs/mine scans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,8 +69,10 @@ def stress(
         dia stress runs/mine scans/normal --kinds [nodule,haze] --sizes [0.1,0.2,0.4]
     """
     from ..evaluate import stress as test
-    from ..report.figures import rows, save_figure, sentences
+    from ..report import render
+    from ..report.figures import detection_curves, sentences, smallest_table
     from ..report.pictures import sheet
+    from ..report.style import save
 
     path = Path(out or Path(model.run) / STRESS)
     if path.suffix != ".json":
@@ -90,7 +93,7 @@ def stress(
             bar.update(task, advance=1)
 
         measured = test.stress(detector, ground, plan, share, localise=localise, kept=kept, on_cell=keep)
-    figure = save_figure(path.with_suffix(f".{format}"), {"": measured})
+    figure = save(partial(detection_curves, measured), path.with_suffix(f".{format}"))
     lesions = sheet(
         path.with_name(f"{path.stem}-lesions.png"),
         test.pasted_examples(detector, ground.images, plan),
@@ -103,11 +106,8 @@ def stress(
         }
         facts = {"smallest": found, "figure": str(figure), "lesions": str(lesions)}
         return output.show(measured | facts)
-    head, body = rows(measured)
-    table = Table(*head, title="Smallest lesion found in 80 % of the images")
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
+    result("Smallest lesion found in 80 % of the images:")
+    console.print(render.console(smallest_table(measured)))
     result(
         "As a share of the shorter side (and in pixels). –: none of those tested. ?: the 95 % interval "
         "reaches below 80 %."

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from math import inf
+from operator import le, lt
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -127,3 +129,31 @@ def as_typed(hint: Any, value: Any) -> Any:
     if isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):
         return tuple(value)
     return float(value) if hint is float and type(value) is int else value
+
+
+def check(settings: Any, prefix: str = "", **intervals: str) -> None:
+    """Checks the words of every `Literal` field, and numbers against intervals.
+
+    Args:
+        settings: a settings dataclass.
+        prefix: stands before a field's name in messages, such as `dissolver.`.
+        intervals: by field, such as `"[0, 1)"` or `"(0, inf)"`; None passes, a tuple passes where all of its
+            values do.
+
+    Raises:
+        SettingsError: a field has another word or lies outside its interval.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal:
+            chosen(settings, name)
+    for name, interval in intervals.items():
+        low, high = map(float, interval[1:-1].split(","))
+        left = le if interval[0] == "[" else lt
+        right = le if interval[-1] == "]" else lt
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
+        must = f"lie in {interval}"
+        if high == inf:
+            must = f"be at least {low:g}" if left is le else f"be above {low:g}"
+        holds = all(v is None or (left(low, v) and right(v, high)) for v in values)
+        require(holds, prefix + name, f"must {must}, not {value}")

@@ -1,21 +1,18 @@
-"""Export: a detector's whole scoring as an ONNX or TorchScript file, kept only if it agrees with it.
+"""Export: writes a detector's scoring as one ONNX file, and keeps it only if it agrees with the detector.
 
-Knows graphs and files. The check scores generated images of many sizes, and those the user names, with both.
-
-Scores and heatmaps must agree to the tolerance on every image, and a p-value must be that of its score.
-Dissolved images are shown in whole grey values: a pixel on the edge of two may be either.
+Both score generated images of several sizes, and images that the user names. Scores and heatmaps must agree
+to the tolerance on every image, and a p-value must be that of its score. Dissolved images are rounded to
+whole grey values, so a pixel near the middle between two values may become either. Knows graphs and files;
+knows no method.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import os
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -31,116 +28,116 @@ from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
 from ..data.readers import Listing
 from ..detectors import Detector
-from .graph import Whole, graph_of
+from .graph import ScoringGraph, scoring_graph
 from .onnx_model import FORMAT, OnnxModel
 
-SUFFIX = {"onnx": ".onnx", "torchscript": ".pt"}
-NOTICE = "For research; not a medical device."
+_NOTICE = "For research; not a medical device."
 TOLERANCE = 1e-4  # absolute up to a score or heatmap of 1, relative above
 _BATCH = 64
-_EDGE = 0.02  # grey values about the edge of two, within which a pixel may be rounded either way
-_OPSET = 18
-_NAMES = ("N", "H", "W", "C")
-
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+_EDGE = 0.02  # grey values: a pixel that lies as near to the middle between two values may become either
+_OLDEST_OPSET = 18
+_AXES = ("N", "H", "W", "C")
 
 
 def export(
-    detector: Detector, target: Path, form: str, *, opset: int = 20, images: Listing | None = None
+    detector: Detector, target: Path, *, opset: int = 20, images: Listing | None = None
 ) -> dict[str, Any]:
-    """Writes `target` and says how far it is from the detector.
+    """Writes the detector's scoring as an ONNX file and compares the file with the detector.
 
     Args:
-        detector: fitted, on the CPU.
-        target: the file; it appears complete and checked, or not at all.
-        form: `onnx` or `torchscript`.
-        opset: of ONNX.
-        images: on which to check too.
+        detector: a fitted detector, on the CPU.
+        target: the file to write, NAME.onnx; it appears complete and checked, or not at all.
+        opset: version of the ONNX operators, from 18.
+        images: images to compare on, in addition to generated ones.
 
     Returns:
-        The file's size and the greatest differences.
+        The file's size, the seconds taken and the greatest differences.
 
     Raises:
-        DataError: a method without a graph, a library that is absent, or a file that differs too much.
+        DataError: the method cannot be exported, a library is missing, or the file differs too much.
     """
-    if target.suffix != SUFFIX[form]:
-        raise DataError(f"--out {target}: the name must end in {SUFFIX[form]}")
-    if form == "onnx" and opset < _OPSET:
-        raise DataError(f"--opset must be at least {_OPSET}, not {opset}")
-    whole = graph_of(detector)
+    if target.suffix != ".onnx":
+        raise DataError(f"--out {target}: the name must end in .onnx")
+    if opset < _OLDEST_OPSET:
+        raise DataError(f"--opset must be at least {_OLDEST_OPSET}, not {opset}")
+    graph = scoring_graph(detector)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", suffix=SUFFIX[form], dir=target.parent)
-    os.close(handle)
-    new = Path(name)
-    start = time.perf_counter()
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+        new = Path(folder, target.name)
+        start = time.perf_counter()
         with _quiet():
-            if form == "onnx":
-                write_onnx(whole, facts_of(detector), new, opset)
-            else:
-                write_torchscript(whole, facts_of(detector), new)
-            run = runner(new, whole)
+            write_onnx(graph, _facts(detector), new, opset)
         seconds = time.perf_counter() - start
-        comparison = Comparison(detector, run)
-        for batch in _checks(detector, images):
+        comparison = Comparison(detector, OnnxModel(new, device="cpu").run)
+        for batch in _generated(detector):
             comparison.add(batch)
+        for part in images.stream(_BATCH) if images is not None else ():
+            if len(part):
+                comparison.add(part.images)
         if comparison.beyond:
             raise DataError(f"{target}: not written; it differs from the model in {comparison.beyond}")
-        new.chmod(0o644)
         new.replace(target)
-    finally:
-        new.unlink(missing_ok=True)
     return {
-        "out": str(target), "format": form, "method": detector.method, "outputs": list(whole.outputs),
+        "out": str(target), "format": "onnx", "method": detector.method, "outputs": list(graph.outputs),
         "megabytes": round(target.stat().st_size / 2**20, 2), "seconds": round(seconds, 1),
         **comparison.facts,
     }  # fmt: skip
 
 
-def facts_of(detector: Detector) -> dict[str, Any]:
-    """What the file says of itself; nothing of where it was made, or from what images."""
+def _facts(detector: Detector) -> dict[str, Any]:
+    """The file's metadata, which says neither where the file was made nor from which images."""
     threshold = detector.threshold()
     read = ReadOptions().as_fitted(getattr(detector, "facts_", {})).kept()
     return {
-        "format": FORMAT,
-        "version": metadata.version("dia-anomaly"),
-        "method": detector.method,
-        "settings_hash": detector.settings_hash(),
-        "shape": list(detector.shape_),
-        "false_alarm_rate": detector.false_alarm_rate,
+        "format": FORMAT, "version": metadata.version("dia-anomaly"), "notice": _NOTICE,
+        "method": detector.method, "settings_hash": detector.settings_hash(),
+        "shape": list(detector.shape_), "false_alarm_rate": detector.false_alarm_rate,
         "threshold": threshold if np.isfinite(threshold) else None,
         "held_out_normals": detector.n_calibration_,
         "held_out_normal_scores": detector.calibration_.scores.tolist(),
         "read": {name: value for name, value in read.items() if value},
-        "notice": NOTICE,
-    }
+    }  # fmt: skip
 
 
-def write_onnx(whole: Whole, facts: dict[str, Any], path: Path, opset: int) -> None:
-    """One file of standard operators, without data beside it."""
+def write_onnx(graph: ScoringGraph, facts: dict[str, Any], path: Path, opset: int) -> None:
+    """Writes one ONNX file of standard operators, with all weights inside.
+
+    Args:
+        graph: what to write.
+        facts: the file's metadata; `version` is needed, and each value is stored as JSON.
+        path: the file to write.
+        opset: version of the ONNX operators.
+
+    Raises:
+        DataError: onnx is not installed, or torch's exporter does not know the opset.
+    """
     try:
         import onnx
-        import onnxscript  # noqa: F401  # torch's exporter asks for it late
+        import onnxscript  # noqa: F401  # torch's exporter imports it only when it is needed
     except ImportError as error:
-        raise DataError("--format onnx needs onnx: pip install 'dia-anomaly[export]'") from error
+        raise DataError("exporting needs onnx: pip install 'dia-anomaly[export]'") from error
+    # no side or channel of the example is 1 or equals another, as either may be taken for a constant
+    example = torch.randint(0, 256, (2, 37, 45, 3), dtype=torch.uint8)
     shapes = ({i: torch.export.Dim.DYNAMIC for i in range(4)},)
-    program = torch.export.export(whole, (_example(),), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
     made: Any = torch.onnx.export(
         program, (), dynamo=True, opset_version=opset, input_names=["images"],
-        output_names=list(whole.outputs), external_data=False, verbose=False,
+        output_names=list(graph.outputs), external_data=False, verbose=False,
     )  # fmt: skip
     model = made.model_proto
     written = next(o.version for o in model.opset_import if o.domain == "")
     if written != opset:
         raise DataError(f"--opset {opset}: not known to the installed exporter, which writes {written}")
-    graph = model.graph
-    names = dict(zip([d.dim_param for d in graph.input[0].type.tensor_type.shape.dim], _NAMES, strict=True))
-    for value in (*graph.input, *graph.output):
+    onnx_graph = model.graph
+    dims = [dim.dim_param for dim in onnx_graph.input[0].type.tensor_type.shape.dim]
+    names = dict(zip(dims, _AXES, strict=True))
+    for value in (*onnx_graph.input, *onnx_graph.output):
         for dim in value.type.tensor_type.shape.dim:
             dim.dim_param = names.get(dim.dim_param, "")
-    del graph.value_info[:]
+    del onnx_graph.value_info[:]
     model.ClearField("doc_string")
-    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+    parts = (*onnx_graph.node, *onnx_graph.input, *onnx_graph.output, *onnx_graph.initializer)
+    for item in (model, onnx_graph, *parts):
         del item.metadata_props[:]  # torch notes the source files there, with their folders
         item.ClearField("doc_string")
     model.producer_name, model.producer_version = "dia-anomaly", str(facts["version"])
@@ -149,74 +146,52 @@ def write_onnx(whole: Whole, facts: dict[str, Any], path: Path, opset: int) -> N
     onnx.save(model, path)
 
 
-def write_torchscript(whole: Whole, facts: dict[str, Any], path: Path) -> None:
-    """One archive, loaded by `torch.jit.load` or libtorch."""
-    traced = torch.jit.trace(whole, _example(), check_trace=False)
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer, _extra_files={"dia.json": json.dumps(facts)})
-    with zipfile.ZipFile(buffer) as made, zipfile.ZipFile(path, "w") as kept:
-        for item in made.infolist():
-            if not item.filename.endswith(".debug_pkl"):  # the source files there, with their folders
-                kept.writestr(item, made.read(item))
-
-
-def runner(path: Path, whole: Whole) -> Run:
-    """What calls the file written."""
-    if path.suffix == ".onnx":
-        model = OnnxModel(path, device="cpu")
-        return lambda x: dict(zip(whole.outputs, model.run(x, whole.outputs), strict=True))
-    script = torch.jit.load(path)
-
-    @torch.inference_mode()
-    def run(x: np.ndarray) -> dict[str, np.ndarray]:
-        made = script(torch.from_numpy(np.ascontiguousarray(x)))
-        return dict(zip(whole.outputs, (output.numpy() for output in made), strict=True))
-
-    return run
-
-
 class Comparison:
-    """Greatest differences between a file and its detector, over batches of images of any size.
+    """The greatest differences between an exported file and its detector.
+
+    Args:
+        detector: the fitted detector.
+        run: gives the file's outputs by name for `(N, H, W, 1 or 3)` uint8 images.
 
     Attributes:
-        facts: numbers of images and of those whose score is beyond the tolerance; greatest absolute and
+        facts: the number of images, the number of scores beyond the tolerance, and the greatest absolute and
             relative differences of score, p-value and heatmap.
-        beyond: what differs by more than is allowed; empty where nothing does.
+        beyond: the first output that differs by more than is allowed; empty if none does.
     """
 
-    def __init__(self, detector: Detector, run: Run):
+    def __init__(self, detector: Detector, run: Callable[[np.ndarray], dict[str, np.ndarray]]):
         self.detector, self.run = detector, run
         self.facts: dict[str, Any] = {"images": 0, "scores beyond tolerance": 0}
         self.beyond = ""
 
     def add(self, batch: np.ndarray) -> None:
-        """Compares `(N, H, W, 1 or 3)` uint8, at most 256 of them."""
+        """Compares at most 256 images, `(N, H, W, 1 or 3)` uint8 of any size."""
         got = self.run(batch)
         h, w, c = self.detector.shape_
         x = ReadOptions(size=(h, w), channels=c).conform(ImageSet(batch)).images
         known = self.detector.detect(x, heatmaps="heatmap" in got)
-        want = {"score": known.score} | ({"heatmap": known.heatmap} if known.heatmap is not None else {})
         self.facts["images"] += len(x)
-        self.facts["scores beyond tolerance"] += int((~_near(got["score"], want["score"])).sum())
-        for name, values in want.items():
-            self._keep(name, np.abs(got[name] - values))
-            self._keep(f"{name}, relative", np.abs(got[name] - values) / np.maximum(np.abs(values), 1))
-            if not _near(got[name], values).all():
-                self._complain(f"{name} by {np.abs(got[name] - values).max():.2g}")
-        self._keep("p_value", np.abs(got["p_value"] - self.detector.p_values(want["score"])))
-        if not np.allclose(got["p_value"], self.detector.p_values(got["score"]), rtol=0, atol=1e-9):
-            self._complain("the p-value of its score")
+        self.facts["scores beyond tolerance"] += int((~_near(got["score"], known.score)).sum())
+        for name, want in (("score", known.score), ("heatmap", known.heatmap)):
+            if want is not None:
+                self._keep(name, off := np.abs(got[name] - want))
+                self._keep(f"{name}, relative", off / np.maximum(np.abs(want), 1))
+                self._require(_near(got[name], want).all(), f"{name} by {off.max():.2g}")
+        self._keep("p_value", np.abs(got["p_value"] - self.detector.p_values(known.score)))
+        of_score = self.detector.p_values(got["score"])
+        self._require(np.allclose(got["p_value"], of_score, rtol=0, atol=1e-9), "the p-value of its score")
         if "dissolved" in got:
             d: Any = self.detector
             exact = d.dissolver_.dissolve(x, d.s.residual_ts, rounded=False).swapaxes(0, 1)
-            if (off := np.abs(exact - got["dissolved"]).max()) > 0.5 + _EDGE:
-                self._complain(f"dissolved images by {off - 0.5:.2g} grey values")
+            off = np.abs(exact - got["dissolved"]).max() - 0.5
+            self._require(off <= _EDGE, f"dissolved images by {off:.2g} grey values")
 
     def _keep(self, name: str, values: np.ndarray) -> None:
         self.facts[name] = max(self.facts.get(name, 0.0), float(values.max()))
 
-    def _complain(self, what: str) -> None:
-        self.beyond = self.beyond or what
+    def _require(self, holds: bool | np.bool_, what: str) -> None:
+        if not holds:
+            self.beyond = self.beyond or what
 
 
 def _near(got: np.ndarray, want: np.ndarray) -> np.ndarray:
@@ -225,7 +200,7 @@ def _near(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 def _generated(detector: Detector) -> Iterator[np.ndarray]:
-    """Noise and soft shapes, in the model's size and others, one and several, grey and colour."""
+    """Yields noise and soft shapes, in the model's size and in others, in grey and in colour."""
     h, w, c = detector.shape_
     random = np.random.default_rng(0)
     wide, small = (2, 2 * w + 1, 3 * h, c), (2, h // 2 + 1, w // 3 + 1, 3)
@@ -236,22 +211,9 @@ def _generated(detector: Detector) -> Iterator[np.ndarray]:
         yield np.rint(127.5 + 60 * soft / soft.std()).clip(0, 255).astype(np.uint8)
 
 
-def _checks(detector: Detector, images: Listing | None) -> Iterator[np.ndarray]:
-    yield from _generated(detector)
-    if images is not None:
-        for batch in images.stream(_BATCH):
-            if len(batch):
-                yield batch.images
-
-
-def _example() -> torch.Tensor:
-    """Sides and channels of their own, none of them 1: what is equal, or 1, may be taken for a constant."""
-    return torch.randint(0, 256, (2, 37, 45, 3), dtype=torch.uint8)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's remarks on tracing and on its exporters."""
+    """Silences the warnings of torch's exporter."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,9 @@
-"""Scoring as one torch module, from images of any size to score, p-value and heatmap: what is exported.
+"""The exported graph: one torch module from images of any size to score, p-value and heatmap.
 
-It wraps `Detector.module` with what `dia score` does before it and after it. Channels and size are brought
-about to the bit as Pillow does it in `dia score`, because a pixel that rounds otherwise is another image.
-Constants are buffers and shapes beyond the model's own are dynamic, so that torch can write the whole as
-ONNX or TorchScript. Knows no method.
+It wraps `Detector.module` in the steps that `dia score` does before and after it. Channels and size are
+changed exactly as Pillow changes them in `dia score`, because a pixel that rounds differently makes another
+image. Constants are buffers, and shapes other than the model's own are dynamic, so that torch can write the
+module as ONNX. Knows no method.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ..detectors.calibration import Calibration
 from ..detectors.features import double, with_channels
 from ..detectors.registry import METHODS
 
-_UNIT = 2**22  # Pillow's weights are whole numbers of this part
-_LOBES = 3  # of Lanczos
+_UNIT = 2**22  # Pillow's weights are whole multiples of 1 / _UNIT
+_LOBES = 3  # of the Lanczos filter
 
 
-def graph_of(detector: Detector) -> Whole:
-    """The whole of a fitted detector's scoring, in eval mode, on the CPU.
+def scoring_graph(detector: Detector) -> ScoringGraph:
+    """Returns a fitted detector's graph, in eval mode, on the CPU.
 
     Raises:
-        DataError: its method, or what it was fitted with, cannot be exported.
+        DataError: the method cannot be exported, or not with the settings that the detector was fitted with.
     """
     if not _has_graph(type(detector)):
-        raise DataError(f"{detector.method} cannot be exported; there are: {', '.join(exportable())}")
+        raise DataError(f"{detector.method} cannot be exported; there are: {', '.join(exportable_methods())}")
     if reason := detector.cannot_export():
         raise DataError(reason)
-    whole = Whole(detector.shape_, detector.calibration_, detector.module())
-    return whole.to("cpu").eval().requires_grad_(False)
+    graph = ScoringGraph(detector.shape_, detector.calibration_, detector.module())
+    return graph.to("cpu").eval().requires_grad_(False)
 
 
-def exportable() -> list[str]:
-    """The methods that can be exported."""
+def exportable_methods() -> list[str]:
+    """Returns the names of the methods that can be exported."""
     return [name for name, cls in METHODS.items() if _has_graph(cls)]
 
 
@@ -47,14 +47,17 @@ def _has_graph(cls: type[Detector]) -> bool:
     return cls.exports and cls._module is not Detector._module
 
 
-class Whole(nn.Module):
-    """Images as they come to a tuple of what `outputs` names: score, p-value, and what else the body gives.
+class ScoringGraph(nn.Module):
+    """Maps images of any size to a tuple of score, p-value and the other outputs of the body.
 
     Args:
         shape: (H, W, C) of the images that `body` takes.
-        calibration: of the detector.
-        body: from `(N, C, H, W)` uint8 to a tuple of the score `(N,)` float64 and what its `outputs` name:
-            `heatmap` `(N, H, W)` float32, `dissolved` `(N, T, H, W, C)` uint8.
+        calibration: the detector's calibration.
+        body: a module from `(N, C, H, W)` uint8 to a tuple: the score `(N,)` float64, then the outputs that
+            its attribute `outputs` names: `heatmap` `(N, H, W)` float32, `dissolved` `(N, T, H, W, C)` uint8.
+
+    Attributes:
+        outputs: the names of the outputs, in order.
     """
 
     normals: Tensor
@@ -66,7 +69,7 @@ class Whole(nn.Module):
         self.register_buffer("normals", torch.from_numpy(calibration.scores.astype(np.float64)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`(N, H, W, C)` uint8, of any H and W, C = 1 or 3."""
+        """Scores `(N, H, W, C)` uint8 images of any H and W, with C = 1 or 3."""
         height, width, channels = self.shape
         x = with_channels(images.permute(0, 3, 1, 2).double(), channels)
         score, *others = self.body(resized(x, height, width).to(torch.uint8))
@@ -75,22 +78,30 @@ class Whole(nn.Module):
 
 
 def resized(x: Tensor, height: int, width: int) -> Tensor:
-    """`(N, C, H, W)` whole numbers 0–255 of float64 to another size, as Pillow's Lanczos, to the bit.
+    """Resizes images exactly as Pillow's Lanczos filter does; at its own size an image is unchanged.
 
-    Sums of whole numbers are exact in 64 bits, whatever their order. At its own size an image is unchanged.
+    Sums of whole numbers are exact in 64 bits, whatever their order.
+
+    Args:
+        x: `(N, C, H, W)` float64, whole numbers from 0 to 255.
+        height: the new height in pixels.
+        width: the new width in pixels.
+
+    Returns:
+        `(N, C, height, width)` float64, whole numbers from 0 to 255.
     """
-    x = _rounded(x @ lanczos(x.shape[3], width).T)
-    return _rounded(lanczos(x.shape[2], height) @ x)
+    x = _rounded(x @ _lanczos(x.shape[3], width).T)
+    return _rounded(_lanczos(x.shape[2], height) @ x)
 
 
 def _rounded(x: Tensor) -> Tensor:
     return ((x + _UNIT // 2) / _UNIT).floor().clamp(0, 255)
 
 
-def lanczos(side: int, out: int) -> Tensor:
-    """`(out, side)`: Pillow's weights of a line resized from `side` to `out`, whole numbers in float64."""
+def _lanczos(side: int, out: int) -> Tensor:
+    """Pillow's weights, `(out, side)`, of a line resized from `side` to `out`: whole numbers in float64."""
     place = torch.arange(side, dtype=torch.float64)
-    n = place[-1:] + 1  # the side; a number of its own would be cut to 32 bits, or to a constant, by a trace
+    n = place[-1:] + 1  # = side; a Python number would become a constant, or lose bits, in the exported file
     scale = n / out
     wide = scale.clamp(min=1)
     centre = ((torch.arange(out, dtype=torch.float64) + 0.5) * scale)[:, None]

@@ -1,7 +1,7 @@
-"""Models on the Hugging Face hub: saved, pushed, fetched, and their model card.
+"""Models on the Hugging Face hub: writes, pushes and fetches them.
 
-What is fetched is JSON and safetensors, and is read by `Detector.load`: no code and no pickle. What is pushed
-says how a model was made, but not from which files: paths, names of folders and classes stay here. Knows
+Only JSON and safetensors are fetched, and `Detector.load` reads them: no code and no pickle. A pushed model
+says how it was made, but not from which files: paths and names of folders and classes are taken out. Knows
 model folders; knows no method.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub import HfApi, ModelCardData, snapshot_download
 
 from ..core.errors import DataError
 from ..core.modelfiles import write_sums
@@ -24,9 +25,9 @@ from ..detectors.saving import identity_of
 
 T = TypeVar("T", bound=Detector)
 
-FETCHED = ["*.json", "*.safetensors"]
-PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted")
-ELSEWHERE = "a local file"  # stands for a path
+_FETCHED = ["*.json", "*.safetensors"]
+_PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted")
+_LOCAL = "a local file"  # replaces a path
 _TELLS_NO_PATH = re.compile(r"none|imagenet|sha256:[0-9a-f]+|dia:[0-9a-f]{16}(-\d+-[0-9a-f]+)?")
 
 
@@ -36,46 +37,33 @@ def from_pretrained(
     cls: type[T] = Detector,
     device: str = "auto",
     revision: str | None = None,
-    force_download: bool = False,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **options: Any,
 ) -> T:
-    """The detector in a folder, or under a name on the hub. Runs no code from there.
+    """Loads a detector from a folder or from the hub. Runs no code from there.
 
     Args:
-        name: a folder of `dia fit` or `save_pretrained`, or "user/name".
-        cls: the method it must be of, such as `DIAPlus`; `Detector` takes any method.
+        name: a folder that `dia fit` or `save_pretrained` wrote, or "user/name" on the hub.
+        cls: the class that the model must have, such as `DIAPlus`; `Detector` takes any method.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        revision: branch, tag or commit; the newest of `main` where None.
-        force_download: also what is in the cache already.
-        cache_dir: huggingface_hub's own where None.
-        local_files_only: ask no hub; take what is in the cache.
-        token: of private models; the one of `hf auth login` where None.
+        revision: a branch, tag or commit; the newest commit of `main` where None.
+        options: further arguments of `huggingface_hub.snapshot_download`, such as `cache_dir`, `token`,
+            `force_download` and `local_files_only`.
 
     Returns:
         The fitted detector.
 
     Raises:
-        DataError: no such model, one that cannot be read, or of another method.
+        DataError: the model does not exist, cannot be read, or has another method.
     """
     folder = Path(name)
-    try:
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    str(name),
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=FETCHED,
-                )
-            )
-    except Exception as error:  # of the hub, or of a name that cannot be one
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: neither a model folder nor to be had from the hub ({reason})") from error
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=_FETCHED, **options))
+        except Exception as error:  # the hub has many, and the name may be impossible
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{name}: neither a model folder nor to be had from the hub ({reason})"
+            ) from error
     made: Any = Detector.load(folder, device=device)
     wanted = getattr(cls, "method", made.method)
     if made.method != wanted:
@@ -91,15 +79,15 @@ def save_pretrained(
     results: Mapping[str, Any] | None = None,
     data: str = "",
 ) -> Path:
-    """Writes what `push_to_hub` would push: look at it first.
+    """Writes what `push_to_hub` would push, so that you can look at it first.
 
     Args:
-        detector: fitted.
-        folder: to write to; made where there is none.
-        license: of the model, as the hub names it; it is yours to choose, and left out where None.
-        results: what was measured, by name, such as `dia evaluate --json` prints; left out where None.
-            Its `dataset` is told where it is a known set's name.
-        data: what the model was trained on, in your words; without, the card does not say.
+        detector: a fitted detector.
+        folder: where to write; it is made if it does not exist.
+        license: the model's licence, by the hub's name for it; the card names none where None.
+        results: measured values by name, such as `dia evaluate --json` prints. A `dataset` is left out unless
+            it is the name of a known set, because it may be a path.
+        data: a description of the training images for the card.
 
     Returns:
         The folder.
@@ -107,9 +95,21 @@ def save_pretrained(
     Raises:
         DataError: the detector is not fitted.
     """
-    card = {"license": license, "results": results, "data": data}
-    _Shown(detector).save_pretrained(folder, model_card_kwargs=card)
-    return Path(folder)
+    head = ModelCardData(
+        library_name="dia-anomaly",
+        tags=["anomaly-detection", "one-class", "medical-imaging", detector.method.replace(":", "-")],
+        license=license,
+        pipeline_tag="image-classification",  # the hub has no tag for anomaly detection
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = detector.save(Path(temporary) / "model")
+        for file in saved.rglob("*.json"):
+            file.write_text(json.dumps(public(json.loads(file.read_text())), indent=2))
+        write_sums(saved)
+        card = (saved / "card.md").rename(saved / "README.md")
+        text = f"---\n{head.to_yaml()}\n---\n\n{card.read_text()}{_details(detector, results or {}, data)}"
+        card.write_text(text, encoding="utf-8")
+        return Path(shutil.copytree(saved, folder, dirs_exist_ok=True))
 
 
 def push_to_hub(
@@ -119,76 +119,51 @@ def push_to_hub(
     license: str | None = None,
     results: Mapping[str, Any] | None = None,
     data: str = "",
+    private: bool | None = None,
+    token: str | bool | None = None,
     **options: Any,
 ) -> str:
     """Pushes a model with its card to the hub.
 
     Args:
-        detector: fitted.
+        detector: a fitted detector.
         name: "user/name" on the hub.
         license: as for `save_pretrained`.
         results: as for `save_pretrained`.
         data: as for `save_pretrained`.
-        options: of huggingface_hub's `ModelHubMixin.push_to_hub`: `private`, `token`, `branch`,
-            `commit_message`, `create_pr`.
+        private: whether a new repository is private; the account's default where None.
+        token: a token that may write; the one of `hf auth login` where None.
+        options: further arguments of `huggingface_hub.HfApi.upload_folder`, such as `commit_message`,
+            `revision` (the branch) and `create_pr`.
 
     Returns:
-        Where it is.
+        The address of the commit.
 
     Raises:
         DataError: the detector is not fitted.
     """
-    card = {"license": license, "results": results, "data": data}
-    return str(_Shown(detector).push_to_hub(name, model_card_kwargs=card, **options))
-
-
-class _Shown(ModelHubMixin):
-    """A detector as huggingface_hub's own mixin saves and pushes it."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:  # the mixin's would keep a copy of the arguments
-        return object.__new__(cls)
-
-    def __init__(self, detector: Detector):
-        self.detector = detector
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            saved = self.detector.save(Path(temporary) / "model")
-            (saved / "card.md").unlink()  # README.md takes its place
-            files = sorted(p for p in saved.rglob("*") if p.is_file())
-            for file in files:
-                target = save_directory / file.relative_to(saved)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if file.suffix == ".json":
-                    target.write_text(json.dumps(public(json.loads(file.read_text())), indent=2))
-                else:
-                    target.write_bytes(file.read_bytes())
-            write_sums(save_directory, [p.relative_to(saved).as_posix() for p in files])
-
-    def generate_model_card(
-        self, *, license: str | None, results: Mapping[str, Any] | None, data: str
-    ) -> ModelCard:
-        """The model card, YAML head included; see `save_pretrained`."""
-        method = self.detector.method.replace(":", "-")
-        head = ModelCardData(
-            library_name="dia-anomaly",
-            tags=["anomaly-detection", "one-class", "medical-imaging", method],
-            license=license,
-            pipeline_tag="image-classification",  # the nearest the hub has: none is for anomalies
-        )
-        return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{_card(self.detector, results or {}, data)}")
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(detector, folder, license=license, results=results, data=data)
+        name = api.create_repo(name, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=name, folder_path=folder, **options))
 
 
 def public(config: Any, key: str = "") -> Any:
-    """A saved configuration without what tells of the machine or the files it was made from.
+    """Removes from a saved configuration what names files of this machine.
 
-    Of `facts` only those remain that name no file. Weights that were read from a file or run are told by what
-    they are (sha256), other paths replaced by a word.
+    Args:
+        config: a value of a model folder's JSON: an object, a list, a text or a number.
+        key: the name under which it stands. `facts` keep only those that name no file; `weights` from a file
+            or run become their sha256; other paths become "a local file".
+
+    Returns:
+        The configuration to publish.
     """
     if isinstance(config, dict):
         kept = {k: v for k, v in config.items() if k != "_name_or_path"}  # diffusers' own, of where it lay
         if key == "facts":
-            kept = {k: v for k, v in kept.items() if k in PUBLIC_FACTS}
+            kept = {k: v for k, v in kept.items() if k in _PUBLIC_FACTS}
         return {k: public(v, k) for k, v in kept.items()}
     if isinstance(config, list):
         return [public(v, key) for v in config]
@@ -196,78 +171,41 @@ def public(config: Any, key: str = "") -> Any:
         return config
     if key == "weights":
         known = identity_of(config)
-        return known if known != config or _TELLS_NO_PATH.fullmatch(known) else ELSEWHERE
+        return known if known != config or _TELLS_NO_PATH.fullmatch(known) else _LOCAL
     path = Path(config).expanduser()
     local = path.is_absolute() or "\\" in config or (len(path.parts) > 1 and path.exists())
-    return ELSEWHERE if key == "pretrained" or local else config
+    return _LOCAL if key == "pretrained" or local else config
 
 
-def _card(of: Any, results: Mapping[str, Any], data: str) -> str:
-    h, w, c = of.shape_
-    facts = public(of.facts_, "facts")
-    weights = public(of.s.weights, "weights") if hasattr(of.s, "weights") else "none: trained from scratch"
-    smallest = 1 / (of.n_calibration_ + 1)
-    rows = {
-        "method": f"`{of.method}`" + (f" ({of.paper})" if of.paper else ""),
-        "trained on": f"{of.n_train_} images taken to be normal, and no others" + (f": {data}" * bool(data)),
-        "images": f"{h}×{w} pixels, {'grey' if c == 1 else 'RGB'}, uint8",
-        "first weights": weights,
-        "calibrated on": f"{of.n_calibration_} further normals",
-        "threshold": f"{of.threshold():.6g}, for a false-alarm rate of {of.false_alarm_rate:g}",
-        "heatmaps": "yes" if of.has_heatmaps() else "no",
-        "seed": of.seed,
-        "settings hash": f"`{of.settings_hash()}`",
-        **{k: facts[k] for k in ("preset", "commit") if facts.get(k)},
-        "versions": ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items()),
+def _details(detector: Detector, results: Mapping[str, Any], data: str) -> str:
+    """The part of the hub's card that follows the model folder's own card."""
+    known = {
+        "training images": data,
+        "threshold": f"{detector.threshold():.6g} (false-alarm rate {detector.false_alarm_rate:g})",
+        "settings hash": f"`{detector.settings_hash()}`",
     }
-    text = f"""# {of.method}: a one-class detector of anomalous images
-
-Made with [DIA](https://pypi.org/project/dia-anomaly/) from normal images only. It gives each image a score,
-higher where it is less like them, and a p-value from normals held out of training.
-
-**For research. It is not a medical device, and was not validated for any use on patients.**
-
+    measured = {  # a set that is not in the catalogue is a path
+        k: _shown(public(v, k)) for k, v in results.items() if k != "dataset" or v in CATALOG
+    }
+    h, w, c = detector.shape_
+    rows = "\n".join(f"| {k} | {v} |" for k, v in (known | measured).items() if v)
+    return f"""
 | | |
 |---|---|
-{"".join(f"| {k} | {v} |{chr(10)}" for k, v in rows.items() if v != "")}
-## How to load it
+{rows}
 
 ```python
-from dia.deploy.hub import from_pretrained
+from dia.deploy.hub import from_pretrained  # pip install dia-anomaly
 
-detector = from_pretrained("USER/NAME")  # reads JSON and safetensors; runs no code from here
-scores = detector.score(images)  # (N, {h}, {w}, {c}) uint8; higher = more anomalous
-p_values = detector.p_values(scores)
+detector = from_pretrained("USER/NAME")  # reads JSON and safetensors and runs no code
+scores = detector.score(images)  # images: (N, {h}, {w}, {c}) uint8; higher = more anomalous
+p_values = detector.p_values(scores)  # valid for images like the training images alone
 flagged = scores > detector.threshold(false_alarm_rate=0.05)
 ```
-
-`pip install dia-anomaly` first. `dia.data.readers.read(folder, size=({h}, {w}), channels={c})` reads images
-as the model wants them. All its settings are in `config.json`.
-
 """
-    told = "".join(
-        f"| {k} | {_told(public(v, k))} |\n"
-        for k, v in results.items()
-        if k != "dataset" or v in CATALOG  # else it is a path
-    )
-    if told:
-        text += f"## Results\n\nAs given by those who made the model:\n\n| | |\n|---|---|\n{told}\n"
-    return (
-        text
-        + f"""## Limits
-
-- It knows the images it was trained on: another scanner, resolution, crop or population shifts all scores.
-  Calibrate anew on normals of your own before you trust a p-value.
-- p-values hold for images drawn as the {of.n_calibration_} held-out normals were; none is smaller than
-  {smallest:.3g}. A false-alarm rate says nothing of how many anomalies are missed.
-- A low score is no proof of health: what is found is what differs from the normals in a way the method sees.
-- The weights may hold features of training images, and those of the rows `trivial:pixels` small copies of
-  them. Whoever publishes a model publishes these.
-"""
-    )
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " – ".join(_told(v) for v in value)
+        return " – ".join(_shown(v) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,8 @@
-"""The file of scores while it grows: rows appended batch by batch, so that a killed run can go on.
+"""The file of scores while it grows: rows are appended batch by batch, so that a killed run can be resumed.
 
-Until all are there, the rows are in `.NAME.part` beside the file, and `.NAME.part.json` says what they were
-made from. Heatmaps beside the file share a scale, which is kept with the rows. Knows rows, names and
-heatmaps; knows nothing of images, models or executors.
+Until the run ends, the rows are in `.NAME.part` in the same folder. `.NAME.part.json` has one JSON object a
+line: what the rows were made from, then the scale of the heatmaps and what the caller noted after each batch.
+Knows rows, names and heatmaps; knows nothing of images, models or executors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 
@@ -22,29 +22,31 @@ from ..evaluate.volume_scores import volume_scores
 
 FIELDS = ("path", "score", "p_value", "flagged")
 Row = tuple[str, float, float, bool]
-VOLUME_FIELDS = ("volume", "slices", "max", "top_k_mean", "max_slice", "p_value")
+_VOLUME_FIELDS = ("volume", "slices", "max", "top_k_mean", "max_slice", "p_value")
 
 
 class ScoreFile:
     """Rows of scores on their way to `target`, a .csv or .jsonl. A context manager; `finish` completes it.
 
     Args:
-        target: the file; what is there is replaced at the end.
-        about: what an interrupted run must share with this one for `resume`, as JSON.
-        names: of all images, in order.
-        batch: images scored at a time; a run is resumed at a whole batch, so that its bytes are the same.
-        resume: go on with an interrupted run of the same target, if there is one.
-        gaps: names may be left out (unreadable files).
+        target: the file; an older one is replaced at the end.
+        about: facts that an interrupted run must share with this one to be resumed, as JSON.
+        names: the names of all images, in order.
+        batch: the number of images scored at a time. A run is resumed at a whole batch, so that the file has
+            the same bytes.
+        resume: continue an interrupted run of the same target, if there is one.
+        gaps: rows may be missing, for unreadable files.
 
     Attributes:
-        start: images done before.
-        rows, flagged: numbers of rows, from before included.
+        start: the number of images done before.
+        rows: the number of rows, including earlier ones.
+        flagged: the number of flagged rows, including earlier ones.
         volumes: the file for scores of volumes.
-        scale: of the colours of heatmaps, kept for a resumed run; None if not yet known.
-        noted: what was noted up to `start`; None at the beginning, or where that is not known.
+        scale: the heatmap values at which colours begin and end; None if not known yet.
+        noted: the facts noted at `start`; None at the beginning, or if none were noted.
 
     Raises:
-        DataError: an interrupted run that differs in `about`, or whose rows do not fit the names.
+        DataError: the interrupted run differs in `about`, or its rows do not fit the names.
     """
 
     def __init__(
@@ -57,26 +59,28 @@ class ScoreFile:
         resume: bool = False,
         gaps: bool = False,
     ):
-        self.target, self.about = target, about
+        self.target, self.about, self._csv = target, about, target.suffix == ".csv"
         self.part = target.with_name(f".{target.name}.part")
         self.sidecar = target.with_name(f".{target.name}.part.json")
         self.volumes = target.with_name(f"{target.stem}.volumes{target.suffix}")
         self.start = self.rows = self.flagged = 0
         self.scale: tuple[float, float] | None = None
-        self.notes = target.with_name(f".{target.name}.part.notes.jsonl")
         self.noted: dict[str, Any] | None = None
         if resume and self.part.exists():
-            self._compare()
+            logged = self._logged()
+            self._compare(logged)
             self._take_up(names, batch, gaps)
-            self._take_up_notes()
+            for line in logged:
+                if isinstance(scale := line.get("scale"), list):
+                    self.scale = scale[0], scale[1]
+                if line.get("done") == self.start:
+                    self.noted = line.get("facts")
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.part.unlink(missing_ok=True)  # before the sidecar stops to describe it
-            self.notes.unlink(missing_ok=True)
-            self._describe()
-        self._file = self.part.open("a", newline="", encoding="utf-8", errors="surrogateescape")
-        if self._csv and not self._file.tell():
-            csv.writer(self._file).writerow(FIELDS)
+            self.part.unlink(missing_ok=True)  # first, so that no sidecar describes rows of another run
+            self.sidecar.unlink(missing_ok=True)
+            self._log(about)
+        self._file = self._open(self.part, FIELDS)
 
     def __enter__(self) -> Self:
         return self
@@ -85,21 +89,22 @@ class ScoreFile:
         self._file.close()
 
     def keep_scale(self, scale: tuple[float, float]) -> None:
-        """Remembers the scale, for a resumed run too."""
+        """Keeps the scale of the heatmaps, for a resumed run too."""
         self.scale = scale
-        self._describe()
+        self._log({"scale": scale})
 
     def note(self, done: int, facts: dict[str, Any]) -> None:
-        """Remembers `facts` about the first `done` images, before the last rows of them are appended."""
-        with self.notes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"done": done, "facts": facts}) + "\n")
+        """Keeps facts for a resumed run; call it before the batch's rows are appended.
+
+        Args:
+            done: the number of images done with this batch.
+            facts: what a run that resumes there will find in `noted`, as JSON.
+        """
+        self._log({"done": done, "facts": facts})
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Writes rows out."""
-        if self._csv:
-            csv.writer(self._file).writerows((*row, int(flagged)) for *row, flagged in rows)
-        else:
-            self._file.writelines(json.dumps(dict(zip(FIELDS, row, strict=True))) + "\n" for row in rows)
+        """Writes rows of path, score, p-value and flag."""
+        self._write(self._file, FIELDS, rows)
         self._file.flush()
         self.rows += len(rows)
         self.flagged += sum(row[3] for row in rows)
@@ -111,74 +116,83 @@ class ScoreFile:
         k: int,
         p_values: Callable[[np.ndarray], np.ndarray],
     ) -> int:
-        """Writes the scores of volumes from the rows that are there, and returns how many there are.
+        """Writes the scores of volumes, made from the rows; without volumes there is no file.
 
-        Without volumes there is no file. The p-value is Bonferroni's: that of the highest slice times the
-        number of slices, at most 1. It holds however the slices of a volume depend on each other.
+        The p-value is Bonferroni's: that of the highest slice times the number of slices, at most 1. It holds
+        for any dependence between the slices of a volume.
 
         Args:
-            names, volumes: of all images, in order; a volume's slices stand together.
-            k: as `volume_scores` has it.
-            p_values: of scores.
+            names: the names of all images, in order.
+            volumes: the volume of each image, None for images that are no slices; slices stand together.
+            k: the number of highest scores whose mean is a volume's second score.
+            p_values: maps `(N,)` scores to `(N,)` p-values.
+
+        Returns:
+            The number of volumes.
         """
-        self.volumes.unlink(missing_ok=True)  # that of an earlier run with the same target
+        self.volumes.unlink(missing_ok=True)  # the file of an earlier run with the same target
         if not any(volumes):
             return 0
-        of_names = iter(zip(names, volumes, strict=True))  # rows lack the unreadable ones of these
+        of_names = iter(zip(names, volumes, strict=True))  # the unreadable ones have no rows
         slices = (
             (next(volume for other, volume in of_names if other == row[0]), row[0], float(row[1]))
             for row, _ in self._complete_rows()
         )
-        found = ((*v, v.p_value(float(p_values(np.array([v.max]))[0]))) for v in volume_scores(slices, k))
-        new, count = self.volumes.with_name(f".{self.volumes.name}.new"), 0
-        with new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            if self._csv:
-                csv.writer(file).writerow(VOLUME_FIELDS)
-            for count, row in enumerate(found, 1):  # noqa: B007
-                if self._csv:
-                    csv.writer(file).writerow(row)
-                else:
-                    file.write(json.dumps(dict(zip(VOLUME_FIELDS, row, strict=True))) + "\n")
+        found = [(*v, v.p_value(float(p_values(np.array([v.max]))[0]))) for v in volume_scores(slices, k)]
+        new = self.volumes.with_name(f".{self.volumes.name}.new")
+        new.unlink(missing_ok=True)
+        with self._open(new, _VOLUME_FIELDS) as file:
+            self._write(file, _VOLUME_FIELDS, found)
         new.replace(self.volumes)
-        return count
+        return len(found)
 
     def finish(self) -> None:
-        """All rows are there: the file gets its name."""
+        """Gives the complete file its name."""
         self._file.close()
         self.part.replace(self.target)
         self.sidecar.unlink(missing_ok=True)
-        self.notes.unlink(missing_ok=True)
 
-    @property
-    def _csv(self) -> bool:
-        return self.target.suffix == ".csv"
+    def _open(self, path: Path, fields: Sequence[str]) -> TextIO:
+        file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
+        if self._csv and not file.tell():
+            csv.writer(file).writerow(fields)
+        return file
 
-    def _describe(self) -> None:
-        new = self.sidecar.with_name(f"{self.sidecar.name}.new")
-        new.write_text(json.dumps({**self.about, "scale": self.scale}, indent=2))
-        new.replace(self.sidecar)
+    def _write(self, file: TextIO, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        if self._csv:
+            flags_as_numbers = ([int(v) if isinstance(v, bool) else v for v in row] for row in rows)
+            csv.writer(file).writerows(flags_as_numbers)
+        else:
+            file.writelines(json.dumps(dict(zip(fields, row, strict=True))) + "\n" for row in rows)
 
-    def _compare(self) -> None:
-        try:
-            before = json.loads(self.sidecar.read_text())
-            self.scale = before["scale"] and tuple(before["scale"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{self.sidecar} does not say what the rows were made from; begin anew without --resume"
-            ) from error
+    def _log(self, facts: dict[str, Any]) -> None:
+        with self.sidecar.open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(facts)}")  # first, as the last line may be torn
+
+    def _logged(self) -> list[dict[str, Any]]:
+        found = []
+        with suppress(OSError):
+            for line in self.sidecar.read_bytes().splitlines():
+                with suppress(ValueError, TypeError):  # a torn line
+                    found.append(dict(json.loads(line)))
+        return found
+
+    def _compare(self, logged: Sequence[dict[str, Any]]) -> None:
+        if not logged:
+            what = f"{self.sidecar} does not say what the rows were made from"
+            raise DataError(f"{what}; begin anew without --resume")
         for key, value in self.about.items():
-            if (old := before.get(key)) != value:
+            if (old := logged[0].get(key)) != value:
                 differs = f"{self.part} was begun with another {key} ({old}, now {value})"
                 raise DataError(f"{differs}; give the same, or begin anew without --resume")
 
     def _take_up(self, names: Sequence[str], batch: int, gaps: bool) -> None:
         """Counts the rows of whole batches and cuts off what follows them."""
-        order = iter(enumerate(names))
+        positions = iter(enumerate(names))
         done = rows = flagged = end = 0
-        kept = (0, 0, 0, 0)  # the same, at the end of a batch
-        for (name, _, _, flagged_), after in self._complete_rows():
-            flag = flagged_ in (True, "1")
-            position = next((i for i, other in order if other == name), None)
+        kept = (0, 0, 0, 0)  # the same four, at the end of a batch
+        for (name, _, _, flag), after in self._complete_rows():
+            position = next((i for i, other in positions if other == name), None)
             if position is None or (position > done and not gaps):
                 raise DataError(
                     f"{self.part}: the rows up to {name} are not those of the first images; "
@@ -186,27 +200,14 @@ class ScoreFile:
                 )
             if (begin := position // batch * batch) >= done:
                 kept = (begin, rows, flagged, end)
-            done, rows, flagged, end = position + 1, rows + 1, flagged + flag, after
+            done, rows, flagged, end = position + 1, rows + 1, flagged + (flag in (True, "1")), after
         if done % batch == 0 or done == len(names):
             kept = (done, rows, flagged, end)
         self.start, self.rows, self.flagged, end = kept
         os.truncate(self.part, end)
 
-    def _take_up_notes(self) -> None:
-        """Finds what was noted at `start`, and cuts off what was noted after it."""
-        kept = []
-        with suppress(OSError, ValueError, TypeError, KeyError):  # a line no one can read is torn
-            for line in self.notes.read_text(encoding="utf-8").splitlines():
-                if (note := json.loads(line))["done"] <= self.start:
-                    kept.append(line)
-                    self.noted = note["facts"] if note["done"] == self.start else None
-        if kept:
-            self.notes.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        else:
-            self.notes.unlink(missing_ok=True)
-
     def _complete_rows(self) -> Iterator[tuple[Sequence[Any], int]]:
-        """Each row, as it is read, and its end (in bytes), up to a torn one."""
+        """Yields each row and its end in bytes, up to the first row that is torn."""
         end = 0
 
         def lines(file: Iterable[bytes]) -> Iterator[str]:
@@ -216,10 +217,7 @@ class ScoreFile:
                     end += len(line)
                     yield line.decode(errors="surrogateescape")
 
-        with (
-            self.part.open("rb") as file,
-            suppress(ValueError, TypeError, csv.Error),
-        ):  # a row no one can read is torn
+        with self.part.open("rb") as file, suppress(ValueError, TypeError, csv.Error):
             if self._csv:
                 rows: Iterator[Any] = csv.reader(lines(file))
                 next(rows, None)  # the header
@@ -237,8 +235,8 @@ def write_heatmaps(maps: np.ndarray, names: Sequence[str], folder: Path, rows: S
 
     Args:
         maps: `(N, H, W)` heatmaps.
-        names: of the images.
-        folder: where the pictures go, in the folders of the images.
+        names: the images' names.
+        folder: the folder for the pictures, which lie there as the images lie in their folders.
         rows: the file of scores, which keeps the scale for a resumed run.
     """
     from PIL import Image
@@ -254,14 +252,18 @@ def write_heatmaps(maps: np.ndarray, names: Sequence[str], folder: Path, rows: S
 
 
 def heatmap_path(folder: Path, name: str) -> Path:
-    """Where the heatmap of an image goes, which is never outside the folder.
+    """Returns the path of an image's heatmap, which is never outside the folder.
 
     Args:
-        folder: of all heatmaps.
-        name: of the image, with its folders; `..` and the root of an absolute path are left out.
+        folder: the folder of all heatmaps.
+        name: the image's name with its folders; `..` and the root of an absolute path are left out.
 
     Returns:
         A path below `folder` that ends in .png.
+
+    Example:
+        >>> heatmap_path(Path("maps"), "../patient/1.dcm").as_posix()
+        'maps/patient/1.dcm.png'
     """
     inside = Path(*(p for p in Path(name).parts if p not in ("..", Path(name).anchor)))
     return folder / inside.with_name(inside.name + ".png" * (inside.suffix.lower() != ".png"))

@@ -1,6 +1,7 @@
-"""Where images are decoded and scored, batch by batch and in order: in this process, or in Ray actors.
+"""Decodes and scores images batch by batch and in order, in this process or in Ray actors.
 
-Knows listings and detectors; knows nothing of rows or files of scores. Ray is imported only here.
+Knows listings and detectors; knows nothing of rows or files of scores. Of this folder, only this file uses
+Ray.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ if TYPE_CHECKING:
     from .onnx_model import OnnxModel
 
 BATCH = 512  # images scored at a time
-_IN_FLIGHT = 2  # batches per actor: one to score, one to follow at once
+_IN_FLIGHT = 2  # batches for each actor: one that it scores, and the next
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to score, and how.
+    """One run of scoring.
 
     Args:
         run: the model folder or exported file, which every machine that scores must be able to read.
-        detector: the same, loaded.
+        detector: the same model, loaded.
         listing: the images, which those machines must be able to read too.
-        start: images done before.
-        batch: images scored at a time.
-        heatmaps: make them too.
-        device: of each model.
-        workers: decoding threads; Ray's actors decode for themselves.
-        address: of a Ray cluster; Ray is started on this machine where None.
+        start: the number of images done before.
+        batch: the number of images scored at a time.
+        heatmaps: whether to make heatmaps.
+        device: the device of each model.
+        workers: the number of decoding threads, without Ray.
+        address: the address of a Ray cluster; Ray is started on this machine where None.
     """
 
     run: str
@@ -60,9 +61,15 @@ class Job:
 
 
 class Scored(NamedTuple):
-    """One batch: names, `(N,)` scores, `(N, H, W)` heatmaps if asked for, and a line per skipped file.
+    """One scored batch.
 
-    And the `(N, D)` statistics of `data.acquisition`, where the model keeps those of its normals.
+    Args:
+        names: the names of its N images.
+        scores: `(N,)` scores.
+        heatmaps: `(N, H, W)` heatmaps, if wanted and the method has them.
+        skipped: one line for each file that could not be read.
+        acquisition: `(N, D)` statistics of `detectors.drift.acquisition`, if the model keeps those of its
+            normals.
     """
 
     names: Sequence[str]
@@ -73,7 +80,15 @@ class Scored(NamedTuple):
 
 
 def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
-    """The detector of a folder, or what `dia export` made of one, which takes no torch."""
+    """Loads a model; an exported one needs no torch.
+
+    Args:
+        run: a folder written by `dia fit`, or an .onnx file of `dia export`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The detector, or the exported one.
+    """
     if Path(run).suffix == ".onnx":
         from .onnx_model import OnnxModel
 
@@ -84,17 +99,17 @@ def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
 
 
 def local(job: Job) -> Generator[Scored, None, None]:
-    """Scores in this thread, while others decode."""
+    """Yields scored batches; scores in this thread while other threads decode."""
     with contextlib.closing(job.listing.stream(job.batch, job.start, workers=job.workers)) as batches:
         for images in batches:
             yield _scored(job.detector, images, job.heatmaps)
 
 
 def on_ray(job: Job) -> Generator[Scored, None, None]:
-    """Scores in one Ray actor per free GPU, or CPU core where there is no GPU; each decodes its own slices.
+    """Yields batches scored by Ray actors, one for each free GPU, or for each CPU core if there is no GPU.
 
     Raises:
-        DataError: Ray is not installed, or failed; and what an actor finds in model and images.
+        DataError: Ray is not installed or failed, or an actor cannot read the model or the images.
     """
     if job.start >= len(job.listing):
         return
@@ -105,8 +120,9 @@ def on_ray(job: Job) -> Generator[Scored, None, None]:
         gpus = 0 if job.device == "cpu" else int(free.get("GPU", 0))
         starts = range(job.start, len(job.listing), job.batch)
         number = max(1, min(gpus or int(free.get("CPU", 0)), len(starts)))
-        device = "cuda" if job.device.startswith("cuda") else job.device  # an actor sees its own GPU only
-        # scoring again changes nothing, so an actor that dies is replaced
+        device = "cuda" if job.device.startswith("cuda") else job.device  # an actor sees only its own GPU
+        # an actor that dies is replaced, and its batches are scored again; with one CPU each, Ray sets
+        # OMP_NUM_THREADS=1 in them
         kind = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_restarts=2, max_task_retries=2)(_Scorer)
         actors = [kind.remote(os.getcwd(), job.run, device) for _ in range(number)]
         parts = (job.listing.part(i, i + job.batch) for i in starts)
@@ -132,21 +148,16 @@ EXECUTORS = {"local": local, "ray": on_ray}
 
 
 class _Scorer:
-    """In an actor: the model, loaded once, and what it makes of slices of a listing."""
+    """The class of the actors: loads the model once and scores parts of the listing."""
 
     def __init__(self, folder: str, run: str, device: str):
-        os.environ["OMP_NUM_THREADS"] = "1"  # the other cores have actors of their own
-        if Path(run).suffix != ".onnx":
-            import torch
-
-            torch.set_num_threads(1)
         with contextlib.suppress(OSError):
-            os.chdir(folder)  # relative paths mean what they mean to the caller
+            os.chdir(folder)  # so that relative paths are the caller's
         self.run, self.device = run, device
         self.detector: Detector | OnnxModel | None = None
 
     def score(self, part: Listing, heatmaps: bool) -> Scored | str:
-        """The scores, or the line that says why there are none."""
+        """Returns the scores, or one line that says why there are none."""
         try:
             self.detector = self.detector or load_model(self.run, device=self.device)
             (images,) = part.stream(len(part), workers=1)
@@ -162,12 +173,12 @@ def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) ->
 
 
 def hash_of(run: Path) -> str:
-    """Sixteen hex digits of all that decides scores and p-values, of a model's folder or exported file."""
+    """Returns 16 hex digits: a hash of all in a folder or exported file that decides scores and p-values."""
     if run.is_file():
         return hashlib.sha256(run.read_bytes()).hexdigest()[:16]
     h = hashlib.sha256()
     for path in sorted(p for p in run.rglob("*") if p.suffix in READ and p.is_file()):
-        if path.name == STRESS:  # what was found out about the model is no part of it
+        if path.name == STRESS:  # a result about the model, not a part of it
             continue
         h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return h.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Detectors: fit on normals, score new images, say where, carry their calibration."""
+"""Detectors: fit on normals, score new images, make heatmaps, carry their calibration."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,35 +15,13 @@ if TYPE_CHECKING:
     from .registry import DEFAULT, METHODS, PEERS, TRIVIAL, detector_class, register, wanted_settings
 
 __all__ = [
-    "CSI",
-    "DEFAULT",
-    "DIA",
-    "KDAD",
-    "METHODS",
-    "MSC",
-    "PEERS",
-    "TRIVIAL",
-    "Blur",
-    "DIAPlus",
-    "Detector",
-    "Transformaly",
-    "UniAD",
-    "detector_class",
-    "register",
-    "wanted_settings",
-]
-
+    "CSI", "DEFAULT", "DIA", "KDAD", "METHODS", "MSC", "PEERS", "TRIVIAL", "Blur", "DIAPlus", "Detector",
+    "Transformaly", "UniAD", "detector_class", "register", "wanted_settings",
+]  # fmt: skip
 _ELSEWHERE = {
-    "Detector": "base",
-    "CSI": "dia",
-    "DIA": "dia",
-    "DIAPlus": "diaplus",
-    "KDAD": "peers.kdad",
-    "MSC": "peers.msc",
-    "Transformaly": "peers.transformaly",
-    "UniAD": "peers.uniad",
-    "Blur": "baselines",
-}
+    "Detector": "base", "CSI": "dia", "DIA": "dia", "DIAPlus": "diaplus", "KDAD": "peers.kdad",
+    "MSC": "peers.msc", "Transformaly": "peers.transformaly", "UniAD": "peers.uniad", "Blur": "baselines",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # on demand: scoring with an exported file takes no torch

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ _LARGEST = 32  # side of what HOG and PCA see
 
 @dataclass(frozen=True)
 class TrivialSettings:
-    """What the untrained rows share.
+    """The settings of the untrained rows.
 
     Args:
         neighbours: nearest normals averaged over; one for the pixel rows, none for one number and PCA.
@@ -57,18 +58,21 @@ class TrivialSettings:
 
 
 class Grey(nn.Module):
-    """The features of an image's luma: `(N, 1 or 3, H, W)` uint8 to `(N, D)` float64.
+    """The features of an image's luma, `(N, D)` float64.
 
     Args:
-        features: of grey images `(N, 1, H, W)`, whole numbers from 0 to 255 in float64.
+        features: makes, from height and width, a module for grey images `(N, 1, H, W)` of whole numbers in
+            0–255, float64.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
     """
 
-    def __init__(self, features: nn.Module):
+    def __init__(self, features: Callable[[int, int], nn.Module], height: int, width: int):
         super().__init__()
-        self.features = features
+        self.features = features(height, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `(N, 1 or 3, H, W)` uint8."""
+        """Takes `(N, 1 or 3, H, W)` uint8."""
         made: Tensor = self.features(with_channels(x.double(), 1))
         return made
 
@@ -78,14 +82,16 @@ class Number(nn.Module):
 
     Args:
         of: from luma `(N, H, W)` in [0, 1] to `(N,)`.
+        height: is not used.
+        width: is not used.
     """
 
-    def __init__(self, of: Callable[[Tensor], Tensor]):
+    def __init__(self, of: Callable[[Tensor], Tensor], height: int, width: int):
         super().__init__()
         self.of = of
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `(N, C, H, W)` uint8 to `(N, 1)`."""
+        """Maps `(N, C, H, W)` uint8 to `(N, 1)`."""
         return self.of(luma(x))[:, None]
 
 
@@ -94,36 +100,39 @@ class ByImage(nn.Module):
 
     Args:
         of: from luma `(H, W)` in [0, 1] to `(D,)`.
-        low: smallest side that it sees; smaller images are enlarged to it.
-        high: largest side that it sees; larger images are reduced to it.
+        low: smallest side that `of` sees; smaller images are enlarged to it.
+        high: largest side that `of` sees; larger images are reduced to it.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
     """
 
-    def __init__(self, of: Callable[[np.ndarray], np.ndarray], low: int = 1, high: int = 2**20):
+    def __init__(self, of: Callable[[np.ndarray], np.ndarray], low: int, high: int, height: int, width: int):
         super().__init__()
-        self.of, self.low, self.high = of, low, high
+        self.of, self.size = of, [min(max(side, low), high) for side in (height, width)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         y = luma(x)
-        size = [min(max(side, self.low), self.high) for side in y.shape[1:]]
-        if size != list(y.shape[1:]):
-            y = F.interpolate(y[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        if self.size != list(y.shape[1:]):
+            y = F.interpolate(y[:, None], self.size, mode="bilinear", antialias=True)[:, 0]
         return torch.from_numpy(np.stack([self.of(image) for image in y.numpy()]))
 
 
 class Normalised(nn.Module):
-    """Features with mean 0 and std 1 in each image; those of an image without contrast become 0.
+    """Features with mean 0 and std 1 in each image; without contrast they become 0.
 
     Args:
-        features: from `(N, C, H, W)` uint8 to `(N, D)`.
+        features: makes, from height and width, a module from `(N, C, H, W)` uint8 to `(N, D)`.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
     """
 
-    def __init__(self, features: nn.Module):
+    def __init__(self, features: Callable[[int, int], nn.Module], height: int, width: int):
         super().__init__()
-        self.features = features
+        self.features = features(height, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         flat = self.features(x)
         flat = flat - flat.mean(1, keepdim=True)
         return flat / flat.var(1, correction=0, keepdim=True).sqrt().clamp(min=1e-6)
@@ -133,7 +142,7 @@ class Normalised(nn.Module):
 
 
 class Standardised(nn.Module):
-    """Features in standard deviations of the normals, and what makes a score of them.
+    """Features in standard deviations of the normals, and the score made of them.
 
     Args:
         features: from `(N, C, H, W)` uint8 to `(N, D)` float64.
@@ -154,12 +163,12 @@ class Standardised(nn.Module):
         self.register_buffer("std", torch.from_numpy(std))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         return (self.score((self.features(x) - self.mean) / self.std),)
 
 
 class Reconstruction(nn.Module):
-    """Squared error of reconstruction from principal components, and where it is.
+    """Squared error of reconstruction from principal components, with a heatmap.
 
     Args:
         small: brings luma to the size of the components.
@@ -202,12 +211,12 @@ class Small(nn.Module):
         self.small = Linear(*(resizing(side, low, antialias=True) for side, low in sides))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` uint8 to `(N, h·w)` float64."""
+        """Maps `(N, C, H, W)` uint8 to `(N, h·w)` float64."""
         return self.small(luma(x)).flatten(1)
 
 
 class BlurResiduals(nn.Module):
-    """What blurs take away, by its evidence, and where.
+    """The evidence of what blurs remove, with a heatmap.
 
     Args:
         residual: fitted and calibrated.
@@ -220,10 +229,10 @@ class BlurResiduals(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         seen = self.residual(x)
         evidence = self.residual.parts(self.residual.columns(seen))
-        # of the harmonic mean of the p-values (Wilson), as `calibration.joined` has it
+        # the harmonic mean of the p-values (Wilson), as in `residual.joined`
         score = evidence.logsumexp(1) - double(np.log(evidence.shape[1]))
         return score, self.residual.heatmap(seen)
 
@@ -231,141 +240,84 @@ class BlurResiduals(nn.Module):
 # --- detectors ----------------------------------------------------------------------------------------------
 
 
-class _Standardised(Detector):
-    """Features of each image, standardised by mean and std of the training normals."""
+class _Untrained(Detector):
+    """Compares features of an image, standardised by the normals, with the nearest normals."""
 
     family = "untrained"
     Settings: ClassVar[type] = TrivialSettings
+    features_of: ClassVar[Any]  # makes, from (H, W), the module that measures each image on its own
+    standardised: ClassVar[bool] = True
+    neighbours: ClassVar[int | None] = None  # averaged over, or 0 for |z| of one number; None: the settings'
 
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """The module that measures images `(N, C, H, W)` uint8: `(N, D)` float64, each image on its own."""
-        raise NotImplementedError
+    @property
+    def _scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        same = np.zeros_like(self.mean_), np.ones_like(self.std_)
+        return (self.mean_, self.std_) if self.standardised else same
 
-    def _measure(self, images: np.ndarray) -> np.ndarray:
-        return measured(self.features_of(*images.shape[1:3]), images)
+    def _index(self, bank: np.ndarray) -> None:
+        self.normals_ = Nearest(bank, self.s.neighbours if self.neighbours is None else self.neighbours)
 
     def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
-        self._learn(self._measure(images))
-
-    def _learn(self, raw: np.ndarray) -> None:
+        raw = measured(self.features_of(*images.shape[1:3]), images)
         self.mean_, std = raw.mean(0), raw.std(0)
         self.std_ = np.where(std > CONSTANT, std, 1.0)
-
-    def _scored_by(self) -> Callable[[Tensor], Tensor]:
-        raise NotImplementedError
+        if self.neighbours != 0:
+            mean, std = self._scaling
+            self._index((raw - mean) / std)
 
     def _module(self) -> nn.Module:
-        return Standardised(self.features_of(*self.shape_[:2]), self.mean_, self.std_, self._scored_by())
+        score = self.normals_ if self.neighbours != 0 else lambda z: z[:, 0].abs()
+        return Standardised(self.features_of(*self.shape_[:2]), *self._scaling, score)
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        return {"mean": self.mean_, "std": self.std_}
+        bank = {} if self.neighbours == 0 else {"bank": self.normals_.bank.numpy()}
+        return {"mean": self.mean_, "std": self.std_} | bank
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         self.mean_, self.std_ = tensors["mean"], tensors["std"]
+        if self.neighbours != 0:
+            self._index(tensors["bank"])
 
 
-class _OneNumber(_Standardised):
-    """Two-sided: how many standard deviations from the mean of the normals."""
-
-    def _scored_by(self) -> Callable[[Tensor], Tensor]:
-        return lambda z: z[:, 0].abs()
-
-
-class _Neighbours(_Standardised):
-    """Mean Euclidean distance to the nearest normals."""
-
-    def _learn(self, raw: np.ndarray) -> None:
-        super()._learn(raw)
-        self._index(self._scaled(raw))
-
-    def _scaled(self, raw: np.ndarray) -> np.ndarray:
-        return (raw - self.mean_) / self.std_
-
-    def _index(self, bank: np.ndarray) -> None:
-        self.normals_ = Nearest(bank, self.s.neighbours)
-
-    def _scored_by(self) -> Callable[[Tensor], Tensor]:
-        return self.normals_
-
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return super()._tensors() | {"bank": self.normals_.bank.numpy()}
-
-    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        super()._restore(tensors, folder)
-        self._index(tensors["bank"])
-
-
-class _NearestPixels(_Neighbours):
-    """The nearest normal alone, in pixels as they are."""
-
-    def _scaled(self, raw: np.ndarray) -> np.ndarray:
-        return raw
-
-    def _index(self, bank: np.ndarray) -> None:
-        self.normals_ = Nearest(bank, 1)
-
-    def _module(self) -> nn.Module:
-        none, one = np.zeros_like(self.mean_), np.ones_like(self.std_)
-        return Standardised(self.features_of(*self.shape_[:2]), none, one, self.normals_)
-
-
-class Brightness(_OneNumber):
-    """Mean luma."""
+class Brightness(_Untrained):
+    """Mean luma, two-sided."""
 
     method = "trivial:brightness"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """One number."""
-        return Number(features.brightness)
+    neighbours = 0
+    features_of = partial(Number, features.brightness)
 
 
-class Std(_OneNumber):
-    """Standard deviation of luma."""
+class Std(_Untrained):
+    """Standard deviation of luma, two-sided."""
 
     method = "trivial:std"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """One number."""
-        return Number(features.deviation)
+    neighbours = 0
+    features_of = partial(Number, features.deviation)
 
 
-class Gradient(_OneNumber):
-    """Gradient energy: mean absolute difference of neighbouring pixels, down plus across."""
+class Gradient(_Untrained):
+    """Gradient energy, two-sided: mean absolute difference of neighbouring pixels, down plus across."""
 
     method = "trivial:gradient"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """One number."""
-        return Number(features.gradient)
+    neighbours = 0
+    features_of = partial(Number, features.gradient)
 
 
-class Statistics(_Neighbours):
+class Statistics(_Untrained):
     """Mean, std and gradient energy; log energies of four difference-of-Gaussian bands; five quantiles."""
 
     method = "trivial:statistics"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """Twelve numbers."""
-        return Grey(features.Statistics(height, width))
+    features_of = partial(Grey, features.Statistics)
 
 
-class Spectrum(_Neighbours):
+class Spectrum(_Untrained):
     """Log mean power in rings of equal width from 0 to half a cycle per pixel; mean removed, Hann window."""
 
     method = "trivial:spectrum"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """Fourteen numbers."""
-        return features.Spectrum(height, width)
+    features_of = features.Spectrum
 
 
-class Hog(_Neighbours):
+class Hog(_Untrained):
     """HOG of 8 orientations, cells of 4×4 pixels, blocks of 2×2 cells.
 
     Sides above 32 px are first brought to 32, so that there are at most 1568 numbers; those below 8 px to 8.
@@ -373,11 +325,7 @@ class Hog(_Neighbours):
 
     method = "trivial:hog"
     exports = False  # scikit-image's
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """At most 1568 numbers."""
-        return ByImage(lambda y: hog(y, 8, (4, 4), (2, 2)), 8, _LARGEST)
+    features_of = partial(ByImage, lambda y: hog(y, 8, (4, 4), (2, 2)), 8, _LARGEST)
 
 
 def _patterns(y: np.ndarray) -> np.ndarray:
@@ -389,38 +337,28 @@ def _patterns(y: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-class Lbp(_Neighbours):
+class Lbp(_Untrained):
     """Histograms, each of sum 1, of uniform patterns at (8 points, radius 1) and (16, 2): 10 + 18 numbers."""
 
     method = "trivial:lbp"
     exports = False  # scikit-image's
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """Two histograms."""
-        return ByImage(_patterns)
+    features_of = partial(ByImage, _patterns, 1, 2**20)
 
 
-class Pixels(_NearestPixels):
-    """16×16 pixels."""
+class Pixels(_Untrained):
+    """The nearest normal at 16×16 pixels."""
 
     method = "trivial:pixels"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """256 numbers."""
-        return Grey(features.Pixels(height, width))
+    standardised = False
+    neighbours = 1
+    features_of: ClassVar[Any] = partial(Grey, features.Pixels)
 
 
-class NormalisedPixels(_NearestPixels):
-    """The same, each image with mean 0 and std 1; one without contrast becomes 0."""
+class NormalisedPixels(Pixels):
+    """The nearest normal at 16×16 pixels, each image with mean 0 and std 1; without contrast it becomes 0."""
 
     method = "trivial:pixels-normalised"
-
-    @staticmethod
-    def features_of(height: int, width: int) -> nn.Module:
-        """256 numbers."""
-        return Normalised(Pixels.features_of(height, width))
+    features_of = partial(Normalised, Pixels.features_of)
 
 
 class Pca(Detector):
@@ -457,7 +395,7 @@ class Pca(Detector):
 
 @dataclass(frozen=True)
 class BlurSettings:
-    """Residuals of Gaussian blurs.
+    """The settings of `trivial:blur`.
 
     Args:
         sigmas: widths of the blurs in pixels of an image whose shorter side is 64; they scale with it.
@@ -467,7 +405,7 @@ class BlurSettings:
 
 
 class Blur(Detector):
-    """What Gaussian blurs remove, judged as `dia+` judges what dissolving removes."""
+    """Judges what Gaussian blurs remove as `dia+` judges what dissolving removes."""
 
     method = "trivial:blur"
     family = "untrained"

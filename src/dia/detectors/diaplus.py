@@ -14,7 +14,7 @@ Which turned and mirrored copies of an image are normal too is learned from the 
 as near to *other* normals as the images themselves do. Then the nearest of the copies counts.
 
 The heatmap is what dissolving takes away, place by place against normals. Dissolved images are not rounded to
-whole grey values: a pixel on the edge of two of them would hang on the last digits of the machine's sums.
+whole grey values: a pixel on the edge of two of them would depend on the last digits of the machine's sums.
 
 Why these views, and what was tried: docs/decisions/0020.
 """
@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -36,11 +36,11 @@ from ..amplify.inputs import as_input
 from ..amplify.settings import AmplifySettings
 from ..amplify.shifts import SHIFTS
 from ..core.processes import choose_device
-from ..core.settings import chosen, require
+from ..core.settings import check, require
 from ..data.imageset import ImageSet, subsample
 from ..dissolve import Control, DissolverSettings
 from ..dissolve.base import T_MAX
-from .dia import DIA, check_dissolved
+from .dia import DIA
 from .features import (
     CONSTANT,
     Pixels,
@@ -51,21 +51,22 @@ from .features import (
     copies,
     double,
     measured,
+    passes,
     possible,
 )
 from .nearest import Nearest
+from .presets import check_dissolved
 from .residual import Dissolve, Measured, Residual, blur
 from .saving import StageCache, module_tensors
 
 View = Literal["shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast"]
-VIEWS: tuple[View, ...] = (
-    "shape", "statistics", "pixels", "dissolved", "blurred", "spectrum", "contrast",
-)  # fmt: skip
+VIEWS: tuple[View, ...] = get_args(View)
 WHOLE, PLACE = "whole", "place"
 UNTRAINED: dict[str, type[nn.Module]] = {
     "shape": Shape, "statistics": Statistics, "pixels": Pixels, "spectrum": Spectrum,
 }  # fmt: skip
-REMOVALS = ("dissolved", "blurred")
+_PREFIX = {"dissolved": "residual", "blurred": "blur"}  # of their tensors
+REMOVALS = tuple(_PREFIX)
 TURNED = ("shape", "pixels", *REMOVALS)  # the views that copies change
 STANDARDISED = ("statistics", "spectrum")  # place by place by the normals; removals are in `residual.py`
 NEAR = 0.01  # of the median distance of normals: what lies nearer is as good as there
@@ -101,7 +102,7 @@ class DIAPlusSettings:
     """Nearest normals in several views.
 
     Args:
-        dissolver: the diffusion model, or what stands in for it.
+        dissolver: the diffusion model, or a control that stands in for it.
         contrast: of the view `contrast`; it does nothing without it.
         bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
         views: of the whole image: some of `shape`, `statistics`, `pixels`, `dissolved`, `blurred`, `spectrum`
@@ -130,35 +131,25 @@ class DIAPlusSettings:
     whole: bool = True
 
     def __post_init__(self) -> None:
-        chosen(self, "symmetries")
-        require(self.bank_size >= 1, "bank_size", f"must be at least 1, not {self.bank_size}")
+        check(self, bank_size="[1, inf)", margin="[0, inf)", neighbours="[1, inf)",
+              residual_ts=f"[0, {T_MAX - 1}]", blur_sigmas="[0, inf)")  # fmt: skip
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
         require(self.whole or self.places, "whole", "or places must be true; nothing is left to score by")
-        require(self.margin >= 0, "margin", f"must be at least 0, not {self.margin}")
-        require(self.neighbours >= 1, "neighbours", f"must be at least 1, not {self.neighbours}")
         kind = self.dissolver.kind
-        require(
-            kind not in ("none", "identity"),
-            "dissolver.kind",
-            f"{kind} leaves dia+ no residual; use dia with it",
-        )
-        for name, most in (("residual_ts", T_MAX - 1), ("blur_sigmas", np.inf)):
-            values = getattr(self, name)
-            require(
-                bool(values) and min(values) >= 0 and max(values) <= most,
-                name,
-                f"must lie in 0–{most}, not {values}",
-            )
+        leaves = kind not in ("none", "identity")
+        require(leaves, "dissolver.kind", f"{kind} leaves dia+ no residual; use dia with it")
+        for name in ("residual_ts", "blur_sigmas"):
+            require(bool(getattr(self, name)), name, "must not be empty")
 
     def idle(self) -> tuple[str, ...]:
-        """The settings that do nothing, as the others stand."""
+        """Returns the settings that do nothing, as the others stand."""
         views = {"contrast": "contrast", "blur_sigmas": "blurred"}
         return tuple(name for name, view in views.items() if not (self.whole and view in self.views))
 
     @staticmethod
     def from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings in a model's folder as they are now; those of 0.1 had `contrast`'s among their own."""
+        """Converts the settings in a model's folder; those of 0.1 had `contrast`'s among their own."""
         if "amplify" not in values:
             return values
         moved = {"amplify", "ts", "live", "bank_gb"}
@@ -181,19 +172,24 @@ class Scale(nn.Module):
 
     @classmethod
     def of(cls, values: np.ndarray) -> Scale:
-        """From values `(S,)` of normals that trained nothing."""
+        """Makes a scale from values `(S,)` of normals that trained nothing."""
         median = float(np.median(values))
         above = values[values > median] - median
         spread = float(np.sqrt((above**2).mean())) if len(above) else 0.0
         return cls(median, max(spread, _LEAST_SPREAD))
 
     def forward(self, values: Tensor) -> Tensor:
-        """`(N,)`: 0 at the median, in spreads."""
+        """Returns the distance of values `(N,)` from the median, in spreads."""
         return (values - double(self.median)) / double(self.spread)
 
 
 def log_distance(distances: Tensor, median: float) -> Tensor:
-    """Of distances `(N,)`, as multiples of a median of normals; bounded below, as distances are."""
+    """Returns the logarithm of distances as multiples of a median, bounded below.
+
+    Args:
+        distances: `(N,)`.
+        median: of normals.
+    """
     return (distances / double(max(median, TINY)) + double(NEAR)).log()
 
 
@@ -210,7 +206,7 @@ class Contrast(nn.Module):
         self.encoder, self.settings = encoder, settings
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         k_shifts, shift = SHIFTS[self.settings.shift]
         x = as_input(x, self.settings)
         h = self.encoder(torch.cat([shift(x, k) for k in range(k_shifts)]))[0]
@@ -219,7 +215,7 @@ class Contrast(nn.Module):
 
 
 class Features(nn.Module):
-    """What one view compares images by, for several of their copies.
+    """The features of one view, for several copies of an image.
 
     Args:
         name: of the view.
@@ -243,7 +239,12 @@ class Features(nn.Module):
             self.register_buffer(part, torch.from_numpy(values))
 
     def forward(self, x: Tensor, dissolved: Measured) -> Tensor:
-        """Of `(N, C, H, W)` uint8 and what dissolving takes of them: `(S, N, D)` float32."""
+        """Returns `(S, N, D)` float32.
+
+        Args:
+            x: `(N, C, H, W)` uint8.
+            dissolved: the measurements of what dissolving removes from x.
+        """
         if isinstance(self.module, Residual):
             seen = dissolved if self.name == "dissolved" else self.module(x)
             return self.module.scaled(copies(seen.energies, self.which).flatten(2)).float()
@@ -282,15 +283,25 @@ class Joined(nn.Module):
         self.scales = nn.ModuleDict(scales)
 
     def distances(self, x: Tensor, seen: Measured) -> dict[str, Tensor]:
-        """By view, the distance of each image to its nearest normal, `(N,)` float64."""
+        """Returns, by view, the distance of each image to its nearest normal, `(N,)` float64.
+
+        Args:
+            x: `(N, C, H, W)` uint8.
+            seen: the residual's measurements of x.
+        """
         return {name: self.banks[name](features(x, seen)).amin(0) for name, features in self.features.items()}
 
     def logs(self, distances: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The logarithms of distances, as multiples of the median of normals."""
+        """Returns the logarithms of distances, as multiples of the median of normals."""
         return {name: log_distance(d, self.medians[name]) for name, d in distances.items()}
 
     def parts(self, x: Tensor, seen: Measured) -> dict[str, Tensor]:
-        """What makes the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`."""
+        """Returns the parts of the score, `(N,)` each, 0 for a usual normal: each view, `whole`, and `place`.
+
+        Args:
+            x: `(N, C, H, W)` uint8.
+            seen: the residual's measurements of x.
+        """
         logs = self.logs(self.distances(x, seen))
         made = {name: self.scales[name](log) for name, log in logs.items()}
         if made:
@@ -300,7 +311,7 @@ class Joined(nn.Module):
         return made
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         seen = self.residual(x)
         parts = self.parts(x, seen)
         if WHOLE in parts and PLACE in parts:
@@ -331,8 +342,8 @@ class DIAPlus(DIA):
         dissolver = self._fit_dissolver(images, reference, self.s.residual_ts, stages)
         if "contrast" in self._wanted:
             self._fit_amplified(images, dissolver, stages)
-        self.residual_, self.blur_ = self._residuals()
-        for residual in self._judged():
+        self.residuals_ = self._residuals()
+        for residual in self.residuals_.values():
             residual.fit(images)
         images = subsample(images, self.s.bank_size)
         shape = measured(Shape(*self.shape_[:2]), images)
@@ -341,9 +352,12 @@ class DIAPlus(DIA):
         self.banks_: dict[str, Nearest] = {}
         for name in self._wanted:
             if name in REMOVALS:
-                bank = self._residual(name).nearest.bank.cpu().numpy()
+                bank = self.residuals_[name].nearest.bank.cpu().numpy()
+            elif name == "shape":
+                bank = shape
             else:
-                bank = shape if name == "shape" else self._measured(self._feature(name), images)
+                feature = self._feature(name).to(self.where_)
+                bank = measured(feature, images, self._at_once(), self.where_)
             if name in STANDARDISED:
                 mean, std = bank.mean(0), bank.std(0)
                 self.scaling_[name] = mean, np.where(std > CONSTANT, std, 1.0)
@@ -355,14 +369,15 @@ class DIAPlus(DIA):
         """Sets the scales of all evidence by normals that trained nothing, dissolved once."""
         self.medians_, self.scales_ = dict.fromkeys(self._wanted, 1.0), {}
         module, columns, found = self._module().to(self.where_), [], []
+        residual = self.residuals_["dissolved"]
         with torch.inference_mode():
-            for x in self._passes(reference):
+            for x in passes(reference, self._at_once(), self.where_):
                 seen = module.residual(x)
-                columns.append(self.residual_.columns(seen).cpu().numpy())
+                columns.append(residual.columns(seen).cpu().numpy())
                 found.append({k: d.cpu().numpy() for k, d in module.distances(x, seen).items()})
-            if self.blur_ is not None:
-                self.blur_.calibrate(self.blur_.measured(reference))
-        self.residual_.calibrate(np.concatenate(columns))
+        residual.calibrate(np.concatenate(columns))
+        if blurred := self.residuals_.get("blurred"):
+            blurred.calibrate(blurred.measured(reference))
         distances = {name: np.concatenate([part[name] for part in found]) for name in self._wanted}
         module.medians = self.medians_ = {name: float(np.median(d)) for name, d in distances.items()}
         logs = module.logs({name: torch.from_numpy(d) for name, d in distances.items()})
@@ -370,7 +385,7 @@ class DIAPlus(DIA):
         if views := [self.scales_[name](log) for name, log in logs.items()]:
             self.scales_[WHOLE] = Scale.of(torch.stack(views).mean(0).numpy())
         if self.s.places:
-            evidence = self.residual_.parts(torch.from_numpy(np.concatenate(columns)).to(self.where_))
+            evidence = residual.parts(torch.from_numpy(np.concatenate(columns)).to(self.where_))
             self.scales_[PLACE] = Scale.of(evidence[:, 0].cpu().numpy())
 
     def _learned(self, images: np.ndarray, shape: np.ndarray) -> tuple[int, ...]:
@@ -394,38 +409,20 @@ class DIAPlus(DIA):
     def _wanted(self) -> tuple[str, ...]:
         return self.s.views if self.s.whole else ()
 
-    def _residuals(self) -> tuple[Residual, Residual | None]:
-        """Of dissolving, and of blurring where it is a view."""
+    def _residuals(self) -> dict[str, Residual]:
+        """Makes the residual of dissolving, and of blurring where it is a view."""
         side = self.shape_[:2]
-        dissolved = Residual(Dissolve(self.dissolver_, self.s.residual_ts), *side).to(self.where_)
-        if "blurred" not in self._wanted:
-            return dissolved, None
-        return dissolved, Residual(blur(self.s.blur_sigmas, *side), *side).to(self.where_)
-
-    def _judged(self) -> list[Residual]:
-        return [self.residual_] if self.blur_ is None else [self.residual_, self.blur_]
-
-    def _residual(self, name: str) -> Residual:
-        residual = self.residual_ if name == "dissolved" else self.blur_
-        assert residual is not None
-        return residual
+        removals: dict[str, nn.Module] = {"dissolved": Dissolve(self.dissolver_, self.s.residual_ts)}
+        if "blurred" in self._wanted:
+            removals["blurred"] = blur(self.s.blur_sigmas, *side)
+        return {name: Residual(remove, *side).to(self.where_) for name, remove in removals.items()}
 
     def _feature(self, name: str) -> nn.Module:
         if name in REMOVALS:
-            return self._residual(name)
+            return self.residuals_[name]
         if name == "contrast":
             return Contrast(self.encoder_, self.s.contrast.amplify)
         return UNTRAINED[name](*self.shape_[:2])
-
-    def _measured(self, module: nn.Module, images: np.ndarray) -> np.ndarray:
-        """Features of images, some at a time, on the detector's device: `(N, D)`."""
-        module = module.to(self.where_)
-        with torch.inference_mode():
-            return np.concatenate([module(x).cpu().numpy() for x in self._passes(images)])
-
-    def _passes(self, images: np.ndarray) -> list[Tensor]:
-        step = self._at_once()
-        return [as_tensor(images[i : i + step], self.where_) for i in range(0, len(images), step)]
 
     # --- scores -----------------------------------------------------------------------------------------
 
@@ -437,36 +434,27 @@ class DIAPlus(DIA):
             name: Features(name, self._feature(name), self.symmetries_, self.scaling_.get(name))
             for name in self._wanted
         }
-        return Joined(self.residual_, features, self.banks_, self.medians_, self.scales_, self.s.margin)
+        residual = self.residuals_["dissolved"]
+        return Joined(residual, features, self.banks_, self.medians_, self.scales_, self.s.margin)
 
     def cannot_export(self) -> str:
-        """Noise of each image's own is no graph."""
+        """Returns the reason where each image has noise of its own, which no graph can hold."""
         if isinstance(self.dissolver_, Control) and self.dissolver_.settings.kind == "noise":
             return "dissolver.kind noise is drawn from the pixels and cannot be exported"
         return ""
 
-    def parts(self, images: np.ndarray | ImageSet) -> dict[str, np.ndarray]:
-        """What makes the score of images, `(N,)` each, 0 for a usual normal: views, `whole`, and `place`."""
-        module: Any = self._prepared()
-        made: list[dict[str, np.ndarray]] = []
-        with torch.inference_mode():
-            for x in self._passes(self._check(images)):
-                parts = module.parts(x, module.residual(x))
-                made.append({name: values.cpu().numpy() for name, values in parts.items()})
-        return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
-
     def features(self, images: np.ndarray | ImageSet) -> np.ndarray:
-        """What images are compared by: their shape, `(N, 1568)` float32; see `features.py`."""
+        """Returns the features of shape, `(N, 1568)` float32; see `features.py`."""
         return measured(Shape(*self.shape_[:2]), self._check(images)).astype(np.float32)
 
     # --- folders ----------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        out = {"symmetries": np.array(self.symmetries_)} | self.residual_.tensors()
+        out = {"symmetries": np.array(self.symmetries_)}
+        for name, residual in self.residuals_.items():
+            out |= residual.tensors(_PREFIX[name])
         if hasattr(self, "encoder_"):
             out |= module_tensors(self.encoder_, "encoder.")
-        if self.blur_ is not None:
-            out |= self.blur_.tensors("blur")
         # the banks of removals are those of their residuals
         out |= {f"bank.{k}": b.bank.cpu().numpy() for k, b in self.banks_.items() if k not in REMOVALS}
         for name, pair in self.scaling_.items():
@@ -479,19 +467,15 @@ class DIAPlus(DIA):
         if "contrast" in views:
             self._restore_encoder(tensors)
         self._restore_dissolver(folder)
-        self.residual_, self.blur_ = self._residuals()
-        self.residual_.restore(tensors)
-        if self.blur_ is not None:
-            self.blur_.restore(tensors, "blur")
+        self.residuals_ = self._residuals()
+        for name, residual in self.residuals_.items():
+            residual.restore(tensors, _PREFIX[name])
         self.symmetries_ = tuple(tensors["symmetries"].tolist())
         if not set(self.symmetries_) <= set(possible(*self.shape_[:2])):
             raise ValueError(f"symmetries {self.symmetries_} do not keep the shape of its images")
         self.scaling_ = {k: (tensors[f"mean.{k}"], tensors[f"std.{k}"]) for k in STANDARDISED if k in views}
-        self.banks_ = {k: Nearest(tensors[self._bank_name(k)], self.s.neighbours) for k in views}
+        names = {k: f"{_PREFIX[k]}.bank" if k in REMOVALS else f"bank.{k}" for k in views}
+        self.banks_ = {k: Nearest(tensors[name], self.s.neighbours) for k, name in names.items()}
         self.medians_ = {k: tensors[f"median.{k}"].item() for k in views}
         kept = [*views, *([WHOLE] if views else []), *([PLACE] if self.s.places else [])]
         self.scales_ = {k: Scale(*tensors[f"scale.{k}"].tolist()) for k in kept}
-
-    @staticmethod
-    def _bank_name(view: str) -> str:
-        return {"dissolved": "residual.bank", "blurred": "blur.bank"}.get(view, f"bank.{view}")

@@ -1,6 +1,6 @@
-"""What images are compared by without any training: torch modules, each written once, used by many methods.
+"""Untrained features of images: torch modules, each written once, used by many methods.
 
-The baselines take them of grey images, `dia+` as its views. Fitting, scoring and an exported graph run the
+The baselines take them from grey images, `dia+` as its views. Fitting, scoring and an exported graph run the
 same modules, in float64, each image on its own. They know images alone.
 
 | module | what | source |
@@ -13,6 +13,7 @@ same modules, in float64, each image on its own. They know images alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -39,29 +40,58 @@ _FAINT = 1e-4  # a block of less is not brought to norm 1
 
 
 def as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """`(N, H, W, C)` uint8 to the `(N, C, H, W)` uint8 that every module takes, on a device."""
+    """Converts images to the tensor that every module takes.
+
+    Args:
+        images: `(N, H, W, C)` uint8.
+        device: where the result lies.
+
+    Returns:
+        `(N, C, H, W)` uint8.
+    """
     # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
     return torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).contiguous()
 
 
-@torch.inference_mode()
-def measured(module: nn.Module, images: np.ndarray, chunk: int = 256) -> np.ndarray:
-    """What a module of features gives of images, some at a time.
+def passes(images: np.ndarray, step: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """Yields images `step` at a time, as `as_tensor` converts them.
 
     Args:
-        module: on the CPU, from `(N, C, H, W)` uint8 to `(N, ...)`.
         images: `(N, H, W, C)` uint8.
-        chunk: images in one pass.
-
-    Returns:
-        `(N, ...)` of the module's type.
+        step: images in one pass.
+        device: where the tensors lie.
     """
-    parts = (images[i : i + chunk] for i in range(0, len(images), chunk))
-    return np.concatenate([module(as_tensor(part)).numpy() for part in parts])
+    return (as_tensor(images[i : i + step], device) for i in range(0, len(images), step))
+
+
+@torch.inference_mode()
+def measured(
+    module: Callable[[Tensor], Tensor],
+    images: np.ndarray,
+    step: int = 256,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Returns what a module gives for images, some at a time, `(N, ...)`.
+
+    Args:
+        module: from `(N, C, H, W)` uint8 to `(N, ...)`, on the device.
+        images: `(N, H, W, C)` uint8.
+        step: images in one pass.
+        device: computes.
+    """
+    return np.concatenate([module(x).cpu().numpy() for x in passes(images, step, device)])
 
 
 def with_channels(x: Tensor, channels: int) -> Tensor:
-    """`(N, 1 or 3, H, W)` whole numbers of float64 as grey or RGB, as `ImageSet.with_channels`."""
+    """Converts images to grey or RGB, as `ImageSet.with_channels` does.
+
+    Args:
+        x: `(N, 1 or 3, H, W)` float64, whole numbers.
+        channels: 1 or 3.
+
+    Returns:
+        `(N, channels, H, W)`.
+    """
     # first, middle and last channel: the three there are, or three times the one; grey's luma is itself
     x = x.index_select(1, torch.arange(3, device=x.device) * (x.shape[1] - 1) // 2)
     if channels == 3:
@@ -72,12 +102,12 @@ def with_channels(x: Tensor, channels: int) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """`(N, 1 or 3, H, W)` uint8 to `(N, H, W)` float64 in [0, 1], in 255 steps, rounded as Pillow does."""
+    """Returns the luma `(N, H, W)` float64 in [0, 1] of `(N, 1 or 3, H, W)` uint8, rounded as Pillow does."""
     return with_channels(x.double(), 1)[:, 0] / 255
 
 
 def double(x: float) -> Tensor:
-    """A constant of 64 bits; a bare number is written to ONNX in 32."""
+    """Returns a constant of 64 bits; a bare number is written to ONNX in 32."""
     return torch.tensor(x, dtype=torch.float64)
 
 
@@ -98,24 +128,41 @@ class Linear(nn.Module):
         self.register_buffer("across", across.T.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., H, W)` to `(..., H', W')`."""
+        """Maps `(..., H, W)` to `(..., H', W')`."""
         return self.down @ x @ self.across
 
 
 def resizing(side: int, out: int, *, antialias: bool = False) -> Tensor:
-    """`(out, side)`: the matrix of torch's bilinear resizing of a line, float64."""
+    """Returns the matrix of torch's bilinear resizing of a line, `(out, side)` float64.
+
+    Args:
+        side: pixels of the line.
+        out: pixels of the result.
+        antialias: as in torch.
+    """
     lines = torch.eye(side, dtype=torch.float64)[None, None]
     return F.interpolate(lines, (out, side), mode="bilinear", antialias=antialias)[0, 0]
 
 
 def pooling(side: int, out: int) -> Tensor:
-    """`(out, side)`: the matrix of torch's adaptive mean pooling of a line, float64."""
+    """Returns the matrix of torch's adaptive mean pooling of a line, `(out, side)` float64.
+
+    Args:
+        side: pixels of the line.
+        out: pixels of the result.
+    """
     return F.adaptive_avg_pool2d(torch.eye(side, dtype=torch.float64)[None], (out, side))[0]
 
 
 @lru_cache(maxsize=64)
 def smoothing(side: int, sigma: float, dtype: type[np.floating] = np.float32) -> np.ndarray:
-    """`(side, side)`: scipy's Gaussian filter of a line, as a matrix."""
+    """Returns scipy's Gaussian filter of a line as a matrix, `(side, side)`.
+
+    Args:
+        side: pixels of the line.
+        sigma: width of the Gaussian in pixels.
+        dtype: type of the matrix.
+    """
     return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(dtype)
 
 
@@ -123,42 +170,49 @@ def smoothing(side: int, sigma: float, dtype: type[np.floating] = np.float32) ->
 
 
 def brightness(y: Tensor) -> Tensor:
-    """The mean of luma `(N, H, W)`: `(N,)`."""
+    """Returns the mean of luma `(N, H, W)`: `(N,)`."""
     return y.mean((1, 2))
 
 
 def deviation(y: Tensor) -> Tensor:
-    """The standard deviation of luma `(N, H, W)`: `(N,)`."""
+    """Returns the standard deviation of luma `(N, H, W)`: `(N,)`."""
     return y.var((1, 2), correction=0).sqrt()
 
 
 def gradient(y: Tensor) -> Tensor:
-    """The mean absolute difference of neighbouring pixels of luma `(N, H, W)`, down plus across: `(N,)`."""
+    """Returns the mean absolute difference of neighbours in luma `(N, H, W)`, down plus across: `(N,)`."""
     return y.diff(dim=1).abs().mean((1, 2)) + y.diff(dim=2).abs().mean((1, 2))
 
 
 def copies(x: Tensor, which: tuple[int, ...]) -> Tensor:
-    """`(..., H, W)` turned i % 4 quarters, mirrored before where i ≥ 4, for each i: `(S, ..., H, W)`."""
+    """Returns turned and mirrored copies, `(S, ..., H, W)`.
+
+    Args:
+        x: `(..., H, W)`.
+        which: for each of S copies i: it is turned by i % 4 quarters, and mirrored before where i ≥ 4.
+    """
     return torch.stack([_copy(x, i) for i in which])
 
 
 def _copy(x: Tensor, i: int) -> Tensor:
-    x = x.flip(-1) if i >= 4 else x
-    turns = i % 4
-    if turns == 2:
-        return x.flip(-2, -1)
-    if turns:
-        return x.transpose(-2, -1).flip(-2 if turns == 1 else -1)
-    return x
+    x, turns = x.flip(-1) if i >= 4 else x, i % 4
+    if turns in (0, 2):
+        return x.flip(-2, -1) if turns else x
+    return x.transpose(-2, -1).flip(-2 if turns == 1 else -1)
 
 
 def possible(height: int, width: int) -> tuple[int, ...]:
-    """The copies that keep the shape: all eight of a square, else four."""
+    """Returns which copies keep the shape: all eight of a square, else four.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+    """
     return tuple(range(8)) if height == width else (0, 2, 4, 6)
 
 
 class Shape(nn.Module):
-    """Of images `(N, C, H, W)` uint8: `(N, 1568)` float64, in blocks of norm 1, or 0 where nothing is."""
+    """Shape features of images: `(N, 1568)` float64, in blocks of norm 1, or 0 where nothing is."""
 
     def __init__(self, height: int, width: int):
         super().__init__()
@@ -169,7 +223,7 @@ class Shape(nn.Module):
             self.register_buffer(name, torch.from_numpy(values)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Energies are summed over the channels."""
+        """Takes `(N, C, H, W)` uint8; energies are summed over the channels."""
         y = F.pad(self.small(x.double() / 255), (1, 1, 1, 1), mode="replicate")[:, :, None]
         across = y[..., 1:-1, 2:] - y[..., 1:-1, :-2]  # (N, C, 1, SIDE, SIDE)
         down = y[..., 2:, 1:-1] - y[..., :-2, 1:-1]
@@ -188,7 +242,7 @@ def _normalised(blocks: Tensor) -> Tensor:
 
 
 class Statistics(nn.Module):
-    """Of images `(N, C, H, W)` uint8: `(N, 12)` float64 of grey ones, `(N, 24)` of colours."""
+    """Statistics of images: `(N, 12)` float64 for grey ones, `(N, 24)` for colours."""
 
     def __init__(self, height: int, width: int):
         super().__init__()
@@ -206,7 +260,7 @@ class Statistics(nn.Module):
         return low + (high - low) * self.get_buffer("part")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Luma first, then red − green and (red + green)/2 − blue."""
+        """Takes `(N, C, H, W)` uint8: luma first, then red − green and (red + green)/2 − blue."""
         y = luma(x)
         columns = [brightness(y), deviation(y), gradient(y)]
         finer = y
@@ -224,21 +278,21 @@ class Statistics(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Of images `(N, C, H, W)` uint8: `(N, 256·C)` float64 in [0, 1]."""
+    """Reduced pixels of images: `(N, 256·C)` float64 in [0, 1]."""
 
     def __init__(self, height: int, width: int):
         super().__init__()
         self.small = Linear(*(resizing(side, PIXELS, antialias=True) for side in (height, width)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Smaller images are enlarged."""
+        """Takes `(N, C, H, W)` uint8; smaller images are enlarged."""
         return self.small(x.double() / 255).flatten(1)
 
 
 class Spectrum(nn.Module):
     """Log mean power in rings of equal width from 0 to half a cycle per pixel; mean removed, Hann window.
 
-    Of images `(N, C, H, W)` uint8: `(N, 14)` float64. The Fourier transform is written as products with its
+    The result is `(N, 14)` float64. The Fourier transform is written as products with its
     cosines and sines, which every exporter knows.
     """
 
@@ -255,7 +309,7 @@ class Spectrum(nn.Module):
         self.register_buffer("rings", torch.from_numpy((ring[:, None] == np.arange(RINGS)) / count))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of `(N, C, H, W)` uint8."""
+        """Takes `(N, C, H, W)` uint8."""
         get = self.get_buffer
         y = luma(x)
         y = (y - y.mean((1, 2), keepdim=True)) * get("window")
@@ -267,11 +321,16 @@ class Spectrum(nn.Module):
 
 
 def rings(height: int, width: int) -> np.ndarray:
-    """The ring of each frequency of an `(H, W)` Fourier transform; the corners lie beyond the last."""
+    """Returns the ring of each frequency of a Fourier transform, `(H, W)`; corners lie beyond the last.
+
+    Args:
+        height: H.
+        width: W.
+    """
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     return np.floor(radius * 2 * RINGS + 1e-9).astype(int)
 
 
 def _floored_log(energy: Tensor) -> Tensor:
-    """log(energy + FLOOR), written so that exporters do not take the addend for nothing and leave it out."""
+    """Returns log(energy + FLOOR), written so that exporters do not drop the small addend."""
     return (energy / double(FLOOR) + 1).log() + double(np.log(FLOOR))

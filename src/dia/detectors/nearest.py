@@ -17,7 +17,7 @@ class Nearest(nn.Module):
         k: how many are averaged over; all where there are fewer.
 
     Raises:
-        ValueError: there are no normals, or one has a feature that is not finite.
+        ValueError: there are no normals, or a feature is not finite.
     """
 
     bank: Tensor
@@ -30,20 +30,20 @@ class Nearest(nn.Module):
         self.k = min(k, len(bank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features `(..., N, D)` to `(..., N)` float64; they are rounded to 32 bits, as the bank is."""
+        """Maps features `(..., N, D)`, rounded to 32 bits as the bank is, to `(..., N)` float64."""
         return nearest_squared(x.float(), self.bank, self.k).sqrt().mean(-1)
 
 
 def nearest_squared(x: Tensor, bank: Tensor, k: int) -> Tensor:
-    """The smallest squared distances of vectors to those of a bank.
+    """Returns the smallest squared distances of vectors to those of a bank.
 
     They are sought by products of matrices, in 64 bits, and measured anew: near neighbours cancel in a
-    product, and its last digits hang on the other vectors.
+    product, and its last digits depend on the other vectors.
 
     Args:
         x: `(..., N, D)`.
         bank: `(M, D)`.
-        k: how many; M where there are fewer.
+        k: how many distances; M where there are fewer.
 
     Returns:
         `(..., N, min(k, M))` float64, ascending but for rounding.

@@ -1,6 +1,6 @@
-"""Presets: named settings of every method. `paper` is the published configuration in every detail.
+"""Settings of `csi` and `dia`, and presets: named settings of every method. Knows settings only.
 
-Knows the settings dataclasses only.
+`paper` is the published configuration in every detail.
 
 - `cpu`: minutes on two cores. A small U-Net on folded pixels, a narrow encoder, a bank of four t.
 - `gpu`: for one accelerator: larger networks, longer training.
@@ -11,61 +11,108 @@ Knows the settings dataclasses only.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 from ..amplify.augment import AugmentSettings
-from ..amplify.contrast import AmplifySettings
-from ..dissolve import DissolverSettings
+from ..amplify.settings import AmplifySettings
+from ..core.settings import SettingsError, check, require
+from ..dissolve.settings import T_MAX, DissolverSettings
+
+Part = Literal["cosine", "norm", "shift"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class CSISettings:
+    """CSI: contrastive learning on shifted instances, without dissolved views.
+
+    Args:
+        amplify: encoder and training.
+        samples: seeded augmentations averaged per shift when scoring.
+        bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
+        score_parts: which of `cosine`, `norm` and `shift` make the score; all three as published.
+        score_draws: whether a seeded augmentation is one draw `shared` by all images and shifts, or each
+            image's and shift's `own`, flipped at random, as published.
+    """
+
+    amplify: AmplifySettings = field(default_factory=AmplifySettings)
+    samples: int = 10
+    bank_size: int = 16384
+    score_parts: tuple[Part, ...] = PARTS
+    score_draws: Literal["shared", "own"] = "shared"
+
+    def __post_init__(self) -> None:
+        _check_scoring(self)
+
+
+def _check_scoring(s: Any) -> None:
+    """Checks settings with CSI's score."""
+    check(s, samples="[1, inf)", bank_size="[1, inf)")
+    known = set(s.score_parts) <= set(PARTS) and len(set(s.score_parts)) == len(s.score_parts)
+    require(known and bool(s.score_parts), "score_parts", f"must be some of {', '.join(PARTS)}, once each")
+    if s.amplify.shift == "none" and set(s.score_parts) == {"shift"}:
+        raise SettingsError("score_parts of shift alone needs shifts: choose another amplify.shift than none")
+
+
+@dataclass(frozen=True)
+class DIASettings:
+    """The settings of DIA.
+
+    Args:
+        dissolver: the diffusion model, or a control that stands in for it.
+        amplify: encoder and contrastive training.
+        ts: diffusion steps from which t is drawn, ascending; `amplify.t_per` and `t_sampler` say how.
+        live: dissolve during training instead of once before it; the same views, slower.
+        samples: seeded augmentations averaged per shift when scoring.
+        bank_size: training normals kept to compare with; of more, this many evenly spaced ones.
+        bank_gb: space on disk for the dissolved copies; where it is too small for all images that training
+            asks for, the encoder trains on fewer images, evenly spaced.
+        score_parts: which of `cosine`, `norm` and `shift` make the score; all three as published.
+        score_draws: whether seeded augmentations are `shared` by all images or each image's `own`.
+    """
+
+    dissolver: DissolverSettings = field(default_factory=DissolverSettings)
+    amplify: AmplifySettings = field(default_factory=AmplifySettings)
+    ts: tuple[int, ...] = (30, 53, 76, 99)
+    live: bool = False
+    samples: int = 10
+    bank_size: int = 16384
+    bank_gb: float = 16.0
+    score_parts: tuple[Part, ...] = PARTS
+    score_draws: Literal["shared", "own"] = "shared"
+
+    def __post_init__(self) -> None:
+        _check_scoring(self)
+        check_dissolved(self)
+
+
+def check_dissolved(s: Any) -> None:
+    """Checks settings of training against dissolved copies; raises SettingsError."""
+    check(s, bank_gb="(0, inf)")
+    holds = bool(s.ts) and list(s.ts) == sorted(set(s.ts)) and s.ts[0] >= 0 and s.ts[-1] < T_MAX
+    require(holds, "ts", f"must be ascending diffusion steps in 0–{T_MAX - 1}, not {list(s.ts)}")
+
 
 PRESETS = ("cpu", "gpu", "paper")
 
 # Larger images are read at this longer side at most (`--size` overrides it).
 MAX_SIZE = {"cpu": 64, "gpu": 128, "paper": 224}
 
+_GENTLE = AugmentSettings(jitter=(0.2, 0.2, 0.2, 0.05), crop=(0.3, 1.0))
 _DISSOLVER = {
     "cpu": DissolverSettings(),
-    "gpu": DissolverSettings(
-        widths=(64, 128, 256), layers=2, patch=2, steps=8000, batch=128, lr=1e-3, ema=0.999
-    ),
+    "gpu": DissolverSettings(widths=(64, 128, 256), layers=2, steps=8000, batch=128, lr=1e-3, ema=0.999),
     "paper": DissolverSettings(
-        size=32,
-        patch=1,
-        widths=(64, 128, 256, 512),
-        layers=1,
-        attention=True,
-        steps=100_000,
-        lr=8e-5,
-        cosine=False,
-        ema=0.995,
-        ema_weights=False,
-        precision="32",
+        size=32, patch=1, widths=(64, 128, 256, 512), attention=True, steps=100_000, lr=8e-5,
+        cosine=False, ema=0.995, ema_weights=False, precision="32",
     ),
-}
-
+}  # fmt: skip
 _AMPLIFY = {
-    "cpu": AmplifySettings(
-        width=24,
-        stem="patch",
-        steps=180,
-        augment=AugmentSettings(jitter=(0.2, 0.2, 0.2, 0.05), crop=(0.3, 1.0)),
-    ),
-    "gpu": AmplifySettings(
-        width=64,
-        stem="auto",
-        steps=4000,
-        batch=64,
-        augment=AugmentSettings(jitter=(0.2, 0.2, 0.2, 0.05), crop=(0.3, 1.0)),
-    ),
+    "cpu": AmplifySettings(width=24, stem="patch", steps=180, augment=_GENTLE),
+    "gpu": AmplifySettings(steps=4000, batch=64, augment=_GENTLE),
     "paper": AmplifySettings(
-        size=224,
-        rgb=True,
-        steps=None,
-        optimizer="lars",
-        lr=1.0,
-        warmup=0.01,
-        weight_decay=1e-6,
-        precision="32",
+        size=224, rgb=True, steps=None, optimizer="lars", lr=1.0, warmup=0.01, precision="32"
     ),
 }
 
@@ -77,23 +124,25 @@ _OTHER: dict[str, dict[str, Any]] = {
 
 
 def settings(settings_class: type, preset: str = "cpu") -> Any:
-    """The settings of a method under a preset; methods take of it what their settings have.
+    """Returns the settings of a method under a preset; a preset changes the settings that the method has.
+
+    Args:
+        settings_class: the method's frozen dataclass.
+        preset: `cpu`, `gpu` or `paper`.
 
     Raises:
-        ValueError: an unknown preset.
+        ValueError: the preset is unknown.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     if hasattr(settings_class, "preset"):
         return settings_class.preset(preset)
     known = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}
-    hints, values = get_type_hints(settings_class), {}
-    own = {"dissolver", "amplify", "contrast"} & {f.name for f in fields(settings_class)}
-    if not own:
-        return settings_class()  # a method from outside: its `samples` or `ts` would be others than these
-    for f in fields(settings_class):
-        if f.name in known:
-            values[f.name] = known[f.name]
-        elif is_dataclass(hints[f.name]):
-            values[f.name] = settings(hints[f.name], preset)
+    hints = get_type_hints(settings_class)
+    if not hints.keys() & {"dissolver", "amplify", "contrast"}:
+        return settings_class()  # a method from outside: its `samples` or `ts` would mean something else
+    values = {name: known[name] for name in hints if name in known}
+    for name in hints.keys() - known.keys():
+        if is_dataclass(hints[name]):
+            values[name] = settings(hints[name], preset)
     return settings_class(**values)

@@ -1,4 +1,4 @@
-"""The methods by name: those of this package, of installed packages, and of a user's own file.
+"""The methods by name: of this package, of installed packages, and of a user's own file.
 
 A method is known by its name before its class is imported: methods of this package and entry points of the
 group `dia.detectors` stand here as "module:Class", and importing this file imports neither torch nor a
@@ -49,18 +49,13 @@ _PEERS = {
     for name in ("ganomaly", "cflow", "uflow", "fastflow", "rd4ad", "efficientad", "cfa", "patchcore")
 }
 _TRIVIAL = {
-    "trivial:brightness": "baselines:Brightness",
-    "trivial:std": "baselines:Std",
-    "trivial:gradient": "baselines:Gradient",
-    "trivial:statistics": "baselines:Statistics",
-    "trivial:spectrum": "baselines:Spectrum",
-    "trivial:hog": "baselines:Hog",
-    "trivial:lbp": "baselines:Lbp",
-    "trivial:pixels": "baselines:Pixels",
-    "trivial:pixels-normalised": "baselines:NormalisedPixels",
-    "trivial:pca": "baselines:Pca",
-    "trivial:blur": "baselines:Blur",
-}
+    f"trivial:{name}": f"baselines:{cls}"
+    for name, cls in {
+        "brightness": "Brightness", "std": "Std", "gradient": "Gradient", "statistics": "Statistics",
+        "spectrum": "Spectrum", "hog": "Hog", "lbp": "Lbp", "pixels": "Pixels",
+        "pixels-normalised": "NormalisedPixels", "pca": "Pca", "blur": "Blur",
+    }.items()
+}  # fmt: skip
 _BUILT_IN = _OWN | _PEERS | _TRIVIAL
 
 _registered: dict[str, type[Detector]] = {}  # by the decorator, in this process
@@ -68,10 +63,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*(:[a-z0-9][a-z0-9_.+-]*)?")
 
 
 class Methods(Mapping[str, "type[Detector]"]):
-    """Classes by the name of the method; only looking one up imports its module.
+    """Maps the names of methods to classes; only looking one up imports its module.
 
     Args:
-        names: gives the names that it holds, in their order.
+        names: returns the names in their order.
     """
 
     def __init__(self, names: Callable[[], Collection[str]]):
@@ -93,7 +88,7 @@ class Methods(Mapping[str, "type[Detector]"]):
 
 
 def register(name: str) -> Callable[[D], D]:
-    """Makes a detector known by a name, to the commands and to `Detector.load`.
+    """Makes a detector known by a name to the commands and to `Detector.load`.
 
     Args:
         name: lower-case letters, digits and `_ . + -`, with at most one colon inside; it becomes the class's
@@ -103,7 +98,7 @@ def register(name: str) -> Callable[[D], D]:
         A decorator of a subclass of `Detector`, which returns the class.
 
     Raises:
-        DataError: the name cannot be one or is taken, or the settings are no frozen dataclass.
+        DataError: the name is malformed or taken, or the settings are no frozen dataclass.
     """
     if not _NAME.fullmatch(name):
         raise DataError(f"method {name!r}: a name consists of lower-case letters, digits and _ . + -")
@@ -155,7 +150,7 @@ def load_plugin(file: str | Path) -> None:
 
 
 def detector_class(method: str) -> type[Detector]:
-    """The class of a method.
+    """Returns the class of a method.
 
     Args:
         method: one of `METHODS`, or `anomalib:NAME` for any of anomalib's image models.
@@ -172,14 +167,14 @@ def detector_class(method: str) -> type[Detector]:
         return METHODS[method]
     near = get_close_matches(method, METHODS, n=3)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise DataError(
-        f"method {method} is not known{hint}; there are: {', '.join(METHODS)}, and {PREFIX}NAME for any "
-        "other image model of anomalib; a method of your own file needs --plugin FILE"
+    others = (
+        f"{PREFIX}NAME for any other image model of anomalib; a method of your own file needs --plugin FILE"
     )
+    raise DataError(f"method {method} is not known{hint}; there are: {', '.join(METHODS)}, and {others}")
 
 
 def wanted_settings(method: str, preset: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """A preset's settings of a method, with changes.
+    """Returns a preset's settings of a method, with changes.
 
     Args:
         method: as for `detector_class`.
@@ -200,7 +195,7 @@ def wanted_settings(method: str, preset: str, changes: Mapping[str, Any] | None 
 
 
 def _names() -> list[str]:
-    """Those of this package, then those from outside; files of the environment variable are loaded first."""
+    """Returns all names, this package's first; files of the environment variable are loaded before."""
     for file in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
         load_plugin(file)
     return list(dict.fromkeys([*_BUILT_IN, *_installed(), *_registered]))
@@ -208,7 +203,7 @@ def _names() -> list[str]:
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    """The entry points of installed packages by name, without those named as a method of this package."""
+    """Returns the entry points of installed packages by name, but for names of this package's methods."""
     found = {point.name: point for point in entry_points(group=GROUP)}
     return {name: found[name] for name in sorted(found) if name not in _BUILT_IN}
 

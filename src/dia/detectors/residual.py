@@ -1,4 +1,4 @@
-"""What a removal takes away from an image, judged against what it takes from normal ones.
+"""Judges what a removal takes away from an image against what it takes from normal ones.
 
 Knows removals only as modules: dissolving at several t (`dia+`), or Gaussian blurs at several σ
 (`trivial:blur`, the control). For each strength the residual x − D(x) gives three maps: its signed mean
@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from ..core.errors import DataError
 from ..dissolve import Dissolving
 from ..dissolve.base import fit_in
-from .calibration import Calibration
-from .features import Linear, as_tensor, pooling, resizing, smoothing
+from .features import Linear, measured, passes, pooling, resizing, smoothing
 from .nearest import Nearest
 
 STRIDE = 2  # of the grid on which the Mahalanobis distance is taken
@@ -39,6 +38,8 @@ _RIDGE = 0.05
 _CHUNK = 256
 _MOST = 1000
 _TRUNCATE = 4.0  # scipy's Gaussians end after so many σ
+_TAIL = 0.2  # upper share of the normals to which the exponential tail is fitted
+_FINEST = 1e-5  # of the scores' size: no kernel is narrower, or the last digits of a score would count
 _FITTED = ("mean", "std", "precision", "energy_mean", "energy_std", "bank", "normals")
 
 
@@ -66,7 +67,7 @@ class Dissolve(nn.Module):
         self.register_buffer("t", torch.tensor(ts, device=dissolver.where_))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` uint8 to `(T, N, C, H, W)` float32, not rounded to whole grey values."""
+        """Maps `(N, C, H, W)` uint8 to `(T, N, C, H, W)` float32, not rounded to whole grey values."""
         n, many = x.shape[0], len(self.t)
         x = x.to(self.t.device)
         z, undo = fit_in(
@@ -104,7 +105,7 @@ class GaussianBlur(nn.Module):
             self.register_buffer(f"weights_{i}", torch.from_numpy(weights.copy()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` uint8 to `(S, N, C, H, W)` whole numbers in float64."""
+        """Maps `(N, C, H, W)` uint8 to `(S, N, C, H, W)` whole numbers in float64."""
         x = x.double()
         return torch.stack([_along(_along(x, 2, w), 3, w) for w in self.buffers()])
 
@@ -121,7 +122,13 @@ def _along(x: Tensor, dim: int, weights: Tensor) -> Tensor:
 
 
 def blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:
-    """Blurs of several widths, in pixels of an image whose shorter side is 64; they scale with it."""
+    """Makes blurs of several widths.
+
+    Args:
+        sigmas: in pixels of an image whose shorter side is 64; they scale with the image.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+    """
     unit = min(height, width) / 64
     return GaussianBlur(tuple(sigma * unit for sigma in sigmas))
 
@@ -132,10 +139,13 @@ def blur(sigmas: tuple[float, ...], height: int, width: int) -> GaussianBlur:
 class Evidence(nn.Module):
     """Smooth evidence, −log p, of several scores at once, each by its own normals.
 
-    `Calibration.evidence` says how.
+    A kernel estimate serves among the normals, an exponential tail beyond most of them. Plain conformal
+    p-values step from normal to normal and cannot fall below 1/(n+1). Here each normal counts by a logistic
+    curve instead of a step (Nadaraya 1964), which bounds the slope, and the tail keeps the order of what lies
+    beyond. It is no valid p-value itself: what is joined of it is calibrated anew.
 
     Args:
-        normals: `(S, P)`: of each of P scores those of S normals, ascending.
+        normals: `(S, P)`: for each of P scores the values of S normals, ascending.
     """
 
     normals: Tensor
@@ -145,21 +155,54 @@ class Evidence(nn.Module):
 
     def __init__(self, normals: np.ndarray):
         super().__init__()
-        self.register_buffer("normals", torch.from_numpy(normals.astype(np.float64)))
-        smoothing = [Calibration(column.astype(np.float64)).smoothing() for column in normals.T]
-        for name, values in zip(("width", "edge", "excess"), zip(*smoothing, strict=True), strict=True):
+        normals = normals.astype(np.float64)
+        self.register_buffer("normals", torch.from_numpy(normals))
+        scales = [kernel_and_tail(column) for column in normals.T]
+        for name, values in zip(("width", "edge", "excess"), zip(*scales, strict=True), strict=True):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
 
     def forward(self, scores: Tensor) -> Tensor:
-        """`(N, P')` to `(N, P')` float64, of the first P' of the P scores."""
+        """Maps `(N, P')` to `(N, P')` float64, for the first P' of the P scores."""
         scores, p = scores.double(), scores.shape[1]
         edge = self.edge[:p]
         above = ((self.normals[:, :p] - scores.minimum(edge)[:, None]) / self.width[:p]).sigmoid().mean(1)
         return (scores - edge).clamp(min=0) / self.excess[:p] - above.log()
 
 
+def kernel_and_tail(x: np.ndarray) -> tuple[float, float, float]:
+    """Returns the logistic kernel's scale, the score where the tail begins, and the tail's mean excess.
+
+    The kernel has the standard deviation of Silverman's rule (1986, eq. 3.31).
+
+    Args:
+        x: `(n,)` float64 scores of normals, ascending.
+    """
+    low, high = np.percentile(x, [25, 75])
+    spread = min(np.std(x), (high - low) / 1.34) or np.std(x)
+    width = 0.9 * spread * len(x) ** -0.2 * np.sqrt(3) / np.pi
+    width = max(float(width), _FINEST * float(np.abs(x).mean()), 1e-9)
+    edge = x[min(int(np.ceil((1 - _TAIL) * len(x))), len(x) - 1)]
+    return width, float(edge), max(float(np.mean(x[x >= edge] - edge)), width)
+
+
+def evidence(scores: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Returns the smooth evidence, −log p, of scores by those of normals, `(N,)` float64; see `Evidence`.
+
+    Args:
+        scores: `(N,)`.
+        normals: `(n,)` scores of held-out normals, such as `detector.calibration_.scores`.
+    """
+    column = torch.from_numpy(np.asarray(scores, np.float64))[:, None]
+    return np.asarray(Evidence(np.sort(normals)[:, None])(column)[:, 0])
+
+
+def joined(evidence: np.ndarray) -> np.ndarray:
+    """Joins `(N, P)` evidence −log p of P parts: −log of the harmonic mean of the p-values, `(N,)`."""
+    return np.asarray(np.logaddexp.reduce(evidence, axis=1) - np.log(evidence.shape[1]))
+
+
 class Measured(NamedTuple):
-    """What `Residual` measures of N images.
+    """Measurements of N images by `Residual`.
 
     Args:
         greatest: `(N, M)` the greatest |z| of each map.
@@ -205,10 +248,8 @@ class Residual(nn.Module):
         Beyond 1000 normals, 1000 evenly spaced ones are used, which bounds memory.
         """
         images = images[np.linspace(0, len(images) - 1, min(len(images), _MOST)).astype(int)]
-        chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
-        parts = [
-            [v.cpu().numpy() for v in self._seen(as_tensor(x, self.fine.down.device))[:2]] for x in chunks
-        ]
+        seen = (self._seen(x)[:2] for x in passes(images, _CHUNK, self.fine.down.device))
+        parts = [[v.cpu().numpy() for v in pair] for pair in seen]
         maps, energies = (np.concatenate(values) for values in zip(*parts, strict=True))
         energies = energies.reshape(len(energies), -1)
         mean = _smooth(maps.mean(0), 0.7 * self.unit)
@@ -219,31 +260,30 @@ class Residual(nn.Module):
         precision = np.linalg.inv(covariance + _RIDGE * np.eye(z.shape[1])).astype(np.float32)
         energy_mean, energy_std = energies.mean(0), energies.std(0) + 1e-6
         bank = ((energies - energy_mean) / energy_std).astype(np.float32)
-        self._take(
-            {"mean": mean, "std": std, "precision": precision, "energy_mean": energy_mean}
-            | {"energy_std": energy_std, "bank": bank}
-        )
+        self._take(dict(zip(_FITTED, (mean, std, precision, energy_mean, energy_std, bank), strict=False)))
         return self
 
-    @torch.inference_mode()
     def measured(self, images: np.ndarray) -> np.ndarray:
-        """The `columns` of images `(N, H, W, C)` uint8, some at a time: `(N, M + 2)`."""
-        where = self.fine.down.device
-        chunks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
-        return np.concatenate([self.columns(self(as_tensor(x, where))).cpu().numpy() for x in chunks])
+        """Returns the `columns` of images `(N, H, W, C)` uint8, `(N, M + 2)`."""
+        return measured(lambda x: self.columns(self(x)), images, _CHUNK, self.fine.down.device)
 
     def calibrate(self, columns: np.ndarray) -> None:
         """Sets the scale of the evidence by `columns` of other normals, `(S, M + 2)`."""
         self.evidence = Evidence(np.sort(columns, 0)).to(self.fine.down.device)
 
     def tensors(self, prefix: str = "residual") -> dict[str, np.ndarray]:
-        """Everything fitted."""
+        """Returns everything fitted, by name after `prefix`."""
         own = {"bank": self.nearest.bank, "normals": self.evidence.normals}
         values = {k: own[k] if k in own else self.get_buffer(k) for k in _FITTED}
         return {f"{prefix}.{k}": v.cpu().numpy() for k, v in values.items()}
 
     def restore(self, tensors: Mapping[str, np.ndarray], prefix: str = "residual") -> Self:
-        """Puts it back."""
+        """Restores what `tensors` returned.
+
+        Args:
+            tensors: arrays by name.
+            prefix: as in `tensors`.
+        """
         self._take({k: tensors[f"{prefix}.{k}"] for k in _FITTED if k != "normals"})
         self.evidence = Evidence(tensors[f"{prefix}.normals"]).to(self.fine.down.device)
         return self
@@ -267,7 +307,7 @@ class Residual(nn.Module):
         return maps, torch.log(self.pool(r**2) + 1).transpose(0, 1), removed
 
     def forward(self, x: Tensor) -> Measured:
-        """Everything but the evidence, of `(N, C, H, W)` uint8."""
+        """Measures `(N, C, H, W)` uint8; the evidence is not part of it."""
         maps, energies, removed = self._seen(x)
         z = (maps - self.mean) / self.std  # (N, M, H, W)
         placed = z[..., ::STRIDE, ::STRIDE].permute(2, 3, 0, 1)
@@ -276,26 +316,26 @@ class Residual(nn.Module):
         return Measured(z.abs().amax((-2, -1)), distance, energies, removed)
 
     def scaled(self, energies: Tensor) -> Tensor:
-        """`(..., T·36)`, in standard deviations of the normals."""
+        """Returns energies `(..., T·36)` in standard deviations of the normals."""
         return (energies - self.energy_mean) / self.energy_std
 
     def columns(self, seen: Measured) -> Tensor:
-        """What becomes evidence, `(N, M + 2)` float64: of each map, `joint` and `overall`."""
+        """Returns the scores that become evidence, `(N, M + 2)` float64: each map's, `joint`, `overall`."""
         overall = self.nearest(self.scaled(seen.energies.flatten(1)))
         joint = seen.distance.amax((1, 2)).double()
         return torch.cat([seen.greatest.double(), joint[:, None], overall[:, None]], 1)
 
     def parts(self, columns: Tensor) -> Tensor:
-        """The evidence of `single`, `joint` and `overall`, `(N, 3)` of `columns`."""
+        """Returns the evidence of `single`, `joint` and `overall`, `(N, 3)`, from `columns`."""
         e = self.evidence(columns)
         return torch.cat([e[:, :-2].amax(1, keepdim=True), e[:, -2:]], 1)
 
     def single(self, seen: Measured) -> Tensor:
-        """The evidence of `single` alone, `(N,)`."""
+        """Returns the evidence of `single` alone, `(N,)`."""
         return self.evidence(seen.greatest).amax(1)
 
     def heatmap(self, seen: Measured) -> Tensor:
-        """`(N, H, W)` float32: local Mahalanobis distance of the residuals, in standard deviations."""
+        """Returns the local Mahalanobis distance of the residuals, `(N, H, W)` float32."""
         return self.larger(seen.distance).float()
 
 

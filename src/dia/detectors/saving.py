@@ -1,7 +1,7 @@
-"""Model folders and finished stages: what their JSON must hold, networks as arrays, what weights are.
+"""Model folders and finished stages: the contents of their JSON, networks as arrays, the identity of weights.
 
 Knows JSON, numbers, settings and files; builds no detector. Values are checked before anything is made of
-their size. A run's identity holds its weights by what they are: two copies of a file are the same weights.
+their size. A run's identity holds its weights by their contents: two copies of a file are the same weights.
 """
 
 from __future__ import annotations
@@ -9,136 +9,148 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
 from ..core.errors import DataError
-from ..core.modelfiles import ModelFiles
+from ..core.modelfiles import ModelFiles, sha256
 from ..core.processes import barrier, is_main, of_all
-from ..core.settings import flat, plain
+from ..core.settings import check, flat, from_dict, plain, require
 from ..core.storage import locked
 from ..core.training import Timed, train
 
-MAX_SIDE = 8192  # pixels: of the images a model takes, and of every size in its settings
+FORMAT = 1  # of model folders
+MAX_SIDE = 8192  # pixels of the images a model takes, and of every size in its settings
 MAX_SAMPLES = 1000  # augmentations averaged for one score
 
 
-class Saved(NamedTuple):
-    """Both files, checked.
+@dataclass(frozen=True)
+class Config:
+    """The object of a model folder's config.json.
 
     Args:
-        config: the object of config.json.
-        scores: `(n,)` float64 of the held-out normals, finite, n ≥ 1.
+        format: the version of the folder's format.
+        method: the name of the method.
+        settings: all settings, nested ones as objects.
+        seed: of the fit.
+        holdout: share of the normals that was kept from training.
+        false_alarm_rate: the default rate of the threshold.
+        shape: (height, width, channels) of the images, in pixels.
+        n_train: normals trained on.
+        n_calibration: normals calibrated on.
+        fit_seconds: the time of training.
+        facts: whatever the caller wanted the folder to remember.
+        revision: of the method's scores.
+        settings_hash: of method, revision, settings and hold-out.
     """
 
-    config: dict[str, Any]
-    scores: np.ndarray
+    format: int
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    holdout: float
+    false_alarm_rate: float
+    shape: tuple[int, int, int]
+    n_train: int
+    n_calibration: int
+    fit_seconds: float
+    facts: dict[str, Any]
+    revision: int = 1
+    settings_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            self, seed="[0, inf)", holdout="(0, 1)", false_alarm_rate="(0, 1)", shape=f"[1, {MAX_SIDE}]",
+            n_train="[0, inf)", n_calibration="[0, inf)", fit_seconds="[0, inf)", revision="[0, inf)",
+        )  # fmt: skip
+        require(self.shape[2] in (1, 3), "shape", f"must end with 1 or 3 channels, not {self.shape[2]}")
 
 
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "method": (lambda v: isinstance(v, str), "a name"),
-    "revision": (lambda v: _whole(v, 0), "a whole number"),
-    "settings": (lambda v: isinstance(v, dict), "an object"),
-    "settings_hash": (lambda v: v is None or isinstance(v, str), "text"),
-    "seed": (lambda v: _whole(v, 0), "a whole number from 0"),
-    "holdout": (lambda v: _number(v) and 0 < v < 1, "a share between 0 and 1"),
-    "false_alarm_rate": (lambda v: _number(v) and 0 < v < 1, "a share between 0 and 1"),
-    "shape": (
-        lambda v: isinstance(v, list) and list(map(_side, v)) == [True] * 3 and v[2] in (1, 3),
-        f"[height, width, 1 or 3] of at most {MAX_SIDE} pixels a side",
-    ),
-    "n_train": (lambda v: _whole(v, 0), "a whole number"),
-    "n_calibration": (lambda v: _whole(v, 0), "a whole number"),
-    "fit_seconds": (lambda v: _number(v) and v >= 0, "a number of seconds"),
-    "facts": (lambda v: isinstance(v, dict), "an object"),
-}  # fmt: skip
-_OPTIONAL = ("revision", "settings_hash")
-
-
-def read(files: ModelFiles, known_format: int) -> Saved:
-    """What a folder says of its model.
-
-    Raises:
-        DataError: another format, or something missing or of another kind.
-    """
-    config, where = files.json("config.json"), f"{files.folder}: config.json"
-    if "format" not in config:
-        raise DataError(f"{where} has no format; not a model folder made by `dia fit`")
-    if config["format"] != known_format:
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Turns every error within it into a `DataError` that names the model folder."""
+    try:
+        yield
+    except DataError as error:
+        if str(folder) in str(error):
+            raise
+        raise DataError(f"{folder}: {error}") from error
+    except Exception as error:
+        reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(
-            f"{files.folder}: format {str(config['format'])[:20]} is not known here; there is {known_format}"
-        )
-    for name, (holds, what) in _FIELDS.items():
-        if name not in config and name in _OPTIONAL:
-            continue
-        if name not in config or not holds(config[name]):
-            raise DataError(f"{where}: {name} must be {what}")
-    scores = files.json("calibration.json").get("held_out_normal_scores")
-    if not isinstance(scores, list) or not scores or not all(map(_number, scores)):
-        raise DataError(f"{files.folder}: calibration.json must list finite held_out_normal_scores")
-    return Saved(config, np.array(scores, np.float64))
+            f"{folder}: not a model folder made by `dia fit` ({' '.join(reason.split())[:200]})"
+        ) from error
 
 
-def config_of(folder: Path, known_format: int) -> dict[str, Any]:
-    """What a model folder says of its model, of any method; empty where it is no folder of `dia fit`.
-
-    Args:
-        folder: of a model, of `dia fit` or not.
-        known_format: the format that is read.
+def read(files: ModelFiles) -> tuple[Config, np.ndarray]:
+    """Reads the JSON of a model folder.
 
     Returns:
-        The object of config.json, checked.
+        The checked config.json, and the scores of the held-out normals, `(n,)` float64, finite, n ≥ 1.
 
     Raises:
-        DataError: another format, something missing or of another kind, or a damaged file.
+        DataError: the folder has another format, or a value is missing or of another kind.
+    """
+    config = files.json("config.json")
+    if "format" not in config:
+        raise DataError("config.json has no format; not a model folder made by `dia fit`")
+    if config["format"] != FORMAT:
+        raise DataError(f"format {str(config['format'])[:20]} is not known here; there is {FORMAT}")
+    known = {f.name for f in fields(Config)}
+    made: Config = from_dict(Config, {k: v for k, v in config.items() if k in known})
+    scores = files.json("calibration.json").get("held_out_normal_scores")
+    numbers = isinstance(scores, list) and all(type(v) in (int, float) for v in scores)
+    if not scores or not numbers or not np.isfinite(np.array(scores, np.float64)).all():
+        raise DataError("calibration.json must list finite held_out_normal_scores")
+    return made, np.array(scores, np.float64)
+
+
+def config_of(folder: Path) -> Config | None:
+    """Reads the config.json of a model folder of any method; None where it is no folder of `dia fit`.
+
+    Raises:
+        DataError: the folder has another format, or a value is missing, damaged or of another kind.
     """
     if not (folder / "calibration.json").is_file():
-        return {}
-    try:
-        return read(ModelFiles(folder), known_format).config
-    except DataError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{folder}: not a model folder made by `dia fit` ({reason})") from error
+        return None
+    with naming(folder):
+        return read(ModelFiles(folder))[0]
 
 
-def check_settings(files: ModelFiles, settings: Any) -> None:
+def check_settings(settings: Any) -> None:
     """Refuses settings by which a small image would cost much: sizes and samples above their limits."""
     for name, value in flat(settings).items():
         most = {"size": MAX_SIDE, "samples": MAX_SAMPLES}.get(name.rpartition(".")[2])
         if most is not None and isinstance(value, int) and value > most:
-            raise DataError(f"{files.folder}: settings.{name} is {value}; at most {most} is read of a folder")
-
-
-def _whole(value: Any, least: int, most: int = 2**63 - 1) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _side(value: Any) -> bool:
-    return _whole(value, 1, MAX_SIDE)
-
-
-def _number(value: Any) -> bool:
-    """A finite number; JSON's whole ones may be larger than any float."""
-    return type(value) in (int, float) and abs(value) <= 1e300
+            raise DataError(f"settings.{name} is {value}; at most {most} is read of a folder")
 
 
 def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
-    """The state of a network as named arrays, contiguous: safetensors writes memory as it lies."""
+    """Returns the state of a network as named arrays, contiguous, since safetensors writes memory as it lies.
+
+    Args:
+        module: the network.
+        prefix: stands before each name.
+    """
     state = module.state_dict()
     return {prefix + k: np.ascontiguousarray(v.detach().cpu().numpy()) for k, v in state.items()}
 
 
 def load_module(module: torch.nn.Module, tensors: dict[str, np.ndarray], prefix: str) -> None:
-    """Puts such a state back."""
+    """Loads a state that `module_tensors` returned.
+
+    Args:
+        module: the network.
+        tensors: arrays by name; those without the prefix are left out.
+        prefix: as in `module_tensors`.
+    """
     state = {k[len(prefix) :]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
     module.load_state_dict(state)
 
@@ -147,9 +159,9 @@ OWN = "dia:"  # before the folder of a fitted csi or dia, whose encoder is meant
 
 
 def identity_of(weights: str) -> str:
-    """What weights are, wherever they lie: a file by its sha256, `dia:RUN` by how the run was made.
+    """Returns the identity of weights: a file's by its sha256, `dia:RUN` by how the run was made.
 
-    What is no longer there keeps its name.
+    Weights that are no longer there keep their name.
     """
     if weights in ("none", "imagenet"):
         return weights
@@ -165,31 +177,41 @@ def identity_of(weights: str) -> str:
 
 
 def sha256_of(file: Path) -> str:
-    """Sixteen hex digits of a file's sha256."""
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    """Returns sixteen hex digits of a file's sha256."""
+    return sha256(file)[:16]
 
 
 class StageCache:
     """Finished parts of a fit, kept in a folder by the hash of all they depend on.
 
     Methods that share a part (the dissolver) find it there, and an interrupted fit goes on with it.
+
+    Args:
+        workdir: the folder.
+        resume: whether training goes on from checkpoints.
+        progress: whether progress bars are shown.
+
+    Attributes:
+        earlier: seconds that found parts took when they were made.
     """
 
     def __init__(self, workdir: Path, *, resume: bool = False, progress: bool = False):
         self.workdir, self.resume, self.progress = workdir, resume, progress
-        self.earlier = 0.0  # seconds spent on found parts when they were made
+        self.earlier = 0.0
 
     def path(self, name: str, *key: object) -> Path:
-        """The folder of this part."""
+        """Returns the folder of a part, by its name and all that it depends on."""
         path = self.workdir / f"{name}-{fingerprint(*key)}"
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def part(self, path: Path, make: Callable[[], float], load: Callable[[], None]) -> None:
-        """Runs `make`, which saves into `path` and returns its seconds; or `load` if that was done before.
+        """Makes a part, or loads it if it was made before; of two fits that want it at once, one waits.
 
-        Of two fits that want the same part at once, one waits for the other.
+        Args:
+            path: the folder of the part.
+            make: saves into `path` and returns the seconds it took.
+            load: reads from `path`.
         """
         done = path / "done.json"
         with locked(path / "lock") if is_main() else nullcontext():
@@ -206,31 +228,27 @@ class StageCache:
             barrier()
 
     def trained(self, path: Path, module: Timed, images: int, s: Any, device: str) -> None:
-        """Trains `module` as settings with `epochs`, `batch` and `precision` say; or finds it trained.
+        """Trains a module, or loads it if it was trained before; it ends frozen, in eval mode.
 
         Its whole state is kept in `path`, so frozen networks that are saved elsewhere should not be part of
-        it. It ends frozen, in eval mode.
+        it.
 
         Args:
-            path: of the part.
-            module: trained in place; makes its own batches.
-            images: their number.
-            s: the method's settings.
-            device: as in the detector.
+            path: the folder of the part.
+            module: is trained in place and makes its own batches.
+            images: the number of training images.
+            s: settings with `epochs`, `batch` and `precision`.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
         """
         file = path / "trained.safetensors"
 
         def make() -> float:
             start = time.perf_counter()
+            steps = s.epochs * (images // min(s.batch, images))
             train(
-                module,
-                steps=s.epochs * (images // min(s.batch, images)),
-                workdir=path,
-                resume=self.resume,
-                device=device,
-                precision=s.precision,
-                progress=self.progress,
-            )
+                module, steps=steps, workdir=path, resume=self.resume, device=device,
+                precision=s.precision, progress=self.progress,
+            )  # fmt: skip
             if is_main():
                 save_file(module_tensors(module, ""), file)
             return module.seconds_before + time.perf_counter() - start
@@ -240,7 +258,7 @@ class StageCache:
 
 
 def fingerprint(*parts: object) -> str:
-    """Sixteen hex digits of anything JSON can write, and of arrays."""
+    """Returns sixteen hex digits of anything that JSON can write, of settings and of arrays."""
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

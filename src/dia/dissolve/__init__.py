@@ -7,15 +7,6 @@ from .matching import Match, matched, removed
 from .schedule import cosine_alphas_cumprod, one_step
 
 __all__ = [
-    "Control",
-    "Dissolver",
-    "DissolverSettings",
-    "Dissolving",
-    "Match",
-    "cosine_alphas_cumprod",
-    "load_dissolver",
-    "make_dissolver",
-    "matched",
-    "one_step",
-    "removed",
-]
+    "Control", "Dissolver", "DissolverSettings", "Dissolving", "Match", "cosine_alphas_cumprod",
+    "load_dissolver", "make_dissolver", "matched", "one_step", "removed",
+]  # fmt: skip

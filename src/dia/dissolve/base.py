@@ -1,12 +1,14 @@
-"""What everything that dissolves shares: settings, working size, uint8 and float images, chunks.
+"""The base of all dissolvers: working size, uint8 and float images, batches, and the facts that are saved.
 
-Knows tensors of images; knows no network. Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024.
+Knows images, tensors and files; knows no network. Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,62 +16,71 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import DataError
+from ..core.modelfiles import ModelFiles
+from ..core.settings import plain
 from .settings import T_MAX, DissolverSettings
 
 
 class Dissolving:
-    """Dissolves images of any size and depth; `Dissolver` and the controls say how.
+    """Dissolves images of any size, grey or RGB; `Dissolver` and `Control` say how.
+
+    Args:
+        settings: the kind, its strength and the working size.
+        seed: decides the weights and the draws of training.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Attributes:
-        settings: of which this class takes `size`.
-        where_: the device that works.
+        where_: the device in use; it is set by fitting or loading.
+        t_max: the number of diffusion steps.
+        fit_seconds_: the time of training in seconds.
     """
 
-    settings: DissolverSettings
     where_: torch.device
+    t_max: int = T_MAX
+
+    def __init__(self, settings: DissolverSettings, *, seed: int = 0, device: str = "auto"):
+        self.settings, self.seed, self.device, self.fit_seconds_ = settings, seed, device, 0.0
 
     def _working(self, channels: int) -> tuple[int, int]:
-        """(channels, divisor of the sides) of the images that `_remove` takes, of those with `channels`."""
+        """Returns the channels and the divisor of the sides that `_remove` needs for images of `channels`."""
         return channels, 1
 
     def _remove(self, z: Tensor, t: Tensor) -> Tensor:
         """Dissolves `(N, C, h, w)` in [−1, 1] at `(N,)` diffusion steps."""
         raise NotImplementedError
 
+    def sha256(self) -> str:
+        """Returns a hash of everything that decides the result: equal hashes dissolve alike."""
+        raise NotImplementedError
+
     def _check_fitted(self) -> None:
-        """Complains where there is nothing to dissolve with yet."""
+        if not hasattr(self, "where_"):
+            raise DataError("this Dissolver is not fitted; call fit() or load_dissolver() first")
 
     def save(self, folder: Path) -> None:
-        """Writes what `load_dissolver` reads."""
-        raise NotImplementedError
-
-    def sha256(self) -> str:
-        """Hash of everything that decides the result: the same hash dissolves alike."""
-        raise NotImplementedError
+        """Writes a folder that `load_dissolver` reads."""
+        facts = {"settings": plain(self.settings), "seed": self.seed, "fit_seconds": self.fit_seconds_}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "dissolver.json").write_text(json.dumps(facts, indent=2))
 
     def dissolve(
-        self,
-        images: np.ndarray,
-        t: int | Sequence[int],
-        *,
-        batch: int | None = None,
-        rounded: bool = True,
+        self, images: np.ndarray, t: int | Sequence[int], *, batch: int | None = None, rounded: bool = True
     ) -> np.ndarray:
         """Dissolves images at one or several t.
 
         Args:
             images: `(N, H, W, C)` uint8.
-            t: diffusion step in 0–999, or a sequence of them.
+            t: diffusion step in 0–999, or a sequence of steps.
             batch: images per forward pass, on which the result does not depend; by default 32 on a CPU,
-                where larger ones fall out of its caches and take nearly twice as long, else 256.
-            rounded: to whole grey values.
+                where larger batches fall out of its caches and take nearly twice as long, else 256.
+            rounded: whether the result is rounded to whole grey values.
 
         Returns:
             uint8 (float32 in [0, 255] if not `rounded`), `(N, H, W, C)` for one t, `(len(t), N, H, W, C)` for
             a sequence.
 
         Raises:
-            DataError: images of another type or shape, t out of range, or not fitted.
+            DataError: the images have another type or shape, t is out of range, or nothing is fitted.
         """
         many = isinstance(t, Sequence | np.ndarray)
         ts = [int(v) for v in np.atleast_1d(t)]
@@ -77,15 +88,23 @@ class Dissolving:
         for part in self._chunks(len(images), batch):
             x = to_tensor(images[part], self.where_)
             for j, v in enumerate(ts):
-                out[j, part] = to_uint8(self(x, v)) if rounded else to_grey(self(x, v))
+                out[j, part] = to_images(self(x, v), rounded=rounded)
         return out if many else out[0]
 
     def dissolve_each(self, images: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """Dissolves each of `(N, H, W, C)` uint8 images at its own t, `(N,)`. Same shape."""
+        """Dissolves each image at a t of its own.
+
+        Args:
+            images: `(N, H, W, C)` uint8.
+            t: `(N,)` diffusion steps in 0–999.
+
+        Returns:
+            `(N, H, W, C)` uint8.
+        """
         out = np.empty_like(images)
         for part in self._chunks(len(images), None):
             x = to_tensor(images[part], self.where_)
-            out[part] = to_uint8(self(x, torch.from_numpy(np.asarray(t[part], np.int64))))
+            out[part] = to_images(self(x, torch.from_numpy(np.asarray(t[part], np.int64))))
         return out
 
     def _chunks(self, n: int, batch: int | None) -> list[slice]:
@@ -95,7 +114,7 @@ class Dissolving:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
-        """Dissolves `(N, C, H, W)` float images in [−1, 1]; t a number or `(N,)`. Same shape and device."""
+        """Dissolves `(N, C, H, W)` float images in [−1, 1] at a number t or `(N,)`; shape and device stay."""
         self._check_fitted()
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise DataError(f"images must be (N, 1 or 3, H, W), not {tuple(x.shape)}")
@@ -106,35 +125,51 @@ class Dissolving:
         z, undo = fit_in(x.to(self.where_), self.settings.size, channels, multiple)
         return undo(self._remove(z, steps)).to(x.device)
 
-    @property
-    def t_max(self) -> int:
-        """Diffusion steps there are."""
-        return T_MAX
-
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """`(N, H, W, C)` uint8 to `(N, C, H, W)` float32 in [−1, 1]."""
+    """Converts uint8 images to the tensors that a dissolver takes.
+
+    Args:
+        images: `(N, H, W, C)` uint8, C 1 or 3.
+        device: where the result lies.
+
+    Returns:
+        `(N, C, H, W)` float32 in [−1, 1].
+
+    Raises:
+        DataError: the images have another type or shape.
+    """
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise DataError(f"images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {images.shape}")
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
-def to_grey(x: Tensor) -> np.ndarray:
-    """`(N, C, H, W)` in [−1, 1] to `(N, H, W, C)` float32 in [0, 255]."""
-    return x.add(1).mul(127.5).clamp(0, 255).permute(0, 2, 3, 1).cpu().numpy()
+def to_images(x: Tensor, *, rounded: bool = True) -> np.ndarray:
+    """Converts tensors back to images.
 
+    Args:
+        x: `(N, C, H, W)` in [−1, 1].
+        rounded: whether the result is rounded to whole grey values.
 
-def to_uint8(x: Tensor) -> np.ndarray:
-    """The same, rounded, as uint8."""
-    return x.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    Returns:
+        `(N, H, W, C)` uint8, or float32 in [0, 255] where not rounded.
+    """
+    grey = x.add(1).mul(127.5).clamp(0, 255).permute(0, 2, 3, 1)
+    return (grey.round().byte() if rounded else grey).cpu().numpy()
 
 
 def fit_in(x: Tensor, size: int, channels: int, multiple: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Brings `(N, C, H, W)` to at most `size` a side, `channels`, and sides divisible by `multiple`.
+    """Brings images to a working size: larger ones are resized bilinearly, then all are padded by reflection.
 
-    Larger images are resized bilinearly, then padded by reflection (28 px to 32 for three halvings).
-    Returns the images and the function that takes a result back to the original shape.
+    Args:
+        x: `(N, C, H, W)`.
+        size: longest side in pixels before padding.
+        channels: 1 or 3, the channels of the result.
+        multiple: both sides become divisible by it (28 px become 32 for three halvings).
+
+    Returns:
+        The images, and the function that brings a result back to the original shape.
     """
     n, (c, h, w) = x.shape[0], map(int, x.shape[1:])  # numbers to a trace too, but for n
     if c != channels:
@@ -157,3 +192,18 @@ def fit_in(x: Tensor, size: int, channels: int, multiple: int) -> tuple[Tensor, 
         return y
 
     return x, undo
+
+
+def saved_facts(folder: Path | str) -> dict[str, Any]:
+    """Reads the `dissolver.json` of a folder; the result is empty where there is none.
+
+    Raises:
+        DataError: the file is not one that `Dissolving.save` writes.
+    """
+    if not (Path(folder) / "dissolver.json").exists():
+        return {}
+    facts = ModelFiles(folder).json("dissolver.json")
+    types = {"settings": (dict,), "seed": (int,), "fit_seconds": (int, float)}
+    if not all(type(facts.get(name)) in kinds for name, kinds in types.items()):
+        raise DataError(f"{folder}: dissolver.json must hold settings, seed and fit_seconds")
+    return facts

@@ -1,6 +1,6 @@
-"""`Dissolver`: a diffusers U-Net trained on normal images, and the dissolving of images by it.
+"""`Dissolver`: trains a diffusers U-Net on normal images, and dissolves images with it.
 
-Knows of training and of diffusers; knows nothing of labels, contrast or scores.
+Knows training and diffusers; knows no label, contrast or score.
 
 Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024 (§ dissolving transformation); Ho et al.,
 "Denoising Diffusion Probabilistic Models", NeurIPS 2020. Deviations from the published set-up: images
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -26,148 +26,122 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..core.errors import DataError
 from ..core.processes import choose_device, share
-from ..core.settings import from_dict, plain
+from ..core.settings import from_dict
 from ..core.training import Timed, batch_indices, seed_step, train
-from .base import T_MAX, DissolverSettings, Dissolving, fit_in, to_tensor
-from .controls import Control, saved_facts
-from .pretrained import check_network, load_pipeline, working_size
+from .base import T_MAX, DissolverSettings, Dissolving, fit_in, saved_facts, to_tensor
+from .controls import Control
+from .pretrained import check_network, load_pipeline
 from .schedule import one_step, to_epsilon
 
 
 class Dissolver(Dissolving):
-    """Dissolves images: removes what a diffusion model of normal images does not expect.
+    """Dissolves images: removes the features that a diffusion model of normal images lacks.
 
-    Example:
-        >>> dissolver = Dissolver(DissolverSettings(steps=500)).fit(normals)  # doctest: +SKIP
-        >>> dissolver.dissolve(images, t=100)  # doctest: +SKIP
+    Args:
+        settings: of the diffusion model and its training; the defaults where None.
+        seed: decides the weights and the draws of training.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        DataError: settings of another kind.
     """
 
     unet_: Any  # diffusers' classes are untyped
     scheduler_: Any
 
     def __init__(self, settings: DissolverSettings | None = None, *, seed: int = 0, device: str = "auto"):
-        self.settings = settings or DissolverSettings()
+        super().__init__(settings or DissolverSettings(), seed=seed, device=device)
         if self.settings.kind != "diffusion":
             raise DataError(
                 f"a Dissolver is a diffusion model; `make_dissolver` makes one of kind {self.settings.kind}"
             )
-        self.seed, self.device = seed, device
-        self.fit_seconds_ = 0.0
 
     def fit(
-        self,
-        images: np.ndarray,
-        *,
-        workdir: Path,
-        resume: bool = False,
-        progress: bool = False,
+        self, images: np.ndarray, *, workdir: Path, resume: bool = False, progress: bool = False
     ) -> Dissolver:
         """Trains on normal images, or loads `settings.pretrained`.
 
         Args:
             images: `(N, H, W, C)` uint8, normal only.
-            workdir: for checkpoints; with `resume` training goes on from the one found there.
-            progress: show a progress bar with the time left.
+            workdir: a folder for checkpoints.
+            resume: whether training goes on from the checkpoint found there.
+            progress: whether a progress bar shows the time left.
         """
-        if self.settings.pretrained:
-            return self._adopt(load_pipeline(self.settings.pretrained))
-        from diffusers import DDPMScheduler
-
+        s = self.settings
+        if s.pretrained:
+            return self._adopt(*load_pipeline(s.pretrained))
         start = time.perf_counter()
-        module = _Training(images, self.settings, self.seed)
+        module = _Training(images, s, self.seed)
         train(
-            module,
-            steps=self.settings.steps,
-            workdir=workdir,
-            resume=resume,
-            device=self.device,
-            precision=self.settings.precision,
-            progress=progress,
-        )
-        unet = module.average.module if self.settings.ema_weights else module.unet
-        self.unet_ = unet.requires_grad_(False).eval()
-        self.scheduler_ = DDPMScheduler(**_SCHEDULE)
-        self._ready()
-        # time of an interrupted run is kept in its checkpoint
+            module, steps=s.steps, workdir=workdir, resume=resume, device=self.device,
+            precision=s.precision, progress=progress,
+        )  # fmt: skip
+        self._adopt(module.average.module if s.ema_weights else module.unet, module.scheduler)
+        # the time of an interrupted run is kept in its checkpoint
         self.fit_seconds_ = module.seconds_before + time.perf_counter() - start
         return self
 
-    def _adopt(self, pipeline: Any) -> Dissolver:
-        check_network(pipeline.unet, pipeline.scheduler)
-        self.unet_, self.scheduler_ = pipeline.unet.requires_grad_(False).eval(), pipeline.scheduler
-        self._ready()
+    def _adopt(self, unet: Any, scheduler: Any) -> Dissolver:
+        """Takes a diffusers U-Net on images and its scheduler."""
+        check_network(unet, scheduler)
+        self.where_ = choose_device(self.device)
+        self.unet_, self.scheduler_ = unet.requires_grad_(False).eval(), scheduler
+        self.unet_.to(self.where_, memory_format=torch.channels_last)  # faster convolutions
+        self.alphas_cumprod_ = scheduler.alphas_cumprod.to(self.where_)
+        self.t_max, inputs = len(self.alphas_cumprod_), unet.config.in_channels
+        # grey or RGB by the number of inputs, which is channels · patch²; an RGB model takes grey repeated
+        self._channels = 1 if math.isqrt(inputs) ** 2 == inputs else 3
+        self._patch = math.isqrt(inputs // self._channels)
+        if self._channels * self._patch**2 != inputs:
+            raise DataError(
+                f"this diffusion model takes {inputs} channels; it cannot dissolve grey or RGB images"
+            )
         return self
 
-    def _ready(self) -> None:
-        self.where_ = choose_device(self.device)
-        self.unet_.to(self.where_, memory_format=torch.channels_last)  # faster convolutions
-        self.alphas_cumprod_ = self.scheduler_.alphas_cumprod.to(self.where_)
+    @classmethod
+    def of_network(cls, unet: Any, scheduler: Any, *, device: str = "auto") -> Dissolver:
+        """Makes a dissolver of an unconditional diffusers network, at the size that the network was made for.
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "unet_"):
-            raise DataError("this Dissolver is not fitted; call fit() or load() first")
+        Args:
+            unet: a U-Net on images.
+            scheduler: a scheduler with `alphas_cumprod`.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
-    @property
-    def t_max(self) -> int:
-        """Diffusion steps of the model."""
-        return len(self.alphas_cumprod_)
+        Raises:
+            DataError: one step cannot use the network or the scheduler.
+        """
+        made, size = cls(device=device)._adopt(unet, scheduler), unet.config.sample_size
+        side = max(size) if isinstance(size, list | tuple) else size or 2**24  # without bound where not named
+        made.settings = DissolverSettings(size=side * made._patch)
+        return made
 
     def _working(self, channels: int) -> tuple[int, int]:
-        patch, wanted = self._geometry(channels)
-        return wanted, int(patch * 2 ** (len(self.unet_.config.block_out_channels) - 1))
-
-    def _geometry(self, channels: int) -> tuple[int, int]:
-        """(patch, channels) the U-Net works on; a loaded RGB model takes grey images repeated."""
-        inputs = self.unet_.config.in_channels
-        for c in (channels, 3, 1):
-            patch = round((inputs / c) ** 0.5)
-            if c * patch**2 == inputs:
-                return patch, c
-        raise DataError(
-            f"this diffusion model takes {inputs} channels; it cannot dissolve grey or RGB images"
-        )
+        return self._channels, self._patch * 2 ** (len(self.unet_.config.block_out_channels) - 1)
 
     def _remove(self, z: Tensor, t: Tensor) -> Tensor:
-        patch, _ = self._geometry(int(z.shape[1]))
         released = self.settings.input_range == "released"
         if released:  # in [0, 1], out [−1, 1] of which an image in [0, 1] can hold the upper half
             z = (z + 1) / 2
-        z = F.pixel_unshuffle(z, patch).contiguous(memory_format=torch.channels_last)
+        z = F.pixel_unshuffle(z, self._patch).contiguous(memory_format=torch.channels_last)
         a = self.alphas_cumprod_[t]
         # the network in its own type, the formula in that of the image: ᾱ needs more digits than 16 bits have
         output = self.unet_(z.to(self.unet_.dtype), t).sample.to(z.dtype)
         epsilon = to_epsilon(output, z, a, self.scheduler_.config.prediction_type)
-        y = F.pixel_shuffle(one_step(z, epsilon, a), patch)
+        y = F.pixel_shuffle(one_step(z, epsilon, a), self._patch)
         return y.clamp(0, 1) * 2 - 1 if released else y
 
     def save(self, folder: Path) -> None:
-        """Writes a diffusers `DDPMPipeline` folder (safetensors) with our settings beside it."""
+        """Writes a diffusers `DDPMPipeline` folder (safetensors) that holds our settings too."""
         from diffusers import DDPMPipeline
 
-        # a copy of its own for the file: safetensors wants contiguous tensors
+        # a copy for the file: safetensors wants contiguous tensors
         unet = copy.deepcopy(self.unet_).to("cpu", memory_format=torch.contiguous_format)
         pipeline: Any = DDPMPipeline(unet, self.scheduler_)
         pipeline.save_pretrained(folder)
-        facts = {"settings": plain(self.settings), "seed": self.seed, "fit_seconds": self.fit_seconds_}
-        (Path(folder) / "dissolver.json").write_text(json.dumps(facts, indent=2))
-
-    @classmethod
-    def load(cls, folder: Path | str, *, device: str = "auto") -> Dissolver:
-        """A saved Dissolver, or any unconditional diffusers DDPM (a folder, or a name on the model hub)."""
-        facts = saved_facts(folder)
-        self = cls(device=device)
-        if facts:
-            settings = from_dict(DissolverSettings, facts["settings"])
-            self = cls(settings, seed=facts["seed"], device=device)
-            self.fit_seconds_ = facts["fit_seconds"]
-        self._adopt(load_pipeline(str(folder)))
-        if not facts:
-            patch, _ = self._geometry(3)
-            self.settings = DissolverSettings(size=working_size(self.unet_) * patch)
-        return self
+        super().save(folder)
 
     def sha256(self) -> str:
-        """Hash of weights and schedule: the same hash dissolves alike."""
+        """Returns a hash of weights and schedule: equal hashes dissolve alike."""
         facts = f"{self.settings.size} {self.scheduler_.config.prediction_type}"
         facts += "" if self.settings.input_range == "right" else f" {self.settings.input_range}"
         h = hashlib.sha256(self.alphas_cumprod_.cpu().numpy().tobytes() + facts.encode())
@@ -179,41 +153,54 @@ class Dissolver(Dissolving):
 def make_dissolver(
     settings: DissolverSettings, *, seed: int = 0, device: str = "auto"
 ) -> Dissolver | Control:
-    """What dissolves under these settings: a `Dissolver`, still to be fitted, or a control."""
-    make: Any = Dissolver if settings.kind == "diffusion" else Control
-    return make(settings, seed=seed, device=device)
+    """Makes the dissolver of these settings.
+
+    Args:
+        settings: the kind, its strength and the working size.
+        seed: decides the weights and the draws of training.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        A `Dissolver` that is still to be fitted, or a control.
+    """
+    kind = Dissolver if settings.kind == "diffusion" else Control
+    return kind(settings, seed=seed, device=device)
 
 
 def load_dissolver(folder: Path | str, *, device: str = "auto") -> Dissolver | Control:
-    """What `save` of a Dissolver or a control wrote, or any unconditional diffusers DDPM."""
-    kind = saved_facts(folder).get("settings", {}).get("kind", "diffusion")
-    return (Dissolver if kind == "diffusion" else Control).load(folder, device=device)
+    """Loads a saved dissolver or control, or any unconditional diffusers DDPM.
 
+    Args:
+        folder: a folder that `save` wrote, a diffusers folder, or a name on the model hub.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
-_SCHEDULE = {
-    "num_train_timesteps": T_MAX,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "epsilon",
-    "clip_sample": True,
-}
+    Raises:
+        DataError: there is no such model, it is damaged, or one step cannot use it.
+    """
+    facts = saved_facts(folder)
+    if not facts:
+        return Dissolver.of_network(*load_pipeline(str(folder)), device=device)
+    made = make_dissolver(from_dict(DissolverSettings, facts["settings"]), seed=facts["seed"], device=device)
+    made.fit_seconds_ = facts["fit_seconds"]
+    return made._adopt(*load_pipeline(str(folder))) if isinstance(made, Dissolver) else made
 
 
 def build_unet(channels: int, settings: DissolverSettings) -> Any:
-    """The diffusers U-Net of these settings for images of 1 or 3 channels."""
+    """Builds an untrained diffusers U-Net.
+
+    Args:
+        channels: 1 or 3, of the images.
+        settings: depth, width and folding of the network.
+    """
     from diffusers import UNet2DModel
 
     s, levels, inputs = settings, len(settings.widths), channels * settings.patch**2
     return UNet2DModel(
-        sample_size=s.size // s.patch,
-        in_channels=inputs,
-        out_channels=inputs,
-        block_out_channels=tuple(s.widths),
-        layers_per_block=s.layers,
-        down_block_types=("DownBlock2D",) * levels,
-        up_block_types=("UpBlock2D",) * levels,
-        norm_num_groups=8,
-        add_attention=s.attention,
-    )
+        sample_size=s.size // s.patch, in_channels=inputs, out_channels=inputs,
+        block_out_channels=tuple(s.widths), layers_per_block=s.layers,
+        down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels,
+        norm_num_groups=8, add_attention=s.attention,
+    )  # fmt: skip
 
 
 class _Training(Timed):
@@ -229,7 +216,9 @@ class _Training(Timed):
         self.average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.average.requires_grad_(False)
         self.images, self.s, self.seed = images, settings, seed
-        self.scheduler: Any = DDPMScheduler(**_SCHEDULE)
+        self.scheduler: Any = DDPMScheduler(
+            num_train_timesteps=T_MAX, beta_schedule="squaredcos_cap_v2", clip_sample=True
+        )
 
     def training_step(self, batch: int, _: int) -> Tensor:
         seed_step(self.seed, self.global_step)

@@ -1,19 +1,19 @@
-"""Controls matched to a diffusion model: they remove as much of the same normal images, but something else.
+"""Matches a control to a diffusion model, so that both remove equally much from the same normal images.
 
 Without that a comparison may only say that one of the two removes more. Knows dissolvers and images; knows no
-labels and no scores.
+label and no score.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.settings import replaced
 from .base import DissolverSettings, Dissolving
 from .controls import Control
 from .settings import STRENGTHS
@@ -24,43 +24,33 @@ _ASKED = 256  # images at most
 _WIDEST = 31  # pixels of a median's window
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A control with the strength that was found.
 
     Args:
-        settings: of the control; not `matched` any more, since its strength is known.
-        wanted: what the other dissolver removes, in grey levels of 0–255: see `removed`.
-        reached: what the control removes.
+        settings: the control's settings, with the strength and no longer `matched`.
+        wanted: the amount that the other dissolver removes, in grey levels of 0–255: see `removed`.
+        reached: the amount that the control removes.
     """
 
     settings: DissolverSettings
     wanted: float
     reached: float
 
-    def facts(self) -> dict[str, float]:
-        """What tables show: the strength by its name, and grey levels `wanted` and `reached`."""
-        name = STRENGTHS[self.settings.kind]
-        return {
-            name: getattr(self.settings, name),
-            "wanted": round(self.wanted, 4),
-            "reached": round(self.reached, 4),
-        }
-
 
 def removed(dissolving: Dissolving, images: np.ndarray, ts: int | Sequence[int]) -> float:
-    """How much dissolving takes away: the root mean square of x − x̂ over images, pixels, channels and t.
+    """Measures what dissolving removes: the root mean square of x − x̂ over images, pixels, channels and t.
 
     Args:
-        dissolving: fitted, or a control.
+        dissolving: a fitted dissolver or a control.
         images: `(N, H, W, C)` uint8, at least one.
         ts: a diffusion step in 0–999, or several.
 
     Returns:
-        Grey levels of 0–255, before x̂ is rounded; what resizing to the working size takes away is part of it.
+        Grey levels of 0–255, before x̂ is rounded; the loss by resizing to the working size is part of it.
 
     Raises:
-        DataError: no image, images of another type or shape, t out of range, or not fitted.
+        DataError: there is no image, t is out of range, or `Dissolving.dissolve` refuses the images.
     """
     if not len(images):
         raise DataError("at least one image is needed to measure what dissolving removes")
@@ -74,62 +64,53 @@ def removed(dissolving: Dissolving, images: np.ndarray, ts: int | Sequence[int])
 def matched(
     settings: DissolverSettings, like: Dissolving, images: np.ndarray, ts: int | Sequence[int]
 ) -> Match:
-    """The control that removes as much of the images as `like` does, on average over `ts`: see `removed`.
+    """Finds the strength at which a control removes as much as another dissolver.
 
-    One strength is found, by bisection, for all t. `sigma`, `noise` and `threshold` come within 1 %, with a
-    warning where no strength does; windows and bottlenecks are whole pixels and come as near
-    as any tried does.
+    It warns where no strength comes within 1 %.
 
     Args:
-        settings: of the control, of kind `gaussian`, `median`, `noise`, `shrink` or `bottleneck`; its own
-            strength is replaced.
-        like: what to match, fitted; usually a diffusion model.
+        settings: the control's; its `kind` names the control, and its strength is found.
+        like: the dissolver to match, fitted, such as a diffusion model.
         images: `(N, H, W, C)` uint8 normal images that `like` was not trained on; of more than 256, so many
-            evenly spaced ones are asked.
+            evenly spaced ones are used.
         ts: a diffusion step in 0–999, or several.
 
     Raises:
-        DataError: another kind, or what `removed` refuses.
+        DataError: the kind has no strength, or `removed` refuses the images or t.
     """
-    if settings.kind not in STRENGTHS:
-        raise DataError(f"kind {settings.kind} has no strength to match; there are: {', '.join(STRENGTHS)}")
+    kind = settings.kind
+    if kind not in STRENGTHS:
+        raise DataError(f"kind {kind} has no strength to match; there are: {', '.join(STRENGTHS)}")
     images = images[np.linspace(0, len(images) - 1, min(len(images), _ASKED)).astype(int)]
     wanted = removed(like, images, ts)
     scale = min(1.0, settings.size / max(images.shape[1:3]))
     shorter, longer = (max(round(side * scale), 1) for side in sorted(images.shape[1:3]))
-    # a number that grows with what is removed, as the setting; and the greatest there is
-    strengths: dict[str, tuple[Callable[[float], float], float]] = {
-        "gaussian": (float, longer),
-        # reflection reaches no further, and memory grows with the square
-        "median": (lambda v: 2 * int(v) + 1, max(min(shorter - 1, _WIDEST // 2), 1)),
-        "noise": (float, 2550),
-        "shrink": (float, 255 * longer),
-        "bottleneck": (lambda v: longer - int(v), max(longer - 1, 1)),
-    }
-    strength, most = strengths[settings.kind]
-    plain = replace(settings, matched=False, pretrained=None, input_range="right")
+    # the greatest strength; reflection reaches no further than the side, and memory grows with its square
+    most = {
+        "gaussian": longer, "median": max(min(shorter - 1, _WIDEST // 2), 1), "noise": 2550,
+        "shrink": 255 * longer, "bottleneck": max(longer - 1, 1),
+    }[kind]  # fmt: skip
+    whole = kind in ("median", "bottleneck")
 
-    def control(v: float) -> Control:
-        changed = replaced(plain, {STRENGTHS[settings.kind]: strength(v)})
-        return Control(changed, device=str(like.where_))
+    def control(v: float) -> Control:  # more is removed with greater v
+        strength = {"median": 2 * v + 1, "bottleneck": longer - v}.get(kind, v)
+        changes: dict[str, Any] = {"matched": False, "pretrained": None, "input_range": "right"}
+        changes[STRENGTHS[kind]] = int(strength) if whole else float(strength)
+        return Control(replace(settings, **changes), device=str(like.where_))
 
     every = [int(t) for t in np.atleast_1d(ts)]
-    once = every if settings.kind == "noise" else every[:1]  # the others are the same at every t
-    whole = settings.kind in ("median", "bottleneck")
+    once = every if kind == "noise" else every[:1]  # the others are the same at every t
     v, reached = _nearest(lambda v: removed(control(v), images, once), wanted, whole, most)
     if not whole and abs(reached - wanted) > _SAID * wanted:
-        warnings.warn(
-            f"{settings.kind} removes {reached:.3g} grey levels, not the {wanted:.3g} to be matched; "
-            "no strength comes nearer",
-            stacklevel=2,
-        )
+        said = f"{kind} removes {reached:.3g} grey levels, not the {wanted:.3g} to be matched"
+        warnings.warn(f"{said}; no strength comes nearer", stacklevel=2)
     return Match(control(v).settings, wanted, reached)
 
 
 def _nearest(
     amount: Callable[[float], float], wanted: float, whole: bool, most: float
 ) -> tuple[float, float]:
-    """(v, amount(v)) of the v in (0, most] whose amount is nearest to `wanted`, as far as amounts grow."""
+    """Returns (v, amount(v)) for the v in (0, most] whose growing amount is nearest to `wanted`."""
     tried: dict[float, float] = {}
 
     def enough(v: float) -> bool:

@@ -1,14 +1,13 @@
-"""Reading a diffusers DDPM that somebody else trained: a folder or a hub name, checked before it is built.
+"""Reads a diffusers DDPM that somebody else trained, from a folder or a hub name, and checks it first.
 
 Knows diffusers and files; dissolves nothing. U-Net and scheduler are loaded one by one, as classes of
-diffusers' own: a pipeline's index may name code to run.
+diffusers: a pipeline's index may name code to run.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +22,14 @@ _PIPELINE = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler
 _UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-def load_pipeline(name: str) -> SimpleNamespace:
-    """U-Net and scheduler of a diffusers DDPM: a folder, or a name on the model hub.
+def load_pipeline(name: str) -> tuple[Any, Any]:
+    """Loads a diffusers DDPM by its name: a folder, or a name on the model hub.
 
-    They are loaded one by one, as classes of diffusers' own: a pipeline's index may name code to run.
+    Returns:
+        The U-Net and the scheduler.
+
+    Raises:
+        DataError: there is no such model, or it is damaged, too large or of another kind.
     """
     from diffusers.utils import logging
     from huggingface_hub import snapshot_download
@@ -36,25 +39,20 @@ def load_pipeline(name: str) -> SimpleNamespace:
         local = Path(name).is_dir()
         files = ModelFiles(name if local else snapshot_download(name, allow_patterns=_PIPELINE))
         index, scheduler = files.json("model_index.json"), files.json("scheduler/scheduler_config.json")
-        unet = files.json("unet/config.json")
         if (files.folder / f"{_UNET}.index.json").exists():
             raise DataError(f"{name}: its U-Net lies in several files; save it as one")
         files.weights(_UNET)
-        _check_configs(name, unet, scheduler)
-        kind = _class_of(name, index, "unet", r"UNet\w*Model")
+        _check_configs(name, files.json("unet/config.json"), scheduler)
+        unet = _class_of(name, index, "unet", r"UNet\w*Model")
+        options = {"low_cpu_mem_usage": False, "use_safetensors": True, "local_files_only": True}
         with AllocationLimit(name, files.nbytes):
-            return SimpleNamespace(
-                unet=kind.from_pretrained(
-                    files.folder / "unet",
-                    low_cpu_mem_usage=False,
-                    use_safetensors=True,
-                    local_files_only=True,
-                ),
-                scheduler=_class_of(name, index, "scheduler", r"\w+Scheduler").from_config(scheduler),
+            return (
+                unet.from_pretrained(files.folder / "unet", **options),
+                _class_of(name, index, "scheduler", r"\w+Scheduler").from_config(scheduler),
             )
     except DataError:
         raise
-    except Exception as error:  # of the hub, or of a configuration that nothing can be built from
+    except Exception as error:  # the hub's, or nothing can be built from the configuration
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{name}: not a diffusers DDPM folder or hub name ({reason})") from error
 
@@ -69,7 +67,7 @@ def _class_of(name: str, index: dict[str, Any], part: str, pattern: str) -> Any:
 
 
 def _check_configs(name: str, unet: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    """Refuses what would take for ever to build, or packages that are asked for by a file."""
+    """Refuses configurations that take for ever to build, or that ask for other packages."""
     steps = scheduler.get("num_train_timesteps", T_MAX)
     if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
         raise DataError(f"{name}: num_train_timesteps must lie in 1–{_MOST_STEPS}, not be {str(steps)[:20]}")
@@ -85,10 +83,10 @@ def check_network(unet: Any, scheduler: Any) -> None:
 
     Args:
         unet: a U-Net on images.
-        scheduler: any scheduler of diffusers.
+        scheduler: a scheduler of diffusers.
 
     Raises:
-        DataError: names the part that does not fit.
+        DataError: a part does not fit; the message names it.
     """
     c = unet.config
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
@@ -104,9 +102,3 @@ def check_network(unet: Any, scheduler: Any) -> None:
         raise DataError(f"{type(unet).__name__} asks for a prompt; kornia's RandomDissolving has such models")
     if c.class_embed_type is not None or c.num_class_embeds is not None:
         raise DataError("this U-Net asks for a class; take an unconditional one")
-
-
-def working_size(unet: Any) -> int:
-    """Longer side of the images that a diffusers U-Net was made for; no bound if it names none."""
-    size = unet.config.sample_size
-    return max(size) if isinstance(size, list | tuple) else size or 1 << 24

@@ -13,7 +13,13 @@ from torch import Tensor
 
 
 def cosine_alphas_cumprod(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
-    """ᾱ_t = Π_{s≤t} (1 − β_s) of the cosine schedule, `(steps,)` float64, decreasing within (0, 1)."""
+    """Returns ᾱ_t = Π_{s≤t} (1 − β_s) of the cosine schedule, `(steps,)` float64, decreasing within (0, 1).
+
+    Args:
+        steps: the number of diffusion steps.
+        offset: keeps the first β away from 0.
+        max_beta: the greatest β.
+    """
 
     def f(u: float) -> float:
         return math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
@@ -36,7 +42,7 @@ def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float) -> Tensor:
         The dissolved images, `(N, C, H, W)`, clamped to [−1, 1].
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
 
     Example:
         >>> x = torch.full((1, 1, 1, 1), 0.5)
@@ -51,16 +57,19 @@ def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float) -> Tensor:
 
 
 def to_epsilon(output: Tensor, x: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
-    """Returns the noise estimate ε `(N, C, H, W)` that a network's output stands for.
+    """Converts a network's output to its noise estimate ε.
 
     Args:
-        output: of the network, `(N, C, H, W)`.
-        x: the images it was given, same shape.
+        output: the network's output, `(N, C, H, W)`.
+        x: the images that the network was given, same shape.
         alpha_bar: ᾱ_t, `(N,)`, in (0, 1).
         prediction: `epsilon`, `v_prediction` or `sample`, as the scheduler names it.
 
+    Returns:
+        ε, `(N, C, H, W)`.
+
     Raises:
-        ValueError: another prediction type.
+        ValueError: the prediction has another type.
     """
     a = alpha_bar.to(x).reshape(-1, *[1] * (x.ndim - 1))
     if prediction == "epsilon":

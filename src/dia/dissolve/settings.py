@@ -1,33 +1,25 @@
-"""The settings of what dissolves: a diffusion model, or one of its controls. Knows no tensor."""
+"""The settings of a dissolver: a diffusion model, or one of its controls. Knows no tensor."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..core.settings import chosen, require
+from ..core.settings import SettingsError, check
 from ..core.training import Precision
 
 T_MAX = 1000
-
-
 Kind = Literal["diffusion", "gaussian", "median", "noise", "shrink", "bottleneck", "identity", "none"]
-
-
 # the setting that says how much a control removes
 STRENGTHS = {
-    "gaussian": "sigma",
-    "median": "kernel",
-    "noise": "noise",
-    "shrink": "threshold",
+    "gaussian": "sigma", "median": "kernel", "noise": "noise", "shrink": "threshold",
     "bottleneck": "bottleneck",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DissolverSettings:
-    """What dissolves, and how a diffusion model for it is built and trained.
+    """The kind of a dissolver, and how a diffusion model is built and trained.
 
     Args:
         size: images longer than this on a side are dissolved at this size and resized back bilinearly.
@@ -46,18 +38,18 @@ class DissolverSettings:
         precision: of training: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it.
             Dissolving is in 32 bits.
         pretrained: folder or hub name of an unconditional diffusers DDPM to use instead of training.
-        kind: what dissolves: `diffusion`; or a control that trains nothing: `gaussian` or
+        kind: the kind of dissolver: `diffusion`; or a control that trains nothing: `gaussian` or
             `median` with `kernel`, `noise` of diffusion step t, `shrink` (small cosine coefficients go, by
             `threshold`), `bottleneck` (to fewer pixels and back), `identity` (a third view that is not
-            dissolved); or `none`: no dissolved views, which makes `dia` what `csi` is.
+            dissolved); or `none`: no dissolved views, as in `csi`.
         kernel: side in pixels (odd) of the Gaussian or median window, at the working size.
         input_range: `right`: the U-Net dissolves images in [−1, 1], as it was trained; `released`: in
             [0, 1], the defect of the official code.
-        sigma: width in pixels of `gaussian`, whose window then reaches 4σ and not `kernel`; None: what
-            follows from `kernel` by OpenCV's rule.
-        noise: standard deviation of `noise` in grey levels of 0–255, at every t; None: that of t.
+        sigma: width in pixels of `gaussian`, whose window then reaches 4σ and not `kernel`; None: the
+            width that follows from `kernel` by OpenCV's rule.
+        noise: standard deviation of `noise` in grey levels of 0–255, at every t; None: the noise of t.
         threshold: of `shrink`, in grey levels of 0–255: every coefficient of the orthonormal cosine
-            transform moves so far towards 0, but for the mean's.
+            transform but the mean's moves so far towards 0.
         bottleneck: longer side in pixels to which `bottleneck` brings the image and back; it does nothing to
             images that are no longer, or where `size` is no larger and has done it.
         matched: the control's strength (`sigma`, `kernel`, `noise`, `threshold` or `bottleneck`) is found at
@@ -89,46 +81,20 @@ class DissolverSettings:
     matched: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("loss", "precision", "kind", "input_range"):
-            chosen(self, name)
-        for name in ("patch", "layers", "steps", "batch"):
-            require(
-                getattr(self, name) >= 1,
-                f"dissolver.{name}",
-                f"must be at least 1, not {getattr(self, name)}",
-            )
-        require(self.size >= 8, "dissolver.size", f"must be at least 8 pixels, not {self.size}")
-        require(
-            bool(self.widths) and all(w > 0 and w % 8 == 0 for w in self.widths),
-            "dissolver.widths", f"must be multiples of 8, not {list(self.widths)}",
+        check(
+            self, "dissolver.", size="[8, inf)", patch="[1, inf)", layers="[1, inf)", steps="[1, inf)",
+            batch="[1, inf)", lr="(0, inf)", ema="[0, 1)", sigma="(0, inf)", noise="(0, inf)",
+            threshold="[0, inf)", bottleneck="[1, inf)",
         )  # fmt: skip
-        require(self.lr > 0, "dissolver.lr", f"must be above 0, not {self.lr}")
-        require(0 <= self.ema < 1, "dissolver.ema", f"must lie in [0, 1), not {self.ema}")
-        require(
-            self.kernel >= 3 and self.kernel % 2 == 1,
-            "dissolver.kernel",
-            f"must be odd, from 3, not {self.kernel}",
-        )
-        for name, unit in (("sigma", "pixels"), ("noise", "grey levels")):
-            value = getattr(self, name)
-            require(
-                value is None or 0 < value < math.inf,
-                f"dissolver.{name}",
-                f"must be above 0 {unit}, not {value}",
-            )
-        require(
-            0 <= self.threshold < math.inf,
-            "dissolver.threshold", f"must be at least 0 grey levels, not {self.threshold}",
-        )  # fmt: skip
-        require(
-            self.bottleneck >= 1, "dissolver.bottleneck", f"must be at least 1 pixel, not {self.bottleneck}"
-        )
-        require(
-            not self.matched or self.kind in STRENGTHS,
-            "dissolver.matched", f"is for kinds {', '.join(STRENGTHS)}; leave it out with kind {self.kind}",
-        )  # fmt: skip
-        for name, plain in (("pretrained", None), ("input_range", "right")):
-            require(
-                self.kind == "diffusion" or self.matched or getattr(self, name) == plain,
-                f"dissolver.{name}", f"is for kind diffusion; leave it out with kind {self.kind}",
-            )  # fmt: skip
+        if not self.widths or any(w < 1 or w % 8 for w in self.widths):
+            raise SettingsError(f"dissolver.widths must be multiples of 8, not {list(self.widths)}")
+        if self.kernel < 3 or self.kernel % 2 == 0:
+            raise SettingsError(f"dissolver.kernel must be odd, from 3, not {self.kernel}")
+        if self.matched and self.kind not in STRENGTHS:
+            kinds = ", ".join(STRENGTHS)
+            raise SettingsError(f"dissolver.matched is for kinds {kinds}; leave it out with kind {self.kind}")
+        for name, default in (("pretrained", None), ("input_range", "right")):
+            if self.kind != "diffusion" and not self.matched and getattr(self, name) != default:
+                raise SettingsError(
+                    f"dissolver.{name} is for kind diffusion; leave it out with kind {self.kind}"
+                )

@@ -1,8 +1,8 @@
 """`Dissolve`: the dissolving transformation as a module for anyone's pipeline.
 
-It is an augmentation of kornia's, with its `p`, `same_on_batch`, `keepdim` and saved parameters; here is only
-what kornia does not know: which model dissolves, types of images, and torchvision's samples. Knows nothing
-of torchvision but the name of its image class, of training, of labels or of scores.
+It is an augmentation of kornia, with kornia's `p`, `same_on_batch`, `keepdim` and saved parameters; this file
+adds the model, the types of images, and torchvision's samples. Knows no training, label or score, and of
+torchvision only the name of its image class.
 
 Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024: x̂ = √(1/ᾱ_t)·x − √(1/ᾱ_t − 1)·ε_θ(x, t).
 """
@@ -14,7 +14,6 @@ import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,14 +22,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten  # as torchvision's transforms do
 
 from ..core.errors import DataError
-from .base import DissolverSettings, Dissolving
-from .dissolver import Dissolver, load_dissolver, working_size
+from .base import Dissolving
+from .dissolver import Dissolver, load_dissolver
 
 _SLACK = 1e-3  # by which rounding may carry a value out of [0, 1]
 
 
 class Dissolve(IntensityAugmentationBase2D):
-    """Dissolves images: removes what a diffusion model of normal images does not expect, in one step.
+    """Dissolves images: removes, in one step, the features that a diffusion model of normal images lacks.
 
     Takes `(C, H, W)` or `(N, C, H, W)`, grey or RGB, float in [0, 1] or uint8, on any device; gives the same
     shape, type and device. The result depends on (x, t) alone: no noise is drawn. No gradient passes through
@@ -45,8 +44,8 @@ class Dissolve(IntensityAugmentationBase2D):
         model: a `Dissolver` or control; a folder of `dia fit` or `Dissolver.save`; an unconditional
             diffusers DDPM as folder, hub name or pipeline; or a `UNet2DModel`, with `scheduler`. Objects
             are copied, so that moving this module does not move them.
-        t: diffusion step; or (low, high), from which each image's own is drawn, both ends included.
-        scheduler: of a `UNet2DModel`.
+        t: diffusion step; or (low, high), both included, from which a t is drawn for each image.
+        scheduler: the scheduler of a `UNet2DModel`.
         size: images longer than this on a side are dissolved at this size and resized back bilinearly; by
             default the size the model was made for. Smaller images are not enlarged.
         p: probability that an image is dissolved; the others come back as they are, and cost nothing.
@@ -54,14 +53,16 @@ class Dissolve(IntensityAugmentationBase2D):
         keepdim: `(C, H, W)` gives `(C, H, W)`; otherwise `(1, C, H, W)`, as kornia has it.
 
     Raises:
-        DataError: a model, t, p or image that cannot be used.
+        DataError: the model, t, p or an image cannot be used.
 
     Example:
-        >>> dissolve = Dissolve("runs/mine", t=(50, 200), p=0.5)  # doctest: +SKIP
-        >>> dissolve(images), dissolve(images, t=100)  # doctest: +SKIP
+        >>> from dia.dissolve import Control, DissolverSettings
+        >>> dissolve = Dissolve(Control(DissolverSettings(kind="gaussian")), t=(50, 200))
+        >>> dissolve(torch.rand(2, 1, 28, 28)).shape  # a model of your own: Dissolve("runs/mine", ...)
+        torch.Size([2, 1, 28, 28])
     """
 
-    # kornia would otherwise keep the last batch, to make of it, when asked, a matrix that is the identity
+    # kornia would otherwise keep the last batch, to make an identity matrix from it when asked
     _compute_matrix_lazily = False
 
     def __init__(
@@ -81,8 +82,7 @@ class Dissolve(IntensityAugmentationBase2D):
         self.dissolving = _dissolving(model, scheduler)
         if size is not None:
             self.dissolving.settings = replace(self.dissolving.settings, size=size)
-        self.range = _range(t, self.dissolving.t_max)
-        self.flags = {"t": t}  # for kornia's repr
+        self.range, self.flags = _range(t, self.dissolving.t_max), {"t": t}  # flags: for kornia's repr
         self.disable_features = True  # kornia before 0.9 takes and keeps single images only
         # the same objects, where torch finds them: `to`, `state_dict` and `parameters` reach them
         self.networks = nn.ModuleDict(
@@ -93,7 +93,7 @@ class Dissolve(IntensityAugmentationBase2D):
     # --- torch's --------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Dissolve:
-        """As of any module, but its networks stay in `eval`: dropout would draw."""
+        """Sets the mode of this module; its networks stay in `eval`, since dropout would draw."""
         super().train(mode)
         self.networks.eval()
         return self
@@ -115,11 +115,14 @@ class Dissolve(IntensityAugmentationBase2D):
 
         Args:
             inputs: one tensor of images; or a sample, of any structure, as torchvision's transforms take.
-            params: drawn before (`._params`), to do the same again.
-            kwargs: kornia's; `t=` (a number or `(N,)`) takes the place of the t drawn.
+            params: parameters that were drawn before (`._params`), to do the same again.
+            kwargs: kornia's arguments; `t=` (a number or `(N,)`) takes the place of the t drawn.
 
         Returns:
-            What was put in, with its images dissolved.
+            The input with its images dissolved.
+
+        Raises:
+            DataError: there is no image, or one that cannot be dissolved.
         """
         leaves, structure = tree_flatten(inputs if len(inputs) != 1 else inputs[0])
         images = [i for i, x in enumerate(leaves) if _tv_image(x)]
@@ -136,29 +139,47 @@ class Dissolve(IntensityAugmentationBase2D):
     def transform_tensor(
         self, input: Tensor, *, shape: Tensor | None = None, match_channel: bool = True
     ) -> Tensor:
-        """Images or masks with the dimensions that kornia gives them; uint8 too."""
+        """Gives images or masks the dimensions that kornia wants; uint8 too.
+
+        Args:
+            input: the tensor.
+            shape: as in kornia.
+            match_channel: as in kornia.
+
+        Raises:
+            DataError: images of another type.
+        """
         if not input.is_floating_point() and input.dtype != torch.uint8:
             raise DataError(f"images must be float in [0, 1] or uint8, not {input.dtype}")
         like = torch.empty(input.shape, device="meta")  # kornia takes floats; it only looks at the shape
         return input.reshape(super().transform_tensor(like, shape=shape, match_channel=match_channel).shape)
 
     def validate_tensor(self, input: Tensor) -> None:
-        """Nothing: `transform_tensor` saw to it; kornia would refuse uint8, and before 0.9 bfloat16."""
+        """Checks nothing: `transform_tensor` did; kornia would refuse uint8, and before 0.9 bfloat16."""
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """`t` of each image, `(N,)`."""
+        """Draws the `t` of each image, `(N,)`."""
         n, (low, high) = batch_shape[0], self.range
         # on the CPU: the same whatever the device
         return {"t": torch.randint(low, high + 1, (1 if self.same_on_batch else n,)).expand(n)}
 
     def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """The chosen of `(N, C, H, W)` images dissolved, the others as they are."""
+        """Dissolves the chosen images and leaves the others as they are.
+
+        Args:
+            input: `(N, C, H, W)` images.
+            params: `batch_prob` and `t` of each image.
+            flags: not used.
+            transform: not used.
+
+        Returns:
+            `(N, C, H, W)`.
+
+        Raises:
+            DataError: t is no whole number, or an image cannot be dissolved.
+        """
         n, chosen = len(input), params["batch_prob"].to(input.device) > 0.5
         t = torch.as_tensor(params["t"], device=input.device)
         if t.is_floating_point() or t.shape not in ((), (1,), (n,)):
@@ -176,10 +197,8 @@ class Dissolve(IntensityAugmentationBase2D):
         if not whole:
             low, high = (float(v) for v in x.aminmax())
             if not (low >= -_SLACK and high <= 1 + _SLACK):
-                raise DataError(
-                    f"float images must lie in [0, 1], not [{low:.4g}, {high:.4g}]; "
-                    f"put Dissolve before any normalisation, or clamp"
-                )
+                got = f"[{low:.4g}, {high:.4g}]; put Dissolve before any normalisation, or clamp"
+                raise DataError(f"float images must lie in [0, 1], not {got}")
         half = 127.5 if whole else 0.5
         y = x.to(torch.promote_types(x.dtype, torch.float32)).div(half).sub(1)
         with torch.autocast(self.dissolving.where_.type, enabled=False):
@@ -190,10 +209,8 @@ class Dissolve(IntensityAugmentationBase2D):
 
 
 def _tv_image(x: Any) -> bool:
-    """Whether x is a `torchvision.tv_tensors.Image`, which need not be installed."""
-    return any(
-        c.__name__ == "Image" and c.__module__.startswith("torchvision.tv_tensors") for c in type(x).__mro__
-    )
+    """Returns whether x is a `torchvision.tv_tensors.Image`; torchvision need not be installed."""
+    return any(c.__name__ == "Image" and c.__module__.startswith("torchvision.") for c in type(x).__mro__)
 
 
 def _range(t: int | Sequence[int], t_max: int) -> tuple[int, int]:
@@ -209,28 +226,15 @@ def _range(t: int | Sequence[int], t_max: int) -> tuple[int, int]:
 def _dissolving(model: Any, scheduler: Any) -> Dissolving:
     """Returns a private copy of the dissolver that `model` stands for."""
     if isinstance(model, str | Path):
-        made: Dissolving = load_dissolver(_folder(model), device="cpu")
-    elif isinstance(model, Dissolving):
-        made = copy.deepcopy(model)
-    else:
-        made = _adopted(model, scheduler)
-    made._check_fitted()
-    if isinstance(made, Dissolver):
-        made._working(3)  # complains about other channels
-    return made
-
-
-def _folder(model: str | Path) -> str | Path:
-    """Where the dissolver lies in a folder of `dia fit`; other folders and names as they are."""
-    folder = Path(model)
-    if (folder / "dissolver").is_dir():
-        return folder / "dissolver"
-    if (folder / "calibration.json").is_file():
-        raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
-    return model
-
-
-def _adopted(model: Any, scheduler: Any) -> Dissolver:
+        folder = Path(model)
+        if (folder / "dissolver").is_dir():
+            return load_dissolver(folder / "dissolver", device="cpu")
+        if (folder / "calibration.json").is_file():
+            raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
+        return load_dissolver(model, device="cpu")
+    if isinstance(model, Dissolving):
+        model._check_fitted()
+        return copy.deepcopy(model)
     if hasattr(model, "vae"):
         raise DataError(f"{type(model).__name__} works on latents; kornia's RandomDissolving does that")
     unet, scheduler = getattr(model, "unet", model), getattr(model, "scheduler", scheduler)
@@ -238,8 +242,4 @@ def _adopted(model: Any, scheduler: Any) -> Dissolver:
         raise DataError(f"cannot dissolve with {type(model).__name__}: name a folder, or a diffusers U-Net")
     if scheduler is None:
         raise DataError(f"a bare {type(unet).__name__} needs its scheduler: Dissolve(unet, t, scheduler=...)")
-    made = Dissolver(device=str(unet.device))
-    made._adopt(SimpleNamespace(unet=copy.deepcopy(unet), scheduler=scheduler))
-    patch, _ = made._geometry(3)
-    made.settings = DissolverSettings(size=working_size(unet) * patch)
-    return made
+    return Dissolver.of_network(copy.deepcopy(unet), scheduler, device=str(unet.device))

@@ -27,9 +27,9 @@ from ..core.errors import DataError
 from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
-from ..detectors.calibration import Calibration, joined
 from ..detectors.presets import PRESETS
 from ..detectors.registry import detector_class, wanted_settings
+from ..detectors.residual import evidence, joined
 from ..detectors.saving import fingerprint
 
 BLOCKS = 5
@@ -199,8 +199,8 @@ def fused(members: Sequence[Scored]) -> Scored:
 
     def join(name: str) -> np.ndarray:
         shape = getattr(members[0], name).shape
-        evidence = [Calibration(m.calibration).evidence(getattr(m, name).ravel()) for m in members]
-        return joined(np.column_stack(evidence)).reshape(shape)
+        columns = [evidence(getattr(m, name).ravel(), m.calibration) for m in members]
+        return joined(np.column_stack(columns)).reshape(shape)
 
     return Scored(
         join("calibration"), join("inner"), join("inner_pasted"), join("outer"), join("outer_pasted"),

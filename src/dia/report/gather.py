@@ -1,7 +1,6 @@
-"""What stands beside a model's numbers, and the report page of a model on a set of images.
+"""What is gathered for a run's report and for `dia evaluate`: untrained rows, context, the effect of copies.
 
-Gathers what `run_page.py` draws: untrained rows on the same images, copies, balance, direction. Fits
-untrained rows; trains nothing else.
+Fits untrained rows on a model's normals; trains nothing else. `run_page.py` draws the page.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import Namespace
 
 from ..benchmark.ledger import LEDGER, Ledger
 from ..benchmark.runs import Scored, score_set
@@ -26,37 +24,41 @@ from ..data.quality import has_near_duplicate
 from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from ..evaluate.stress import is_of, load_stress
-from .bias import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
-from .bias import sentences as bias_sentences
-from .pictures import DISSOLVE_TS
+from .context import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
+from .pictures import dissolved_columns
 from .run_page import ReportContent, write_report
 
-CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # beside the method reported
+CONTROLS = ("dia+", "dia", "csi", "trivial:blur")  # rows that are no trivial scores
+_SOURCE = "fitted on the same normals"
 
 
 def compare_trivial(normals: ImageSet, test: ImageSet, seed: int) -> list[dict[str, Any]]:
-    """The trivial rows fitted on the same normals and measured on the same images."""
-    rows = []
-    for method, cls in TRIVIAL.items():
-        scored = score_set(cls(seed=seed).fit(normals), test)
-        if scored.metrics is not None:
-            rows.append(comparison_row(method, scored.metrics))
-    return rows
+    """Fits the untrained rows and measures them.
+
+    Args:
+        normals: normal images to fit on.
+        test: labelled test images in the same shape.
+        seed: seed of the fits.
+
+    Returns:
+        A row for each, of `comparison_row`; none where the test set lacks a class.
+    """
+    scored = {method: score_set(cls(seed=seed).fit(normals), test) for method, cls in TRIVIAL.items()}
+    return [comparison_row(m, s.metrics) for m, s in scored.items() if s.metrics is not None]
 
 
 def comparison_row(method: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the report's comparison."""
+    """One row of the report's comparison.
+
+    Args:
+        method: name of the method.
+        metrics: at least `auroc`; `auroc_ci` and `pixel_auroc` where known.
+
+    Returns:
+        The metrics with `method` and `kind`, "trivial" or "control".
+    """
     untrained = method.startswith("trivial:") and method not in CONTROLS
     return {"method": method, "kind": "trivial" if untrained else "control", **metrics}
-
-
-def examples(scores: np.ndarray, labels: np.ndarray | None, each: int = 2) -> np.ndarray:
-    """Indices for a strip: typical normals and clear anomalies; by score alone where there are no labels."""
-    order = np.argsort(scores)
-    if labels is None or not 0 < labels.sum() < len(labels):
-        return np.r_[order[:each], order[-each:][::-1]]
-    normal, anomalous = order[labels[order] == 0], order[labels[order] == 1]
-    return np.r_[normal[len(normal) // 2 :][:each], anomalous[-each:][::-1]]
 
 
 def write_run_report(
@@ -74,23 +76,40 @@ def write_run_report(
     name: str | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes the report page of one detector on one set of images, with its stress test if there is one.
+    """Writes the report page of one detector on one set of images.
 
-    `normals`: those of training, to look for copies of them; `normal`: the classes that were named so;
-    `name`: of the detector in `comparison`, where another one has its method; `notes`: to be added.
+    Args:
+        path: the HTML file.
+        detector: fitted, with `facts_`.
+        test: images in the shape that was fitted.
+        dataset: name or path of the images.
+        false_alarm_rate: share of normal images above the threshold, in (0, 1).
+        comparison: rows of other methods on the same images, of `comparison_row`.
+        scored: output of the detector on the images; computed where None.
+        stress: file of `dia stress`; shown where it exists and is of this model.
+        normals: normal images of training, to look for copies of them.
+        normal: value of the option `--normal`.
+        name: name of the detector in `comparison`, where another row has its method.
+        notes: sentences to be added.
+
+    Returns:
+        The path.
     """
     scored = scored or score_set(detector, test)
     name = name or detector.method
     facts = detector.facts_
-    rows = list(comparison)
-    if scored.metrics is not None and rows and name not in {r["method"] for r in rows}:
-        rows.insert(0, comparison_row(name, scored.metrics))
-    rows = [{**r, "kind": "ours"} if r["method"] == name else r for r in rows]
+    rows, said = list(comparison), list[str]()
+    if scored.metrics is not None:
+        if rows and name not in {r["method"] for r in rows}:
+            rows.insert(0, comparison_row(name, scored.metrics))
+        of_set = facts_of_set(test, normals, direction_of(dataset, normal))
+        said = sentences(of_set, scored.metrics, best_of(rows, _SOURCE), name)
+    trained_on, n = facts.get("dataset", dataset), detector.n_calibration_
     h, w, c = detector.shape_
     run_facts = [
         ("preset", facts.get("preset", "–")),
-        ("trained on", f"{facts.get('dataset', '?')}: {detector.n_train_} normal images of {h}×{w}×{c}"),
-        ("held out for calibration", f"{detector.n_calibration_} normal images"),
+        ("trained on", f"{trained_on}: {detector.n_train_} normal images of {h}×{w}×{c}"),
+        ("held out for calibration", f"{n} normal images"),
         ("weights", facts.get("weights", "–")),
         ("seed", detector.seed),
         ("fit", f"{detector.fit_seconds_:.0f} s"),
@@ -101,40 +120,37 @@ def write_run_report(
         ("training data sha256", facts.get("train_sha256", "–")),
         ("versions", ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items())),
     ]
-    return write_report(
-        path,
-        ReportContent(
-            title=f"{name} on {dataset}",
-            method=name,
-            dataset=dataset,
-            scores=scored.scores,
-            names=test.names,
-            images=test.images,
-            lead=(
-                f"{name} was trained on {detector.n_train_} normal images of "
-                f"{facts.get('dataset', dataset)} and no anomalous ones, calibrated on "
-                f"{detector.n_calibration_} further normals, and scored {len(test)} images of {dataset}."
-            ),
-            facts=run_facts,
-            metrics=scored.metrics,
-            labels=test.labels if scored.metrics is not None else None,
-            p_values=detector.p_values(scored.scores),
-            threshold=detector.threshold(false_alarm_rate),
-            false_alarm_rate=false_alarm_rate,
-            heatmaps=scored.heatmaps,
-            masks=test.masks,
-            volumes=test.volumes or None,
-            dissolve_strip=_strip(detector, test, scored.scores),
-            comparison=rows,
-            stress=None if stress is None else _stress(stress, detector),
-            notes=[*verdict(name, rows), *notes],
-            beside=_beside(name, scored.metrics, test, normals, rows, direction_of(dataset, normal)),
+    content = ReportContent(
+        title=f"{name} on {dataset}",
+        method=name,
+        dataset=dataset,
+        scores=scored.scores,
+        names=test.names,
+        images=test.images,
+        lead=(
+            f"{name} was trained on {detector.n_train_} normal images of {trained_on} and no anomalous ones, "
+            f"calibrated on {n} further normals, and scored {len(test)} images of {dataset}."
         ),
+        facts=run_facts,
+        metrics=scored.metrics,
+        labels=test.labels if scored.metrics is not None else None,
+        p_values=detector.p_values(scored.scores),
+        threshold=detector.threshold(false_alarm_rate),
+        false_alarm_rate=false_alarm_rate,
+        heatmaps=scored.heatmaps,
+        masks=test.masks,
+        volumes=test.volumes or None,
+        dissolve_strip=_strip(detector, test, scored.scores),
+        comparison=[{**r, "kind": "ours"} if r["method"] == name else r for r in rows],
+        stress=None if stress is None else _stress(stress, detector),
+        notes=notes,
+        context=said,
     )
+    return write_report(path, content)
 
 
 def _stress(path: Path, detector: Detector) -> tuple[dict[str, Any], bytes | None] | None:
-    """What `dia stress` left there of this very model, if anything."""
+    """The measurements of `dia stress` and their picture, if the file exists and is of this model."""
     if not path.exists():
         return None
     made, picture = load_stress(path), path.with_name(f"{path.stem}-lesions.png")
@@ -144,63 +160,36 @@ def _stress(path: Path, detector: Detector) -> tuple[dict[str, Any], bytes | Non
     return made, picture.read_bytes() if picture.exists() else None
 
 
-def _beside(
-    method: str,
-    metrics: Mapping[str, Any] | None,
-    test: ImageSet,
-    normals: ImageSet | None,
-    rows: Sequence[Mapping[str, Any]],
-    direction: str,
-) -> list[str]:
-    """What stands beside an AUROC."""
-    if metrics is None:
-        return []
-    facts = facts_of_set(test, normals, direction)
-    return bias_sentences(facts, metrics, best_of(rows, "fitted on the same normals"), method)
-
-
 def _strip(detector: Detector, test: ImageSet, scores: np.ndarray) -> list[list[tuple[str, np.ndarray]]]:
+    """Two typical normals and two clear anomalies dissolved; the ends of the ranking without labels."""
     dissolver = getattr(detector, "dissolver_", None)
     if dissolver is None:
         return []
-    chosen = test.subset(examples(scores, test.labels))
-    dissolved = dissolver.dissolve(chosen.images, DISSOLVE_TS)
+    low = high = np.argsort(scores)
+    if test.labels is not None and 0 < test.labels.sum() < len(test):
+        normal, high = low[test.labels[low] == 0], low[test.labels[low] == 1]
+        low = normal[len(normal) // 2 :]
+    chosen = test.subset(np.r_[low[:2], high[-2:][::-1]])
+    (_, images), *copies = dissolved_columns(dissolver, chosen.images)
     return [
-        [(name, image), *((f"t = {t}", d[i]) for t, d in zip(DISSOLVE_TS, dissolved, strict=True))]
-        for i, (name, image) in enumerate(zip(chosen.names, chosen.images, strict=True))
-    ]
-
-
-def verdict(method: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Plain words on where the method stands among the rows that need no training."""
-    own = next((r for r in rows if r["method"] == method), None)
-    untrained = [r for r in rows if r["method"].startswith("trivial:")]
-    if own is None or not untrained:
-        return []
-    best = max(untrained, key=lambda r: r["auroc"])
-    if best["auroc"] > own["auroc"]:
-        return [
-            f"{method} (AUROC {own['auroc']:.3f}) does not beat the best untrained row here, "
-            f"{best['method']} ({best['auroc']:.3f})."
-        ]
-    low = own.get("auroc_ci", [own["auroc"]])[0]
-    clear = "more" if best["auroc"] < low else "less"
-    return [
-        f"{method} (AUROC {own['auroc']:.3f}) stands above the best untrained row, {best['method']} "
-        f"({best['auroc']:.3f}), by {clear} than its 95 % interval."
+        [(name, images[i]), *((caption, x[i]) for caption, x in copies)]
+        for i, name in enumerate(chosen.names)
     ]
 
 
 def training_normals(
     detector: Detector, data_root: str | None, given: str | None = None, normal: str | None = None
 ) -> ImageSet | None:
-    """The normals a model was fitted on, read again; None where it does not say from where.
+    """Reads again the normals that a model was fitted on.
 
     Args:
-        detector: the model.
-        data_root: where known data sets lie, if not where they lay then.
-        given: a path or known set's name, to be read in their place.
-        normal: of these, the classes that are normal.
+        detector: fitted or loaded.
+        data_root: folder of known data sets, where the model does not name one.
+        given: a path or known set's name to be read instead.
+        normal: the classes of `given` that are normal.
+
+    Returns:
+        The images; None where the model does not say where they are.
 
     Raises:
         DataError: they cannot be read.
@@ -219,7 +208,7 @@ def training_normals(
     return train.normals().contaminated(train.anomalies(), share, detector.seed)
 
 
-def beside(
+def evaluation_context(
     detector: Detector,
     test: ImageSet,
     metrics: Mapping[str, Any],
@@ -231,10 +220,27 @@ def beside(
     ledger: str | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What `dia evaluate` shows beside its numbers: `best_untrained`, the facts of the set, `sentences`.
+    """The context that `dia evaluate` adds to its numbers.
 
-    The best untrained row is fitted on the normals that were given; else it is the ledger's, of the same
-    images; else it is fitted on those the model says it was fitted on; else it is not known.
+    The best untrained row is fitted on `given`; else it is the ledger's, on the same images; else it is
+    fitted on the model's own normals; else it is not known.
+
+    Args:
+        detector: fitted or loaded.
+        test: labelled test images.
+        metrics: metrics of the detector on them, of `image_metrics`.
+        dataset: name or path of the test images.
+        normal: value of the option `--normal`.
+        data_root: folder of known data sets.
+        given: path or known set of training normals, None for those of the model.
+        ledger: file of the ledger, None for the usual one.
+        say: called with remarks for the user.
+
+    Returns:
+        `best_untrained` (of `best_of`), the facts of `facts_of_set`, and `sentences`.
+
+    Raises:
+        DataError: `given` cannot be read.
     """
     normals, best = None, None
     try:
@@ -253,52 +259,77 @@ def beside(
             f"fitting the {len(TRIVIAL)} untrained rows on {len(normals)} normal images; --compare false "
             "leaves them out"
         )
-        best = best_of(compare_trivial(normals, test, detector.seed), "fitted on the same normals")
+        best = best_of(compare_trivial(normals, test, detector.seed), _SOURCE)
     facts = facts_of_set(test, normals, direction_of(dataset, normal))
     return {"best_untrained": best, **facts, "sentences": sentences(facts, metrics, best, detector.method)}
 
 
-def check_data(a: Namespace, options: ReadOptions) -> dict[str, Any]:
-    """`dia data check`, with the effect of copies on the AUROC of a run, scores or an untrained row."""
-    if sum(x is not None for x in (a.run, a.scores, a.row)) > 1:
+def check_data(
+    name: str,
+    data_root: str | None,
+    options: ReadOptions,
+    *,
+    run: str | None = None,
+    scores: str | None = None,
+    row: str | None = None,
+) -> dict[str, Any]:
+    """Checks a data set, and measures the effect of copies of training images on an AUROC.
+
+    Args:
+        name: a known set's name or a path.
+        data_root: folder of known data sets.
+        options: how images are read.
+        run: folder of a fitted model whose AUROC is measured.
+        scores: file of `dia score` on the test split instead.
+        row: untrained row to be fitted instead.
+
+    Returns:
+        The facts of `data.datasets.check`, and `effect_of_copies` where one of the three is given.
+
+    Raises:
+        DataError: the data cannot be read or lack labels, or more than one of the three is given.
+    """
+    if sum(x is not None for x in (run, scores, row)) > 1:
         raise DataError("--run, --scores and --row are three ways to one thing; give one of them")
-    result = datasets.check(a.name, a.data_root, options)
-    if a.run is None and a.scores is None and a.row is None:
+    result = datasets.check(name, data_root, options)
+    which = run or scores or row
+    if which is None:
         return result
-    sets = datasets.open_splits(a.name, a.data_root, options)
+    sets = datasets.open_splits(name, data_root, options)
     if not {"train", "test"} <= set(sets):
-        raise DataError(f"{a.name}: needs a train and a test split to see what copies change")
+        raise DataError(f"{name}: needs a train and a test split to measure the effect of copies")
     normals, test, labels = sets["train"].normals(), sets["test"], sets["test"].labels
     if labels is None or not 0 < labels.sum() < len(test):
-        raise DataError(f"{a.name}: the test split needs labels of both classes; see --normal")
+        raise DataError(f"{name}: the test split needs labels of both classes; see --normal")
     if normals.shape[2] != test.shape[2]:
         normals, test = normals.with_channels(1), test.with_channels(1)
-    which, scores = _scores(a, normals, test, options)
-    result["effect_of_copies"] = {
-        "scores": which,
-        **effect_of_copies(labels, scores, has_near_duplicate(test, normals)),
-    }
-    return result
-
-
-def _scores(a: Namespace, normals: ImageSet, test: ImageSet, options: ReadOptions) -> tuple[str, np.ndarray]:
-    if a.scores is not None:
-        return a.scores, scores_by_name(Path(a.scores), test.names)
-    if a.row is not None:
-        if a.row not in TRIVIAL:
-            raise DataError(f"--row {a.row}: not an untrained row; there are: {', '.join(TRIVIAL)}")
+    if scores is not None:
+        found = scores_by_name(Path(scores), test.names)
+    elif row is not None:
+        if row not in TRIVIAL:
+            raise DataError(f"--row {row}: not an untrained row; there are: {', '.join(TRIVIAL)}")
         h, w, _ = normals.shape
-        return a.row, TRIVIAL[a.row](device="cpu").fit(normals).score(test.resized(h, w))
-    detector = Detector.load(a.run, device="cpu")
-    own = datasets.open_data(a.name, "test", a.data_root, options.as_fitted(detector.facts_, detector.shape_))
-    return a.run, detector.score(own)
+        found = TRIVIAL[row](device="cpu").fit(normals).score(test.resized(h, w))
+    else:
+        detector = Detector.load(which, device="cpu")
+        fitted = options.as_fitted(detector.facts_, detector.shape_)
+        found = detector.score(datasets.open_data(name, "test", data_root, fitted))
+    effect = effect_of_copies(labels, found, has_near_duplicate(test, normals))
+    return result | {"effect_of_copies": {"scores": which, **effect}}
 
 
 def scores_by_name(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Scores `(N,)` of these images from a file that `dia score` wrote.
+    """Reads the scores of images from a file that `dia score` wrote.
+
+    Args:
+        path: the file, .csv or .jsonl.
+        names: N names of images.
+
+    Returns:
+        `(N,)` float64.
 
     Raises:
-        DataError: no such file, not of this form, or an image without a score.
+        DataError: there is no such file, it has another form, or an image has no score.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:

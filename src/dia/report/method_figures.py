@@ -1,19 +1,14 @@
-"""Pictures of the method: what the loss asks for, what training made of it, what dissolving takes away.
+"""The four figures of `dia illustrate`: target matrix, similarities, dissolved strips, removed energy.
 
-Draws what the loss, the encoder and the dissolver themselves say: masks come from `loss.targets`, views from
-the training's own making of them. Trains and scores nothing, and knows labels only as two lots of images.
-
-Figures are saved as `.png` or `.svg` by the name's ending, the same bytes for the same numbers. Colours
-differ in lightness too, so that they hold in grey; lines differ in dashes and marks.
+Each figure draws what the loss, the encoder and the dissolver themselves compute. Trains and scores nothing.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,476 +19,231 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ..amplify.contrast import training_rows, untrained_encoder
 from ..amplify.encoder import Encoder
+from ..amplify.inputs import untrained_encoder
 from ..amplify.loss import targets
+from ..amplify.resident import training_rows
 from ..amplify.shifts import SHIFTS
 from ..core.errors import DataError
-from ..detectors.base import Detector
+from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
+from ..detectors import Detector
 from ..detectors.dia import DIA
+from ..dissolve import Dissolving
 from ..dissolve.bank import LiveDissolving
-from .pictures import DISSOLVE_TS, sheet
+from .pictures import DISSOLVE_TS, dissolved_columns, sheet
 
-EXCLUDED, NEGATIVE, POSITIVE = 0, 1, 2  # what a cell of the target matrix can be
-COLOURS = ("#ffffff", "#cfc6ea", "#2f5fb3")  # of the three: white, lavender, blue, as in the poster
-OUTLINE = "#c8201e"  # the poster's red, around the dissolved columns
-MEANINGS = (
-    "excluded: not in the denominator",
-    "negative: pushed away from the anchor",
-    "positive: pulled to the anchor",
-)
-NORMAL, ANOMALOUS = "#0060a8", "#c44e00"  # told apart by the colour-blind, and by dashes
-WHITE, BLACK = "#ffffff", "#000000"  # of lines between groups of cells
-BAND = (5.0, 95.0)  # percentiles of the normals
-VIEWS = ("view 1", "view 2", "dissolved")
-
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "dia",  # ids would be random otherwise
+EXCLUDED, NEGATIVE, POSITIVE = 0, 1, 2  # values of a cell of the target matrix
+MEANINGS = {  # colours as in the paper's poster
+    POSITIVE: ("#2f5fb3", "positive: pulled to the anchor"),
+    NEGATIVE: ("#cfc6ea", "negative: pushed away from the anchor"),
+    EXCLUDED: ("#ffffff", "excluded: not in the denominator"),
 }
-_NO_DATES = {".png": {"Software": None}, ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
-_CHUNK = 64  # images dissolved at a time
-_LEAST = 11  # points between the middles of two labels
-
-P = ParamSpec("P")
-R = TypeVar("R")
+OUTLINE = "#c8201e"  # around the dissolved columns
+BATCH = 4  # most images in the similarity matrix
+MEASURED = 200  # most images of each class in the curves of removed energy
+STYLE = {"font.size": 9, "axes.titlesize": 10, "svg.fonttype": "none", "svg.hashsalt": "dia"}
 
 
-class Dissolves(Protocol):
-    """What pictures ask of a dissolver."""
-
-    def dissolve(self, images: np.ndarray, t: Sequence[int]) -> np.ndarray:
-        """`(N, H, W, C)` uint8 at several t, `(len(t), N, H, W, C)` uint8."""
-
-
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draws under this file's style, whatever the caller's."""
-
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        with style.context(["default", _STYLE]):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-@_styled
-def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG or SVG, without dates or versions: the same figure gives the same file."""
-    path = _picture(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata=_NO_DATES[path.suffix.lower()])
-    return path
-
-
-def _picture(path: Path, endings: Sequence[str] = tuple(_NO_DATES)) -> Path:
-    """The path, if it names a picture that can be written: before work is spent on it."""
-    path = Path(path)
-    if path.suffix.lower() not in endings:
-        raise DataError(f"{path}: the name of this picture must end in {' or '.join(endings)}")
-    return path
-
-
-# --- what the loss asks for ------------------------------------------------------------------------------
-
-
-def target_cells(batch: int, shifts: int, exclude_own: bool = True, views: int = 3) -> np.ndarray:
-    """What each row is to each anchor: `(2·K·B, views·K·B)` of EXCLUDED, NEGATIVE or POSITIVE.
+def illustrate(
+    out: Path,
+    detector: Detector,
+    images: ImageSet,
+    *,
+    ts: Sequence[int] = DISSOLVE_TS,
+    count: int = 4,
+    seed: int = 0,
+    form: Literal["png", "svg"] = "png",
+) -> list[Path]:
+    """Writes the figures of the method into a folder.
 
     Args:
-        batch: B images.
-        shifts: K shifted instances of each.
-        exclude_own: as in `loss.targets`, whose mask this is.
-        views: 3 with dissolved views, 2 without (CSI).
+        out: the folder, made if absent.
+        detector: a fitted `dia` or `dia+`; the first two figures need an encoder.
+        images: labelled images in the shape that was fitted, at least one of them normal.
+        ts: diffusion steps in 0–999 of the strips and the curves.
+        count: images of each class in the strips, and (up to 4) in the similarity matrix.
+        seed: seed of the choice of images and of the augmentation.
+        form: file format of all figures but the strips, which are always PNG.
+
+    Returns:
+        The files `target_matrices`, `similarity`, `strips` and `residual_energy`.
 
     Raises:
-        DataError: no image or no shift.
+        DataError: the detector has no dissolver, no image is labelled normal, or `count` or `ts` is empty.
     """
-    if min(batch, shifts) < 1:
-        raise DataError(f"a target matrix needs at least one image and one shift, not {batch} and {shifts}")
-    positive, excluded = targets(batch, shifts, views, exclude_own)
+    if not isinstance(detector, DIA) or not hasattr(detector, "dissolver_"):
+        raise DataError(f"{detector.method} has no dissolver to draw; fit dia or dia+")
+    if images.labels is None or not (images.labels == NORMAL).any():
+        raise DataError("figures of the method need at least one image labelled normal; see --normal")
+    if count < 1 or not ts:
+        raise DataError("give a count of at least 1 and at least one diffusion step t")
+    lots = []
+    for label in (NORMAL, ANOMALOUS):
+        index = np.random.default_rng([seed, label]).permutation(np.flatnonzero(images.labels == label))
+        lots.append(images.images[index[:MEASURED]])
+    normals, anomalies = lots
+    normal, anomalous = normals[:count], anomalies[:count]
+    rows = [f"normal {i + 1}" for i in range(len(normal))]
+    rows += [f"anomalous {i + 1}" for i in range(len(anomalous))]
+    x = np.concatenate([normal, anomalous])
+    sheet(out / "strips.png", dissolved_columns(detector.dissolver_, x, ts), rows)
+    with style.context(["default", STYLE]):
+        figures = {}
+        if hasattr(detector, "encoder_"):
+            figures["target_matrices"] = _target_figure(batch=2, shifts=2)
+            figures["similarity"] = _similarity_figure(detector, normal[:BATCH], seed)
+        figures["residual_energy"] = _energy_figure(detector.dissolver_, normals, anomalies, sorted(set(ts)))
+        dates = {"png": {"Software": None}, "svg": dict.fromkeys(("Creator", "Date"))}[form]
+        for name, figure in figures.items():
+            figure.savefig(out / f"{name}.{form}", metadata=dates)  # no dates: the same figure, the same file
+    return [*(out / f"{name}.{form}" for name in figures), out / "strips.png"]
+
+
+def target_cells(batch: int, shifts: int, exclude_own: bool) -> np.ndarray:
+    """The target matrix of the loss.
+
+    Args:
+        batch: number B of images.
+        shifts: number K of shifted instances of each.
+        exclude_own: whether an anchor's own dissolved copy is left out, else it is a negative.
+
+    Returns:
+        `(2·K·B, 3·K·B)` of EXCLUDED, NEGATIVE or POSITIVE.
+    """
+    positive, excluded = targets(batch, shifts, 3, exclude_own)
     cells = np.where(excluded.numpy(), EXCLUDED, NEGATIVE)
     cells[np.arange(len(cells)), positive.numpy()] = POSITIVE
     return cells
 
 
-@_styled
-def target_figure(
-    batch: int = 2, shifts: int = 2, maskings: Sequence[bool] = (True,), views: int = 3
-) -> Figure:
-    """The target matrix, or several beside each other: one for each `exclude_own` of `maskings`."""
-    n = len(maskings)
-    rows, columns = target_cells(batch, shifts, views=views).shape
-    side = 4.4 if n == 1 else 3.1  # inches
-    figure = Figure(
-        (n * (side + 0.9), side * rows / columns + (2.1 if n == 1 else 1.8)), dpi=200, layout="compressed"
-    )
-    for ax, exclude_own in zip(figure.subplots(1, n, squeeze=False)[0], maskings, strict=True):
-        cells = target_cells(batch, shifts, exclude_own, views)
-        edges = np.arange(columns + 1) - 0.5
-        ax.pcolormesh(
-            edges, edges[: rows + 1], cells, cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=2.5,
-            edgecolors="#9a9a9a", linewidth=min(0.6, side * 2 / columns),  # thin where cells are small
-        )  # fmt: skip
-        own = "left out" if exclude_own else "a negative"
-        title = f"own dissolved copy {own}" if views == 3 else "without dissolved views"
-        _frame(ax, rows, columns, shifts, batch, side, title, BLACK)
-    axes = figure.axes[0]
-    axes.set_ylabel("anchors: the undissolved rows", labelpad=44)
-    handles = [
-        Patch(facecolor=COLOURS[cell], edgecolor="#606060", label=MEANINGS[cell])
-        for cell in (POSITIVE, NEGATIVE, EXCLUDED)
-    ]
-    _legend(figure, handles, views, n)
+def _target_figure(batch: int, shifts: int) -> Figure:
+    """Draws the target matrix twice: own dissolved copies left out, and as negatives."""
+    figure = Figure((8, 4.4), dpi=200, layout="compressed")
+    colours = ListedColormap([MEANINGS[cell][0] for cell in (EXCLUDED, NEGATIVE, POSITIVE)])
+    for ax, exclude_own in zip(figure.subplots(1, 2), (True, False), strict=True):
+        cells = target_cells(batch, shifts, exclude_own)
+        ax.pcolormesh(cells, cmap=colours, vmin=-0.5, vmax=2.5, edgecolors="#9a9a9a", linewidth=0.5)
+        _frame(ax, cells.shape, batch, shifts, "black")
+        ax.set_title(f"own dissolved copy {'left out' if exclude_own else 'a negative'}")
+    figure.axes[0].set_ylabel("anchors: the undissolved rows")
+    _legend(figure, [Patch(fc=colour, ec="#606060", label=said) for colour, said in MEANINGS.values()])
     return figure
 
 
-def target_matrix(
-    path: Path, batch: int = 2, shifts: int = 2, exclude_own: bool = True, *, views: int = 3
-) -> Path:
-    """Draws the target-similarity matrix, in the colours of the poster, from the mask the loss uses.
-
-    Args:
-        path: of the PNG or SVG.
-        batch: B images.
-        shifts: K shifted instances of each.
-        exclude_own: leave each anchor's own dissolved copy out, or count it a negative.
-        views: 3, or 2 for CSI.
-
-    Raises:
-        DataError: another ending, or no image or shift.
-    """
-    return save(target_figure(batch, shifts, (exclude_own,), views), _picture(path))
-
-
-def target_matrices(path: Path, batch: int = 2, shifts: int = 2) -> Path:
-    """As `target_matrix`, with both maskings side by side: own dissolved copy left out, and a negative."""
-    return save(target_figure(batch, shifts, (True, False)), _picture(path))
+def _frame(ax: Any, shape: tuple[int, ...], batch: int, shifts: int, ink: str) -> None:
+    """Names the views, and images a, b … at shifts 0, 1 …; outlines the dissolved columns in red."""
+    many = batch * shifts
+    small = [f"{chr(97 + i % batch)}{i // batch}" for i in range(many)] if many <= 4 else []
+    for axis, cells in ((ax.xaxis, shape[1]), (ax.yaxis, shape[0])):
+        views = np.arange(cells // many)
+        axis.set_ticks((views + 0.5) * many, [("view 1", "view 2", "dissolved")[v] for v in views])
+        axis.set_ticks(np.arange(len(small) * len(views)) + 0.5, small * len(views), minor=True)
+    ax.tick_params(which="both", length=0, labeltop=True, labelbottom=False)
+    ax.tick_params(which="major", pad=16 if small else 4)
+    ax.tick_params(axis="y", which="major", labelrotation=90, pad=22 if small else 4)
+    for label in ax.get_yticklabels():
+        label.set_verticalalignment("center")
+    ax.set(xlim=(0, shape[1]), ylim=(shape[0], 0), aspect="equal")
+    for i in (1, 2):
+        ax.axvline(i * many, color=ink, linewidth=1.2)
+        ax.axhline(i * many, color=ink, linewidth=1.2)
+    box = Rectangle((2 * many, 0), many, 2 * many, fill=False, edgecolor=OUTLINE, linewidth=2.6)
+    ax.add_patch(box).set(clip_on=False, zorder=5)
 
 
-def _frame(
-    ax: Any, rows: int, columns: int, shifts: int, batch: int, side: float, title: str, ink: str
-) -> None:
-    """Labels of view, shift and image on top and left, lines between them, dissolved columns outlined.
-
-    Args:
-        ax: with cells of 1×1 around whole numbers.
-        rows: how many rows, and
-        columns: columns of cells, in the order of `loss.py`.
-        shifts: K.
-        batch: B.
-        side: width of the axes in inches, about: labels that would touch are left out.
-        title: above the labels.
-        ink: of the lines between groups.
-    """
-    many = shifts * batch
-    levels: list[tuple[str, int, Callable[[int], str]]] = [
-        ("image", 1, lambda i: chr(ord("a") + i % batch)),  # more than 26 have no room
-        ("shift", batch, lambda i: str(i % shifts)),
-        ("view", many, lambda i: VIEWS[i]),
-    ]
-    levels = [level for level in levels if level[1] * side * 72 / columns >= _LEAST]
-    away = 4
-    for name, size, label in levels:
-        for i in range(columns // size):
-            middle = (i + 0.5) * size - 0.5
-            ax.annotate(
-                label(i), (middle, 1), (0, away), ("data", "axes fraction"), "offset points", ha="center"
-            )
-            if i < rows // size:
-                ax.annotate(
-                    label(i), (0, middle), (-away, 0), ("axes fraction", "data"), "offset points",
-                    ha="right", va="center", rotation=90 if name == "view" else 0,
-                )  # fmt: skip
-        ax.annotate(name, (0, 1), (-5, away), "axes fraction", "offset points", ha="right", color="#606060")
-        away += 13
-    ax.set_title(title, pad=away + 4)
-    ax.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
-    for i in range(1, columns // many):
-        ax.axvline(i * many - 0.5, color=ink, linewidth=1.2)
-        if i < rows // many:
-            ax.axhline(i * many - 0.5, color=ink, linewidth=1.2)
-    if columns == 3 * many:
-        corner = (2 * many - 0.5, -0.5)
-        # edged as the lines are where cells can be dark: in grey, red is as dark as they
-        edge = [(ink, 4.6)] if ink == WHITE else []
-        for colour, width in [*edge, (OUTLINE, 2.6)]:
-            box = Rectangle(corner, many, 2 * many, fill=False, edgecolor=colour, linewidth=width)
-            ax.add_patch(box).set(clip_on=False, zorder=5)
+def _legend(figure: Figure, patches: list[Patch]) -> None:
+    label = "dissolved copies: the new negatives"
+    patches.append(Patch(facecolor="none", edgecolor=OUTLINE, linewidth=2.2, label=label))
+    figure.legend(handles=patches, loc="outside lower center", ncols=2, frameon=False)
 
 
-def _legend(figure: Figure, handles: list[Any], views: int, columns: int) -> None:
-    if views == 3:
-        label = "dissolved copies: the new negatives"
-        handles = [*handles, Patch(facecolor="none", edgecolor=OUTLINE, linewidth=2.2, label=label)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-
-
-# --- what training made of it ----------------------------------------------------------------------------
-
-
-def pair_masks(batch: int, shifts: int, exclude_own: bool = True) -> dict[str, np.ndarray]:
-    """Which cells of the anchors' rows `(2·K·B, 3·K·B)` are positives, negatives, own dissolved copies.
-
-    Own copies are the cells that the two maskings treat differently; they are among the negatives unless
-    `exclude_own`.
-    """
-    cells, kept = target_cells(batch, shifts, exclude_own), target_cells(batch, shifts, False)
-    own = (target_cells(batch, shifts, True) == EXCLUDED) & (kept != EXCLUDED)
-    return {"positive": cells == POSITIVE, "negative": cells == NEGATIVE, "own": own}
-
-
-def with_dissolver(detector: Detector) -> DIA:
-    """The detector, if it has what these pictures are of: a fitted dissolver.
-
-    Raises:
-        DataError: it has not.
-    """
-    if not isinstance(detector, DIA) or (
-        hasattr(detector, "encoder_") and not hasattr(detector, "dissolver_")
-    ):
-        raise DataError(f"{detector.method} has no dissolver to draw; fit dia or dia+")
-    if not hasattr(detector, "dissolver_"):
-        raise DataError(f"{detector.method} is not fitted; call fit() or load a fitted model first")
-    return detector
-
-
-def similarities(detector: Detector, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def similarities(detector: DIA, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Cosine similarities of one batch's projections, before training and after it.
 
-    The rows are those the loss would see: augmented views × shifts × images, dissolved live. Before is the
-    encoder as the detector's seed began it. Both normalise by the statistics of this batch, as they do in
-    training: an untrained encoder has no others.
+    The rows are those the loss sees: augmented views × shifts × images, dissolved live. "Before" is the
+    encoder as the detector's seed began it. Both normalise by the statistics of this batch, as in training.
 
     Args:
-        detector: a fitted `dia`, or `dia+` with the view `contrast`, which stays as it is.
-        images: `(B, H, W, C)` uint8, the batch.
-        seed: of the augmentation, flips and t.
+        detector: a fitted detector with dissolver and encoder, which stays as it is.
+        images: `(B, H, W, C)` uint8 in the shape that was fitted.
+        seed: seed of augmentation, flips and t.
 
     Returns:
-        Two `(3·K·B, 3·K·B)` float64 in [−1, 1], ordered as in `loss.py`.
-
-    Raises:
-        DataError: a detector without dissolver or encoder, or images it was not fitted for.
+        Two `(3·K·B, 3·K·B)` float64 in [−1, 1], ordered as in `amplify/loss.py`.
     """
-    detector = with_dissolver(detector)
-    if not hasattr(detector, "encoder_"):
-        raise DataError(f"{detector.method} has no encoder to draw; fit dia, or dia+ with the view contrast")
-    if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != tuple(detector.shape_):
-        raise DataError(f"a batch must be (B, {', '.join(map(str, detector.shape_))}), not {images.shape}")
-    s = detector.s.amplify
-    live = LiveDissolving(images, detector.dissolver_, detector.s.ts)
-    rows = training_rows(images, live, s, seed=seed)
-    before = untrained_encoder(detector.shape_, s, detector.seed)
-    rows = rows.to(detector.where_)
-    return _cosines(before.to(detector.where_), rows), _cosines(detector.encoder_, rows)
+    s = getattr(detector.s, "contrast", detector.s)
+    live = LiveDissolving(images, detector.dissolver_, s.ts)
+    rows = training_rows(images, live, s.amplify, seed=seed).to(detector.where_)
+    before = untrained_encoder(detector.shape_, s.amplify, detector.seed).to(detector.where_)
+    return _cosines(before, rows), _cosines(detector.encoder_, rows)
 
 
 @torch.no_grad()
 def _cosines(encoder: Encoder, rows: Tensor) -> np.ndarray:
-    encoder = copy.deepcopy(encoder).train()  # a copy: its running statistics move
+    encoder = copy.deepcopy(encoder).train()  # a copy, as its running statistics change
     z = F.normalize(encoder(rows)[1].double(), dim=1)
     return (z @ z.T).clamp(-1, 1).cpu().numpy()
 
 
-@_styled
-def similarity_figure(
-    before: np.ndarray, after: np.ndarray, shifts: int, batch: int, exclude_own: bool = True
-) -> Figure:
-    """Two matrices of `similarities` side by side in one scale of colours, with their means under them."""
-    rows, masks = len(before), pair_masks(batch, shifts, exclude_own)
-    low = np.floor(min(before.min(), after.min()) * 10) / 10
-    own = "left out" if exclude_own else "among them"
+def _similarity_figure(detector: DIA, images: np.ndarray, seed: int) -> Figure:
+    """Draws the similarities before and after in one colour scale, and prints the means of kinds of pairs."""
+    amplify = getattr(detector.s, "contrast", detector.s).amplify
+    batch, shifts, exclude_own = len(images), SHIFTS[amplify.shift][0], amplify.exclude_own
+    cells, left_out, kept = (target_cells(batch, shifts, own) for own in (exclude_own, True, False))
+    own = f"own dissolved copies, {'left out' if exclude_own else 'among them'}"
+    masks = {"positives": cells == POSITIVE, "negatives": cells == NEGATIVE, own: left_out != kept}
+    matrices = similarities(detector, images, seed=seed)
+    low = min(0.9, np.floor(10 * np.min(matrices)) / 10)
     figure = Figure((7.8, 4.8), dpi=200, layout="compressed")
     axes = figure.subplots(1, 2)
-    for ax, title, matrix in zip(axes, ("before training", "after training"), (before, after), strict=True):
-        image = ax.imshow(matrix, cmap="cividis", vmin=min(low, 0.9), vmax=1, interpolation="none")
-        _frame(ax, rows, rows, shifts, batch, 2.9, title, WHITE)
-        mean = {name: matrix[: len(mask)][mask] for name, mask in masks.items()}
-        lines = [
-            f"positives: {_mean(mean['positive'])}",
-            f"negatives: {_mean(mean['negative'])}",
-            f"own dissolved copies, {own}: {_mean(mean['own'])}",
-        ]
-        ax.set_xlabel("mean similarity to the anchor\n" + "\n".join(lines), linespacing=1.5)
-    figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, label="cosine similarity")
-    _legend(figure, [], 3, 1)
+    for ax, when, matrix in zip(axes, ("before", "after"), matrices, strict=True):
+        mesh = ax.pcolormesh(matrix, cmap="cividis", vmin=low, vmax=1)
+        _frame(ax, matrix.shape, batch, shifts, "white")
+        ax.set_title(f"{when} training")
+        of = {name: matrix[: len(mask)][mask] for name, mask in masks.items()}
+        means = [f"{name}: {f'{v.mean():.2f}' if len(v) else '–'}" for name, v in of.items()]
+        ax.set_xlabel("\n".join(["mean similarity to the anchor", *means]).replace("-", "−"), linespacing=1.5)
+    figure.colorbar(mesh, ax=axes, shrink=0.85, pad=0.02, label="cosine similarity")
+    _legend(figure, [])
     return figure
 
 
-def _mean(values: np.ndarray) -> str:
-    return f"{values.mean():.2f}".replace("-", "−") if len(values) else "–"
-
-
-def similarity_before_after(
-    path: Path, detector: Detector, images: np.ndarray, *, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Draws the measured similarities of one batch before and after training, in one scale of colours.
+def removed_energy(dissolver: Dissolving, images: np.ndarray, ts: Sequence[int]) -> np.ndarray:
+    """Root mean square of x − D_t(x) over pixels and channels.
 
     Args:
-        path: of the PNG or SVG.
-        detector: as above.
-        images: `(B, H, W, C)` uint8, the batch; B = 2 to 4 is easily read.
-        seed: of the augmentation, flips and t.
+        dissolver: a fitted dissolver.
+        images: `(N, H, W, C)` uint8.
+        ts: T diffusion steps.
 
     Returns:
-        `before` and `after` as `similarities` has them, and for each the means that are printed:
-        `before_positive`, `before_negative`, `before_own`, `after_positive`, … `()` (NaN of no pair).
-
-    Raises:
-        DataError: as `similarities`, and for another ending of the name.
+        `(N, T)` float64 in grey levels, 0–255.
     """
-    path = _picture(path)
-    before, after = similarities(detector, images, seed=seed)
-    s = detector.s.amplify
-    shifts, exclude_own = SHIFTS[s.shift][0], s.exclude_own
-    save(similarity_figure(before, after, shifts, len(images), exclude_own), path)
-    numbers = {"before": before, "after": after}
-    for name, mask in pair_masks(len(images), shifts, exclude_own).items():
-        for when, matrix in (("before", before), ("after", after)):
-            chosen = matrix[: len(mask)][mask]
-            numbers[f"{when}_{name}"] = np.asarray(chosen.mean() if len(chosen) else np.nan)
-    return numbers
+    removed = (images - d.astype(float) for d in dissolver.dissolve(images, ts))
+    return np.stack([np.sqrt((r**2).mean((1, 2, 3))) for r in removed], axis=1)
 
 
-# --- what dissolving takes away --------------------------------------------------------------------------
-
-
-def dissolve_strips(
-    path: Path,
-    dissolver: Dissolves,
-    normal_images: np.ndarray,
-    anomalous_images: np.ndarray,
-    ts: Sequence[int] = DISSOLVE_TS,
-) -> Path:
-    """Draws each image and its dissolved copies in a row, normal ones first.
-
-    Args:
-        path: of the PNG; these are pixels, there is no SVG of them.
-        dissolver: fitted.
-        normal_images: `(N, H, W, C)` uint8, and
-        anomalous_images: `(M, H, W, C)` uint8; one of the two may be empty.
-        ts: diffusion steps, a column each, in this order.
-
-    Raises:
-        DataError: another ending, no image, shapes that differ, no t, or what the dissolver refuses.
-    """
-    path, ts = _picture(path, (".png",)), _steps(ts)
-    lots = [x for x in (normal_images, anomalous_images) if len(x)]
-    if not lots or len({x.shape[1:] for x in lots}) > 1:
-        shapes = f"{normal_images.shape} and {anomalous_images.shape}"
-        raise DataError(f"strips need normal and anomalous images of one size, not {shapes}")
-    images = np.concatenate(lots)
-    columns = [("image", images)]
-    columns += [(f"t = {t}", d) for t, d in zip(ts, dissolver.dissolve(images, ts), strict=True)]
-    rows = [f"normal {i + 1}" for i in range(len(normal_images))]
-    rows += [f"anomalous {i + 1}" for i in range(len(anomalous_images))]
-    return sheet(path, columns, rows)
-
-
-def residuals(dissolver: Dissolves, images: np.ndarray, ts: Sequence[int]) -> np.ndarray:
-    """Root mean square of x − D_t(x) over pixels and channels, in grey levels: `(N, len(ts))` float64.
-
-    Args:
-        dissolver: fitted.
-        images: `(N, H, W, C)` uint8.
-        ts: diffusion steps.
-
-    Raises:
-        DataError: no t, or what the dissolver refuses.
-    """
-    ts, out = _steps(ts), np.empty((len(images), len(ts)))
-    for start in range(0, len(images), _CHUNK):
-        x = images[start : start + _CHUNK]
-        for j, dissolved in enumerate(dissolver.dissolve(x, ts)):
-            removed = x.astype(np.float64) - dissolved
-            out[start : start + _CHUNK, j] = np.sqrt((removed**2).mean((1, 2, 3)))
-    return out
-
-
-@_styled
-def residual_figure(numbers: dict[str, np.ndarray]) -> Figure:
-    """The curves of `residual_energy`'s numbers; and again as differences from the normals' median.
-
-    The second panel is there because the curves rise by far more than they differ.
-    """
-    n, ts = numbers, numbers["ts"]
+def _energy_figure(
+    dissolver: Dissolving, normals: np.ndarray, anomalies: np.ndarray, ts: Sequence[int]
+) -> Figure:
+    """Draws the removed energy over t, and as the curves rise by more than they differ, their difference."""
+    normal, anomalous = (removed_energy(dissolver, x, ts) for x in (normals, anomalies))
     figure = Figure((6.4, 5.6), dpi=200, layout="constrained")
     axes: Any = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    names = [f"normal: {BAND[0]:g}–{BAND[1]:g} % of {_images(n['normal'])}", "normal: median"]
-    for ax, zero in zip(axes, (0 * n["normal_median"], n["normal_median"]), strict=True):
-        low, high = n["normal_low"] - zero, n["normal_high"] - zero
-        ax.fill_between(ts, low, high, color=NORMAL, alpha=0.2, linewidth=0, label=names[0])
-        # the band at each t that was measured, which is all there is of it where that is one
-        ax.vlines(ts, low, high, color=NORMAL, alpha=0.5, linewidth=1)
-        ax.plot(ts, n["normal_median"] - zero, "o-", color=NORMAL, linewidth=2, markersize=5, label=names[1])
-        if len(n["anomalous"]):
-            ax.plot(
-                ts, n["anomalous_median"] - zero, "s--", color=ANOMALOUS, linewidth=2, markersize=5.5,
-                label=f"anomalous: median of {_images(n['anomalous'])}", markerfacecolor="white",
-                markeredgewidth=1.6,
-            )  # fmt: skip
+    low, median, high = np.percentile(normal, [5, 50, 95], axis=0)
+    for ax, zero in zip(axes, (0, median), strict=True):
+        band = f"normal: 5–95 % of {len(normal)} images"
+        ax.fill_between(ts, low - zero, high - zero, color="#0060a8", alpha=0.2, linewidth=0, label=band)
+        ax.vlines(ts, low - zero, high - zero, color="#0060a8", alpha=0.5, linewidth=1)
+        ax.plot(ts, median - zero, "o-", color="#0060a8", linewidth=2, label="normal: median")
+        if len(anomalous):
+            label = f"anomalous: median of {len(anomalous)} images"
+            ax.plot(ts, np.median(anomalous, axis=0) - zero, "s--", color="#c44e00", mfc="white", label=label)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#dddddd", linewidth=0.6)
-        ax.set_axisbelow(True)
     axes[0].set(title="What dissolving takes away", ylabel="RMS of x − Dₜ(x), grey levels (0–255)")
     axes[0].set_ylim(bottom=0)
-    axes[0].legend(frameon=False, loc="best")
+    axes[0].legend(frameon=False)
     axes[1].set(xlabel="diffusion step t", ylabel="the same, less\nthe normals' median")
     figure.align_ylabels(axes)
     return figure
-
-
-def _images(values: np.ndarray) -> str:
-    return f"{len(values)} image{'s' * (len(values) != 1)}"
-
-
-def residual_energy(
-    path: Path,
-    dissolver: Dissolves,
-    normals: np.ndarray,
-    anomalous: np.ndarray,
-    ts: Sequence[int] = DISSOLVE_TS,
-) -> dict[str, np.ndarray]:
-    """Draws how much dissolving changes images over t: the normals' band and median, the anomalous' median.
-
-    Args:
-        path: of the PNG or SVG.
-        dissolver: fitted.
-        normals: `(N, H, W, C)` uint8, at least one.
-        anomalous: `(M, H, W, C)` uint8; their curve is left out where M = 0.
-        ts: diffusion steps, in any order.
-
-    Returns:
-        `ts` `(T,)` ascending; `normal` `(N, T)` and `anomalous` `(M, T)`, each image's `residuals` in grey
-        levels; `normal_low`, `normal_median`, `normal_high` `(T,)`, the 5th, 50th and 95th percentile; and
-        `anomalous_median` `(T,)`, NaN where M = 0.
-
-    Raises:
-        DataError: another ending, no normal image, no t, or what the dissolver refuses.
-    """
-    path, ts = _picture(path), sorted(set(_steps(ts)))
-    if not len(normals):
-        raise DataError("the residuals' band needs at least one normal image")
-    of_normals, of_anomalous = residuals(dissolver, normals, ts), residuals(dissolver, anomalous, ts)
-    low, median, high = np.percentile(of_normals, [BAND[0], 50, BAND[1]], axis=0)
-    numbers = {
-        "ts": np.array(ts),
-        "normal": of_normals,
-        "anomalous": of_anomalous,
-        "normal_low": low,
-        "normal_median": median,
-        "normal_high": high,
-        "anomalous_median": np.median(of_anomalous, axis=0) if len(anomalous) else np.full(len(ts), np.nan),
-    }
-    save(residual_figure(numbers), path)
-    return numbers
-
-
-def _steps(ts: Sequence[int]) -> list[int]:
-    if not len(ts):
-        raise DataError("at least one diffusion step t is needed")
-    return [int(t) for t in ts]

@@ -1,16 +1,20 @@
-"""What the HTML pages share: the template's surroundings, plots in the page's own colours, the last words.
+"""What pages and figures share: jinja's environment, colours, inline SVG and picture files, the last words.
 
-Knows no numbers, runs or images. The style is in `style.html.j2`, which every page's template includes.
+Knows no numbers, runs or images. The style of the pages is in `style.html.j2`.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
@@ -20,19 +24,20 @@ LIMITS = (
     "A high score says that an image differs from the normal images of training, not that there is disease; "
     "a low score does not exclude disease. Heatmaps hint at where the score comes from and prove nothing."
 )
-
-# Matplotlib has no CSS colours: draw in colours nobody uses, then put the page's own in their place.
-INK, GRID, NORMAL, ANOMALOUS = "#010203", "#010204", "#010205", "#010206"
-CSS_COLOURS = {
-    INK: "currentColor",
-    GRID: "var(--line)",
-    NORMAL: "var(--normal)",
-    ANOMALOUS: "var(--anomalous)",
+# Colours of ink, grid, anomalous ("C0") and normal ("C1"). Matplotlib has no CSS colours: a page is drawn in
+# colours that nothing else uses, which are then replaced by the page's own.
+_CSS = {
+    "#010203": "currentColor",
+    "#010204": "var(--line)",
+    "#010206": "var(--anomalous)",
+    "#010205": "var(--normal)",
 }
+_FILE = ("#24292f", "#d5d9de", "#c2500a", "#0072b2")
 
 
+@cache
 def environment() -> Environment:
-    """Jinja's, with escaping, for the templates of this folder."""
+    """Jinja's environment for the templates of this folder, with HTML escaped."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -40,41 +45,97 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": _number, "percent": _percent}
+    made.filters |= {"number": _number, "percent": lambda v: f"{100 * v:.3g}\N{NO-BREAK SPACE}%"}
     return made
 
 
-def axes(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
-    """A figure with one pair of axes, in the page's colours."""
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+def lines(template: str, **values: Any) -> list[str]:
+    """Fills a template of plain sentences.
+
+    Args:
+        template: name of a file in `templates`, with a sentence a line.
+        **values: values that the template names.
+
+    Returns:
+        The sentences; empty lines are left out.
+    """
+    text = environment().overlay(autoescape=False).get_template(template).render(**values)
+    return [line for line in text.splitlines() if line]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.6)) -> tuple[Figure, Any]:
+    """A figure with one pair of axes.
+
+    Args:
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+        size: width and height in inches.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure = Figure(size, layout="constrained")
     ax = figure.add_subplot()
-    ax.set_xlabel(xlabel, color=INK)
-    ax.set_ylabel(ylabel, color=INK)
-    ax.tick_params(color=INK, labelcolor=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[:].set_color(INK)
-    ax.grid(color=GRID, linewidth=0.6)
-    ax.set_axisbelow(True)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     return figure, ax
 
 
-def svg(figure: Figure, description: str) -> Markup:
-    """The figure as inline SVG in the page's own colours and fonts; `description` is read out."""
+def svg(draw: Callable[[], Figure], description: str) -> Markup:
+    """Inline SVG in the page's own colours and fonts.
+
+    Args:
+        draw: makes the figure.
+        description: text that screen readers read out.
+
+    Returns:
+        The `svg` element; the same figure gives the same text.
+    """
     buffer = io.StringIO()
-    # fixed salt and no metadata: the same content gives the same page; text stays text
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with _painted(description, *_CSS):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        draw().savefig(buffer, format="svg", transparent=True, metadata=nothing)
     drawn = buffer.getvalue()
-    for colour, css in CSS_COLOURS.items():
+    for colour, css in _CSS.items():
         drawn = drawn.replace(colour, css)
     opening = f'<svg role="img" aria-label="{escape(description)}"'
     return Markup(drawn[drawn.index("<svg") :].replace("<svg", opening, 1))  # safe: matplotlib escapes text
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+def save(draw: Callable[[], Figure], path: Path) -> Path:
+    """Writes a figure on white, PNG or SVG by the name's ending; the same figure gives the same file.
+
+    Args:
+        draw: makes the figure.
+        path: the file, whose folder is made if absent.
+
+    Returns:
+        The path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dates = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with _painted(path.name, *_FILE):
+        draw().savefig(path, dpi=130, facecolor="white", metadata=dates)
+    return path
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
+def _painted(salt: str, ink: str, grid: str, anomalous: str, normal: str) -> AbstractContextManager[None]:
+    """Matplotlib's settings while a figure is drawn and saved, as ticks are made only then."""
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = {
+        "axes.prop_cycle": cycler(color=[anomalous, normal]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": grid,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,  # ids would be random otherwise
+    }
+    return mpl.rc_context(settings | dict.fromkeys(inked, ink))

@@ -1,7 +1,7 @@
 """The one type of table that is shown anywhere, and the tables of the benchmark and of ablations.
 
-A `Table` says what stands in it and what is marked; `render.py` gives it the form of Markdown, CSV, LaTeX,
-HTML or a terminal. Knows results; no scores, plots or pages.
+A `Table` holds text and marks; `render.py` gives it the form of Markdown, CSV, LaTeX, HTML or a terminal.
+Knows results; no scores, plots or pages.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 from ..benchmark.grid import Grid, Measured
 from ..benchmark.published import BASE, paper_gains, paper_table
 from ..benchmark.results import BenchmarkResults, Row
-from ..evaluate.compare import Difference
 from . import text
+from .text import difference
 
 
 class Marked(NamedTuple):
     """A value that is marked, or has smaller lines below it.
 
     Args:
-        text: what stands there.
+        text: the value as shown.
         mark: `best` and `clear` are bold, `second` is underlined.
         notes: the smaller lines.
     """
@@ -42,14 +42,13 @@ class Table:
 
     Args:
         head: names of the C columns.
-        blocks: rows of C values each, under a heading that is empty where there is none.
-        words: so many columns from the left hold words; the others hold numbers, which are aligned right. All
-            hold words where None.
+        blocks: rows of C values each, under a heading, which may be empty.
+        words: number of columns from the left that hold words; numbers in the others are aligned right.
     """
 
     head: tuple[str, ...]
     blocks: tuple[tuple[str, tuple[Line, ...]], ...]
-    words: int | None = None
+    words: int
 
     @property
     def rows(self) -> list[Line]:
@@ -58,8 +57,25 @@ class Table:
 
 
 def table(head: Iterable[str], rows: Iterable[Line], words: int | None = None) -> Table:
-    """A table of one block; see `Table`."""
-    return Table(tuple(head), (("", tuple(rows)),), words)
+    """A table of one block without heading.
+
+    Args:
+        head: names of the C columns.
+        rows: rows of C values each.
+        words: number of columns from the left that hold words, None for all.
+
+    Returns:
+        The table.
+
+    Example:
+        >>> from dia.report import render
+        >>> print(render.markdown(table(["method", "AUROC"], [["dia", Marked("0.9", "best")]], words=1)))
+        | method | AUROC |
+        | --- | ---: |
+        | dia | **0.9** |
+    """
+    names = tuple(head)
+    return Table(names, (("", tuple(rows)),), len(names) if words is None else words)
 
 
 # --- the benchmark ----------------------------------------------------------------------------------------
@@ -69,31 +85,37 @@ def results_table(results: BenchmarkResults, compact: bool = False) -> Table:
     """Rows of methods by family, columns of data sets.
 
     Args:
-        results: of the benchmark.
+        results: results of the benchmark.
         compact: leaves out intervals, differences and mean ranks, and has a column of how many seeds a row's
-            data sets have; cells that have fewer say so.
+            data sets have; cells with fewer say so.
+
+    Returns:
+        The table.
     """
-    about = ("weights", "seeds") if compact else ("weights",)
-    rest = () if compact else ("mean rank",)
 
     def line(r: Row) -> Line:
         most = max((len(c.runs) for c in r.cells.values()), default=0) if compact else results.seeds
-        weights = "" if r.trivial else r.kind if compact else r.weights
-        rank = [] if compact else ["–" if r.rank is None else f"{r.rank:.2f}"]
         cells = [_result(r, d, most, compact) for d in results.datasets]
-        return [r.method, weights, *([str(most)] if compact else []), *cells, *rank]
+        if compact:
+            return [r.method, "" if r.trivial else r.kind, str(most), *cells]
+        return [r.method, "" if r.trivial else r.weights, *cells, "–" if r.rank is None else f"{r.rank:.2f}"]
 
-    blocks = tuple((family, tuple(line(r) for r in rows)) for family, rows in results.blocks)
-    return Table(("method", *about, *results.datasets, *rest), blocks, 1 + len(about))
+    blocks = tuple((family, tuple(map(line, rows))) for family, rows in results.blocks)
+    first = ("method", "weights", "seeds") if compact else ("method", "weights")
+    rank = () if compact else ("mean rank",)
+    return Table((*first, *results.datasets, *rank), blocks, len(first))
 
 
 def _result(row: Row, dataset: str, most: int, compact: bool) -> Value:
     cell = row.cells.get(dataset)
     if cell is None:
         return "failed" if dataset in row.failures else "–"
-    small = [text.fewer(cell, most), "" if compact else text.interval(cell)]
-    small.append(text.beside(cell, difference=not compact))
-    return Marked(text.value(cell), cell.mark, tuple(filter(None, small)))
+    notes = (
+        f"{len(cell.runs)} of {most} seeds" if len(cell.runs) < most else "",
+        "" if compact else f"[{cell.ci[0]:.3f}, {cell.ci[1]:.3f}]",
+        text.paper_value(cell, compact),
+    )
+    return Marked(text.mean_and_spread(cell.mean, cell.std), cell.mark, tuple(filter(None, notes)))
 
 
 CSV_FIELDS = (
@@ -108,42 +130,21 @@ def long_table(results: BenchmarkResults) -> Table:
     """One row for each cell of the results, in full precision; without numbers for those that failed."""
     rows = []
     for r in results.rows:
-        of_row = {
-            "method": r.method, "kind": r.kind, "weights": r.weights, "starts_from": r.starts_from,
-            "family": r.family, "mean_rank": r.rank,
-        }  # fmt: skip
         for d in results.datasets:
             failed = "; ".join(f"seed {s}: {why}" for s, why in sorted(r.failures.get(d, {}).items()))
-            of_cell = _long(r, d) if d in r.cells else {}
-            if of_cell or failed:
-                found: dict[str, Any] = {**of_row, **of_cell, "dataset": d, "failed": failed}
-                rows.append(["" if (v := found.get(f)) is None else str(v) for f in CSV_FIELDS])
+            found: dict[str, Any] = {**vars(r), "dataset": d, "mean_rank": r.rank, "failed": failed}
+            if c := r.cells.get(d):
+                paper, run = c.paper or (None, None), c.runs[0]
+                found |= {**vars(c), "preset": run["preset"], "auroc": c.mean, "auroc_std": c.std}
+                found |= {"ci_low": c.ci[0], "ci_high": c.ci[1], "paper": paper[0], "paper_std": paper[1]}
+                found |= {"paper_direction": c.direction, "difference": c.difference}
+                found["seeds"] = " ".join(str(run["seed"]) for run in c.runs)
+                found["image_shape"] = "x".join(map(str, run.get("image_shape", "")))
+                found["seen_at"] = r.sizes.get(d, "")
+                found["devices"] = "; ".join(dict.fromkeys(str(run["device"]) for run in c.runs))
+            if c or failed:
+                rows.append(["" if found.get(f) is None else str(found[f]) for f in CSV_FIELDS])
     return table(CSV_FIELDS, rows)
-
-
-def _long(row: Row, dataset: str) -> dict[str, Any]:
-    c = row.cells[dataset]
-    paper, paper_std = c.paper or (None, None)
-    return {
-        "preset": c.runs[0]["preset"],
-        "seeds": " ".join(str(run["seed"]) for run in c.runs),
-        "auroc": c.mean,
-        "auroc_std": c.std,
-        "ci_low": c.ci[0],
-        "ci_high": c.ci[1],
-        "ap": c.ap,
-        "mark": c.mark,
-        "paper": paper,
-        "paper_std": paper_std,
-        "paper_direction": c.direction,
-        "difference": c.difference,
-        "fit_seconds": c.fit_seconds,
-        "images_per_second": c.images_per_second,
-        "peak_memory_mb": c.peak_memory_mb,
-        "image_shape": "x".join(map(str, c.runs[0].get("image_shape", ""))),
-        "seen_at": row.sizes.get(dataset, ""),
-        "devices": "; ".join(dict.fromkeys(str(run["device"]) for run in c.runs)),
-    }
 
 
 def heatmap_table(results: BenchmarkResults) -> Table:
@@ -159,33 +160,36 @@ def heatmap_table(results: BenchmarkResults) -> Table:
 
 
 def cost_table(results: BenchmarkResults) -> Table:
-    """Of each row that trains: weights, what its publication starts from, as printed, size, cost."""
+    """Weights, what the publication starts from, size and cost of each row that trains."""
     head = (
         *("method", "weights here", "published with", "“extra training data” as printed", "images seen at"),
         *("fit, s", "images/s", "peak MiB"),
     )
-    return table(
-        head,
+    costs = ("fit_seconds", "images_per_second", "peak_memory_mb")
+    rows = [
         [
-            [
-                *(r.name, r.weights, r.starts_from, r.printed, text.sizes(r)),
-                *(text.amount(r.average(w)) for w in ("fit_seconds", "images_per_second", "peak_memory_mb")),
-            ]
-            for r in results.rows
-            if not r.trivial
-        ],
-    )
+            r.name,
+            r.weights,
+            r.starts_from,
+            r.printed,
+            text.sizes(r),
+            *(text.amount(r.average(c)) for c in costs),
+        ]
+        for r in results.rows
+        if not r.trivial
+    ]
+    return table(head, rows)
 
 
 def gain_table(results: BenchmarkResults) -> Table:
-    """Of each row with a gain over CSI: the gain, over which data sets, the paper's."""
-    theirs = paper_gains()
+    """Gain over CSI of each row that has one, the data sets it is over, and the paper's gain."""
+    theirs = {m: f"{text.signed(100 * gain, 2)}\N{NO-BREAK SPACE}%" for m, gain in paper_gains().items()}
     rows = [
         [
             r.name,
             f"{text.signed(100 * r.gain, 2)}\N{NO-BREAK SPACE}%",
             "all" if set(r.gain_over) == set(results.once) else ", ".join(r.gain_over),
-            f"{text.signed(100 * theirs[r.method], 2)}\N{NO-BREAK SPACE}%" if r.method in theirs else "–",
+            theirs.get(r.method, "–"),
         ]
         for r in results.rows
         if r.gain is not None and r.name != BASE
@@ -194,7 +198,7 @@ def gain_table(results: BenchmarkResults) -> Table:
 
 
 def failure_table(results: BenchmarkResults) -> Table:
-    """The runs that came to nothing, with their reasons."""
+    """The runs that failed, with their reasons."""
     rows = [
         [r.name, d, str(seed), reason]
         for r in results.rows
@@ -205,7 +209,7 @@ def failure_table(results: BenchmarkResults) -> Table:
 
 
 def printed_table() -> Table:
-    """The paper's own table: rows with its mark, our correction and what is true."""
+    """The paper's own table: its rows with their marks, our correction and the true starting weights."""
     papers = paper_table()
     datasets = list(papers[BASE].aurocs)
     rows = []
@@ -223,38 +227,36 @@ def ablation_table(grid: Grid, made: Sequence[Measured]) -> Table:
     """The cells of a grid on one data set: AUROC, the published value if any has one, difference.
 
     Args:
-        grid: of `dia ablate`.
-        made: of each of its cells.
+        grid: a grid of `dia ablate`.
+        made: what was measured, one of each cell.
+
+    Returns:
+        The table.
     """
     published = any(m.published is not None for m in made)
     head = [*grid.factors, "AUROC", *(["published", "ours − published"] if published else [])]
-    return table(
-        [*head, "difference [95 %]"], [_measured(m, grid, published) for m in made], len(grid.factors)
-    )
-
-
-def _measured(m: Measured, grid: Grid, published: bool) -> Line:
-    values = list(m.aurocs.values())
-    middle = mean(values) if values else None
-    few = f" ({len(values)} of {len(grid.seeds)} seeds)" if 0 < len(values) < len(grid.seeds) else ""
-    line: list[Value] = [*m.cell.names, over_seeds(values) + few]
-    if published:
-        apart = None if middle is None or m.published is None else middle - m.published
-        line += [_number(m.published), "–" if apart is None else f"{apart:+.3f}"]
-    if m.cell.names == grid.reference:
-        return [*line, "reference"]
-    d = m.difference
-    if d is None:
-        return [*line, "–"]
-    return [*line, Marked(difference(d), "clear" if d.low > 0 or d.high < 0 else "")]
+    rows = []
+    for m in made:
+        values, seeds, d = list(m.aurocs.values()), len(grid.seeds), m.difference
+        few = f" ({len(values)} of {seeds} seeds)" if 0 < len(values) < seeds else ""
+        row: list[Value] = [*m.cell.names, over_seeds(values) + few]
+        if published:
+            both = values and m.published is not None
+            row += [_number(m.published), text.signed(mean(values) - (m.published or 0)) if both else "–"]
+        last = "–" if d is None else Marked(difference(d), "clear" if d.low > 0 or d.high < 0 else "")
+        rows.append([*row, "reference" if m.cell.names == grid.reference else last])
+    return table([*head, "difference [95 %]"], rows, len(grid.factors))
 
 
 def published_table(grid: Grid, values: Mapping[str, Mapping[str, float]]) -> Table:
     """Published values of data sets that are not measured here.
 
     Args:
-        grid: of `dia ablate`.
-        values: by data set, AUROC by cell ("level/level").
+        grid: a grid of `dia ablate`.
+        values: AUROC by data set and by cell ("level/level").
+
+    Returns:
+        The table.
     """
     cells = [c for c in grid.cells if any("/".join(c.names) in v for v in values.values())]
     rows = [[*c.names, *(_number(v.get("/".join(c.names))) for v in values.values())] for c in cells]
@@ -263,13 +265,9 @@ def published_table(grid: Grid, values: Mapping[str, Mapping[str, float]]) -> Ta
 
 def over_seeds(aurocs: Sequence[float]) -> str:
     """'mean ± standard deviation' of AUROCs; the value alone with one seed, a dash with none."""
-    spread = f" ± {stdev(aurocs):.3f}" if len(aurocs) > 1 else ""
-    return f"{mean(aurocs):.3f}{spread}" if aurocs else "–"
-
-
-def difference(d: Difference) -> str:
-    """The difference with its interval."""
-    return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    if not aurocs:
+        return "–"
+    return text.mean_and_spread(mean(aurocs), stdev(aurocs) if len(aurocs) > 1 else None)
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """The HTTP service: scores, heatmaps and dissolved copies of images that are sent, as JSON.
 
-Knows requests and answers; what is behind them are `predictor.py`, `batching.py` and `uploads.py`, and
-`middleware.py` stands before them. Keeps nothing of a request once it is answered.
+Knows requests and answers; `predictor.py`, `batching.py` and `uploads.py` do the work, and `middleware.py`
+guards it. Keeps nothing of a request once it is answered.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..report.style import LIMITS
 from .batching import Batcher
 from .limits import Deadline, Limits, Refused
 from .middleware import LOOPBACK, Counter, Guard, Work
-from .uploads import Upload, plain_name, unpack
+from .uploads import Unpacking, plain_name
 
 PATHS = ("/score", "/dissolve", "/model", "/health")
 _MULTIPART = Form(media_type="multipart/form-data")
@@ -47,7 +47,7 @@ _FILES = Field(description="images, or zips of images", min_length=1)
 
 
 class ScoreForm(BaseModel):
-    """What is sent to be scored."""
+    """Images to score, and options."""
 
     model_config = ConfigDict(extra="forbid")
     files: list[UploadFile] = _FILES
@@ -64,7 +64,7 @@ class ScoreForm(BaseModel):
 
 
 class DissolveForm(BaseModel):
-    """What is sent to be dissolved."""
+    """Images to dissolve, and diffusion steps."""
 
     model_config = ConfigDict(extra="forbid")
     files: list[UploadFile] = _FILES
@@ -72,7 +72,7 @@ class DissolveForm(BaseModel):
 
 
 class FileError(BaseModel):
-    """A file that was left out."""
+    """A file that was left out, and why."""
 
     name: str
     error: str
@@ -133,7 +133,7 @@ class DissolveAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the service works, and how much it has to do."""
+    """State and load of the service."""
 
     status: Literal["ok", "failing"]
     model_loaded: bool
@@ -155,16 +155,14 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
     return {"model": Problem, "description": description, "headers": shown}
 
 
-_TOKEN: dict[int | str, dict[str, Any]] = {
-    401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
-}
 _ANY: dict[int | str, dict[str, Any]] = {
     400: _problem("a malformed request, or a host name that is not served"),
+    401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
     500: _problem("an error of the service"),
 }
+_HEALTH = {400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     **_ANY,
-    **_TOKEN,
     403: _problem("sent by a page of another site"),
     408: _problem("did not arrive in time"),
     413: _problem("above a limit"),
@@ -184,13 +182,13 @@ def build_app(
     *,
     hosts: Sequence[str] | None = LOOPBACK,
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Returns the service as an ASGI application.
 
     Sets Pillow's limit on pixels, which holds for the whole process.
 
     Args:
         inferencer: the model.
-        limits: see there.
+        limits: of a request, and of all together.
         token: asked for by all but `/health` and the documentation; None to ask for nothing.
         hosts: names that the service answers to; None for any.
     """
@@ -213,15 +211,7 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(
-        Guard,
-        paths=PATHS,
-        limits=limits,
-        token=token,
-        hosts=hosts,
-        counter=counter,
-    )
-    app.add_exception_handler(Refused, _refused)
+    app.add_middleware(Guard, paths=PATHS, limits=limits, token=token, hosts=hosts, counter=counter)
     app.add_exception_handler(RequestValidationError, _invalid)
     # the guard asks for the token; this tells the documentation of it
     needs = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
@@ -288,14 +278,16 @@ def build_app(
 
         return await in_thread(request, make)
 
-    @app.get("/model", dependencies=needs, responses=_ANY | _TOKEN)
+    @app.get("/model", dependencies=needs, responses=_ANY)
     async def model() -> dict[str, Any]:
         """Facts of the model; and the limits of the service."""
         return {**inferencer.about(), "limits": vars(limits)}
 
-    @app.get("/health", response_model=Health, responses=_ANY | {503: {"model": Health}})
+    @app.get(
+        "/health", response_model=Health, responses={400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
+    )
     async def health(response: Response) -> Health:
-        """Whether the service works. Needs no token."""
+        """Returns state and load of the service. Needs no token."""
         if not batcher.alive:
             response.status_code = 503
         return Health(
@@ -306,7 +298,7 @@ def build_app(
         )
 
     def described() -> dict[str, Any]:
-        """As FastAPI describes it, with the diffusion steps that this model has."""
+        """The description by FastAPI, with the diffusion steps of this model."""
         found = FastAPI.openapi(app)
         steps = found["components"]["schemas"]["DissolveForm"]["properties"]["t"]["items"]
         steps |= {"minimum": 0, "maximum": max(inferencer.t_max - 1, 0)}
@@ -322,13 +314,14 @@ def build_app(
 def _read(
     inferencer: Inferencer, files: Sequence[UploadFile], limits: Limits, most: int, deadline: Deadline
 ) -> tuple[Reading, list[tuple[str, int]]]:
-    """The pictures of what was sent, and how many each file had."""
+    """The pictures of the uploads, and the number of pictures of each file."""
     pictures: list[Picture] = []
     counts: list[tuple[str, int]] = []
     with tempfile.TemporaryDirectory(prefix="dia-request-") as folder:
-        uploads = [Upload(file.filename or "", file.file) for file in files]
-        unpacked = unpack(uploads, Path(folder), limits, deadline)
-        errors = list(unpacked.errors)
+        unpacked = Unpacking(Path(folder), limits, deadline)
+        for sent in files:
+            unpacked.add(sent.filename or "", sent.file)
+        errors = unpacked.errors
         for file, name in zip(unpacked.files, unpacked.names, strict=True):
             deadline.check()
             one = inferencer.read([file], names=[name], most=most - len(pictures))
@@ -349,20 +342,15 @@ def _check_query(request: Request) -> None:
 
 
 def _asked(do: Callable[..., Any], *values: Any) -> Any:
-    """What the model says, or the line that says why such values cannot be."""
+    """Calls the model; its complaint about the values becomes a refusal."""
     try:
         return do(*values)
     except DataError as error:
         raise Refused(422, str(error)) from error
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return JSONResponse({"detail": error.line}, error.status, headers=error.headers)
-
-
 async def _invalid(_: Request, error: Exception) -> Response:
-    """The first thing that is wrong, in one line that repeats of what was sent but the field's name."""
+    """Returns the first validation error as one line, which quotes the field's name and nothing else sent."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(plain_name(str(part)) for part in first["loc"][1:])  # a client's may be anything
@@ -386,7 +374,7 @@ def _scored(
 
 
 def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
-    """Of the files with several images; two files may have one name, so they are told apart by number."""
+    """The volumes: files with several images. Files are known by their number, as names may be equal."""
     owners = [str(i) for i, (_, count) in enumerate(counts) for _ in range(count)]
     of_several = [owner if counts[int(owner)][1] > 1 else None for owner in owners]
     out = []

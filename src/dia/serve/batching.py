@@ -1,7 +1,7 @@
 """Images of several requests scored together: networks take a batch in little more time than one image.
 
 Knows a function that scores; knows nothing of requests. One thread scores. It takes images of those who wait
-in turn, so that a large request does not hold up a small one, and waits a few milliseconds for more while a
+in turn, so that a large request does not delay a small one, and waits a few milliseconds for more while a
 batch is not full. An image's score does not depend on its neighbours, but for the last bits of sums that
 are taken in another order.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -18,17 +19,17 @@ from ..deploy.predictor import Verdict
 from .limits import Deadline, Limits, Refused
 
 Score = Callable[[np.ndarray, bool], Verdict]  # images (N, H, W, C) uint8, with heatmaps or without
+_STOPPING = "the service is stopping"
 
 
 class _Job:
-    """Images of one request on their way."""
+    """Images of one request on their way; only the scoring thread sets `future`."""
 
     def __init__(self, images: np.ndarray, heatmaps: bool, deadline: Deadline):
         self.images, self.heatmaps, self.deadline = images, heatmaps, deadline
-        self.taken = 0
+        self.taken, self.given_up = 0, False
         self.parts: list[Verdict] = []
-        self.error: Exception | None = None
-        self.done = threading.Event()  # scored, failed, or given up by who asked
+        self.future: Future[None] = Future()
 
     @property
     def left(self) -> int:
@@ -36,7 +37,12 @@ class _Job:
 
 
 class Batcher:
-    """Scores for any number of threads; see above."""
+    """Scores for any number of threads, in batches that requests share.
+
+    Args:
+        score: gives the scores of a batch.
+        limits: `batch`, `batch_wait_ms` and `max_waiting` are used here.
+    """
 
     def __init__(self, score: Score, limits: Limits):
         self._score, self._limits = score, limits
@@ -48,41 +54,48 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Images not yet taken."""
+        """The images not yet taken."""
         with self._changed:
             return sum(job.left for job in self._jobs)
 
     @property
     def alive(self) -> bool:
-        """Whether it still scores."""
+        """Whether the scoring thread runs."""
         return self._open and self._thread.is_alive()
 
     def score(self, images: np.ndarray, heatmaps: bool, deadline: Deadline) -> Verdict:
-        """The scores of `(N, H, W, C)` uint8 images; waits for them.
+        """Returns the scores of images, for which it waits.
+
+        Args:
+            images: `(N, H, W, C)` uint8.
+            heatmaps: whether heatmaps are wanted, too.
+            deadline: the end of the request's time.
 
         Raises:
             Refused: too many images are waiting, or the time is over.
         """
-        job = _Job(images, heatmaps, deadline)
         if not len(images):
             return self._score(images, heatmaps)
+        job = _Job(images, heatmaps, deadline)
         with self._changed:
             waiting = sum(j.left for j in self._jobs)
             if waiting and waiting + len(images) > self._limits.max_waiting:
                 raise Refused(503, "too many images are waiting for the model; try again later")
             if not self._open:
-                raise Refused(503, "the service is stopping")
+                raise Refused(503, _STOPPING)
             self._jobs.append(job)
             self._changed.notify_all()
-        if not job.done.wait(deadline.left()):
-            job.done.set()
-            raise deadline.late()
-        if job.error is not None:
-            raise job.error
-        return _joined(job.parts)
+        try:
+            job.future.result(deadline.left())
+        except TimeoutError:
+            job.given_up = True
+            raise deadline.late() from None
+        scores, p_values, maps = zip(*((p.scores, p.p_values, p.heatmaps) for p in job.parts), strict=True)
+        joined = None if maps[0] is None else np.concatenate(maps)
+        return Verdict(np.concatenate(scores), np.concatenate(p_values), joined)
 
     def close(self) -> None:
-        """Ends the thread; who waits is refused."""
+        """Ends the thread; requests that wait are refused."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
@@ -94,9 +107,8 @@ class Batcher:
                 images = np.concatenate([job.images[part] for job, part in batch])
                 self._hand_out(batch, self._score(images, batch[0][0].heatmaps))
             except Exception as error:
-                for job, _ in batch:
-                    job.error = error
-                    job.done.set()
+                for job in {job for job, _ in batch if not job.future.done()}:
+                    job.future.set_exception(error)
 
     def _next(self) -> list[tuple[_Job, slice]]:
         """The next batch, as parts of jobs; empty when closed."""
@@ -107,19 +119,17 @@ class Batcher:
                 if self._open and (batch := self._take()):
                     return batch
             for job in self._jobs:
-                job.error = Refused(503, "the service is stopping")
-                job.done.set()
+                job.future.set_exception(Refused(503, _STOPPING))
             return []
 
     def _full(self) -> bool:
         return not self._open or sum(job.left for job in self._jobs) >= self._limits.batch
 
     def _take(self) -> list[tuple[_Job, slice]]:
-        for job in [j for j in self._jobs if j.done.is_set() or not j.deadline.left()]:
+        for job in [j for j in self._jobs if j.given_up or j.future.done() or not j.deadline.left()]:
             self._jobs.remove(job)  # nobody waits for it
         room, batch = self._limits.batch, []
-        alike = [j for j in self._jobs if j.heatmaps == self._jobs[0].heatmaps]
-        for job in alike:
+        for job in [j for j in self._jobs if j.heatmaps == self._jobs[0].heatmaps]:
             count = min(job.left, room)
             batch.append((job, slice(job.taken, job.taken + count)))
             job.taken += count
@@ -138,13 +148,4 @@ class Batcher:
             maps = None if verdict.heatmaps is None else verdict.heatmaps[here]
             job.parts.append(Verdict(verdict.scores[here], verdict.p_values[here], maps))
             if part.stop == len(job.images):
-                job.done.set()
-
-
-def _joined(parts: list[Verdict]) -> Verdict:
-    maps = [p.heatmaps for p in parts if p.heatmaps is not None]
-    return Verdict(
-        np.concatenate([p.scores for p in parts]),
-        np.concatenate([p.p_values for p in parts]),
-        np.concatenate(maps) if maps else None,
-    )
+                job.future.set_result(None)

@@ -1,4 +1,4 @@
-"""What the service accepts of one request and of all together. Knows numbers; checks nothing by itself."""
+"""Limits of the service, of one request and of all together. Knows numbers; checks no request itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..core.errors import DataError
 
 @dataclass(frozen=True)
 class Limits:
-    """Above these a request is refused; nothing of it is kept.
+    """The limits: a request above one of them is refused, and nothing of it is kept.
 
     Args:
         max_mb: size of a request's body, in MB of 10⁶ bytes; counted while it arrives.
@@ -42,16 +42,16 @@ class Limits:
             if isinstance(f.default, int) and value < 1:
                 raise DataError(f"--{f.name} must be at least 1, not {value}")
             if not value >= 0:
-                raise DataError(f"--{f.name} must not be below 0, nor be {value}")
+                raise DataError(f"--{f.name} must be a number from 0, not {value}")
 
     @property
     def max_bytes(self) -> int:
-        """Of a request's body."""
+        """The bytes that a request's body may have."""
         return int(self.max_mb * 1e6)
 
     @property
     def max_unpacked(self) -> int:
-        """Bytes unpacked for a request."""
+        """The bytes that may be unpacked for a request."""
         return int(self.max_unpacked_mb * 1e6)
 
 
@@ -66,29 +66,30 @@ class Refused(Exception):
     def __init__(self, status: int, line: str):
         super().__init__(line)
         self.status, self.line = status, line
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What a client should know beside the line."""
-        return {"Retry-After": "1"} if self.status == 503 else {}
+        of_status = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+        self.headers: dict[str, str] = of_status.get(status, {})
 
 
 class Deadline:
-    """When a request's time is over. Asked between steps: a step itself is not interrupted."""
+    """The end of a request's time. It is asked between steps: a step itself is not interrupted.
+
+    Args:
+        seconds: from now on.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds, at least 0."""
+        """Returns the seconds that are left, at least 0."""
         return max(self._end - time.monotonic(), 0.0)
 
     def check(self) -> None:
-        """Raises `Refused` when it is over."""
+        """Raises `Refused` when the time is over."""
         if not self.left():
             raise self.late()
 
     def late(self) -> Refused:
-        """The refusal."""
+        """Returns the refusal."""
         return Refused(504, f"not done within {self.seconds:g} seconds; send fewer images at a time")

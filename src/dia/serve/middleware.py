@@ -1,4 +1,4 @@
-"""What stands before the service: who may ask, how much, how many at once, how long; and the log.
+"""The middleware before the service: token, hosts and origins, sizes, time limits, and the log.
 
 An ASGI middleware, so that a request is refused before its body is stored. Knows headers, bytes and seconds;
 knows nothing of images or models.
@@ -10,10 +10,12 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,30 +30,30 @@ _OPEN = ("/health",)  # of the paths that are guarded, those that need no token
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 
 
+@dataclass
 class Work:
-    """What a guarded request carries along, as `request.state.work`.
+    """The state of a guarded request, as `request.state.work`.
 
     Args:
-        deadline: when its time is over.
-        thread: what works for it in a thread; the request counts as being worked on until that ends,
-            though it may be answered before.
+        deadline: the end of its time.
+        thread: works for it; the request counts as being worked on until that ends, though it may be
+            answered before.
         note: what the log says of it.
     """
 
-    def __init__(self, deadline: Deadline):
-        self.deadline = deadline
-        self.thread: Future[Any] | None = None
-        self.note = ""
+    deadline: Deadline
+    thread: Future[Any] | None = None
+    note: str = ""
 
 
 class Guard:
     """The middleware.
 
     Args:
-        app: what it stands before.
-        paths: guarded. Of others, hosts and origins alone are checked: a page has rules of its own.
-        limits: see there.
-        token: asked for as `Authorization: Bearer TOKEN`; None to ask for nothing.
+        app: the application that it guards.
+        paths: that it guards. For others it checks hosts and origins alone: a page has rules of its own.
+        limits: of a request, and of all together.
+        token: that a request must send as `Authorization: Bearer TOKEN`; None for none.
         hosts: that may be named in `Host`, without ports; None for any. On loopback this keeps a page of
             another site, whose name was made to lead here, from reading answers (DNS rebinding).
         counter: counts requests worked on.
@@ -73,11 +75,13 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or passes the request on."""
+        if scope["type"] == "websocket":  # neither the service nor the page has any
+            return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # as routes are matched
-        guarded = scope["type"] == "http" and path in self.paths
+        guarded = path in self.paths
         reply = _Reply(send)
         start = time.perf_counter()
         work = Work(Deadline(self.limits.max_seconds))
@@ -90,12 +94,12 @@ class Guard:
             else:
                 await self.app(scope, receive, send)
         except Refused as refused:
-            await reply.refuse(refused, scope["type"])
+            await reply.refuse(refused)
         except Exception:
             if not guarded:
                 raise
             LOG.exception("%s failed", path)
-            await reply.refuse(Refused(500, "an error of the service; its log says more"), scope["type"])
+            await reply.refuse(Refused(500, "an error of the service; its log says more"))
         finally:
             if guarded:
                 took = time.perf_counter() - start
@@ -125,12 +129,11 @@ class Guard:
             # a proxy that takes the other for true sees other requests in the same bytes
             raise Refused(400, "a request has a Content-Length or a Transfer-Encoding, not both")
         host = headers.get("host", "").lower()
-        if self.hosts is not None and _without_port(host) not in self.hosts:
+        if self.hosts is not None and re.sub(r":\d*$", "", host) not in self.hosts:
             raise Refused(400, "this host name is not served; name it with --allowed_hosts")
         # browsers tell where a form or script comes from: only our own pages may send
         origin = headers.get("origin")
-        sends = scope["type"] == "websocket" or scope["method"] in _UNSAFE
-        if sends and origin is not None and urlsplit(origin).netloc.lower() != host:
+        if scope["method"] in _UNSAFE and origin is not None and urlsplit(origin).netloc.lower() != host:
             raise Refused(403, "requests from pages of other sites are not answered")
 
     def _check_token(self, headers: Headers) -> None:
@@ -140,11 +143,11 @@ class Guard:
         # as bytes: compare_digest takes only ASCII text
         right = hmac.compare_digest(given.strip().encode("latin-1"), self.token)
         if scheme.lower() != "bearer" or not right:
-            raise _Unauthorized()
+            raise Refused(401, "a token is needed: Authorization: Bearer TOKEN")
 
 
 class Counter:
-    """Requests being worked on; of any number of threads."""
+    """The number of requests being worked on, counted by any number of threads."""
 
     def __init__(self) -> None:
         self.active = 0
@@ -167,15 +170,6 @@ class Counter:
     def _leave(self, _: object = None) -> None:
         with self._lock:
             self.active -= 1
-
-
-class _Unauthorized(Refused):
-    def __init__(self) -> None:
-        super().__init__(401, "a token is needed: Authorization: Bearer TOKEN")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
 
 
 class _Body:
@@ -205,7 +199,7 @@ class _Body:
 
 
 class _Reply:
-    """What is sent, with its status kept."""
+    """Sends an answer, and keeps its status."""
 
     def __init__(self, send: Send):
         self._send = send
@@ -217,7 +211,7 @@ class _Reply:
         await self._send(message)
 
     def unless(self, refused: Callable[[], object]) -> Send:
-        """As this, but silent once there is a refusal: frameworks answer for errors in a body themselves."""
+        """Returns the same, but silent after a refusal: frameworks answer for errors in a body themselves."""
 
         async def send(message: Message) -> None:
             if not refused():
@@ -225,10 +219,8 @@ class _Reply:
 
         return send
 
-    async def refuse(self, refused: Refused, kind: str) -> None:
-        """One line as JSON, where no answer has begun."""
-        if kind == "websocket":
-            return await self._send({"type": "websocket.close", "code": 1008})
+    async def refuse(self, refused: Refused) -> None:
+        """Sends one line as JSON, where no answer has begun."""
         if self.status:
             return
         body = json.dumps({"detail": refused.line}).encode()
@@ -236,9 +228,3 @@ class _Reply:
         raw = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
         await self({"type": "http.response.start", "status": refused.status, "headers": raw})
         await self({"type": "http.response.body", "body": body})
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]

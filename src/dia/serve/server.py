@@ -53,14 +53,15 @@ def serve(
         host: address or name to listen at.
         port: 0 for any that is free.
         device: of the model.
-        token: asked for by page and service; None to ask for nothing.
+        token: that page and service ask for; None for none.
         allow_open: listen beyond this machine without a token.
-        hosts: names by which the service may be called, beside those of loopback and `host`.
-        page: the review page too.
+        hosts: further names of the service, besides those of loopback and `host`.
+        page: whether to serve the review page, too.
         store: SQLite file of the reviews.
-        normals, data_root: as of `Inferencer`.
-        limits: see there.
-        say: takes the lines for whoever started it.
+        normals: path or known name of a data set whose normals are shown as neighbours.
+        data_root: where known data sets lie.
+        limits: of a request, and of all together.
+        say: prints a line for the user.
 
     Raises:
         DataError: no model, the extra `serve` is not installed, an address that cannot be had, or an open
@@ -108,15 +109,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=_GRACE,
-    )
+        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=_IDLE, timeout_graceful_shutdown=_GRACE,
+    )  # fmt: skip
     return uvicorn.Server(config)
 
 
@@ -130,7 +125,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _bracketed(host: str) -> str:
-    """As it stands in an address."""
+    """Returns a host as it stands in an address."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -140,7 +135,6 @@ def _logged() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("dia.serve")
-    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -148,13 +142,12 @@ def _logged() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before[0])
-        log.propagate = before[1]
+        log.propagate = True
 
 
 @contextmanager
 def _stopped_quietly() -> Iterator[None]:
-    """uvicorn sends the signal that stopped it once more, to whoever had it before: nobody here."""
+    """Ignores the signal that stopped the server, which uvicorn sends once more when it has stopped."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(s, lambda *_: None) for s in signals]
     try:

@@ -12,11 +12,10 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from .limits import Deadline, Limits, Refused
 
@@ -27,81 +26,63 @@ _PER_ENTRY = 1000  # bytes of a zip's directory for each file that may be in it
 _DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"  # pydicom inflates such a file whole before anything is known
 
 
-class Upload(NamedTuple):
-    """A file as it came: what the client calls it, and its bytes, from the start."""
-
-    name: str
-    file: IO[bytes]
-
-
-class Unpacked(NamedTuple):
-    """Files, and what is wrong with others.
+class Unpacking:
+    """Uploads of one request, and what is in those that are zips, on their way into a folder.
 
     Args:
+        folder: empty.
+        limits: of files, and of bytes that come out of zip and gzip files.
+        deadline: the end of the request's time.
+
+    Attributes:
         files: numbered, in the order they came.
         names: as the client calls them; with folders where they come from a zip.
-        errors: (name, one line).
+        errors: (name, one line) of those that are left out.
     """
-
-    files: list[Path]
-    names: list[str]
-    errors: list[tuple[str, str]]
-
-
-def unpack(uploads: Sequence[Upload], folder: Path, limits: Limits, deadline: Deadline) -> Unpacked:
-    """Writes uploads, and what is in those that are zips, into an empty folder.
-
-    A zip is told by its first bytes. Of what it holds, hidden files, folders and zips are left out.
-
-    Raises:
-        Refused: too many files or bytes, or no time left.
-    """
-    unpacking = _Unpacking(folder, limits, deadline)
-    for upload in uploads:
-        unpacking.add(upload)
-    return unpacking.out
-
-
-def plain_name(name: str, folders: bool = False) -> str:
-    """A client's file name without control characters, of at most 200 characters; never used as a path."""
-    shown = "/".join(_parts(name)[0 if folders else -1 :])
-    return "".join(c for c in shown if c.isprintable())[-200:].strip() or "unnamed"
-
-
-class _Unpacking:
-    """Uploads on their way into a folder; `room` is what may still be unpacked, in bytes."""
 
     def __init__(self, folder: Path, limits: Limits, deadline: Deadline):
         self.folder, self.limits, self.deadline = folder, limits, deadline
-        self.out = Unpacked([], [], [])
-        self.room = limits.max_unpacked
+        self.files: list[Path] = []
+        self.names: list[str] = []
+        self.errors: list[tuple[str, str]] = []
+        self._room = limits.max_unpacked  # bytes that may still be unpacked
 
-    def add(self, upload: Upload) -> None:
+    def add(self, name: str, upload: IO[bytes]) -> None:
+        """Writes an upload, or what it holds if its first bytes are a zip's.
+
+        Hidden files, folders and zips within a zip are left out.
+
+        Args:
+            name: what the client calls it.
+            upload: its bytes, from the start.
+
+        Raises:
+            Refused: too many files or bytes, or no time left.
+        """
         self.deadline.check()
-        head = upload.file.read(4)
-        upload.file.seek(0)
-        name = plain_name(upload.name)
+        head, name = upload.read(4), plain_name(name)
+        upload.seek(0)
         if head not in _ZIP:
-            return self._keep(upload.file, name)
+            return self._keep(upload, name)
         try:
-            self._check_directory(upload.file)
-            with zipfile.ZipFile(upload.file) as packed:
+            self._check_directory(upload)
+            with zipfile.ZipFile(upload) as packed:
                 members = [info for info in packed.infolist() if _is_wanted(info.filename)]
-                if len(self.out.files) + len(members) > self.limits.max_files:
+                if len(self.files) + len(members) > self.limits.max_files:
                     raise self._too_many()
                 for info in members:
                     self._add_member(packed, info)
         except Exception as error:
             if not _is_damage(error):
                 raise
-            self.out.errors.append((name, "a damaged zip"))
+            self.errors.append((name, "a damaged zip"))
 
     def _add_member(self, packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
         name, member = plain_name(info.filename, folders=True), self.folder / "member"
         if info.flag_bits & 1:
-            return self.out.errors.append((name, "encrypted in its zip"))
+            return self.errors.append((name, "encrypted in its zip"))
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            return self.out.errors.append((name, "packed in another way than deflate"))
+            return self.errors.append((name, "packed in another way than deflate"))
         try:
             with packed.open(info) as file, member.open("wb") as new:
                 for piece in self._counted(file):
@@ -109,43 +90,43 @@ class _Unpacking:
         except Exception as error:
             if not _is_damage(error):
                 raise
-            return self.out.errors.append((name, "damaged in its zip"))
+            return self.errors.append((name, "damaged in its zip"))
         with member.open("rb") as copied:
-            nested = copied.read(4) in _ZIP
-            copied.seek(0)
-            if nested:
-                self.out.errors.append((name, "a zip within a zip, which is not opened"))
+            if copied.read(4) in _ZIP:
+                self.errors.append((name, "a zip within a zip, which is not opened"))
             else:
+                copied.seek(0)
                 self._keep(copied, name)
         member.unlink()
 
     def _keep(self, file: IO[bytes], name: str) -> None:
         """Copies one file under a number, with the suffix that says what it is."""
-        if len(self.out.files) >= self.limits.max_files:
+        if len(self.files) >= self.limits.max_files:
             raise self._too_many()
         suffix = re.search(r"(\.nii)?\.[a-z0-9]{1,8}$", name.lower())
-        target = self.folder / f"{len(self.out.files):05d}{suffix[0] if suffix else ''}"
+        target = self.folder / f"{len(self.files):05d}{suffix[0] if suffix else ''}"
         with target.open("w+b") as kept:
             shutil.copyfileobj(file, kept, _PIECE)
             kept.seek(0)
             packed = kept.read(2) == _GZIP
             kept.seek(0)
-            if packed:  # of a damaged one what comes before the damage is counted
-                with gzip.GzipFile(fileobj=kept) as inflated, suppress(OSError, EOFError, zlib.error):
-                    deque(self._counted(inflated), maxlen=0)
             deflated = not packed and _holds(kept, _DEFLATED_DICOM)
+            if packed:  # of a damaged one, what comes before the damage is counted
+                with gzip.GzipFile(fileobj=kept) as inflated, suppress(OSError, EOFError, zlib.error):
+                    for _ in self._counted(inflated):
+                        pass
         if deflated:
             target.unlink()
-            self.out.errors.append((name, "a deflated DICOM file, which the service does not read"))
+            self.errors.append((name, "a deflated DICOM file, which the service does not read"))
         else:
-            self.out.files.append(target)
-            self.out.names.append(name)
+            self.files.append(target)
+            self.names.append(name)
 
     def _counted(self, file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
         """What comes out of a packed file, whatever is said of its size, while there is room and time."""
         while piece := file.read(_PIECE):
-            self.room -= len(piece)
-            if self.room < 0:
+            self._room -= len(piece)
+            if self._room < 0:
                 most = self.limits.max_unpacked_mb
                 raise Refused(413, f"the packed files hold more than {most:g} MB; send fewer at a time")
             self.deadline.check()
@@ -169,6 +150,20 @@ class _Unpacking:
         return Refused(413, f"more than {self.limits.max_files} files; send fewer at a time")
 
 
+def plain_name(name: str, folders: bool = False) -> str:
+    """Returns a client's file name without control characters; it is never used as a path.
+
+    Args:
+        name: as it was sent.
+        folders: whether to keep the folders before it.
+
+    Returns:
+        1 to 200 printable characters.
+    """
+    shown = "/".join(_parts(name)[0 if folders else -1 :])
+    return "".join(c for c in shown if c.isprintable())[-200:].strip() or "unnamed"
+
+
 def _is_wanted(name: str) -> bool:
     hidden = any(part.startswith((".", "__MACOSX")) for part in _parts(name))
     return not hidden and not name.endswith(("/", "\\"))
@@ -179,7 +174,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether a zip's bytes are the reason: `zipfile` raises nearly anything on malformed ones."""
+    """Returns whether a zip's bytes are the cause: `zipfile` raises nearly anything on malformed ones."""
     if isinstance(error, OSError):  # others are the disk's
         return error.errno == errno.EINVAL  # it seeks before the start of the file
     return not isinstance(error, Refused | MemoryError)

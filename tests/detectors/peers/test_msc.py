@@ -1,6 +1,5 @@
 """MSC: its loss, views and score by hand; what is frozen stays so; fits that resume, save and repeat."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +7,10 @@ import pytest
 import torch
 
 from dia.amplify.augment import AugmentSettings
-from dia.amplify.contrast import AmplifySettings
-from dia.core.settings import SettingsError, replaced
-from dia.detectors import MSC, Detector
-from dia.detectors.dia import CSI, CSISettings
+from dia.detectors import MSC
 from dia.detectors.peers import msc
 from dia.detectors.peers.backbones import MEAN, STD, backbone
-from dia.detectors.peers.msc import MeanShifted, MSCSettings, blurred, features
-from dia.detectors.presets import settings
+from dia.detectors.peers.msc import MeanShifted, MSCSettings, _blurred, _features
 
 pytest.importorskip("timm")
 
@@ -36,12 +31,8 @@ def fitted(request, make_images):
 
 def module(images, seed=0, **changes):
     network = backbone("resnet18", "none", seed=seed)
-    centre = features(network, images, 32).mean(0)
+    centre = _features(network, images, 32).mean(0)
     return MeanShifted(network, centre, images, replace(TINY, **changes), seed)
-
-
-def weights(detector):
-    return {k: v for k, v in detector._tensors().items() if k.startswith("network.")}
 
 
 # --- formulas ------------------------------------------------------------------------------------------
@@ -49,7 +40,7 @@ def weights(detector):
 
 def test_the_score_is_the_sum_of_the_two_smallest_squared_distances(normals):
     detector = MSC(TINY, device="cpu").fit(normals)
-    phi = features(detector.network_, normals[:5], TINY.size)
+    phi = _features(detector.network_, normals[:5], TINY.size)
     squared = (phi[:, None].double() - detector.bank_[None].double()).square().sum(2)
     expected = squared.sort(1).values[:, :2].sum(1).numpy()
     np.testing.assert_allclose(detector.score(normals[:5]), expected, rtol=1e-5, atol=1e-7)
@@ -78,10 +69,10 @@ def test_the_centre_is_the_mean_unit_feature_before_training(normals):
     held = max(round(0.2 * len(normals)), 4)
     trained_on = np.sort(np.random.default_rng([3, 1]).permutation(len(normals))[held:])
     untrained = backbone("resnet18", "none", seed=3)
-    before = features(untrained, normals[trained_on], 32)
+    before = _features(untrained, normals[trained_on], 32)
     torch.testing.assert_close(before.norm(dim=1), torch.ones(len(before)))
     torch.testing.assert_close(detector.centre_, before.mean(0))
-    after = features(detector.network_, normals[trained_on], 32)
+    after = _features(detector.network_, normals[trained_on], 32)
     torch.testing.assert_close(detector.bank_, after)
     assert not torch.allclose(before, after, atol=1e-4)
 
@@ -144,65 +135,9 @@ def test_about_half_of_the_views_are_blurred():
 def test_a_blur_by_its_own_width_keeps_constants_and_smooths_more_when_wider():
     torch.manual_seed(0)
     x = torch.rand(1, 1, 24, 24).repeat(3, 1, 1, 1)
-    y = blurred(x, torch.tensor([1e-4, 0.8, 2.0]), 2.0)
+    y = _blurred(x, torch.tensor([1e-4, 0.8, 2.0]), 2.0)
     torch.testing.assert_close(y[0], x[0])
     assert y[0].var() > y[1].var() > y[2].var()
     flat = torch.full((1, 3, 8, 8), 0.3)
-    torch.testing.assert_close(blurred(flat, torch.tensor([2.0]), 2.0), flat)
-    assert blurred(x[:0], torch.empty(0), 2.0).shape == (0, 1, 24, 24)
-
-
-# --- as a detector -------------------------------------------------------------------------------------
-
-
-def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_path):
-    def fit(seed, folder):
-        return MSC(TINY, seed=seed, device="cpu").fit(normals, workdir=tmp_path / folder)
-
-    a, b, c = fit(0, "a"), fit(0, "b"), fit(1, "a")
-    assert np.array_equal(a.score(normals), b.score(normals))
-    assert not np.allclose(a.score(normals), c.score(normals))
-    found = MSC(replace(TINY, bank_size=5), device="cpu").fit(normals, workdir=tmp_path / "a")
-    for name, value in weights(a).items():
-        assert np.array_equal(value, weights(found)[name])
-    assert found.bank_.shape[0] == 5
-
-
-def test_it_starts_from_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path):
-    s = CSISettings(AmplifySettings(size=32, width=4, stem="patch", steps=2, batch=4), samples=1)
-    CSI(s, device="cpu").fit(normals).save(tmp_path / "csi")
-    detector = MSC(replace(TINY, weights=f"dia:{tmp_path / 'csi'}"), device="cpu").fit(normals)
-    start = Detector.load(tmp_path / "csi", device="cpu").encoder_
-    assert torch.equal(detector.network_.stem[0].weight, start.stem[0].weight)
-    assert not torch.equal(detector.network_.layer4[0].conv1.weight, start.stages[6].conv1.weight)
-    detector.save(tmp_path / "msc")
-    shutil.rmtree(tmp_path / "csi")
-    loaded = Detector.load(tmp_path / "msc", device="cpu")
-    assert np.array_equal(loaded.score(normals), detector.score(normals))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("backbone", "vgg16"), ("size", 8), ("epochs", 0), ("batch", 1), ("lr", 0.0), ("temperature", -1.0),
-     ("weight_decay", -1.0), ("neighbours", 0), ("bank_size", 1), ("weights", ""), ("weights", "dia:"),
-     ("precision", "16")],
-)  # fmt: skip
-def test_bad_settings_are_refused_by_name(name, value):
-    with pytest.raises(SettingsError, match=f"^{name} "):
-        replaced(TINY, {name: value})
-
-
-def test_presets():
-    paper, cpu = settings(MSCSettings, "paper"), settings(MSCSettings, "cpu")
-    assert (paper.backbone, paper.weights, paper.size, paper.epochs, paper.batch) == (
-        "resnet152", "imagenet", 224, 20, 64,
-    )  # fmt: skip
-    assert (paper.lr, paper.weight_decay, paper.temperature, paper.angular) == (1e-5, 5e-5, 0.25, False)
-    assert (paper.augment.crop, paper.augment.jitter, paper.neighbours) == ((0.2, 1), (0.4, 0.4, 0.4, 0.1), 2)
-    assert (cpu.backbone, cpu.weights, cpu.size) == ("resnet18", "none", 64)
-
-
-def test_the_ledger_is_told_the_weights():
-    detector = MSC(replace(TINY, weights="none"), seed=3, device="cpu")
-    assert detector.weights_source() == "none (random, seed 3)"
-    assert MSC(MSCSettings.preset("paper")).weights_source() == "imagenet (resnet152.tv_in1k via timm)"
+    torch.testing.assert_close(_blurred(flat, torch.tensor([2.0]), 2.0), flat)
+    assert _blurred(x[:0], torch.empty(0), 2.0).shape == (0, 1, 24, 24)

@@ -1,6 +1,5 @@
 """UniAD: its mask, queries, jitter, map and score by hand; a frozen network; fits that resume and repeat."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,25 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from dia.amplify.contrast import AmplifySettings
 from dia.core.settings import SettingsError, replaced
-from dia.detectors import Detector, UniAD
-from dia.detectors.dia import CSI, CSISettings
+from dia.detectors import UniAD
 from dia.detectors.peers import uniad
 from dia.detectors.peers.backbones import backbone, to_input
+from dia.detectors.peers.pretrained import Learner
 from dia.detectors.peers.uniad import (
     Rebuilder,
-    Rebuilding,
     UniADSettings,
-    _stages,
-    anomaly_map,
-    features,
-    greatest_mean,
-    jittered,
-    neighbour_mask,
-    rebuilder_of,
+    _anomaly_map,
+    _features,
+    _greatest_mean,
+    _jittered,
+    _neighbour_mask,
 )
-from dia.detectors.presets import settings
 
 pytest.importorskip("timm")
 
@@ -63,21 +57,21 @@ def changed(before, after):
 
 
 def test_the_mask_hides_a_square_about_each_token():
-    mask = neighbour_mask(4, 3)
+    mask = _neighbour_mask(4, 3)
     assert mask.shape == (16, 16)
     assert mask[0].nonzero().flatten().tolist() == [0, 1, 4, 5]  # a corner
     assert mask[2].nonzero().flatten().tolist() == [1, 2, 3, 5, 6, 7]  # an edge: no row's end meets the next
     assert tuple(mask[5].nonzero().flatten().tolist()) == HIDDEN_OF_5
     assert torch.equal(mask, mask.T)
-    assert torch.equal(neighbour_mask(3, 1), torch.eye(9, dtype=torch.bool))
-    published = neighbour_mask(14, 7).sum(1)
+    assert torch.equal(_neighbour_mask(3, 1), torch.eye(9, dtype=torch.bool))
+    published = _neighbour_mask(14, 7).sum(1)
     assert (published[0], published[7 * 14 + 7], published.max()) == (16, 49, 49)
 
 
 @pytest.mark.parametrize("neighbours", [1, 3, 5, 7])
 def test_every_token_sees_another_where_settings_allow_it(neighbours):
-    assert not neighbour_mask(neighbours + 1, neighbours).all(1).any()
-    assert neighbour_mask(neighbours, neighbours).all(1).any()
+    assert not _neighbour_mask(neighbours + 1, neighbours).all(1).any()
+    assert _neighbour_mask(neighbours, neighbours).all(1).any()
     allowed = replace(TINY, size=16 * (neighbours + 1), neighbours=neighbours)
     with pytest.raises(SettingsError, match=r"^size must be above 16 · neighbours"):
         replaced(allowed, {"size": 16 * neighbours})
@@ -108,7 +102,7 @@ def test_the_whole_transformer_hands_its_mask_to_every_layer(rebuilder):
         layer.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
     rebuilder(torch.randn(1, 12, 4, 4))
     assert len(seen) == 4
-    assert all(torch.equal(mask, neighbour_mask(4, 3)) for mask in seen)
+    assert all(torch.equal(mask, _neighbour_mask(4, 3)) for mask in seen)
 
 
 def test_without_an_encoder_a_tokens_own_features_and_its_neighbours_do_not_reach_it(rebuilder):
@@ -151,21 +145,28 @@ def test_the_transformer_tells_places_apart(rebuilder):
 def test_the_jitter_is_as_strong_as_each_token(monkeypatch):
     torch.manual_seed(0)
     f = torch.randn(4, 64, 8, 8) * torch.linspace(0.1, 10, 8)
-    noise = jittered(f, 20.0) - f
+    noise = _jittered(f, 20.0) - f
     # E‖ε‖² = C σ² = 20² ‖f‖² / C
     relative = noise.square().sum(1) / f.square().sum(1)
     torch.testing.assert_close(relative.mean((0, 1)), torch.full((8,), 400 / 64), rtol=0.1, atol=0)
     assert noise.mean().abs() < 0.05 * noise.std()
 
 
+def learner_of(features, rebuilder, images, seed=0, **changes):
+    """The training, where the frozen network gives `features` of a batch."""
+    detector = UniAD(replace(TINY, **changes), device="cpu")
+    detector.frozen_ = lambda x: [features(x)]
+    return detector.learner(rebuilder, detector._loss, images, detector.s, seed)
+
+
 def test_training_rebuilds_the_features_without_their_jitter(normals):
     f = torch.randn(8, 16, 2, 2, generator=torch.Generator().manual_seed(1))
-    learner = Rebuilding(lambda x: f, nn.Identity(), normals, TINY, 0)
+    learner = learner_of(lambda x: f, nn.Identity(), normals)
     expected = 400 * f.square().sum(1).mean() / 16**2  # what is left is the noise
     assert float(learner.training_step(0, 0)) == pytest.approx(float(expected), rel=0.2)
-    learner.s = replace(TINY, jitter=0.0)
+    learner = learner_of(lambda x: f, nn.Identity(), normals, jitter=0.0)
     assert float(learner.training_step(0, 0)) == 0
-    learner.rebuilder.register_forward_hook(lambda _, __, made: 0 * made)
+    learner.network.register_forward_hook(lambda _, __, made: 0 * made)
     torch.testing.assert_close(learner.training_step(0, 0), f.square().mean())
 
 
@@ -174,18 +175,18 @@ def test_gradients_are_clipped_together(normals, monkeypatch, clip, low, high):
     norms = []
 
     def on_train_batch_end(self, *_):
-        norms.append(float(torch.stack([p.grad.norm() for p in self.rebuilder.parameters()]).norm()))
+        norms.append(float(torch.stack([p.grad.norm() for p in self.network.parameters()]).norm()))
 
-    monkeypatch.setattr(Rebuilding, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(Learner, "on_train_batch_end", on_train_batch_end)
     UniAD(replace(TINY, clip=clip, precision="32"), device="cpu").fit(normals)
     assert len(norms) == 4
     assert low < max(norms) < high
 
 
-def test_jitter_and_batches_come_from_seed_and_step(normals, rebuilder):
+def test_jitter_and_batches_come_from_seed_and_step(normals):
     def losses(seed):
-        f = torch.ones(8, 12, 4, 4)
-        learner = Rebuilding(lambda x: f * (1 + x.mean()), rebuilder, normals, TINY, seed)
+        f = torch.ones(8, 12, 2, 2)
+        learner = learner_of(lambda x: f * (1 + x.mean()), nn.Identity(), normals, seed)
         return [learner.training_step(0, 0).item() for _ in range(2)]
 
     (first, again), (other, _) = losses(0), losses(1)
@@ -193,24 +194,18 @@ def test_jitter_and_batches_come_from_seed_and_step(normals, rebuilder):
 
 
 def test_the_optimiser_is_that_of_the_paper(rebuilder, normals):
-    optimiser = Rebuilding(torch.clone, rebuilder, normals, UniADSettings(), 0).configure_optimizers()
+    optimiser = learner_of(None, rebuilder, normals, lr=1e-4).configure_optimizers()
     assert isinstance(optimiser, torch.optim.AdamW)
     (group,) = optimiser.param_groups
     assert (group["lr"], group["weight_decay"]) == (1e-4, 1e-4)
     assert {id(p) for p in group["params"]} == {id(p) for p in rebuilder.parameters()}
 
 
-def test_only_the_transformer_learns(fitted):
-    detector, _ = fitted
-    before = backbone(detector.s.backbone, "none", seed=2, **_stages(detector.s))
-    for name, value in before.state_dict().items():
-        assert torch.equal(value, detector.network_.state_dict()[name]), name
-    start = rebuilder_of(before, detector.s, 2)
-    for name, value in start.state_dict().items():
-        assert not torch.equal(value, detector.rebuilder_.state_dict()[name]), name
-    for network in (detector.network_, detector.rebuilder_):
-        assert not any(p.requires_grad for p in network.parameters())
-        assert not any(part.training for part in network.modules())
+def test_the_published_transformer():
+    model = Rebuilder(272, 14, 256, 4, 7)
+    assert model.encoder[0].self_attn.num_heads == model.decoder[0].of_memory.num_heads == 8
+    assert model.encoder[0].linear1.out_features == model.decoder[0].feedforward[0].out_features == 1024
+    assert (len(model.encoder), len(model.decoder), model.mask.shape) == (4, 4, (196, 196))
 
 
 # --- features, map and score ---------------------------------------------------------------------------
@@ -222,11 +217,11 @@ def test_only_the_transformer_learns(fitted):
      ("resnet18", [64, 128, 256, 512], [4, 8, 16, 32])],
 )  # fmt: skip
 def test_features_are_four_stages_on_one_grid(name, channels, reductions, make_images):
-    network = backbone(name, "none", **_stages(replace(TINY, backbone=name)))
+    network = backbone(name, "none", **UniAD(replace(TINY, backbone=name))._options())
     assert network.feature_info.channels() == channels
     assert network.feature_info.reduction() == reductions
     x = to_input(make_images(6, 64, 64, 1), 64)
-    f, maps = features(network, x), network(x)
+    f, maps = _features(network, x), network(x)
     assert f.shape == (6, sum(channels), 4, 4)
     at = reductions.index(16)
     start = sum(channels[:at])
@@ -242,23 +237,23 @@ def test_map_and_score_by_hand():
     f = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     rebuilt = f.clone()
     rebuilt[0, :, 0, 0] += torch.tensor([3.0, -4.0])
-    heat = anomaly_map(rebuilt, f)
+    heat = _anomaly_map(rebuilt, f)
     assert heat.shape == (1, 32, 32)
     torch.testing.assert_close(heat[0, :8, :8], torch.full((8, 8), 5.0))
     torch.testing.assert_close(heat[0, 24:].abs().max(), torch.tensor(0.0), atol=1e-6, rtol=0)
     # along a side, 8 pixels of 1 and 8 that fall linearly, .75 in the mean
-    torch.testing.assert_close(greatest_mean(heat), torch.tensor([5 * (0.5 + 0.5 * 0.75) ** 2]))
+    torch.testing.assert_close(_greatest_mean(heat), torch.tensor([5 * (0.5 + 0.5 * 0.75) ** 2]))
     two = torch.cat([heat, 2 * heat.flip(-1)])
-    torch.testing.assert_close(greatest_mean(two), torch.tensor([3.828125, 7.65625]))
+    torch.testing.assert_close(_greatest_mean(two), torch.tensor([3.828125, 7.65625]))
 
 
 def test_scores_and_heatmaps_are_of_the_features_without_jitter(fitted, monkeypatch):
     detector, x = fitted
-    monkeypatch.setattr(uniad, "jittered", lambda *_: pytest.fail("jittered"))
+    monkeypatch.setattr(uniad, "_jittered", lambda *_: pytest.fail("jittered"))
     with torch.no_grad():
-        f = features(detector.network_, to_input(x, 32))
-        heat = anomaly_map(detector.rebuilder_(f), f)
-    np.testing.assert_allclose(detector.score(x), greatest_mean(heat), rtol=1e-3)
+        f = _features(detector.frozen_, to_input(x, 32))
+        heat = _anomaly_map(detector.trained_(f), f)
+    np.testing.assert_allclose(detector.score(x), _greatest_mean(heat), rtol=1e-3)
     shown = detector.heatmap(x)
     assert shown.shape == (9, 28, 36)
     assert shown.dtype == np.float32
@@ -267,70 +262,3 @@ def test_scores_and_heatmaps_are_of_the_features_without_jitter(fitted, monkeypa
     np.testing.assert_allclose(shown, small, rtol=1e-3)
     alone = np.concatenate([detector.heatmap(x[i : i + 1]) for i in range(9)])
     np.testing.assert_allclose(alone, shown, rtol=1e-3)
-
-
-# --- as a detector -------------------------------------------------------------------------------------
-
-
-def test_a_fit_with_the_same_seed_scores_alike_and_is_found_again(normals, tmp_path, monkeypatch):
-    def fit(seed, folder):
-        return UniAD(TINY, seed=seed, device="cpu").fit(normals, workdir=tmp_path / folder)
-
-    a, b, c = fit(0, "a"), fit(0, "b"), fit(1, "a")
-    assert np.array_equal(a.score(normals), b.score(normals))
-    assert not np.allclose(a.score(normals), c.score(normals))
-    monkeypatch.setattr(Rebuilding, "training_step", lambda *_: pytest.fail("trained again"))
-    assert np.array_equal(fit(0, "a").score(normals), a.score(normals))
-
-
-def test_it_takes_our_own_encoder_and_loads_when_that_is_gone(normals, tmp_path):
-    s = CSISettings(AmplifySettings(size=32, width=4, stem="patch", steps=2, batch=4), samples=1)
-    run = CSI(s, device="cpu").fit(normals)
-    run.save(tmp_path / "csi")
-    detector = UniAD(replace(TINY, weights=f"dia:{tmp_path / 'csi'}"), device="cpu").fit(normals)
-    assert detector.rebuilder_.into.in_features == 4 + 8 + 16 + 32
-    x = to_input(normals, 32)
-    with torch.no_grad():
-        stages = detector.network_(x)
-        torch.testing.assert_close(stages[-1], detector.network_.own.forward_features(x))
-        last = nn.functional.interpolate(stages[-1], (2, 2), mode="bilinear")
-        torch.testing.assert_close(features(detector.network_, x)[:, -32:], last)
-    assert torch.equal(detector.network_.own.stem[0].weight, run.encoder_.stem[0].weight)
-    detector.save(tmp_path / "uniad")
-    shutil.rmtree(tmp_path / "csi")
-    loaded = Detector.load(tmp_path / "uniad", device="cpu")
-    assert np.array_equal(loaded.score(normals), detector.score(normals))
-
-
-def test_equal_images_do_not_break_it(normals):
-    detector = UniAD(replace(TINY, epochs=1), device="cpu").fit(np.full_like(normals, 7))
-    assert np.isfinite(detector.score(normals)).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("backbone", "vgg16"), ("size", 40), ("size", 16), ("width", 12), ("width", 0), ("layers", 0),
-     ("neighbours", 2), ("neighbours", -1), ("jitter", -1.0), ("epochs", 0), ("batch", 0), ("lr", 0.0),
-     ("weight_decay", -1.0), ("clip", 0.0), ("weights", ""), ("weights", "dia:"), ("precision", "16")],
-)  # fmt: skip
-def test_bad_settings_are_refused_by_name(name, value):
-    with pytest.raises(SettingsError, match=f"^{name} "):
-        replaced(TINY, {name: value})
-
-
-def test_our_own_encoder_cannot_stand_for_an_efficientnet():
-    with pytest.raises(SettingsError, match=r"^weights dia:RUN is a ResNet"):
-        UniADSettings(weights="dia:runs/x")
-
-
-def test_presets():
-    paper, cpu = (settings(UniADSettings, preset) for preset in ("paper", "cpu"))
-    assert (paper.backbone, paper.weights, paper.size) == ("tf_efficientnet_b4", "imagenet", 224)
-    assert (paper.width, paper.layers, paper.neighbours, paper.jitter) == (256, 4, 7, 20.0)
-    assert (paper.lr, paper.weight_decay, paper.clip, paper.precision) == (1e-4, 1e-4, 0.1, "32")
-    model = Rebuilder(272, 14, paper.width, 4, 7)
-    assert model.encoder[0].self_attn.num_heads == model.decoder[0].of_memory.num_heads == 8
-    assert model.encoder[0].linear1.out_features == model.decoder[0].feedforward[0].out_features == 1024
-    assert (len(model.encoder), len(model.decoder), model.mask.shape) == (4, 4, (196, 196))
-    assert UniAD(paper).weights_source() == "imagenet (tf_efficientnet_b4.aa_in1k via timm)"
-    assert (cpu.weights, cpu.size) == ("none", 64)

@@ -30,7 +30,7 @@ GOOD = (
     zipped(("a/b.png", picture()), ("notes.txt", b"hello")),
 )  # fmt: skip
 ANY = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
-few, many = settings(max_examples=25, **ANY), settings(max_examples=400, **ANY)
+few, many = settings(max_examples=12, **ANY), settings(max_examples=400, **ANY)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -174,7 +174,4 @@ def test_many_of_any_kind(open_service, case):
 @closed_schema.parametrize()
 @many
 def test_many_with_a_token(closed_service, case):
-    checked(
-        case,
-        ask(closed_service, case, good, TOKEN),
-    )
+    checked(case, ask(closed_service, case, good, TOKEN))

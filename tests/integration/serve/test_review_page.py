@@ -1,4 +1,4 @@
-"""The review page in a real browser, served by a real `dia serve`.
+"""The review page in a real browser, served as `dia serve` does it, on a socket of this machine.
 
 `DIA_BROWSER` names a Chromium; `DIA_SHOTS=folder` keeps a picture of each step.
 """
@@ -7,44 +7,27 @@ import csv
 import os
 import re
 import shutil
+import socket
 import sqlite3
-import subprocess
-import sys
-from contextlib import closing
-from dataclasses import dataclass
+import tempfile
+import threading
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dia.core.settings import replaced
 from dia.data import phantoms
-from dia.deploy.predictor import Inferencer
-from dia.detectors.presets import settings
-from dia.detectors.registry import detector_class
+from dia.serve.api import build_app
+from dia.serve.limits import Limits
 from dia.serve.review.store import Reviews
 from dia.serve.review.worklist import MOST_LISTS, Worklist, Worklists
+from dia.serve.server import make_server
 
 SIDE = 32  # of the model; the phantoms handed in are of other sizes
 BAD = "broken.png"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A model folder: a few steps of training, real arithmetic; its normals as files beside it."""
-    folder = tmp_path_factory.mktemp("model")
-    train = phantoms.load("train", size=SIDE, n=60)
-    normals = folder / "normals"
-    normals.mkdir()
-    for i, image in enumerate(train.images):
-        Image.fromarray(image[..., 0]).save(normals / f"normal-{i}.png")
-    cls = detector_class("dia+")
-    small = {"dissolver.steps": 4, "dissolver.widths": (8,)}
-    detector = cls(replaced(settings(cls.Settings, "cpu"), small), device="cpu", holdout=0.6)
-    detector.fit(train)
-    detector.save(folder / "run")
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +56,6 @@ def files(tmp_path_factory):
 
 
 # --- the worklist, without a browser ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def inferencer(run):
-    return Inferencer(run, device="cpu", normals=str(run.parent / "normals"))
 
 
 @pytest.fixture
@@ -187,36 +165,21 @@ def test_windows_do_not_share_lists_and_the_oldest_is_forgotten(inferencer, tmp_
 # --- the page, in a browser -------------------------------------------------------------------------------
 
 
-@dataclass
-class Server:
-    """A `dia serve` of its own process, with its own temporary folder."""
+@contextmanager
+def serving(inferencer, store, token=None):
+    """The address of the page and the service, in a thread."""
+    from dia.serve.review.page import mount
 
-    run: Path
-    store: Path
-    temporary: Path
-    token: str | None = None
-
-    def __enter__(self):
-        self.temporary.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "dia", "serve", str(self.run), "--port", "0", "--device", "cpu",
-                   "--store", str(self.store), "--normals", str(self.run.parent / "normals")]  # fmt: skip
-        env = {k: v for k, v in os.environ.items() if k != "DIA_TOKEN"}
-        env |= {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        env |= {"DIA_TOKEN": self.token} if self.token else {}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-        )
-        said = []
-        for line in self.process.stdout:
-            said.append(line)
-            if at := re.search(r"http://127\.0\.0\.1:\d+", line):
-                self.url = at[0]
-                return self
-        pytest.fail("dia serve did not start:\n" + "".join(said))
-
-    def __exit__(self, *_):
-        self.process.kill()  # a review must survive that
-        self.process.communicate()
+    app = mount(build_app(inferencer, Limits(), token), inferencer, store=store, token=token)
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        running = make_server(app)
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +199,23 @@ def browser():
         yield browser
 
 
+class Server(NamedTuple):
+    url: str
+    store: Path
+    temporary: Path
+
+
 @pytest.fixture(scope="module")
-def server(run, tmp_path_factory, browser):
+def server(inferencer, tmp_path_factory, browser):
     folder = tmp_path_factory.mktemp("served")
-    with Server(run, folder / "marks.sqlite", folder / "tmp") as server:
-        yield server
+    temporary, store = folder / "tmp", folder / "marks.sqlite"
+    temporary.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        patch.setenv("GRADIO_TEMP_DIR", "")  # which `mount` sets
+        with serving(inferencer, store) as url:
+            yield Server(url, store, temporary)
 
 
 class Window:
@@ -491,44 +466,40 @@ def test_another_window_has_its_own_list_and_a_known_image_its_mark(browser, ser
         b.expect(b.row("grey.png").locator(".verdict")).to_contain_text("agree")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_light_and_dark(browser, server, files, scheme):
+def test_it_fits_a_phone_in_light_and_dark(browser, server, files):
     few = [f for f in files if f.name in ("grey.png", "case 0.png", BAD)]
-    with Window(browser, server.url, 390, 844, color_scheme=scheme, has_touch=True) as w:
+    with Window(browser, server.url, 390, 844, color_scheme="light", has_touch=True) as w:
         w.drop(few, images=2)
         assert w.page.evaluate("document.documentElement.scrollWidth") <= 390
-        w.row("case 0.png").tap()
-        w.opened("case 0.png")
-        w.expect(w.at("#agree")).to_be_in_viewport()  # a tap leads to the image
+        for name in ("case 0.png", "grey.png"):  # one of them is open already
+            w.row(name).tap()
+            w.opened(name)
+            w.expect(w.at("#agree")).to_be_in_viewport()  # a tap leads to the image
         for part in ("#picture .stack", "#dissolved", "#list table", "#note textarea", "#export-all"):
             box = w.at(part).bounding_box()
             assert 0 <= box["x"] <= 390 - box["width"], part
-        ground, ink = (
-            sum(map(int, re.findall(r"\d+", w.page.evaluate(f"getComputedStyle({of}).{what}"))[:3]))
-            for of, what in (
-                ("document.body", "backgroundColor"),
-                ("document.querySelector('#title h2')", "color"),
+        for scheme in ("light", "dark"):
+            w.page.emulate_media(color_scheme=scheme)
+            w.page.wait_for_function(
+                r"""(dark) => {
+                    const sum = (colour) => colour.match(/\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0);
+                    const ground = sum(getComputedStyle(document.body).backgroundColor);
+                    const ink = sum(getComputedStyle(document.querySelector('#title h2')).color);
+                    return dark ? ink > ground + 300 : ground > ink + 300;
+                }""",
+                arg=scheme == "dark",
             )
-        )
-        assert (ground > ink + 300) if scheme == "light" else (ink > ground + 300)
 
 
-def test_a_token_is_asked_for_and_marks_outlive_the_server(browser, server, run, files, tmp_path):
-    """A new process, with a token, on the file of marks that the killed one leaves."""
+def test_a_token_is_asked_for_and_marks_are_found_by_another_server(browser, server, inferencer, files):
     known = [f for f in files if f.name == "grey.png"]
-    with Window(browser, server.url) as w:
-        w.drop(known, images=1)
-        w.opened("grey.png")
-        w.press("d")
-        w.expect(w.at("#state")).to_contain_text("Disagreed")
-    server.process.kill()
-    with (
-        Server(run, server.store, tmp_path / "tmp", token="secret-ä") as again,
-        Window(browser, again.url) as w,
-    ):
+    earlier = Worklist(inferencer, Reviews(server.store))
+    _filled(earlier, known)
+    earlier.mark(earlier.rows(0.1)[0].sha256, 0.1, verdict="disagree")
+    with serving(inferencer, server.store, "secret-ä") as url, Window(browser, url) as w:
         w.expect(w.page.get_by_label("password")).to_be_visible()
         w.expect(w.at("#list")).to_have_count(0)
-        assert w.context.request.post(f"{again.url}/gradio_api/upload").status == 401
+        assert w.context.request.post(f"{url}/gradio_api/upload").status == 401
         w.shot("login")
         w.page.get_by_label("username").fill("R. Eader")
         w.page.get_by_label("password").fill("secret-ä")

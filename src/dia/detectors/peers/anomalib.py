@@ -1,15 +1,15 @@
-"""anomalib's models as detectors: how one is built, trained, scored, saved. Knows `weights`, no method.
+"""anomalib's models as detectors: how one is built, trained, scored, saved. Knows `backbones`, no method.
 
 Source: anomalib 2.7 (Intel, Apache-2.0), which is imported when a model is made and not before, so that its
-methods can be listed without it. `peers.py` has those with names of ours; any other image model of its is
+methods can be listed without it. `anomalib_models.py` has those with names of ours; any other image model is
 `anomalib:NAME`, with its constructor's arguments as `options`.
 
-anomalib's own here: networks, losses, optimisers, memory banks, training steps, and its pre-processor at the
-side in `size`. Ours: the split; batches and chance from (seed, step); checkpoints at the ends of epochs; the
-first weights, by `weights.py` (every `timm.create_model` of a model goes through `backbone`), with the
-papers' tags instead of anomalib's. Scores and maps are what the network returns: nothing is normalised by
-other images, clamped, or thresholded. What a run could not do as its settings ask is in `adapted_`, as
-[asked, done], and in the ledger's line.
+From anomalib: networks, losses, optimisers, memory banks, training steps, and its pre-processor at the
+side in `size`. From here: the split; batches and chance from (seed, step); checkpoints at the ends of
+epochs; the first weights, by `backbones.py` (every `timm.create_model` of a model goes through `backbone`),
+with the papers' tags instead of anomalib's. Scores and maps are what the network returns: nothing is
+normalised by other images, clamped, or thresholded. Where a run had to differ from its settings, `adapted_`
+and the ledger's line hold [asked, done].
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache, partialmethod
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_origin, get_type_hints
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...core.errors import DataError
 from ...core.processes import choose_device, processes
-from ...core.settings import chosen, require
+from ...core.settings import require
 from ...core.tracking import curves
 from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
 from ..base import Detector
 from ..calibration import Prediction
 from ..registry import PREFIX
 from ..saving import StageCache, fingerprint, module_tensors
-from .backbones import OwnFeatures, OwnResNet, backbone, check_weights, describe, one_line
+from .backbones import OwnFeatures, OwnResNet, backbone, one_line
+from .pretrained import Presets, Pretrained, PretrainedSettings
 
-Presets = dict[str, dict[str, Any]]
 _PIXELS = 2**18  # of one forward pass when scoring
 _EPOCH = 500  # steps between checkpoints, where a length is in steps
 _BUILD, _PREPARE, _FINISH = (2**32 - k for k in (5, 6, 7))  # steps of the seed that no batch has
@@ -61,8 +63,8 @@ _BLIND = ("Ganomaly", "Dfkde")  # which give no map
 
 
 @dataclass(frozen=True)
-class PeerSettings:
-    """What all have; further fields are arguments of anomalib's constructor, under its names.
+class PeerSettings(PretrainedSettings):
+    """The settings of all; further fields are arguments of anomalib's constructor, under its names.
 
     Args:
         size: images are resized to squares of this side; one the method cannot have is raised, and recorded.
@@ -72,46 +74,43 @@ class PeerSettings:
     size: int = 256
     batch: int = 32
 
-    presets: ClassVar[Presets] = {}  # what differs from the defaults
-    own: ClassVar[bool] = True  # whether weights may be `dia:RUN`
+    least: ClassVar[dict[str, float]] = {"size": 8, "steps": 2, "statistics": 0, "weight_decay": 0}
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                chosen(self, name)
-            elif hint in (int, float) and name not in ("statistics", "weight_decay"):
-                require(value > 0, name, f"must be above 0, not {value}")
-        require(self.size >= 8, "size", f"must be at least 8, not {self.size}")
-        if hasattr(self, "weights"):
-            check_weights(self.weights, type(self).__name__.removesuffix("Settings").lower(), own=self.own)
+        super().__post_init__()
         side = _FIXED.get(getattr(self, "backbone", ""), self.size)
         require(self.size <= side, "size", f"must be at most {side} with this backbone, not {self.size}")
 
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """`paper` as published, as far as known; the others small enough for two cores, or an accelerator."""
-        return cls(**cls.presets.get(name, {}))
-
 
 @dataclass(frozen=True)
-class AnomalibSettings(PeerSettings):
-    """Any other model of anomalib.
+class BackboneSettings(PeerSettings):
+    """The settings of models that start from a pretrained network.
 
     Args:
-        options: arguments of its constructor.
-        weights: for the networks that it asks timm for; what it fetches by other ways, it fetches.
+        weights: `imagenet`, `none` (random, by seed), a file, or `dia:RUN` for ResNets.
     """
 
     weights: str = "none"
+
+
+@dataclass(frozen=True)
+class AnomalibSettings(BackboneSettings):
+    """Any other model of anomalib.
+
+    Args:
+        weights: of the networks that the model asks timm for; it fetches others as anomalib does.
+        epochs: passes over the training normals.
+        options: arguments of its constructor.
+    """
+
     epochs: int = 10
     options: dict[str, Any] = field(default_factory=dict)
 
-    presets: ClassVar[Presets] = {
-        "cpu": {"size": 64, "epochs": 2},
-        "gpu": {"size": 128},
-        "paper": {"weights": "imagenet"},
-    }
+    presets: ClassVar[Presets] = {"cpu": {"size": 64, "epochs": 2}, "gpu": {"size": 128}}
+
+    def takes_own_encoder(self) -> bool:
+        """Returns True: the network is chosen in `options`, and checked when it is built."""
+        return True
 
 
 # --- anomalib at work ----------------------------------------------------------------------------------
@@ -137,19 +136,14 @@ def _seed(seed: int, step: int) -> None:
 
 @contextmanager
 def _alone(seed: int, step: int, *, progress: bool = False) -> Iterator[None]:
-    """Chance by (seed, step), the caller's put back afterwards; no warnings, and no bars unless asked for."""
+    """Draws by (seed, step) and keeps the caller's random state; no warnings, and no bars unless asked."""
     from tqdm import tqdm
 
-    python, arrays, init = random.getstate(), np.random.get_state(), tqdm.__init__  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tqdm.__init__ = partialmethod(init, disable=not progress)
-            _seed(seed, step)
-            yield
-    finally:
-        tqdm.__init__ = init
-        random.setstate(python), np.random.set_state(arrays)  # noqa: NPY002
+    quiet = patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=not progress))
+    with isolate_rng(), warnings.catch_warnings(), quiet:
+        warnings.simplefilter("ignore")
+        _seed(seed, step)
+        yield
 
 
 class _Named(nn.Module):
@@ -165,90 +159,82 @@ class _Named(nn.Module):
 
 @contextmanager
 def _networks(weights: str, seed: int, plan: np.ndarray | None = None) -> Iterator[None]:
-    """While a model is built, what it wants of timm comes from `backbone`, which asks no network unasked.
+    """While a model is built, its networks come from `backbone` instead of timm: nothing is fetched unasked.
 
-    The first pretrained network has the seed itself; others have their own, lest students equal teachers.
+    The first pretrained network has the seed itself; others have their own: no student equals its teacher.
     `plan` rebuilds a saved `OwnFeatures` without its run.
     """
-    import timm as timm_module
+    import timm
     from anomalib.models.image.cfa import torch_model
 
-    timm: Any = timm_module
-    cfa: Any = torch_model
-    real, extractor = timm.create_model, cfa.get_feature_extractor
     count = {True: itertools.count(), False: itertools.count()}
 
     def create(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         other = seed + (next(count[pretrained]) * 2 + (not pretrained)) * 2**32
-        timm.create_model = real  # for `backbone`
-        try:
-            if plan is not None and pretrained:
-                made: nn.Module = OwnFeatures(OwnResNet(*map(int, plan)), kwargs["out_indices"])
-            else:
-                made = backbone(name, weights if pretrained else "none", seed=other, **kwargs)
-        finally:
-            timm.create_model = create
+        if plan is not None and pretrained:
+            made: nn.Module = OwnFeatures(OwnResNet(*map(int, plan)), kwargs["out_indices"])
+        else:
+            made = backbone(name, weights if pretrained else "none", seed=other, **kwargs)
         return made.train().requires_grad_(True)  # as timm gives them
 
     def extract(name: str, nodes: list[str]) -> nn.Module:
         network = create(name, pretrained=True, features_only=True, out_indices=(1, 2, 3))
         return _Named(network, nodes).eval()
 
-    timm.create_model, cfa.get_feature_extractor = create, extract
-    try:
+    extractor = patch.object(torch_model, "get_feature_extractor", extract)
+    with patch.object(timm, "create_model", create), extractor:
         yield
-    finally:
-        timm.create_model, cfa.get_feature_extractor = real, extractor
-
-
-def _in_turn(n: int, batch: int) -> list[np.ndarray]:
-    """All of n, without chance, in batches of nearly equal size."""
-    return np.array_split(np.arange(n), -(-n // batch))
-
-
-class _Order:
-    """Indices of every batch of an epoch; Lightning tells the epoch."""
-
-    def __init__(self, n: int, batch: int, seed: int, most: int | None):
-        self.n, self.batch, self.seed, self.epoch = n, min(batch, n), seed, 0
-        self.steps = min(n // self.batch, most or n)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        yield from map(self.of_step, range(self.epoch * self.steps, (self.epoch + 1) * self.steps))
-
-    def of_step(self, step: int) -> np.ndarray:
-        return batch_indices(self.n, self.batch, self.seed, step)
 
 
 class Normals(L.LightningDataModule):
-    """Normals as anomalib's batches: an item is a whole batch, of an array of indices."""
+    """Normals as anomalib's batches: an item is a whole batch, of an array of indices.
 
-    def __init__(self, images: np.ndarray, read: Callable[[np.ndarray], Tensor], order: _Order):
+    Args:
+        images: `(N, H, W, C)` uint8.
+        read: makes of them what the network sees.
+        batch: images per step.
+        seed: of the batches.
+        most: steps of an epoch at most.
+    """
+
+    bank = False  # whether it is for a memory bank, which must have each image once
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        read: Callable[[np.ndarray], Tensor],
+        batch: int,
+        seed: int,
+        most: int | None = None,
+    ):
         super().__init__()
-        self.images, self.read, self.order, self.train_batch_size = images, read, order, order.batch
-        self.bank = False  # of which a bank must have every one
+        self.images, self.read, self.seed = images, read, seed
+        self.train_batch_size = min(batch, len(images))
+        self.steps = min(len(images) // self.train_batch_size, most or len(images))
 
     def __getitem__(self, index: np.ndarray) -> Any:
         from anomalib.data import ImageBatch
 
-        return ImageBatch(
-            image=self.read(self.images[index]), gt_label=torch.zeros(len(index), dtype=torch.long)
-        )
+        labels = torch.zeros(len(index), dtype=torch.long)
+        return ImageBatch(image=self.read(self.images[index]), gt_label=labels)
+
+    def of_step(self, step: int) -> np.ndarray:
+        """Returns the indices of a step's batch."""
+        return batch_indices(len(self.images), self.train_batch_size, self.seed, step)
 
     def train_dataloader(self) -> DataLoader:
-        """One epoch, in the order of (seed, step)."""
-        sampler = _in_turn(len(self.images), self.order.batch) if self.bank else self.order
-        return DataLoader(self, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+        """Returns the batches of the current epoch, in the order of (seed, step)."""
+        first = self.trainer.current_epoch * self.steps  # type: ignore[union-attr]
+        batches = self._in_turn() if self.bank else [self.of_step(first + i) for i in range(self.steps)]
+        return DataLoader(self, sampler=batches, batch_size=None)  # type: ignore[arg-type]
 
     def in_turn(self) -> Iterator[Any]:
-        """All of them once, for statistics."""
-        return (self[index] for index in _in_turn(len(self.images), self.order.batch))
+        """Yields all of them once, for statistics."""
+        return (self[index] for index in self._in_turn())
+
+    def _in_turn(self) -> list[np.ndarray]:
+        n = len(self.images)
+        return np.array_split(np.arange(n), -(-n // self.train_batch_size))
 
 
 class _Steps(Callback):
@@ -258,16 +244,16 @@ class _Steps(Callback):
         self.seed, self.started, self.before = seed, time.perf_counter(), 0.0
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        _seed(self.seed, trainer.current_epoch * len(trainer.train_dataloader) + batch_idx)
+        self.step = trainer.current_epoch * len(trainer.train_dataloader) + batch_idx
+        _seed(self.seed, self.step)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
         losses = outputs.values() if isinstance(outputs, dict) else [outputs]
         for loss in losses:
             if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
-                step = trainer.current_epoch * len(trainer.train_dataloader) + batch_idx
-                n = len(trainer.datamodule.images)
-                index = trainer.datamodule.order.of_step(step)
-                raise not_finite(float(loss.sum()), step, index, n)
+                normals = trainer.datamodule
+                index = normals.of_step(self.step)
+                raise not_finite(float(loss.sum()), self.step, index, len(normals.images))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.before + time.perf_counter() - self.started}
@@ -279,12 +265,12 @@ class _Steps(Callback):
 # --- the detector --------------------------------------------------------------------------------------
 
 
-class Peer(Detector):
+class Peer(Pretrained):
     """One of anomalib's models.
 
     Attributes:
         model_: the fitted network, which gives `pred_score` and `anomaly_map`.
-        adapted_: what was done otherwise than the settings ask, by name, as [asked, done].
+        adapted_: where the run differs from the settings, [asked, done] by name.
     """
 
     model: ClassVar[str]  # its name in anomalib
@@ -293,12 +279,8 @@ class Peer(Detector):
     least: ClassVar[int] = 32  # side the network takes; others are multiples of
     whole: ClassVar[int] = 1
 
-    def weights_source(self) -> str:
-        """Where the network's first weights are from."""
-        return describe(self.s.backbone, self.s.weights, seed=self.seed)
-
     def side(self) -> int:
-        """The side of the squares that the network sees: `size`, or the next one that it can have."""
+        """Returns the side of the squares that the network sees: `size`, or the next possible one."""
         fixed = _FIXED.get(getattr(self.s, "backbone", ""))
         return fixed or max(self.least, -(-self.s.size // self.whole) * self.whole)
 
@@ -311,11 +293,11 @@ class Peer(Detector):
         """Parts of the network that are ours, before it is trained or loaded."""
 
     def _within(self, model: Any, images: np.ndarray) -> np.ndarray:
-        """Those of the normals that are trained on, once the settings are found to fit them."""
+        """The normals to train on; checks that the settings fit them."""
         return images
 
     def _prepare(self, module: Any, normals: Normals) -> None:
-        """What anomalib does when training starts."""
+        """Steps of anomalib when training starts."""
 
     def _finish(self, module: Any, reference: Normals) -> None:
         """Statistics of the trained network."""
@@ -323,7 +305,7 @@ class Peer(Detector):
     # what all do
 
     def _built(self, weights: str, plan: np.ndarray | None = None) -> Any:
-        """anomalib's module for this side, with nothing about it that changes scores."""
+        """The module of anomalib for this side, with nothing about it that changes scores."""
         image, s = _anomalib(), self.s
         cls = getattr(image, self.model)
         options = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in _OURS}
@@ -348,7 +330,7 @@ class Peer(Detector):
         return self.transform_(x.expand(-1, 3, -1, -1)).contiguous()  # some losses view it flat
 
     def _normals(self, images: np.ndarray, most: int | None = None) -> Normals:
-        return Normals(images, self._input, _Order(len(images), self.s.batch, self.seed, most))
+        return Normals(images, self._input, self.s.batch, self.seed, most)
 
     def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         if processes()[1] > 1:
@@ -413,6 +395,7 @@ class Peer(Detector):
                 "enable_progress_bar": stages.progress,
                 "limit_val_batches": 0, "logger": False, "enable_model_summary": False,
                 "use_distributed_sampler": False, "default_root_dir": path,
+                "reload_dataloaders_every_n_epochs": 1
             }
         )  # fmt: skip
         normals = self._normals(images, _EPOCH if steps > 0 else None)
@@ -422,22 +405,20 @@ class Peer(Detector):
         return watch.before
 
     @torch.no_grad()
-    def _outputs(self, images: np.ndarray) -> Iterator[Any]:
-        step = max(_PIXELS // self.side() ** 2, 1)
-        for i in range(0, len(images), step):
-            yield self.model_(self._input(images[i : i + step]))
-
     def _predict(self, images: np.ndarray, heatmaps: bool, dissolved: bool) -> Prediction:
-        scores, maps = [np.empty(0)], [np.empty((0, *images.shape[1:3]), np.float32)]
+        scores, maps, step = [np.empty(0)], [np.empty((0, *images.shape[1:3]), np.float32)], self._at_once()
         with _alone(self.seed, _FINISH):
-            for out in self._outputs(images):
+            for i in range(0, len(images), step):
+                out = self.model_(self._input(images[i : i + step]))
                 scores.append(out.pred_score.double().flatten().cpu().numpy())
-                if out.anomaly_map is None:  # an option of the model's took it away
-                    heatmaps = False
+                heatmaps = heatmaps and out.anomaly_map is not None  # an option of the model may take it away
                 if heatmaps:
                     of_net = out.anomaly_map.float().reshape(-1, 1, *out.anomaly_map.shape[-2:])
                     maps.append(F.interpolate(of_net, images.shape[1:3], mode="bilinear")[:, 0].cpu().numpy())
         return Prediction(np.concatenate(scores), np.concatenate(maps) if heatmaps else None)
+
+    def _at_once(self) -> int:
+        return max(_PIXELS // self.side() ** 2, 1)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return module_tensors(self.model_, "model.")
@@ -463,14 +444,13 @@ class _Any(Peer):
     pretrained = "of anomalib"
     Settings: ClassVar[type] = AnomalibSettings
 
-    def weights_source(self) -> str:
-        """Those of its backbone, where it has one."""
-        return describe(str(self.s.options.get("backbone", "its default")), self.s.weights, seed=self.seed)
+    def _architecture(self) -> str:
+        return str(self.s.options.get("backbone", "its default"))
 
 
 @lru_cache
 def anomalib_class(method: str) -> type[Detector]:
-    """The class of `anomalib:NAME`.
+    """Returns the class of `anomalib:NAME`.
 
     Raises:
         DataError: anomalib is missing, or has no such image model.

@@ -1,8 +1,8 @@
-"""Eight methods of other authors, as anomalib has them: settings, presets, and what each does its own way.
+"""Eight methods of other authors, as anomalib has them: settings, presets, and the special steps of each.
 
-Knows `anomalib.py`, which runs them, and `weights`. Sources: the papers named below; the code is anomalib's.
+Knows `anomalib.py`, which runs them, and `backbones`. Sources: the papers below; the code is anomalib's.
 
-Deviations, beside random weights in all presets but `paper`:
+Deviations, besides random weights in all presets but `paper`:
 - cflow: anomalib divides likelihoods by the greatest of the batch; here by the greatest of normals that were
   not trained on, so that an image's score is its own. Its sums of exponentials, as those of fastflow and
   uflow, come to their end for images that are very unlikely.
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from ...core.errors import DataError
 from ...core.settings import require
 from ...data.imageset import subsample
-from ..base import Detector
-from .anomalib import Normals, Peer, PeerSettings, Presets
+from .anomalib import BackboneSettings, Normals, Peer, PeerSettings
 from .backbones import OwnFeatures, describe, one_line, read_state
+from .pretrained import Presets
 
 _PART = 2048  # patches whose distances are computed at a time
 _ResNet = Literal["resnet18", "resnet50", "wide_resnet50_2"]
@@ -63,10 +63,9 @@ class GanomalySettings(PeerSettings):
 
 
 @dataclass(frozen=True)
-class CflowSettings(PeerSettings):
+class CflowSettings(BackboneSettings):
     """CFlow: flows of feature vectors, conditioned on their place; no more fibres than a batch has."""
 
-    weights: str = "none"
     epochs: int = 50
     backbone: _ResNet = "wide_resnet50_2"
     layers: tuple[str, ...] = ("layer2", "layer3", "layer4")
@@ -79,15 +78,13 @@ class CflowSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2, "fiber_batch_size": 128, "lr": 1e-3},
         "gpu": {"size": 128, "epochs": 10, "fiber_batch_size": 256},
-        "paper": {"weights": "imagenet"},
     }
 
 
 @dataclass(frozen=True)
-class UflowSettings(PeerSettings):
+class UflowSettings(BackboneSettings):
     """U-Flow: one U-shaped flow over the scales. Its two transformers (`mcait`) want 448 px."""
 
-    weights: str = "none"
     epochs: int = 200
     backbone: Literal["mcait", "resnet18", "wide_resnet50_2"] = "mcait"
     flow_steps: int = 4
@@ -97,7 +94,7 @@ class UflowSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2},
         "gpu": {"backbone": "resnet18", "size": 128, "epochs": 20},
-        "paper": {"weights": "imagenet", "size": 448},
+        "paper": {"size": 448},
     }
 
     def __post_init__(self) -> None:
@@ -107,10 +104,9 @@ class UflowSettings(PeerSettings):
 
 
 @dataclass(frozen=True)
-class FastflowSettings(PeerSettings):
+class FastflowSettings(BackboneSettings):
     """FastFlow: a flow per scale, of convolutions."""
 
-    weights: str = "none"
     epochs: int = 500
     backbone: Literal["resnet18", "wide_resnet50_2", "cait_m48_448", "deit_base_distilled_patch16_384"] = (
         "resnet18"
@@ -122,15 +118,13 @@ class FastflowSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"size": 64, "epochs": 2, "flow_steps": 4},
         "gpu": {"size": 128, "epochs": 20},
-        "paper": {"weights": "imagenet"},
     }
 
 
 @dataclass(frozen=True)
-class Rd4adSettings(PeerSettings):
+class Rd4adSettings(BackboneSettings):
     """RD4AD: a decoder distilled from a frozen encoder through a bottleneck."""
 
-    weights: str = "none"
     batch: int = 16
     epochs: int = 200
     backbone: _ResNet = "wide_resnet50_2"
@@ -140,12 +134,11 @@ class Rd4adSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2},
         "gpu": {"size": 128, "epochs": 20},
-        "paper": {"weights": "imagenet"},
     }
 
 
 @dataclass(frozen=True)
-class EfficientadSettings(PeerSettings):
+class EfficientadSettings(BackboneSettings):
     """EfficientAD: a student of patch descriptions, and an autoencoder. From 256 px.
 
     Args:
@@ -156,7 +149,6 @@ class EfficientadSettings(PeerSettings):
         statistics: normals at most for channel means, and for map quantiles; 0: all.
     """
 
-    weights: str = "none"
     batch: Literal[1] = 1
     steps: int = 70_000
     imagenet_dir: str = ""
@@ -169,24 +161,18 @@ class EfficientadSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"steps": 8, "statistics": 8, "teacher_out_channels": 64, "lr": 1e-3},
         "gpu": {"steps": 5000, "statistics": 1000},
-        "paper": {"weights": "imagenet"},
     }
-
-    own = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.steps >= 2, "steps", f"must be at least 2, not {self.steps}")
-        require(self.statistics >= 0, "statistics", f"must not be negative, as {self.statistics} is")
         there = not self.imagenet_dir or Path(self.imagenet_dir).is_dir()
         require(there, "imagenet_dir", f"must be a folder with folders of images, not {self.imagenet_dir}")
 
 
 @dataclass(frozen=True)
-class CfaSettings(PeerSettings):
+class CfaSettings(BackboneSettings):
     """CFA: features adapted to spheres about a bank of their means."""
 
-    weights: str = "none"
     size: int = 224
     batch: int = 4
     epochs: int = 30
@@ -200,19 +186,17 @@ class CfaSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"backbone": "resnet18", "size": 64, "epochs": 2, "batch": 32},
         "gpu": {"size": 128, "epochs": 10, "batch": 16},
-        "paper": {"weights": "imagenet"},
     }
 
 
 @dataclass(frozen=True)
-class PatchcoreSettings(PeerSettings):
+class PatchcoreSettings(BackboneSettings):
     """PatchCore: distances to a coreset of the normals' patches.
 
     Args:
         memory_gb: of all patches before the coreset, and their copy while it is made.
     """
 
-    weights: str = "none"
     size: int = 224
     backbone: _ResNet = "wide_resnet50_2"
     layers: tuple[str, ...] = ("layer2", "layer3")
@@ -223,25 +207,41 @@ class PatchcoreSettings(PeerSettings):
     presets: ClassVar[Presets] = {
         "cpu": {"backbone": "resnet18", "size": 64, "coreset_sampling_ratio": 0.01},
         "gpu": {"size": 128, "coreset_sampling_ratio": 0.01, "memory_gb": 16.0},
-        "paper": {"weights": "imagenet", "memory_gb": 16.0},
+        "paper": {"memory_gb": 16.0},
     }
 
 
-class Ganomaly(Peer):
+# the name in anomalib, the family, the network whose ImageNet weights are published, the publication
+_METHODS = {
+    "ganomaly": ("Ganomaly", "reconstruction", "", "Akcay et al., GANomaly, ACCV 2018"),
+    "cflow": ("Cflow", "flow", "wide_resnet50_2", "Gudovskiy, Ishizaka and Kozuka, CFLOW-AD, WACV 2022"),
+    "uflow": ("Uflow", "flow", "cait_m48_448", "Tailanian, Pardo and Musé, U-Flow, JMIV 2024"),
+    "fastflow": ("Fastflow", "flow", "resnet18", "Yu et al., FastFlow, arXiv 2021"),
+    "rd4ad": (
+        "ReverseDistillation", "teacher and student", "wide_resnet50_2", "Deng and Li, RD4AD, CVPR 2022"),
+    "efficientad": (
+        "EfficientAd", "teacher and student", "wide_resnet101_2", "Batzner et al., EfficientAD, WACV 2024"),
+    "cfa": ("Cfa", "memory", "wide_resnet50_2", "Lee, Lee and Song, CFA, IEEE Access 2022"),
+    "patchcore": ("Patchcore", "memory", "wide_resnet50_2", "Roth et al., PatchCore, CVPR 2022"),
+}  # fmt: skip
+
+
+class _Listed(Peer):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (name := cls.__name__.lower()) in _METHODS:
+            cls.method = name
+            cls.model, cls.family, cls.pretrained, cls.paper = _METHODS[name]
+
+
+class Ganomaly(_Listed):
     """An adversarial autoencoder whose image is encoded again."""
 
-    method, model = "ganomaly", "Ganomaly"
-    family = "reconstruction"
-    paper = "Akcay, Atapour-Abarghouei and Breckon, GANomaly, ACCV 2018"
     Settings: ClassVar[type] = GanomalySettings
     maps = False
 
-    def weights_source(self) -> str:
-        """There is nothing to start from."""
-        return Detector.weights_source(self)
-
     def side(self) -> int:
-        """The next power of two."""
+        """Returns the next power of two."""
         return max(self.least, 1 << (self.s.size - 1).bit_length())
 
     def _pre_processor(self, cls: Any) -> Any:
@@ -273,13 +273,9 @@ class _Peaks(nn.Module):
         return len(self.peaks) - torch.as_tensor(total)
 
 
-class Cflow(Peer):
+class Cflow(_Listed):
     """Conditional flows of feature vectors."""
 
-    method, model = "cflow", "Cflow"
-    family = "flow"
-    paper = "Gudovskiy, Ishizaka and Kozuka, CFLOW-AD, WACV 2022"
-    pretrained = "wide_resnet50_2"
     Settings: ClassVar[type] = CflowSettings
 
     def _changed(self, model: Any) -> None:
@@ -300,80 +296,58 @@ class Cflow(Peer):
         module.model.anomaly_map_generator.eval()
 
 
-def _whole(extractor: Any, side: int) -> None:
-    """Flows are built for maps of exact size, which one of our own encoders may not give."""
-    info = getattr(extractor, "feature_info", None)
-    if info is not None and any(side % r for r in info.reduction()):
-        most = max(info.reduction())
-        raise DataError(f"size must be a multiple of {most} with these weights, not {side}")
-
-
-class Uflow(Peer):
-    """A U-shaped flow."""
-
-    method, model = "uflow", "Uflow"
-    family = "flow"
-    paper = "Tailanian, Pardo and Musé, U-Flow, JMIV 2024"
-    pretrained = "cait_m48_448"
-    Settings: ClassVar[type] = UflowSettings
+class _Flow(_Listed):
     whole = 16
 
+    def _changed(self, model: Any) -> None:
+        """Flows are built for maps of exact size, which one of our own encoders may not give."""
+        extractor = getattr(model.feature_extractor, "feature_extractor", model.feature_extractor)
+        info = getattr(extractor, "feature_info", None)
+        most = max(info.reduction()) if info is not None else 1
+        if self.side() % most:
+            raise DataError(f"size must be a multiple of {most} with these weights, not {self.side()}")
+
+
+class Uflow(_Flow):
+    """A U-shaped flow."""
+
+    Settings: ClassVar[type] = UflowSettings
+
     def weights_source(self) -> str:
-        """Those of both transformers."""
-        s = self.s
-        names = ("cait_m48_448", "cait_s24_224") if s.backbone == "mcait" else (s.backbone,)
-        return " and ".join(dict.fromkeys(describe(name, s.weights, seed=self.seed) for name in names))
+        """Returns where the weights of both transformers are from."""
+        names = ("cait_m48_448", "cait_s24_224") if self.s.backbone == "mcait" else (self.s.backbone,)
+        return " and ".join(describe(name, self.s.weights, seed=self.seed) for name in names)
 
     def _pre_processor(self, cls: Any) -> Any:
         from anomalib.models.components import AnomalibModule
 
         return AnomalibModule.configure_pre_processor((self.side(), self.side()))  # its own knows only 448
 
-    def _changed(self, model: Any) -> None:
-        _whole(getattr(model.feature_extractor, "feature_extractor", None), self.side())
 
-
-class Fastflow(Peer):
+class Fastflow(_Flow):
     """A flow per scale."""
 
-    method, model = "fastflow", "Fastflow"
-    family = "flow"
-    paper = "Yu et al., FastFlow, arXiv 2021"
-    pretrained = "resnet18"
     Settings: ClassVar[type] = FastflowSettings
-    whole = 16
-
-    def _changed(self, model: Any) -> None:
-        _whole(model.feature_extractor, self.side())
 
 
-class Rd4ad(Peer):
+class Rd4ad(_Listed):
     """Reverse distillation."""
 
-    method, model = "rd4ad", "ReverseDistillation"
-    family = "teacher and student"
-    paper = "Deng and Li, RD4AD, CVPR 2022"
-    pretrained = "wide_resnet50_2"
     Settings: ClassVar[type] = Rd4adSettings
     whole = 32
 
     def _changed(self, model: Any) -> None:
-        if isinstance(model.encoder.feature_extractor, OwnFeatures):
-            fits = list(model.encoder.out_dims) == [64, 128, 256] and self.s.backbone == "resnet18"
-            if not fits:
-                raise DataError(
-                    f"weights {self.s.weights}: rd4ad's decoder wants a width of 64, and backbone resnet18; "
-                    f"this encoder's is {model.encoder.out_dims[0]}"
-                )
+        own = isinstance(model.encoder.feature_extractor, OwnFeatures)
+        if own and (list(model.encoder.out_dims) != [64, 128, 256] or self.s.backbone != "resnet18"):
+            raise DataError(
+                f"weights {self.s.weights}: rd4ad's decoder wants a width of 64, and backbone resnet18; "
+                f"this encoder's is {model.encoder.out_dims[0]}"
+            )
 
 
-class Efficientad(Peer):
+class Efficientad(_Listed):
     """A student of patch descriptions, and an autoencoder."""
 
-    method, model = "efficientad", "EfficientAd"
-    family = "teacher and student"
-    paper = "Batzner, Heckler and König, EfficientAD, WACV 2024"
-    pretrained = "wide_resnet101_2"  # which taught the teacher
     Settings: ClassVar[type] = EfficientadSettings
     least = 256
 
@@ -440,13 +414,9 @@ def _shuffled(x: Tensor) -> Tensor:
     return F.interpolate(mixed.rot90(int(torch.randint(4, ())), (-2, -1)), x.shape[-2:])
 
 
-class Cfa(Peer):
+class Cfa(_Listed):
     """Features adapted to spheres about their means."""
 
-    method, model = "cfa", "Cfa"
-    family = "memory"
-    paper = "Lee, Lee and Song, CFA, IEEE Access 2022"
-    pretrained = "wide_resnet50_2"
     Settings: ClassVar[type] = CfaSettings
 
     def _changed(self, model: Any) -> None:
@@ -462,13 +432,9 @@ class Cfa(Peer):
         module.on_train_start = lambda: None  # which would do it again, upon trained features, when resumed
 
 
-class Patchcore(Peer):
+class Patchcore(_Listed):
     """Distances to a coreset of patches."""
 
-    method, model = "patchcore", "Patchcore"
-    family = "memory"
-    paper = "Roth et al., PatchCore, CVPR 2022"
-    pretrained = "wide_resnet50_2"
     Settings: ClassVar[type] = PatchcoreSettings
 
     def _within(self, model: Any, images: np.ndarray) -> np.ndarray:
@@ -486,7 +452,7 @@ class Patchcore(Peer):
 
 
 def _subsample(model: Any, sampling_ratio: float) -> None:
-    """anomalib's coreset, but with distances a part at a time.
+    """Picks the coreset of anomalib, but computes distances a part at a time.
 
     Its one array for all patches, made anew for every pick, leaves holes in the heap that add up to gigabytes
     (7.7 GB where 1.1 do).

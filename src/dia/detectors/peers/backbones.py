@@ -1,4 +1,4 @@
-"""Backbones of the methods that start from a pretrained one: their weights, and images as they want them.
+"""Networks that methods start from: their weights, and images in the form that they take.
 
 Knows timm (only inside functions, so that the core runs without it), files, and our own encoders; knows no
 method. A setting `weights` says where they come from:
@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -31,11 +32,10 @@ from torch import Tensor, nn
 
 from ...amplify.encoder import Encoder, Stem
 from ...core.errors import DataError
-from ...core.settings import require
 from ...core.training import seed_step
 from ..base import Detector
 from ..dia import CSI
-from ..saving import OWN, load_module, sha256_of
+from ..saving import OWN, sha256_of
 
 # The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and
 # the large ViT's are to be verified.
@@ -53,6 +53,7 @@ TAGS = {
     "cait_s24_224": "cait_s24_224.fb_dist_in1k",
     "deit_base_distilled_patch16_384": "deit_base_distilled_patch16_384.fb_in1k",
 }
+Channels = tuple[float, float, float]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 _STEMS: tuple[Stem, ...] = ("cifar", "patch", "imagenet")
 _HEAD = re.compile(r"(fc|head|classifier|pre_logits|heads)\.")
@@ -72,23 +73,15 @@ _VIT = (
 _log = logging.getLogger(__name__)
 
 
-def check_weights(weights: str, method: str, *, own: bool = False) -> None:
-    """For `__post_init__` of a method's settings; `own`: it takes a ResNet, so `dia:RUN` too."""
-    require(bool(weights), "weights", "must be imagenet, none or a file, not empty")
-    if weights.startswith(OWN):
-        require(own, "weights", f"{OWN}RUN is a ResNet, which {method} cannot take: imagenet, none or a file")
-        require(weights != OWN, "weights", f"{OWN}RUN must name the folder of a fitted csi or dia")
-
-
 def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> nn.Module:
-    """A frozen network in eval mode and float32.
+    """Returns a frozen network in eval mode and float32.
 
     Args:
         name: timm's architecture, one of `TAGS` where weights are `imagenet`.
         weights: `imagenet`, `none`, a file, or `dia:RUN` (which brings its own architecture, `OwnResNet`,
-            and takes of `timm_kwargs` only `features_only`, which makes it `OwnFeatures`).
+            and uses only `features_only` and `out_indices` of `timm_kwargs`, which make it `OwnFeatures`).
         seed: of random weights.
-        timm_kwargs: what else `timm.create_model` is told, such as `features_only=True`. Without it and
+        timm_kwargs: further arguments of `timm.create_model`, such as `features_only=True`. Without it and
             without `num_classes` the network has no classifier, and gives pooled features.
 
     Raises:
@@ -100,8 +93,9 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         if timm_kwargs.get("features_only"):
             model = OwnFeatures(own, timm_kwargs.get("out_indices", (0, 1, 2, 3, 4)))
     else:
-        needs_timm()
-        import timm
+        if find_spec("timm") is None:
+            raise DataError("a pretrained backbone needs timm: pip install 'dia-anomaly[backbones]'")
+        from timm.models import create_model
 
         if not re.fullmatch(r"[\w.-]+", name):  # timm takes names of hubs and folders too
             raise DataError(f"{name}: not the name of a network of timm's")
@@ -110,11 +104,9 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
         with torch.random.fork_rng(devices=[]):
             seed_step(seed, 2**32 - 4)
             if weights == "none":
-                if (
-                    "resnet" in name
-                ):  # whose residual branches timm starts at zero: untrained, they do nothing
+                if "resnet" in name:  # timm starts residual branches at zero: untrained, they do nothing
                     timm_kwargs.setdefault("zero_init_last", False)
-                model = timm.create_model(name, pretrained=False, **timm_kwargs)
+                model = create_model(name, pretrained=False, **timm_kwargs)
             elif weights == "imagenet":
                 model = _fetched(name, timm_kwargs)
             else:
@@ -123,19 +115,37 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
 
 
 def restored(name: str, tensors: dict[str, np.ndarray], prefix: str, **timm_kwargs: Any) -> nn.Module:
-    """The network that `module_tensors(network, prefix)` was made of; nothing is fetched or looked for."""
+    """Returns the network that `module_tensors(network, prefix)` was made of; nothing is fetched.
+
+    Args:
+        name: timm's architecture.
+        tensors: arrays by name, others among them.
+        prefix: of the names of the network's arrays.
+        timm_kwargs: as for `backbone`.
+    """
     if (plan := tensors.get(f"{prefix}plan")) is not None:
         model: nn.Module = OwnResNet(*map(int, plan))
     elif (plan := tensors.get(f"{prefix}own.plan")) is not None:
         model = OwnFeatures(OwnResNet(*map(int, plan)), timm_kwargs["out_indices"])
     else:
-        model = backbone(name, "none", **timm_kwargs)
-    load_module(model, tensors, prefix)
+        with torch.device("meta"):  # random values would take seconds
+            model = backbone(name, "none", **timm_kwargs)
+    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def describe(name: str, weights: str, *, seed: int = 0) -> str:
-    """Where weights come from, as the ledger says it; of files and runs with their sha256."""
+    """Returns where weights come from, as the ledger says it; of files and runs with their sha256.
+
+    Args:
+        name: timm's architecture.
+        weights: `imagenet`, `none`, a file, or `dia:RUN`.
+        seed: of random weights.
+
+    Raises:
+        DataError: there is no such file.
+    """
     if weights == "none":
         return f"none (random, seed {seed})"
     if weights == "imagenet":
@@ -152,45 +162,62 @@ def to_input(
     size: int,
     device: torch.device | str = "cpu",
     *,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
+    mean: Channels = MEAN,
+    std: Channels = STD,
 ) -> Tensor:
-    """`(N, H, W, 1 or 3)` uint8 to `(N, 3, size, size)` float32, bilinear antialiased, normalised."""
+    """Returns images as the networks take them, resized bilinearly with antialiasing and normalised.
+
+    Args:
+        images: `(N, H, W, 1 or 3)` uint8.
+        size: side S of the squares, in pixels.
+        device: on which the result lies.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+
+    Returns:
+        `(N, 3, S, S)` float32.
+    """
     # a copy: one image of a reversed array counts as contiguous, and torch takes no negative strides
     return as_input(torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2), size, mean, std)
 
 
-def as_input(
-    x: Tensor,
-    size: int,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
-) -> Tensor:
-    """The same of a tensor `(N, 1 or 3, H, W)` uint8."""
+def as_input(x: Tensor, size: int, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
+    """Returns what `to_input` does, of a tensor.
+
+    Args:
+        x: `(N, 1 or 3, H, W)` uint8.
+        size: side S of the squares, in pixels.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+
+    Returns:
+        `(N, 3, S, S)` float32.
+    """
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if x.shape[-2:] != (size, size):
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
     return normalised(x.expand(-1, 3, -1, -1), mean, std)
 
 
-def normalised(
-    x: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
-) -> Tensor:
-    """`(N, 3, H, W)` in [0, 1], less the mean, by the deviation of each channel."""
+def normalised(x: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
+    """Returns images less the mean, divided by the deviation of each channel.
+
+    Args:
+        x: `(N, 3, H, W)` in [0, 1].
+        mean: of each channel.
+        std: of each channel.
+
+    Returns:
+        `(N, 3, H, W)`.
+    """
     return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
-
-
-def needs_timm() -> None:
-    """Complains where timm is absent."""
-    if find_spec("timm") is None:
-        raise DataError("a pretrained backbone needs timm: pip install 'dia-anomaly[backbones]'")
 
 
 class OwnResNet(nn.Module):
     """Our encoder without its heads, with the names of timm's ResNets: `layer1` to `layer4`, `num_features`.
 
-    It takes what `to_input` gives and undoes the normalisation; an encoder of grey images sees the mean of
-    the channels. `plan` makes saved tensors tell the architecture.
+    It takes the output of `to_input` and undoes the normalisation; an encoder of grey images sees the mean of
+    the channels. The buffer `plan` keeps the architecture in saved tensors.
 
     Args:
         channels: 1 or 3, that the encoder was fitted on.
@@ -210,7 +237,7 @@ class OwnResNet(nn.Module):
         self.register_buffer("plan", torch.tensor([channels, width, stem, side]))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """`(N, 3, H, W)` normalised to the maps `(N, C, h, w)` of the stem and of each layer."""
+        """Returns the maps `(N, C, h, w)` of the stem and of each layer, of `(N, 3, H, W)` normalised."""
         x = x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
         x = x.mean(1, keepdim=True) if self.channels == 1 else x
         made = [self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))]
@@ -219,11 +246,11 @@ class OwnResNet(nn.Module):
         return made
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalised to the last feature map `(N, num_features, h, w)`."""
+        """Returns the last feature map `(N, num_features, h, w)` of `(N, 3, H, W)` normalised."""
         return self.maps(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, 3, H, W)` normalised to features `(N, num_features)`."""
+        """Returns features `(N, num_features)` of `(N, 3, H, W)` normalised."""
         return self.forward_features(x).mean((-2, -1))
 
 
@@ -250,7 +277,7 @@ class OwnFeatures(nn.Module):
         self.feature_info = FeatureInfo(maps, self.out_indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`(N, 3, H, W)` normalised to a map `(N, C, h, w)` for each of `out_indices`."""
+        """Returns a map `(N, C, h, w)` for each of `out_indices`, of `(N, 3, H, W)` normalised."""
         maps = self.own.maps(x)
         return [maps[i] for i in self.out_indices]
 
@@ -259,7 +286,7 @@ _CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, short."""
+    """Returns what an error says, in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
@@ -280,7 +307,7 @@ def _own(name: str, weights: str) -> OwnResNet:
 
 
 def _fetched(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
-    import timm
+    from timm.models import create_model
 
     if name not in TAGS:
         raise DataError(f"weights imagenet: no tag is known for {name}; there are {', '.join(TAGS)}")
@@ -289,7 +316,7 @@ def _fetched(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
     _log.warning("weights imagenet: %s from %s, unless it is in the hub's cache", tag, source)
     try:
         with _offline_at_once():
-            return timm.create_model(tag, pretrained=True, **timm_kwargs)
+            return create_model(tag, pretrained=True, **timm_kwargs)
     except Exception as error:  # of the hub, of the network, of the file that came: there are many
         raise DataError(
             f"weights imagenet: {tag} could not be had from {source} ({one_line(error)}); give a file with "
@@ -302,25 +329,23 @@ def _offline_at_once() -> Iterator[None]:
     """Where the hub's name cannot be resolved, only its cache is asked: it would try for most of a minute."""
     from huggingface_hub import constants
 
-    host, was = urlsplit(constants.ENDPOINT).hostname, constants.HF_HUB_OFFLINE
-    if not was and not getproxies():
+    host, offline = urlsplit(constants.ENDPOINT).hostname, constants.HF_HUB_OFFLINE
+    if not offline and not getproxies():
         try:
             socket.getaddrinfo(host, 443)
         except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
+            offline = True
+    with patch.object(constants, "HF_HUB_OFFLINE", offline):
         yield
-    finally:
-        constants.HF_HUB_OFFLINE = was
 
 
 def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
-    import timm
+    from timm.models import create_model
 
     state = _timm_names(read_state(path))
     plain_kwargs = {k: v for k, v in timm_kwargs.items() if k not in ("features_only", "out_indices")}
     with torch.device("meta"):
-        wanted = timm.create_model(name, pretrained=False, **plain_kwargs | {"num_classes": 0}).state_dict()
+        wanted = create_model(name, pretrained=False, **plain_kwargs | {"num_classes": 0}).state_dict()
     for key, tensor in wanted.items():
         if _HEAD.match(key) or key.endswith("num_batches_tracked"):
             continue
@@ -330,7 +355,7 @@ def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
             is_, should = tuple(state[key].shape), tuple(tensor.shape)
             raise DataError(f"weights {path}: not those of {name}, whose {key} is {should}, not {is_}")
     try:
-        model = timm.create_model(
+        model = create_model(
             name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **timm_kwargs
         )
     except Exception as error:
@@ -340,7 +365,11 @@ def _from_file(name: str, path: str, timm_kwargs: dict[str, Any]) -> nn.Module:
 
 
 def read_state(path: str) -> dict[str, Tensor]:
-    """The state dict in a file, also one inside `{"state_dict": …}` or `{"model": …}`."""
+    """Returns the state dict in a file, also one inside `{"state_dict": …}` or `{"model": …}`.
+
+    Raises:
+        DataError: there is no such file, or it holds no plain state dict.
+    """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"weights {path}: no such file; {_CHOICES}")
@@ -361,7 +390,7 @@ def read_state(path: str) -> dict[str, Tensor]:
 
 
 def _timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names as timm's. ResNets agree; of VGG timm itself renames the classifier."""
+    """Returns torchvision's names as timm's. ResNets agree; timm itself renames the classifier of a VGG."""
     if "class_token" in state:
         for old, new in _VIT:
             state = {re.sub(old, new, k): v for k, v in state.items()}

@@ -1,4 +1,4 @@
-"""KDAD: a thin VGG learns a frozen VGG's outputs on normals, and disagrees elsewhere. Knows `weights`.
+"""KDAD: a thin VGG learns a frozen VGG's outputs on normals, and disagrees elsewhere. Knows `pretrained`.
 
 Source: Salehi et al., "Multiresolution Knowledge Distillation for Anomaly Detection", CVPR 2021. With a_l and
 b_l the teacher's and the cloner's outputs of the l-th of the last four pools, as one vector each:
@@ -7,8 +7,8 @@ b_l the teacher's and the cloner's outputs of the l-th of the last four pools, a
     loss = Σ_l direction_l + λ Σ_l value_l, λ = .01;   score = the same of the last three pools
     heatmap = |∂ score / ∂ input|, smoothed by a Gaussian of σ 4
 
-The teacher is VGG-16 and takes ImageNet's normalisation. The cloner's convolutions are followed by
-batch-norm, but for those before a pool. Teacher and cloner are both saved, so a model loads with no network
+The teacher is VGG-16 and takes ImageNet's normalisation. Batch-norm follows each convolution of the
+cloner but those before a pool. Teacher and cloner are both saved, so a model loads with no network
 and no hub.
 
 Written from the facts above alone; the official code was neither used nor looked at, so where it differs is
@@ -17,17 +17,15 @@ the last, incomplete one of an epoch dropped; images are resized to squares, not
 values of the cloner; the score keeps the loss's λ; absolute gradients are added up over the three channels of
 the normalised input, and σ is 4 at a side of 128, in proportion at others. Presets other than `paper` are
 small and take a random teacher (timm's initial values keep its outputs alive to the last pool), because
-nothing is fetched unasked: `--settings.weights imagenet` or a file is what the method is about. A ResNet, so
-`dia:RUN`, cannot stand for the teacher: the cloner is planned after the VGG's pools.
+nothing is fetched unasked; the method is meant for `--settings.weights imagenet` or a file. A ResNet, so
+`dia:RUN`, cannot stand for the teacher: the cloner is planned after the pools of the VGG.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,23 +33,18 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ...core.processes import choose_device, share
-from ...core.settings import chosen, require
-from ...core.training import Precision, Timed, batch_indices, seed_step
-from ..base import Detector
+from ...core.training import Precision, seed_step
 from ..calibration import Prediction
-from ..saving import StageCache, load_module, module_tensors
-from .backbones import as_input, backbone, check_weights, describe, restored, to_input
+from .backbones import as_input, to_input
+from .pretrained import Distilled, Presets, PretrainedSettings
 
 CLONER = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # channels; a pool after each
 TRAINED, SCORED = 4, 3  # of the five pools, the last so many
-_TEACHER = "vgg16"
-_PIXELS = 2**19  # of one forward pass
 _SIDE = 128  # at which σ is in pixels
 
 
 @dataclass(frozen=True)
-class KDADSettings:
+class KDADSettings(PretrainedSettings):
     """Multiresolution knowledge distillation.
 
     Args:
@@ -60,7 +53,7 @@ class KDADSettings:
         epochs: passes over the training normals.
         batch: images per step.
         lr: of Adam.
-        value_weight: λ, of the values' errors beside the directions'.
+        value_weight: λ, the weight of the values against the directions.
         sigma: of the heatmap's Gaussian, in pixels of images of side 128.
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it. Scoring is in 32 bits.
     """
@@ -74,54 +67,40 @@ class KDADSettings:
     sigma: float = 4.0
     precision: Precision = "auto"
 
-    def __post_init__(self) -> None:
-        chosen(self, "precision")
-        check_weights(self.weights, "kdad")
-        for name, low in {"size": 32, "epochs": 1, "batch": 2}.items():
-            require(getattr(self, name) >= low, name, f"must be at least {low}, not {getattr(self, name)}")
-        require(self.lr > 0, "lr", f"must be above 0, not {self.lr}")
-        for name in ("value_weight", "sigma"):
-            require(getattr(self, name) >= 0, name, f"must not be negative, as {getattr(self, name)} is")
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """`paper` as published, as far as known; the others small, for two cores or one accelerator."""
-        if name == "paper":
-            return cls(weights="imagenet", precision="32")
-        if name == "gpu":
-            return cls(epochs=30)
-        return cls(size=64, epochs=2, batch=16)
+    presets: ClassVar[Presets] = {
+        "cpu": {"size": 64, "epochs": 2, "batch": 16},
+        "gpu": {"epochs": 30},
+        "paper": {"precision": "32"},
+    }
+    least: ClassVar[dict[str, float]] = {"size": 32, "batch": 2, "value_weight": 0, "sigma": 0}
 
 
-class KDAD(Detector):
-    """A thin cloner of a frozen VGG's last pools, and how far it is from them; gradients say where."""
+class KDAD(Distilled):
+    """A thin cloner learns the last pools of a frozen VGG; the score is its distance to them."""
 
     method = "kdad"
     family = "teacher and student"
     paper = "Salehi et al., Multiresolution Knowledge Distillation (KDAD), CVPR 2021"
-    pretrained = _TEACHER
+    pretrained = "vgg16"
     maps = True
     Settings: ClassVar[type] = KDADSettings
+    parts = ("teacher", "cloner")
+    scoring = ("sigma",)
+    pixels = 2**19
 
-    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
-        s = self.s
-        self.where_ = choose_device(self.device)
-        teacher = backbone(_TEACHER, s.weights, seed=self.seed, features_only=True)
-        self.teacher_, self.cloner_ = teacher.to(self.where_), cloner_of(self.seed).to(self.where_)
-        key = replace(s, sigma=KDADSettings.sigma)
-        path = stages.path("kdad", key, self.weights_source(), self.seed, images)
-        module = Distillation(partial(pooled, self.teacher_), self.cloner_, images, s, self.seed)
-        stages.trained(path, module, len(images), s, self.device)
+    def _options(self) -> dict[str, Any]:
+        return {"features_only": True}
 
-    def weights_source(self) -> str:
-        """Where the teacher's weights are from."""
-        return describe(_TEACHER, self.s.weights, seed=self.seed)
+    def _untrained(self) -> nn.Module:
+        return _cloner_of(self.seed)
+
+    def _loss(self, trained: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = _pooled(self.frozen_, x)
+        return _disagreement(wanted, _pooled(trained, x), self.s.value_weight).mean()
 
     def _module(self) -> nn.Module:
-        return Disagreement(self.teacher_, self.cloner_, self.s)
-
-    def _at_once(self) -> int:
-        return max(_PIXELS // self.s.size**2, 4)
+        return Disagreement(self.frozen_, self.trained_, self.s)
 
     def _predict(self, images: np.ndarray, heatmaps: bool, dissolved: bool) -> Prediction:
         """The heatmap is a gradient, which no module gives: one pass forward and back gives both."""
@@ -130,7 +109,7 @@ class KDAD(Detector):
         module: Any = self._prepared()
         step, scores, steep = self._at_once(), [], []
         for start in range(0, len(images), step):
-            score, slope = steepness(
+            score, slope = _steepness(
                 module.of_input, to_input(images[start : start + step], self.s.size, self.where_)
             )
             scores.append(score.double().cpu().numpy())
@@ -140,17 +119,8 @@ class KDAD(Detector):
         maps = F.interpolate(soft, images.shape[1:3], mode="bilinear", antialias=True)
         return Prediction(np.concatenate(scores), maps[:, 0].numpy())
 
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return module_tensors(self.teacher_, "teacher.") | module_tensors(self.cloner_, "cloner.")
 
-    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        self.where_ = choose_device(self.device)
-        self.teacher_ = restored(_TEACHER, tensors, "teacher.", features_only=True).to(self.where_)
-        self.cloner_ = cloner_of(self.seed).to(self.where_).eval().requires_grad_(False)
-        load_module(self.cloner_, tensors, "cloner.")
-
-
-def cloner_of(seed: int) -> nn.Sequential:
+def _cloner_of(seed: int) -> nn.Sequential:
     """The untrained cloner, random by seed: 3×3 convolutions, batch-norm but before pools, ReLU, pools."""
     layers: list[nn.Module] = []
     channels = 3
@@ -167,7 +137,7 @@ def cloner_of(seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def pooled(network: Any, x: Tensor) -> list[Tensor]:
+def _pooled(network: Any, x: Tensor) -> list[Tensor]:
     """Outputs of the last four pools, `(N, C_l, h_l, w_l)` each, of `(N, 3, S, S)` through all layers."""
     outputs = []
     for layer in network.children():
@@ -177,7 +147,7 @@ def pooled(network: Any, x: Tensor) -> list[Tensor]:
     return outputs[-TRAINED:]
 
 
-def disagreement(teacher: list[Tensor], cloner: list[Tensor], value_weight: float) -> Tensor:
+def _disagreement(teacher: list[Tensor], cloner: list[Tensor], value_weight: float) -> Tensor:
     """Σ_l direction_l + λ Σ_l value_l of each image, `(N,)`, of outputs `(N, ...)` of some layers."""
     pairs = [(a.flatten(1).float(), b.flatten(1).float()) for a, b in zip(teacher, cloner, strict=True)]
     direction = [1 - F.cosine_similarity(a, b) for a, b in pairs]
@@ -185,7 +155,7 @@ def disagreement(teacher: list[Tensor], cloner: list[Tensor], value_weight: floa
     return torch.stack(direction).sum(0) + value_weight * torch.stack(value).sum(0)
 
 
-def steepness(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def _steepness(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Scores, and how steep they are by place.
 
     Args:
@@ -217,47 +187,10 @@ class Disagreement(nn.Module):
         self.size, self.value_weight = settings.size, settings.value_weight
 
     def of_input(self, x: Tensor) -> Tensor:
-        """Scores `(N,)` of what the networks take, `(N, 3, S, S)`."""
-        pairs = pooled(self.teacher, x)[-SCORED:], pooled(self.cloner, x)[-SCORED:]
-        return disagreement(*pairs, self.value_weight)
+        """Returns the scores `(N,)` of the networks' input `(N, 3, S, S)`."""
+        pairs = _pooled(self.teacher, x)[-SCORED:], _pooled(self.cloner, x)[-SCORED:]
+        return _disagreement(*pairs, self.value_weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Returns the scores `(N,)` of `(N, C, H, W)` uint8."""
         return (self.of_input(as_input(x, self.size)).double(),)
-
-
-class Distillation(Timed):
-    """The cloner's training; every batch comes from (seed, step).
-
-    Args:
-        teacher: what the teacher gives of a batch, without gradients. No module, so that checkpoints do not
-            hold the teacher.
-        cloner: trained in place.
-        images: `(N, H, W, C)` uint8.
-        settings: of the method.
-        seed: of the batches.
-    """
-
-    def __init__(
-        self,
-        teacher: Callable[[Tensor], list[Tensor]],
-        cloner: nn.Module,
-        images: np.ndarray,
-        settings: KDADSettings,
-        seed: int,
-    ):
-        super().__init__()
-        self.teacher, self.cloner, self.images, self.s, self.seed = teacher, cloner, images, settings, seed
-
-    def training_step(self, batch: int, _: int) -> Tensor:
-        """One batch of its own making; the mean over its images."""
-        seed_step(self.seed, self.global_step)
-        index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
-        x = to_input(self.images[index[share(len(index))]], self.s.size, self.device)
-        with torch.no_grad():
-            wanted = self.teacher(x)
-        return disagreement(wanted, pooled(self.cloner, x), self.s.value_weight).mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam of the cloner."""
-        return torch.optim.Adam(self.cloner.parameters(), self.s.lr)

@@ -1,4 +1,6 @@
-"""MSC: a pretrained ResNet adapted to the normals by a contrastive loss about their centre. Knows `weights`.
+"""MSC: a pretrained ResNet adapted to the normals by a contrastive loss about their centre.
+
+Knows `backbones` and augmentations.
 
 Source: Reiss and Hoshen, "Mean-Shifted Contrastive Loss for Anomaly Detection", AAAI 2023. With φ the
 unit-length pooled features of the network and c their mean over the training normals before training:
@@ -15,14 +17,14 @@ is not known. Ours: views and batches come from (seed, step); the last, incomple
 dropped; images are resized to squares, not cropped; the blur's width scales with the image's side; SGD has no
 momentum; the bank is capped at `bank_size`. Presets other than `paper` are small, and take random weights,
 because nothing is fetched unasked, with a learning rate for them (not tuned): `--settings.weights imagenet`,
-a file, or `dia:RUN` is what the method is about.
+a file, or `dia:RUN` is what the method is meant for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import kornia.filters as KF
 import numpy as np
@@ -33,22 +35,21 @@ from torch import Tensor, nn
 from ...amplify.augment import Augment, AugmentSettings
 from ...amplify.loss import contrastive_loss, targets
 from ...core.processes import choose_device, gather, processes, share
-from ...core.settings import chosen, require
+from ...core.settings import require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
-from ..base import Detector
 from ..nearest import nearest_squared
 from ..saving import StageCache, module_tensors
-from .backbones import as_input, backbone, check_weights, describe, normalised, restored, to_input
+from .backbones import as_input, backbone, normalised, restored, to_input
+from .pretrained import Presets, Pretrained, PretrainedSettings
 
 TRAINED = ("layer3", "layer4")
-_PIXELS = 2**20  # of one forward pass without gradients
 _MOCO = AugmentSettings(crop=(0.2, 1.0))
 _BLUR, _BLUR_P, _SIDE = (0.1, 2.0), 0.5, 224  # MoCo v2's blur: range of σ at a side of 224
 
 
 @dataclass(frozen=True)
-class MSCSettings:
+class MSCSettings(PretrainedSettings):
     """Mean-shifted contrastive loss.
 
     Args:
@@ -81,34 +82,20 @@ class MSCSettings:
     bank_size: int = 16384
     precision: Precision = "auto"
 
+    presets: ClassVar[Presets] = {
+        "cpu": {"backbone": "resnet18", "size": 64, "epochs": 3, "lr": 1e-3},
+        "gpu": {"backbone": "resnet50", "size": 128, "lr": 1e-3},
+        "paper": {"precision": "32"},
+    }
+    least: ClassVar[dict[str, float]] = {"size": 16, "batch": 2, "weight_decay": 0}
+
     def __post_init__(self) -> None:
-        for name in ("backbone", "precision"):
-            chosen(self, name)
-        check_weights(self.weights, "msc", own=True)
-        least = {"size": 16, "epochs": 1, "batch": 2, "neighbours": 1, "bank_size": 1}
-        for name, value in least.items():
-            require(
-                getattr(self, name) >= value, name, f"must be at least {value}, not {getattr(self, name)}"
-            )
-        for name in ("lr", "temperature"):
-            require(getattr(self, name) > 0, name, f"must be above 0, not {getattr(self, name)}")
-        require(self.weight_decay >= 0, "weight_decay", f"must not be negative, as {self.weight_decay} is")
-        require(
-            self.bank_size >= self.neighbours, "bank_size",
-            f"must hold the {self.neighbours} neighbours, not {self.bank_size}",
-        )  # fmt: skip
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """`paper` as published; the others small enough for two cores, or for one accelerator."""
-        if name == "paper":
-            return cls(weights="imagenet", precision="32")
-        if name == "gpu":
-            return cls(backbone="resnet50", size=128, lr=1e-3)
-        return cls(backbone="resnet18", size=64, epochs=3, lr=1e-3)
+        super().__post_init__()
+        fits = self.bank_size >= self.neighbours
+        require(fits, "bank_size", f"must hold the {self.neighbours} neighbours, not {self.bank_size}")
 
 
-class MSC(Detector):
+class MSC(Pretrained):
     """A pretrained ResNet, adapted by the mean-shifted contrastive loss, with nearest normals."""
 
     method = "msc"
@@ -123,21 +110,14 @@ class MSC(Detector):
         self.network_ = backbone(s.backbone, s.weights, seed=self.seed).to(self.where_)
         scoring = {"neighbours": MSCSettings.neighbours, "bank_size": MSCSettings.bank_size}
         path = stages.path("msc", replace(s, **scoring), self.weights_source(), self.seed, images)
-        centre = features(self.network_, images, s.size).mean(0)
+        centre = _features(self.network_, images, s.size).mean(0)
         module = MeanShifted(self.network_, centre, images, s, self.seed)
         stages.trained(path, module, len(images), s, self.device)
         self.centre_ = module.centre  # of the network as it was before training, found or made
-        self.bank_ = features(self.network_, subsample(images, s.bank_size), s.size)
-
-    def weights_source(self) -> str:
-        """Where the network's first weights are from."""
-        return describe(self.s.backbone, self.s.weights, seed=self.seed)
+        self.bank_ = _features(self.network_, subsample(images, s.bank_size), s.size)
 
     def _module(self) -> nn.Module:
         return MeanShiftedDistance(self.network_, self.bank_, self.s)
-
-    def _at_once(self) -> int:
-        return _step(self.s.size)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         own = {"centre": self.centre_.cpu().numpy(), "bank": self.bank_.cpu().numpy()}
@@ -150,16 +130,12 @@ class MSC(Detector):
 
 
 @torch.inference_mode()
-def features(network: nn.Module, images: np.ndarray, size: int) -> Tensor:
-    """Unit features φ `(N, D)` of uint8 images `(N, H, W, C)`, some at a time."""
+def _features(network: nn.Module, images: np.ndarray, size: int) -> Tensor:
+    """Unit features φ `(N, D)` of uint8 images `(N, H, W, C)`, in several passes."""
     device = next(network.parameters()).device
-    step = _step(size)
+    step = max(Pretrained.pixels // size**2, 4)
     parts = (images[i : i + step] for i in range(0, len(images), step))
     return torch.cat([F.normalize(network(to_input(part, size, device)), dim=1) for part in parts])
-
-
-def _step(size: int) -> int:
-    return max(_PIXELS // size**2, 8)
 
 
 class MeanShiftedDistance(nn.Module):
@@ -179,7 +155,7 @@ class MeanShiftedDistance(nn.Module):
         self.register_buffer("bank", bank)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Of `(N, C, H, W)` uint8."""
+        """Returns the scores `(N,)` of `(N, C, H, W)` uint8."""
         phi = F.normalize(self.network(as_input(x, self.size)), dim=1)
         return (nearest_squared(phi, self.bank, self.neighbours).sum(1),)
 
@@ -208,14 +184,14 @@ class MeanShifted(Timed):
         self.augment = Augment(settings.augment, images.shape[-1])
 
     def train(self, mode: bool = True) -> Self:
-        """Never the network: its batch-norm keeps the statistics it came with."""
+        """Sets the mode of all but the network, whose batch-norm keeps the statistics it came with."""
         super().train(mode)
         self.network.eval()
         return self
 
     @torch.no_grad()
     def views(self, index: np.ndarray) -> Tensor:
-        """This process's views of the batch `index`, `(2·b, 3, S, S)` normalised: first views, then second.
+        """Returns this process's views of the batch `index`, `(2·b, 3, S, S)` normalised: first, then second.
 
         Chance is drawn for the whole batch, so that it does not depend on the number of processes.
         """
@@ -228,11 +204,11 @@ class MeanShifted(Timed):
         x = to_input(self.images[index[part]], self.s.size, self.device, mean=(0, 0, 0), std=(1, 1, 1))
         x = self.augment(x[:, : self.augment.channels].repeat(2, 1, 1, 1), draws)
         x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-        x[blur] = blurred(x[blur], sigma[blur], _BLUR[1] * self.s.size / _SIDE)
+        x[blur] = _blurred(x[blur], sigma[blur], _BLUR[1] * self.s.size / _SIDE)
         return normalised(x.expand(-1, 3, -1, -1))
 
     def loss(self, phi: Tensor) -> Tensor:
-        """Of unit features `(2·b, D)`; over all processes' rows, as in `amplify/contrast.py`."""
+        """Returns the loss of unit features `(2·b, D)`, over all processes' rows."""
         shifted, size = phi - self.centre, processes()[1]
         local = len(phi) // 2
         if size > 1:  # (W, 2·b, D) to (2·B, D)
@@ -243,8 +219,8 @@ class MeanShifted(Timed):
             loss = loss + 2 * (phi - self.centre).square().sum(1).mean()  # the mean of both views, twice
         return loss
 
-    def training_step(self, batch: int, _: int) -> Tensor:
-        """One batch of its own making."""
+    def training_step(self, *_: Any) -> Tensor:
+        """Returns the loss of the batch at the current step."""
         seed_step(self.seed, self.global_step)
         index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
         with torch.autocast(self.device.type, enabled=False):  # low precision is for the network alone
@@ -254,12 +230,12 @@ class MeanShifted(Timed):
             return self.loss(F.normalize(phi.float(), dim=1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD of the trained layers."""
+        """Returns plain SGD of the trained layers."""
         trained = [p for p in self.network.parameters() if p.requires_grad]
         return torch.optim.SGD(trained, self.s.lr, weight_decay=self.s.weight_decay)
 
 
-def blurred(x: Tensor, sigma: Tensor, greatest: float) -> Tensor:
+def _blurred(x: Tensor, sigma: Tensor, greatest: float) -> Tensor:
     """Each image of `(N, C, H, W)` by its own σ `(N,)`, at most `greatest`, which sets the window."""
     if not len(x):
         return x

@@ -1,4 +1,6 @@
-"""UniAD: a transformer rebuilds a frozen network's features without seeing what it rebuilds. Knows `weights`.
+"""UniAD: a transformer rebuilds a frozen network's features from those beyond the neighbours of each token.
+
+Knows `pretrained`.
 
 Source: You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022. The maps of a frozen
 network's stages 1–4, resized to 14×14 and concatenated, are tokens f of C channels:
@@ -6,7 +8,7 @@ network's stages 1–4, resized to 14×14 and concatenated, are tokens f of C ch
     jitter, in training: f + ε, ε ~ N(0, σ²), σ = 20·‖f‖/C, each token's own
     encoder: 4 layers on the tokens, projected to 256 channels
     decoder: 4 layers; a learned query of each attends to the encoder's output, then to the layer before
-    mask: in all attentions, a token sees nothing of the 7×7 tokens about itself, to copy from
+    mask: in all attentions, a token sees none of the 7×7 tokens about itself, so that it cannot copy
     loss = mean (f̂ − f)², f̂ projected back to C channels, f without jitter
     heatmap = ‖f̂ − f‖ over the channels, bilinear ×16;   score = its greatest mean over 16×16 pixels
 
@@ -20,7 +22,7 @@ encoder's output before it; layer norm after each residual, no dropout, torch's 
 and positions (σ = .02); the norm of all gradients together is what is clipped; stages are resized bilinearly
 with antialiasing; a mean, not a maximum, pools 16×16 windows that lie side by side; images are resized to
 squares; batches come from (seed, step), without augmentation, the last, incomplete one of an epoch dropped.
-Which EfficientNet-B4 of timm's is nearest to the paper's is not verified (`weights.TAGS`).
+Which EfficientNet-B4 of timm's is nearest to the paper's is not verified (`backbones.TAGS`).
 
 The grid has size/16 tokens a side (14 at 224) and must be larger than the neighbourhood, or its middle would
 see nothing: small images take smaller `neighbours`. Presets other than `paper` take random weights, because
@@ -28,37 +30,30 @@ nothing is fetched unasked, and `cpu` a ResNet, a smaller transformer and a high
 stage of a random EfficientNet is over a hundred times fainter than its first and counts for nothing, while a
 random ResNet's stages are alike. In the minute of `cpu` the transformer learns hardly more than the mean
 features of each place (either errs by about 2.7 on normal phantoms). `--settings.weights imagenet`, a file,
-or (for ResNets) `dia:RUN`, and time, are what the method is about.
+or (for ResNets) `dia:RUN`, and more time, are what the method is meant for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.processes import choose_device, share
-from ...core.settings import chosen, require
-from ...core.training import Precision, Timed, batch_indices, seed_step
-from ..base import Detector
+from ...core.settings import require
+from ...core.training import Precision, seed_step
 from ..features import Linear, resizing
-from ..saving import StageCache, load_module, module_tensors
-from .backbones import as_input, backbone, check_weights, describe, restored, to_input
+from .backbones import as_input
+from .pretrained import Distilled, Learner, Presets, PretrainedSettings
 
 STRIDE = 16  # pixels per token
 HEADS, FEEDFORWARD = 8, 4  # the latter in widths: 1024 of 256
-_PIXELS = 2**20  # of one forward pass without gradients
 
 
 @dataclass(frozen=True)
-class UniADSettings:
+class UniADSettings(PretrainedSettings):
     """Features rebuilt by a transformer with masked neighbours.
 
     Args:
@@ -91,40 +86,37 @@ class UniADSettings:
     clip: float = 0.1
     precision: Precision = "auto"
 
+    presets: ClassVar[Presets] = {
+        "cpu": {
+            "backbone": "resnet18", "size": 64, "width": 128, "layers": 2, "neighbours": 3, "epochs": 8,
+            "batch": 16, "lr": 1e-3
+        },
+        "gpu": {"size": 128, "epochs": 100},
+        "paper": {"precision": "32"},
+    }  # fmt: skip
+    least: ClassVar[dict[str, float]] = {"jitter": 0, "weight_decay": 0}
+
     def __post_init__(self) -> None:
-        for name in ("backbone", "precision"):
-            chosen(self, name)
-        check_weights(self.weights, "uniad", own="resnet" in self.backbone)
-        for name in ("layers", "epochs", "batch"):
-            require(getattr(self, name) >= 1, name, f"must be at least 1, not {getattr(self, name)}")
-        whole = self.width >= HEADS and self.width % HEADS == 0
-        require(whole, "width", f"must be a multiple of {HEADS}, not {self.width}")
-        odd = self.neighbours >= 1 and self.neighbours % 2 == 1
-        require(odd, "neighbours", f"must be odd, from 1, not {self.neighbours}")
+        super().__post_init__()
+        require(self.width % HEADS == 0, "width", f"must be a multiple of {HEADS}, not {self.width}")
+        require(self.neighbours % 2 == 1, "neighbours", f"must be odd, not {self.neighbours}")
         require(self.size % STRIDE == 0, "size", f"must be a multiple of {STRIDE}, not {self.size}")
-        require(
-            self.size > STRIDE * self.neighbours, "size",
-            f"must be above 16 · neighbours = {STRIDE * self.neighbours}, not {self.size}: "
-            "a token in the middle would see no other",
-        )  # fmt: skip
-        for name in ("lr", "clip"):
-            require(getattr(self, name) > 0, name, f"must be above 0, not {getattr(self, name)}")
-        for name in ("jitter", "weight_decay"):
-            require(getattr(self, name) >= 0, name, f"must not be negative, as {getattr(self, name)} is")
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """`paper` as published, as far as known; the others small, for two cores or one accelerator."""
-        if name == "paper":
-            return cls(weights="imagenet", precision="32")
-        if name == "gpu":
-            return cls(size=128, epochs=100)
-        return cls(
-            backbone="resnet18", size=64, width=128, layers=2, neighbours=3, epochs=8, batch=16, lr=1e-3
-        )
+        low = STRIDE * self.neighbours
+        must = f"must be above 16 · neighbours = {low}, not {self.size}: a token in the middle sees no other"
+        require(self.size > low, "size", must)
 
 
-class UniAD(Detector):
+class _Learner(Learner):
+    """AdamW, with the norm of all gradients together clipped."""
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.s.clip)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.network.parameters(), self.s.lr, weight_decay=self.s.weight_decay)
+
+
+class UniAD(Distilled):
     """A frozen network's features, rebuilt by a transformer that sees no neighbours."""
 
     method = "uniad"
@@ -133,59 +125,38 @@ class UniAD(Detector):
     pretrained = "tf_efficientnet_b4"
     maps = True
     Settings: ClassVar[type] = UniADSettings
+    parts = ("network", "rebuilder")
+    learner = _Learner
 
-    def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
+    def _options(self) -> dict[str, Any]:
+        """A ResNet's first map is its stem's, an EfficientNet's is its first stage's."""
+        first = int("resnet" in self.s.backbone)
+        return {"features_only": True, "out_indices": tuple(range(first, first + 4))}
+
+    def _untrained(self) -> nn.Module:
         s = self.s
-        self.where_ = choose_device(self.device)
-        self.network_: Any = backbone(s.backbone, s.weights, seed=self.seed, **_stages(s)).to(self.where_)
-        self.rebuilder_ = rebuilder_of(self.network_, s, self.seed).to(self.where_)
-        path = stages.path("uniad", s, self.weights_source(), self.seed, images)
-        module = Rebuilding(partial(features, self.network_), self.rebuilder_, images, s, self.seed)
-        stages.trained(path, module, len(images), s, self.device)
+        channels = _features(self.frozen_, torch.zeros(1, 3, s.size, s.size, device=self.where_)).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            seed_step(self.seed, 2**32 - 6)
+            return Rebuilder(channels, s.size // STRIDE, s.width, s.layers, s.neighbours)
 
-    def weights_source(self) -> str:
-        """Where the network's weights are from."""
-        return describe(self.s.backbone, self.s.weights, seed=self.seed)
+    def _loss(self, trained: nn.Module, x: Tensor) -> Tensor:
+        f = _features(self.frozen_, x)
+        rebuilt = trained(_jittered(f, self.s.jitter) if self.s.jitter else f)
+        return F.mse_loss(rebuilt.float(), f)
 
     def _module(self) -> nn.Module:
-        return RebuildingError(self.network_, self.rebuilder_, self.s.size, *self.shape_[:2])
-
-    def _at_once(self) -> int:
-        return max(_PIXELS // self.s.size**2, 4)
-
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return module_tensors(self.network_, "network.") | module_tensors(self.rebuilder_, "rebuilder.")
-
-    def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        s, self.where_ = self.s, choose_device(self.device)
-        self.network_ = restored(s.backbone, tensors, "network.", **_stages(s)).to(self.where_)
-        self.rebuilder_ = rebuilder_of(self.network_, s, self.seed).to(self.where_)
-        load_module(self.rebuilder_.eval().requires_grad_(False), tensors, "rebuilder.")
-
-
-def _stages(s: UniADSettings) -> dict[str, Any]:
-    """What timm is told: a ResNet's first map is its stem's, an EfficientNet's its first stage's."""
-    first = int("resnet" in s.backbone)
-    return {"features_only": True, "out_indices": tuple(range(first, first + 4))}
+        return RebuildingError(self.frozen_, self.trained_, self.s.size, *self.shape_[:2])
 
 
 @torch.no_grad()
-def features(network: Any, x: Tensor) -> Tensor:
+def _features(network: Any, x: Tensor) -> Tensor:
     """Maps of four stages of `(N, 3, S, S)`, resized to a token per 16 pixels: `(N, C, S/16, S/16)`."""
     grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
     return torch.cat([F.interpolate(m.float(), grid, mode="bilinear", antialias=True) for m in network(x)], 1)
 
 
-def rebuilder_of(network: nn.Module, s: UniADSettings, seed: int) -> Rebuilder:
-    """The untrained transformer for the features of `network`, random by seed."""
-    device = next(network.parameters()).device
-    channels = features(network, torch.zeros(1, 3, s.size, s.size, device=device)).shape[1]
-    with torch.random.fork_rng(devices=[]):
-        seed_step(seed, 2**32 - 6)
-        return Rebuilder(channels, s.size // STRIDE, s.width, s.layers, s.neighbours)
-
-
-def neighbour_mask(grid: int, neighbours: int) -> Tensor:
+def _neighbour_mask(grid: int, neighbours: int) -> Tensor:
     """`(T, T)` of T = grid² tokens, row by row: True where a token may not attend, near itself."""
     row, column = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
     reach = neighbours // 2
@@ -193,18 +164,18 @@ def neighbour_mask(grid: int, neighbours: int) -> Tensor:
     return near_rows & ((column[:, None] - column).abs() <= reach)
 
 
-def jittered(f: Tensor, scale: float) -> Tensor:
+def _jittered(f: Tensor, scale: float) -> Tensor:
     """Tokens `(N, C, h, w)` with noise of σ = scale · ‖f‖/C, each token's own."""
     return f + torch.randn_like(f) * (scale / f.shape[1]) * f.norm(dim=1, keepdim=True)
 
 
-def anomaly_map(rebuilt: Tensor, f: Tensor) -> Tensor:
+def _anomaly_map(rebuilt: Tensor, f: Tensor) -> Tensor:
     """L2 distance over the channels of `(N, C, h, w)`, 16 times as large: `(N, 16h, 16w)`."""
     distance = (rebuilt - f).norm(dim=1, keepdim=True)
     return F.interpolate(distance, scale_factor=STRIDE, mode="bilinear", align_corners=False)[:, 0]
 
 
-def greatest_mean(maps: Tensor) -> Tensor:
+def _greatest_mean(maps: Tensor) -> Tensor:
     """The greatest of the means over 16×16 pixels of `(N, H, W)`: `(N,)`."""
     return F.avg_pool2d(maps[:, None], STRIDE).amax((1, 2, 3))
 
@@ -229,19 +200,14 @@ class RebuildingError(nn.Module):
         self.to_shape = Linear(down.float(), across.float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `(N, C, H, W)` uint8."""
-        f = features(self.network, as_input(x, self.size))
-        maps = anomaly_map(self.rebuilder(f), f)
-        return greatest_mean(maps).double(), self.to_shape(maps)
+        """Returns scores `(N,)` and maps `(N, H, W)` of `(N, C, H, W)` uint8."""
+        f = _features(self.network, as_input(x, self.size))
+        maps = _anomaly_map(self.rebuilder(f), f)
+        return _greatest_mean(maps).double(), self.to_shape(maps)
 
 
-class DecoderLayer(nn.Module):
-    """Its learned query attends to the encoder's output, then to what the layer before gave.
-
-    Args:
-        width: of tokens.
-        tokens: their number.
-    """
+class _DecoderLayer(nn.Module):
+    """A layer whose learned query attends to the encoder's output, then to the output of the layer before."""
 
     def __init__(self, width: int, tokens: int):
         super().__init__()
@@ -283,11 +249,11 @@ class Rebuilder(nn.Module):
             for _ in range(layers)
         )
         self.encoder = nn.ModuleList(encoder)
-        self.decoder = nn.ModuleList(DecoderLayer(width, grid**2) for _ in range(layers))
-        self.register_buffer("mask", neighbour_mask(grid, neighbours), persistent=False)
+        self.decoder = nn.ModuleList(_DecoderLayer(width, grid**2) for _ in range(layers))
+        self.register_buffer("mask", _neighbour_mask(grid, neighbours), persistent=False)
 
     def forward(self, f: Tensor) -> Tensor:
-        """`(N, C, h, w)` to `(N, C, h, w)`."""
+        """Returns the rebuilt features `(N, C, h, w)` of `(N, C, h, w)`."""
         x = self.into(f.flatten(2).transpose(1, 2)) + self.position  # (N, T, D)
         for layer in self.encoder:
             x = layer(x, src_mask=self.mask)
@@ -295,44 +261,3 @@ class Rebuilder(nn.Module):
         for layer in self.decoder:
             made = layer(x, made, self.mask)
         return self.out(made).transpose(1, 2).reshape(f.shape)
-
-
-class Rebuilding(Timed):
-    """The transformer's training; every batch comes from (seed, step).
-
-    Args:
-        features: what the frozen network gives of a batch. No module, so that checkpoints do not hold it.
-        rebuilder: trained in place.
-        images: `(N, H, W, C)` uint8.
-        settings: of the method.
-        seed: of batches and jitter.
-    """
-
-    def __init__(
-        self,
-        features: Callable[[Tensor], Tensor],
-        rebuilder: Rebuilder,
-        images: np.ndarray,
-        settings: UniADSettings,
-        seed: int,
-    ):
-        super().__init__()
-        self.features, self.rebuilder = features, rebuilder
-        self.images, self.s, self.seed = images, settings, seed
-
-    def training_step(self, batch: int, _: int) -> Tensor:
-        """One batch of its own making."""
-        index = batch_indices(len(self.images), self.s.batch, self.seed, self.global_step)
-        part = share(len(index))
-        f = self.features(to_input(self.images[index[part]], self.s.size, self.device))
-        seed_step(self.seed, self.global_step + part.start * 2**32)  # so that processes jitter differently
-        rebuilt = self.rebuilder(jittered(f, self.s.jitter) if self.s.jitter else f)
-        return F.mse_loss(rebuilt.float(), f)
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """By the norm of all gradients together."""
-        nn.utils.clip_grad_norm_(self.rebuilder.parameters(), self.s.clip)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW of the transformer."""
-        return torch.optim.AdamW(self.rebuilder.parameters(), self.s.lr, weight_decay=self.s.weight_decay)

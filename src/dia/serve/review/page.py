@@ -38,7 +38,11 @@ watch('value', dia.list(element));
 element.addEventListener('click', (event) => {
   const sort = event.target.closest('[data-sort]'), row = event.target.closest('[data-sha]');
   if (sort) trigger('sort_by', {key: sort.dataset.sort});
-  else if (row) { dia.follow = true; trigger('pick', {sha: row.dataset.sha}); }
+  else if (row) {
+    dia.follow = true;
+    if (row.dataset.sha === dia.opened) dia.select(dia.opened);  // nothing changes that would lead there
+    trigger('pick', {sha: row.dataset.sha});
+  }
 });
 """
 Update = dict[Any, Any]  # of components
@@ -59,7 +63,7 @@ def mount(app: FastAPI, inferencer: Inferencer, *, store: Path, token: str | Non
     reviews = Reviews(store)
     uploads = tempfile.TemporaryDirectory(prefix="dia-uploads-")  # for its owner only; deleted at exit
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
-    page = Page(inferencer, reviews)
+    page = _Page(inferencer, reviews)
     page.uploads = uploads
     return gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
@@ -82,7 +86,7 @@ def _theme() -> Any:
 
 
 @dataclass(frozen=True)
-class Asked:
+class _Asked:
     """What a browser window shows when something happens in it.
 
     Args:
@@ -120,7 +124,7 @@ class Asked:
         return self.work.row(self.sha, self.rate)
 
 
-class Page:
+class _Page:
     """The page's parts and events.
 
     The browser says with each event which image it shows, so a mark or a note goes to the image it was
@@ -137,76 +141,60 @@ class Page:
         self.inferencer = inferencer
         self.lists = Worklists(inferencer, reviews)
         self.n = int(inferencer.about()["n_calibration"])
+        kept = (_ABANDONED, _ABANDONED)
         with gr.Blocks(
-            title="DIA review",
-            analytics_enabled=False,
-            fill_width=True,
-            delete_cache=(_ABANDONED, _ABANDONED),
+            title="DIA review", analytics_enabled=False, fill_width=True, delete_cache=kept
         ) as self.blocks:
             self._parts()
             self._events()
 
     def _parts(self) -> None:
         percent, last = 100 * self.inferencer.rate, max(self.inferencer.t_max - 1, 1)
+        dissolves, has_heatmaps = self.inferencer.can_dissolve, self.inferencer.has_heatmaps
         self.current = gr.Textbox("", visible="hidden", elem_id="current")
         self.order = gr.Textbox("score down", visible="hidden")
         self.csv = gr.Textbox("", visible="hidden")
         self.written = gr.Button(visible="hidden", elem_id="written")
-        gr.HTML(view.header(self.inferencer.about()) + view.keys(), elem_id="header", apply_default_css=False)
+        _html("header", view.header(self.inferencer.about()) + view.keys())
         with gr.Row(elem_id="review"):
             with gr.Column(scale=2, min_width=450, elem_id="left"):
                 self.files = gr.File(
                     label="Drop images here, one or many", file_count="multiple", height=110, elem_id="drop"
                 )
-                self.status = gr.HTML("", elem_id="status", apply_default_css=False)
-                self.rate = gr.Slider(
-                    0.1, 50, percent, step=0.1, label="False-alarm rate, %", buttons=[], elem_id="rate"
-                )
-                self.meaning = gr.HTML(
-                    view.meaning(percent / 100, self.n), elem_id="meaning", apply_default_css=False
-                )
-                self.show = gr.Radio(
-                    [(s.capitalize(), s) for s in SHOWN], value="all", label="Show", elem_id="show"
-                )
-                self.table = gr.HTML(
-                    view.table([], [], "score", True),
-                    elem_id="list",
-                    apply_default_css=False,
-                    js_on_load=_LIST_JS,
-                )
+                self.status = _html("status")
+                self.rate = _slider("rate", "False-alarm rate, %", 0.1, 50, percent, step=0.1)
+                self.meaning = _html("meaning", view.meaning(percent / 100, self.n))
+                choices = [(s.capitalize(), s) for s in SHOWN]
+                self.show = gr.Radio(choices, value="all", label="Show", elem_id="show")
+                self.table = _html("list", view.table([], [], "score", True), js_on_load=_LIST_JS)
                 with gr.Row():
-                    self.export = gr.Button("Export this list (CSV)", size="sm", elem_id="export")
-                    self.export_all = gr.Button(
-                        "Export all saved marks (CSV)", size="sm", elem_id="export-all"
-                    )
+                    self.export = _button("export", "Export this list (CSV)")
+                    self.export_all = _button("export-all", "Export all saved marks (CSV)")
             with gr.Column(scale=5, min_width=320, elem_id="detail", visible=False) as self.detail:
-                self.title = gr.HTML("", elem_id="title", apply_default_css=False)
+                self.title = _html("title")
                 with gr.Row(elem_id="marking"):
-                    self.previous = gr.Button("‹ Previous", size="sm", elem_id="previous")
-                    self.agree = gr.Button("✓ Agree", size="sm", elem_id="agree")
-                    self.disagree = gr.Button("✗ Disagree", size="sm", elem_id="disagree")
-                    self.undo = gr.Button("Undo", size="sm", elem_id="undo")
-                    self.next = gr.Button("Next ›", size="sm", elem_id="next")
-                self.state = gr.HTML("", elem_id="state", apply_default_css=False)
+                    self.previous = _button("previous", "‹ Previous")
+                    self.agree = _button("agree", "✓ Agree")
+                    self.disagree = _button("disagree", "✗ Disagree")
+                    self.undo = _button("undo", "Undo")
+                    self.next = _button("next", "Next ›")
+                self.state = _html("state")
                 self.note = gr.Textbox(
                     label="Note", lines=1, max_lines=6, max_length=2000, elem_id="note",
                     placeholder="Saved while you write. No names, please.",
                 )  # fmt: skip
                 with gr.Row(elem_id="pictures"):
                     with gr.Column(min_width=240, scale=4):
-                        self.picture = gr.HTML("", elem_id="picture", apply_default_css=False)
-                        self.opacity = gr.Slider(
-                            0, 100, 60, step=1, label="Heatmap opacity, %", buttons=[], elem_id="opacity",
-                            visible=self.inferencer.has_heatmaps,
-                        )  # fmt: skip
+                        self.picture = _html("picture")
+                        self.opacity = _slider(
+                            "opacity", "Heatmap opacity, %", 0, 100, 60, visible=has_heatmaps
+                        )
                     with gr.Column(min_width=240, scale=6):
-                        self.dissolved = gr.HTML("", elem_id="dissolved", apply_default_css=False)
-                        self.t = gr.Slider(
-                            0, last, min(_T, last), step=1, label="Dissolve, t", buttons=[],
-                            elem_id="dissolve-t",
-                            visible=self.inferencer.can_dissolve,
-                        )  # fmt: skip
-                self.nearest = gr.HTML("", elem_id="nearest", apply_default_css=False)
+                        self.dissolved = _html("dissolved")
+                        self.t = _slider(
+                            "dissolve-t", "Dissolve, t", 0, last, min(_T, last), visible=dissolves
+                        )
+                self.nearest = _html("nearest")
 
     def _events(self) -> None:
         shown = [self.current, self.rate, self.order, self.show]
@@ -223,11 +211,8 @@ class Page:
             event.then(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **direct)
             event.then(self._on(self.draw_nearest), shown, self.nearest, **direct)
 
-        opens(
-            self.files.upload(
-                self.take, [self.files, *shown], [self.files, *opened], concurrency_limit=4, **quiet
-            )
-        )
+        outputs = [self.files, *opened]
+        opens(self.files.upload(self.take, [self.files, *shown], outputs, concurrency_limit=4, **quiet))
         opens(self.table.pick(self._on_event(self.pick), shown, opened, **direct))
         for button, by in ((self.next, 1), (self.previous, -1)):
             opens(button.click(self._on(self.go, by), shown, opened, **direct))
@@ -250,12 +235,12 @@ class Page:
         self.opacity.change(None, self.opacity, None, js="(percent) => dia.opacity(percent)")
         self.current.change(None, self.current, None, js="(sha) => dia.select(sha)")
 
-    def _ask(self, request: gr.Request, sha: str, percent: float, order: str, show: str) -> Asked:
+    def _ask(self, request: gr.Request, sha: str, percent: float, order: str, show: str) -> _Asked:
         lst = self.lists[request.session_hash or ""]
-        return Asked(lst, request.username or "", sha, percent / 100, order, show)
+        return _Asked(lst, request.username or "", sha, percent / 100, order, show)
 
     def _on(self, fn: Callable[..., Any], *first: Any) -> Callable[..., Any]:
-        """`fn` of what is asked, of `first`, and of the inputs after those of `Asked`."""
+        """`fn` of what is asked, of `first`, and of the inputs after those of `_Asked`."""
 
         def handler(request: gr.Request, *values: Any) -> Any:
             return fn(self._ask(request, *values[:4]), *first, *values[4:])
@@ -290,11 +275,11 @@ class Page:
             update |= self.open(a, rows[0].sha256)
         yield update
 
-    def pick(self, a: Asked, event: gr.EventData) -> Update:
+    def pick(self, a: _Asked, event: gr.EventData) -> Update:
         """Opens the row that was clicked."""
         return self.open(a, str(event.sha))
 
-    def go(self, a: Asked, by: int) -> Update:
+    def go(self, a: _Asked, by: int) -> Update:
         """Opens the next image (1), or the one before (−1), of those shown."""
         rows = a.rows("all")  # the open one may be filtered out by now
         here = next((i for i, r in enumerate(rows) if r.sha256 == a.sha), None)
@@ -304,7 +289,7 @@ class Page:
         found = next((r for r in ahead if SHOWN[a.show](r)), None)
         return self.open(a, found.sha256) if found else {self.current: a.sha}
 
-    def open(self, a: Asked, sha: str) -> Update:
+    def open(self, a: _Asked, sha: str) -> Update:
         """Opens an image. Where it is held no more (the server was started anew), says so."""
         a = replace(a, sha=sha)
         if (row := a.row()) is None:
@@ -319,7 +304,7 @@ class Page:
             self.picture: view.picture(row, self.inferencer.heat_scale),
         }  # fmt: skip
 
-    def draw_dissolved(self, a: Asked, t: float) -> Any:
+    def draw_dissolved(self, a: _Asked, t: float) -> Any:
         """The open image dissolved at t, with the residual."""
         if (row := a.row()) is None or a.sha != a.work.open:
             return gr.skip()
@@ -327,7 +312,7 @@ class Page:
             return view.no_dissolver(self.inferencer.detector.method)
         return view.dissolved(row, a.work.dissolved(row, int(t)), int(t))
 
-    def draw_nearest(self, a: Asked) -> Any:
+    def draw_nearest(self, a: _Asked) -> Any:
         """The normals nearest to the open image."""
         if (row := a.row()) is None or a.sha != a.work.open:
             return gr.skip()
@@ -335,7 +320,7 @@ class Page:
 
     # --- the list -----------------------------------------------------------------------------------
 
-    def refresh(self, a: Asked) -> Update:
+    def refresh(self, a: _Asked) -> Update:
         """The list, and what is said of the open image; nothing is scored anew."""
         update: Update = {self.table: _table(a), self.meaning: view.meaning(a.rate, self.n)}
         # an answer that comes late says nothing of another image
@@ -343,7 +328,7 @@ class Page:
             update |= {self.title: _title(a, row), self.state: view.state(row)}
         return update
 
-    def sort(self, a: Asked, event: gr.EventData) -> Update:
+    def sort(self, a: _Asked, event: gr.EventData) -> Update:
         """By the column that was clicked; the other way round where it was sorted by that."""
         down = not a.descending if event.key == a.key else event.key not in ("name", "p_value")
         a = replace(a, order=f"{event.key} {'down' if down else 'up'}")
@@ -351,19 +336,19 @@ class Page:
 
     # --- marks --------------------------------------------------------------------------------------
 
-    def judge(self, a: Asked, verdict: str) -> Update:
+    def judge(self, a: _Asked, verdict: str) -> Update:
         """Saves that the flag is right or wrong, or takes it back; the note stays."""
         return self._mark(a, verdict=verdict)
 
-    def write(self, a: Asked, note: str) -> Any:
+    def write(self, a: _Asked, note: str) -> Any:
         """Saves the note while it is written."""
         return self._mark(a, note=note).get(self.state, gr.skip())
 
-    def leave(self, a: Asked, note: str) -> Update:
+    def leave(self, a: _Asked, note: str) -> Update:
         """Saves the note when the field is left, and shows it in the list."""
         return self._mark(a, note=note)
 
-    def _mark(self, a: Asked, **what: str) -> Update:
+    def _mark(self, a: _Asked, **what: str) -> Update:
         try:
             row = a.work.mark(a.sha, a.rate, reviewer=a.reviewer, **what)
         except DataError as error:
@@ -372,20 +357,32 @@ class Page:
             raise gr.Error("Not saved: this window's images are held no more; please drop them again.")
         return self.refresh(a)
 
-    def list_csv(self, a: Asked) -> str:
+    def list_csv(self, a: _Asked) -> str:
         """One line per image of this window."""
         return as_csv(a.work.marks(a.rate))
 
-    def all_csv(self, a: Asked) -> str:
+    def all_csv(self, a: _Asked) -> str:
         """Every mark made with this model."""
         return as_csv(a.work.reviews.of_model(a.work.model))
 
 
-def _table(a: Asked) -> str:
+def _html(name: str, value: str = "", **more: Any) -> Any:
+    return gr.HTML(value, elem_id=name, apply_default_css=False, **more)
+
+
+def _button(name: str, text: str) -> Any:
+    return gr.Button(text, size="sm", elem_id=name)
+
+
+def _slider(name: str, text: str, low: float, high: float, value: float, step: float = 1, **more: Any) -> Any:
+    return gr.Slider(low, high, value, step=step, label=text, buttons=[], elem_id=name, **more)
+
+
+def _table(a: _Asked) -> str:
     return view.table(a.rows(a.show), a.rows("all"), a.key, a.descending)
 
 
-def _title(a: Asked, row: Row) -> str:
+def _title(a: _Asked, row: Row) -> str:
     rows = a.rows(a.show)
     place = next((i for i, r in enumerate(rows, 1) if r.sha256 == row.sha256), None)
     return view.title(row, place, len(rows), a.rate)

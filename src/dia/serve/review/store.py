@@ -117,11 +117,16 @@ class Reviews:
         return Mark(*values)
 
     def find(self, model: str, sha256: str) -> Mark | None:
-        """This image's mark, if it has one."""
+        """Returns the mark of an image, if it has one.
+
+        Args:
+            model: its hash.
+            sha256: of the image.
+        """
         return next(iter(self._select("model = ? AND sha256 = ?", model, sha256)), None)
 
     def of_model(self, model: str) -> list[Mark]:
-        """All marks made with this model, oldest first."""
+        """Returns all marks made with this model, oldest first."""
         return self._select("model = ? ORDER BY time, name", model)
 
     def _select(self, where: str, *values: str) -> list[Mark]:
@@ -143,7 +148,7 @@ class Reviews:
 
 
 def as_csv(marks: Iterable[Mark]) -> str:
-    """Marks as CSV with a header line; text that a spreadsheet would take for a formula begins with `'`."""
+    """Returns marks as CSV with a header line; what looks like a spreadsheet's formula begins with `'`."""
     out = io.StringIO()
     rows = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     rows.writerow(COLUMNS)

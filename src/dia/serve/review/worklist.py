@@ -1,4 +1,4 @@
-"""What one reviewer looks through: images with scores, flags and marks, in an order, in memory only.
+"""A reviewer's worklist: images with scores, flags and marks, in an order, in memory only.
 
 Knows the model and the marks; knows nothing of pages or requests.
 """
@@ -43,7 +43,7 @@ SHOWN: dict[str, Callable[[Row], bool]] = {
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One image and what is said of it.
+    """One image with its score, flag and mark.
 
     Args:
         sha256: of its shape and pixels at the model's size.
@@ -69,7 +69,7 @@ class Row:
 
     @property
     def outdated(self) -> bool:
-        """Whether its verdict was about the other flag, at another rate."""
+        """Whether the flag was the other one when the verdict was given, at another rate."""
         return bool(self.mark and self.mark.verdict) and self.mark.flagged != self.flagged  # type: ignore[union-attr]
 
 
@@ -96,7 +96,7 @@ class Worklist:
         """Reads and scores files, a few at a time.
 
         Yields:
-            how many files are done, and a (file name, line) for each of them that is left out.
+            the number of files done, and a (file name, line) for each of them that is left out.
         """
         for start in range(0, len(files), _CHUNK):
             part = files[start : start + _CHUNK]
@@ -114,10 +114,10 @@ class Worklist:
             yield start + len(part), problems
 
     def _score(self, pictures: list[Picture]) -> list[tuple[str, str]]:
-        """Adds rows of pictures; what is listed already is told."""
+        """Adds rows of pictures; returns (name, line) of each whose pixels are listed under another name."""
         images = np.stack([p.image for p in pictures])
         verdict = self.inferencer.score(images)
-        told = []
+        repeated = []
         for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
             sha = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
             heatmap = None if verdict.heatmaps is None else verdict.heatmaps[i].astype(np.float16)
@@ -127,13 +127,17 @@ class Worklist:
             )  # fmt: skip
             with self._lock:
                 if (same := self._rows.setdefault(sha, row)) is not row and same.name != row.name:
-                    told.append((row.name, f"has the pixels of {same.name}; listed once"))
-        return told
+                    repeated.append((row.name, f"has the pixels of {same.name}; listed once"))
+        return repeated
 
     def rows(self, rate: float, sort: str = "score", descending: bool = True, show: str = "all") -> list[Row]:
-        """The rows flagged at `rate` (as `Detector.threshold`), sorted by a key of `SORTS`, those of `SHOWN`.
+        """Returns the rows, flagged at a rate as by `Detector.threshold`; equal ones are in order of name.
 
-        Equal rows stand by name, whichever the direction.
+        Args:
+            rate: of false alarms, in (0, 1).
+            sort: a key of `SORTS`.
+            descending: whether the greatest comes first.
+            show: a key of `SHOWN`.
         """
         threshold = self.inferencer.threshold(rate)
         with self._lock:
@@ -143,7 +147,15 @@ class Worklist:
         return [r for r in rows if SHOWN[show](r)]
 
     def row(self, sha256: str, rate: float) -> Row | None:
-        """One row, flagged at `rate`, with its mark as saved; None where the list does not hold it."""
+        """Returns one row with its mark as saved.
+
+        Args:
+            sha256: of the image.
+            rate: of false alarms, in (0, 1), at which it is flagged.
+
+        Returns:
+            The row; None where the list does not hold it.
+        """
         if (row := self._rows.get(sha256)) is None:
             return None
         flagged = row.score > self.inferencer.threshold(rate)
@@ -162,6 +174,16 @@ class Worklist:
 
         A note alone leaves the flag that a verdict was about; one that is as it was is not saved again.
 
+        Args:
+            sha256: of the image.
+            rate: of false alarms, in (0, 1).
+            verdict: `agree`, `disagree` or empty.
+            note: the reviewer's words.
+            reviewer: the name given at the login.
+
+        Returns:
+            The row; None where the list does not hold it.
+
         Raises:
             DataError: it could not be saved.
         """
@@ -175,29 +197,32 @@ class Worklist:
                     return row
                 if old.verdict:
                     now = replace(now, flagged=old.flagged, rate=old.rate)
-            saved = self.reviews.save(
-                replace(
-                    now,
-                    verdict=old.verdict if verdict is None else verdict,
-                    note=old.note if note is None else note,
-                )
-            )
+            verdict = old.verdict if verdict is None else verdict
+            saved = self.reviews.save(replace(now, verdict=verdict, note=old.note if note is None else note))
             row = replace(row, mark=saved if saved.time else None)
             self._rows[sha256] = row
             return row
 
     def nearest(self, row: Row) -> Nearest | None:
-        """The four nearest normals, looked for once per image."""
+        """Returns the four nearest normals, searched once per image."""
         if row.sha256 not in self._nearest:
             self._nearest[row.sha256] = self.inferencer.nearest(row.image[None], k=4)
         return self._nearest[row.sha256]
 
     def dissolved(self, row: Row, t: int) -> np.ndarray:
-        """`(H, W, C)` uint8: the image dissolved at t."""
+        """Returns an image dissolved.
+
+        Args:
+            row: of the image.
+            t: the diffusion step.
+
+        Returns:
+            `(H, W, C)` uint8.
+        """
         return self.inferencer.dissolve(row.image[None], [t])[0, 0]
 
     def marks(self, rate: float) -> list[Mark]:
-        """One per image, highest score first; those not marked as they stand at `rate`."""
+        """Returns one mark per image, highest score first; without a verdict where none was saved."""
         return [r.mark or self._unmarked(r, rate) for r in self.rows(rate)]
 
     def _unmarked(self, row: Row, rate: float, reviewer: str = "") -> Mark:
@@ -216,7 +241,7 @@ class Worklists:
         self._lock = threading.Lock()
 
     def __getitem__(self, window: str) -> Worklist:
-        """That window's list; an empty one where it has none."""
+        """Returns that window's list; an empty one where it has none."""
         with self._lock:
             if window not in self._lists:
                 self._lists[window] = Worklist(self.inferencer, self.reviews)

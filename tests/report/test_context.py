@@ -1,4 +1,4 @@
-"""What stands beside a result: the best untrained row, copies, balance, direction."""
+"""The context of a result: the best untrained row, copies, balance, direction."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from test_benchmark_page import line as of_benchmark
 from dia.benchmark.results import benchmark_results
 from dia.cli.main import main
 from dia.data.imageset import ImageSet
-from dia.report.bias import (
-    backwards,
-    below_chance,
+from dia.report.context import (
     best_in_ledger,
     best_of,
     direction_of,
     facts_of_set,
     sentences,
 )
+from dia.report.text import below_chance
 
 METRICS = {"auroc": 0.7, "auroc_ci": [0.6, 0.8]}
 
@@ -64,16 +63,19 @@ def test_the_row_is_named_by_name_and_value(own, stands):
     facts = {**facts_of_set(ImageSet(smooth_images(4), [0, 0, 1, 1]), None, "x")}
     best = {"method": "trivial:hog", "auroc": 0.8, "source": "here"}
     said = sentences(facts, METRICS | {"auroc": own}, best, "dia")
-    assert f"trivial:hog, AUROC 0.800 (here); this result, {own:.3f}, lies {stands} it." in said[0]
+    assert f"trivial:hog, AUROC 0.800 (here); dia, {own:.3f}, lies {stands} it" in said[0]
     assert "itself" in sentences(facts, METRICS, best, "trivial:hog")[0]
 
 
 def test_scores_that_rank_the_other_way_are_said_and_not_turned():
-    assert backwards(METRICS) == []
-    (told,) = backwards({"auroc": 0.3, "auroc_ci": [0.2, 0.4]})
-    assert "not turned round" in told
-    (weak,) = backwards({"auroc": 0.45, "auroc_ci": [0.3, 0.6]})
-    assert "chance" in weak
+    facts = facts_of_set(ImageSet(smooth_images(4), [0, 0, 1, 1]), None, "x")
+
+    def first(auroc, interval):
+        return sentences(facts, {"auroc": auroc, "auroc_ci": interval}, None, "dia")[0]
+
+    assert first(0.7, [0.6, 0.8]).startswith("Best untrained row")
+    assert "not reversed" in first(0.3, [0.2, 0.4])
+    assert "may be chance" in first(0.45, [0.3, 0.6])
 
 
 def test_the_direction_is_told():
@@ -160,7 +162,7 @@ def test_where_nothing_is_known_it_says_how_to_know(labelled, tmp_path, capsys, 
 def test_the_report_shows_it_beside_the_numbers(labelled, tmp_path):
     main(["report", str(labelled / "run"), str(labelled / "set.npz"), "--out", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
-    beside = page.split("<h2>Beside these numbers</h2>")[1].split("</section>")[0]
+    beside = page.split("<h2>Context of these numbers</h2>")[1].split("</section>")[0]
     assert "Best untrained row" in beside or "best untrained row itself" in beside
     assert "near-duplicates of a training image" in beside
     assert "Direction: normal is" in beside
@@ -185,7 +187,7 @@ def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypa
     main(["report", "benchmark", "--data_root", str(known)])
     for page in ("benchmark.md", "benchmark.html"):
         text = (tmp_path / "results/benchmark" / page).read_text()
-        beside = text[text.index("Beside these results") : text.index("Ranks over data sets")]
+        beside = text[text.index("Context of these results") : text.index("Ranks over data sets")]
         assert "20 + 20 (50%)" in beside
         assert "normal is label 1" in beside
         assert "3 (0 anomalous)" in beside
@@ -206,9 +208,8 @@ def test_the_benchmark_says_what_stands_beside(known, tmp_path, capsys, monkeypa
 
 
 def test_rows_below_chance_are_named_with_what_is_clear():
-    ends = {"clear": (0.3, [0.2, 0.4]), "weak": (0.45, [0.35, 0.55]), "good": (0.8, [0.7, 0.9])}
-    lines = [of_benchmark(f"anomalib:{m}", "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
+    ends = {"dia": (0.3, [0.2, 0.4]), "csi": (0.45, [0.35, 0.55]), "dia+": (0.8, [0.7, 0.9])}
+    lines = [of_benchmark(m, "d", auroc, auroc_ci=ci) for m, (auroc, ci) in ends.items()]
     assert below_chance(benchmark_results(lines)) == [
-        "d, below .5: with the whole interval anomalib:clear (0.300); "
-        "by the mean alone anomalib:weak (0.450)."
+        "d, below .5: with the whole interval dia (0.300); by the mean alone csi (0.450)."
     ]
