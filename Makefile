@@ -39,10 +39,11 @@ test-elsewhere: $(STAMP)  ## what trains or compares numbers, as on older proces
 	for other in $(OLDER) $(NO_AVX512) OMP_NUM_THREADS=2 DIA_TEST_SEED=1 DIA_TEST_SEED=2; do echo $$other; \
 	  env $$(echo $$other | tr , ' ') $(PYTEST) $(NUMERIC) || exit 1; done
 
-lint: $(STAMP)  ## style, types, which folder may import which, and how many files a folder has
+lint: $(STAMP)  ## style, types, explained arguments, which folder may import which, and how many files a folder has
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/docstrings.py
 	$(BIN)/lint-imports --no-cache
 	find src/dia tests benchmarks -name '*.py' | sed 's|/[^/]*$$||' | sort | uniq -c | \
 	  awk '$$1 > 13 { print $$2 ": " $$1 " Python files; a folder has at most 13"; many = 1 } END { exit many }'

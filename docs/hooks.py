@@ -71,7 +71,7 @@ def cli() -> str:
     """The help of `dia` and of every command."""
     os.environ["COLUMNS"] = "80"
     os.environ.pop("DIA_DATA", None)
-    from dia.cli.main import COMMANDS, command_parser, top_parser
+    from dia.cli.main import COMMANDS, command_parser, summary, top_parser
 
     top = top_parser().format_help().rstrip()
     parts = [
@@ -79,9 +79,9 @@ def cli() -> str:
         "depend on `--method` and `--preset`; below they are those of `dia+` in `cpu`."
     ]
     parts.append(f"## dia\n\n```text\n{top}\n```")
-    for name, command in COMMANDS.items():
+    for name in COMMANDS:
         text = command_parser(name).format_help().rstrip()
-        parts.append(f"## dia {name}\n\n{command.summary}.\n\n```text\n{text}\n```")
+        parts.append(f"## dia {name}\n\n{summary(name)}.\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 
 

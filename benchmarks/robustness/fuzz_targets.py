@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -230,14 +231,18 @@ def _some(part: imageset.ImageSet) -> list[str]:
 
 
 def command(*words: str) -> Run:
-    """The command line with this input as its `--config`; what it would go on to do is left out."""
+    """The command line with this input as its `--config`, up to the call of the command."""
+    function_of = cli._function_of
+
+    def idle(name: str) -> Callable[..., None]:
+        return functools.wraps(function_of(name))(lambda **_: None)
 
     def run(ground: Ground, data: bytes) -> list[str]:
         path = ground.case / "c.yaml"
         path.write_bytes(data)
         said, wrote = io.StringIO(), io.StringIO()
         with (
-            mock.patch.object(cli, "call"),
+            mock.patch.object(cli, "_function_of", idle),
             mock.patch.dict(os.environ, {"COLUMNS": "10000"}),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(wrote),

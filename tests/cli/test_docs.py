@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dia.cli.help import EXAMPLES
-from dia.cli.main import COMMANDS, command_of, command_parser, normalised, top_parser
+from dia.cli.main import COMMANDS, command_of, command_parser, top_parser, with_underscores
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,7 +54,7 @@ def parser_like(name, *argv):
 
 def check_parses(argv, capsys):
     """As the command line would, but files of `--config` need not be there."""
-    argv = normalised(argv)
+    argv = with_underscores(argv)
     if "--plugin" in argv:  # `main` takes it out before it makes a parser
         del argv[(i := argv.index("--plugin")) : i + 2]
     if "--config" in argv and not Path(argv[i := argv.index("--config") + 1]).is_file():
@@ -110,7 +110,7 @@ def test_commands_within_the_text_exist(path):
         assert key in PARSERS, words
         for flag in re.findall(r"--[\w-]+", " ".join(rest)):
             known = PARSERS[key]._option_string_actions
-            assert normalised([flag])[0] in known or flag == "--print_config", f"{words}: {flag}"
+            assert with_underscores([flag])[0] in known or flag == "--print_config", f"{words}: {flag}"
 
 
 def test_make_targets_exist():
@@ -118,21 +118,6 @@ def test_make_targets_exist():
     for path in PAGES:
         named = re.findall(r"(?:^|`)make ([\w-]+)", path.read_text(), re.M)
         assert set(named) <= targets, path
-
-
-def test_what_commands_are_found_in_a_shell():
-    shell = """A=1 dia fit x --out y  # a word
-$ dia a; dia b | dia c > f
-python - <<'END'
-dia no
-END
-torchrun --nproc_per_node 4 $(which dia) fit ...
-dia d \\
-  --e
-python -m dia g && echo dia
-"""
-    found = [" ".join(argv) for argv in dia_lines(shell)]
-    assert found == ["fit x --out y", "a", "b", "c", "fit", "d --e", "g"]
 
 
 @pytest.mark.parametrize("name", PARSERS)

@@ -388,9 +388,7 @@ def test_a_scale_is_that_of_the_images_unless_given(make_images):
 
 
 def test_a_batch_has_at_least_one_image(models, scans, tmp_path, capsys):
-    assert "--batch must be at least 1" in refused(
-        capsys, models / "blur", scans, tmp_path / "s.csv", "--batch", 0
-    )
+    assert "--batch" in refused(capsys, models / "blur", scans, tmp_path / "s.csv", "--batch", 0)
 
 
 # --- Ray ----------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from dia.cli.main import main
-from dia.cli.stress import candidates, fit_command, warning
 from dia.core.errors import DataError
 from dia.data import lesions
 from dia.data.phantoms import load
@@ -15,12 +14,15 @@ from dia.evaluate.selection import (
     Candidate,
     CandidateScores,
     Pasted,
+    candidates,
     choose,
+    fit_command,
     fused,
     measure,
     measure_all,
     pasted,
     splits,
+    warning,
 )
 
 K = len(lesions.KINDS)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..benchmark.ledger import FAILED, LEDGER, Ledger, failures_path
 from ..core.errors import DataError, TrainingError
-from .help import parsed
 from .options import Cluster, DataRoot, Device, remark, result
 from .options import out as console
 
@@ -77,7 +76,6 @@ def _check_preset(preset: str) -> None:
         raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
 
 
-@parsed(config=True)
 def benchmark(
     *,
     datasets: Sequence[str] = ("phantom",),
@@ -156,7 +154,6 @@ def _show_cost(left: Sequence[Job], total: int, ledger: str) -> None:
     result(f"{len(left)} of {total} runs are to be made: about {whole:.0f} minutes with one worker{more}")
 
 
-@parsed(config=True)
 def report_benchmark(
     *,
     ledger: str = LEDGER,

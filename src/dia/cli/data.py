@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 from rich.table import Table
 
 from ..core.errors import DataError
 from ..data.options import ReadOptions
-from .options import Output, Reading, out
+from .options import Output, Preset, Reading, out, result
 
 
 def data(
@@ -26,17 +27,17 @@ def data(
     """List the known data sets, or check what is in one of them or in a path.
 
     Nothing is downloaded: the list says where to get a set, and under which licence. The check counts images
-    and classes by split and finds duplicates and near-duplicates, also across splits, where they are leaks;
-    with --run, --scores or --row it says what copies of training images among the test images change in an
-    AUROC.
+    and classes by split and finds duplicates and near-duplicates, also across splits, where they are leaks.
+    With --run, --scores or --row it measures how much copies of training images among the test images change
+    an AUROC.
 
     Args:
-        action: list: what is known; check: counts, duplicates, leaks
+        action: list shows the known sets; check counts images and finds duplicates and leaks
         name: for check: a known set's name, or a path
-        size: read images as squares of this side, where sizes differ
-        run: a folder written by `dia fit`: what copies change in its AUROC
-        scores: a file of `dia score` for the test split: what copies change in the AUROC of its scores
-        row: an untrained row, e.g. trivial:pixels: what copies change in its AUROC
+        size: side in pixels of the squares to which images are resized, if sizes differ
+        run: a folder written by `dia fit`, to measure the effect of copies on its AUROC
+        scores: a file of `dia score` for the test split, to measure the effect of copies on its AUROC
+        row: a baseline, e.g. trivial:pixels, to measure the effect of copies on its AUROC
         reading: how images are read.
         output: how to print the result.
 
@@ -47,34 +48,27 @@ def data(
         dia data check breastmnist --data_root data --row trivial:pixels
         dia data check scans --normal healthy --run runs/mine
     """
-    from dataclasses import asdict
-
     from ..data import datasets
 
     if action == "list":
         known = datasets.known_sets(reading.data_root)
         if output.json:
-            print(json.dumps({k: asdict(v) for k, v in known.items()}))
-            return
+            return output.show({name: asdict(d) for name, d in known.items()})
         table = Table("name", "title", "normal", "split", "licence", "where")
         for key, d in known.items():
-            title, where = d.title + (" (proxy)" if d.proxy else ""), d.obtain or d.path
-            table.add_row(key, title, d.normal, d.split, d.licence, where)
-        out.print(table)
-        return
+            title = d.title + (" (proxy)" if d.proxy else "")
+            table.add_row(key, title, d.normal, d.split, d.licence, d.obtain or d.path)
+        return out.print(table)
     if name is None:
         raise DataError("dia data check: name a data set or a path; `dia data list` lists the known ones")
     from ..report.gather import check_data
 
     options = ReadOptions.of(reading.options(), size=size)
-    result = json.dumps(check_data(name, reading.data_root, options, run=run, scores=scores, row=row))
-    if output.json:
-        print(result)
-    else:
-        out.print_json(result)
+    found = check_data(name, reading.data_root, options, run=run, scores=scores, row=row)
+    return output.show(found) if output.json else out.print_json(json.dumps(found))
 
 
-def methods(*, preset: str = "cpu", output: Output) -> None:
+def methods(*, preset: Preset = "cpu", output: Output) -> None:
     """List the methods: family, paper, published weights, sizes, heatmaps, settings.
 
     Those of anomalib need `pip install 'dia-anomaly[peers]'`, those with a timm backbone
@@ -89,31 +83,27 @@ def methods(*, preset: str = "cpu", output: Output) -> None:
         dia methods --preset paper --json
     """
     from ..core.settings import flat, plain
-    from ..detectors.presets import PRESETS, settings
+    from ..detectors.presets import settings
     from ..detectors.registry import METHODS
 
-    if preset not in PRESETS:
-        raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
+    facts: dict[str, dict[str, Any]] = {}
+    count = {}
+    for name, cls in METHODS.items():
+        own = settings(cls.Settings, preset)
+        facts[name] = {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
+        facts[name] |= {"side": cls(own).side(), "heatmaps": cls.has_heatmaps(), "settings": plain(own)}
+        count[name] = len(flat(own))
     if output.json:
-        facts = {
-            m: {k: getattr(cls, k) for k in ("family", "paper", "pretrained", "smallest", "extra")}
-            | {"heatmaps": cls.has_heatmaps(), "settings": plain(settings(cls.Settings, preset))}
-            for m, cls in METHODS.items()
-        }
-        print(json.dumps(facts))
-        return
+        return output.show(facts)
     table = Table(
         "method", "family", "paper", "published with weights of", "smallest image", "seen at", "heatmaps",
         "settings",
     )  # fmt: skip
-    for m, c in METHODS.items():
-        own = settings(c.Settings, preset)
-        side, heat = c(own).side(), "yes" if c.has_heatmaps() else "no"
-        seen = "–" if side is None else f"{side} px"
-        first = c.pretrained or "–"
-        table.add_row(m, c.family, c.paper or "–", first, f"{c.smallest} px", seen, heat, str(len(flat(own))))
+    for name, f in facts.items():
+        table.add_row(
+            name, f["family"], f["paper"] or "–", f["pretrained"] or "–", f"{f['smallest']} px",
+            f"{f['side']} px" if f["side"] else "–", "yes" if f["heatmaps"] else "no", str(count[name]),
+        )  # fmt: skip
     out.print(table)
-    out.print(
-        "anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed"
-    )
-    out.print("Settings with their values: --json, or dia fit --method NAME --print_config")
+    result("anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed")
+    return result("Settings with their values: --json, or dia fit --method NAME --print_config")

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..serve.limits import Limits
-from .help import parsed
 from .options import DataRoot, Images, Model, Output, remark, result
 
 
@@ -25,18 +24,18 @@ def export(
     root: DataRoot,
     output: Output,
 ) -> None:
-    """Export the whole of scoring as one file that needs none of this package.
+    """Export all of scoring as one file that does not need this package.
 
-    From uint8 images of any size to score, p-value and heatmap: resizing, shifts, bank and calibration
-    included. The file is checked against the model before it is kept.
+    The file takes uint8 images of any size and gives score, p-value and heatmap, including resizing, shifts,
+    bank and calibration. It is compared with the model before it is kept.
 
     Args:
         run: a folder written by `dia fit`
         format: onnx, for onnxruntime in any language; there is no other
         out: the file to write; default: the run's name with .onnx
         opset: version of the ONNX operators, from 18
-        check: images on which the file must agree with the model too, beside generated ones: a folder, .npz,
-            .csv or image, or a known set's name
+        check: further images on which the file must agree with the model, besides generated ones: a folder,
+            .npz, .csv or image, or a known set's name
         split: which images of --check: train, val, test or all
         normal: which classes of --check are normal, as for `dia score`
         root: where the images of --check are.
@@ -54,11 +53,8 @@ def export(
 
     detector = Detector.load(run, device="cpu")
     target = Path(out or f"{Path(run).resolve().name}.onnx")
-    images = None
-    if check:
-        images = Images(data=check, split=split, normal=normal, data_root=root.data_root).listing_for(
-            detector
-        )
+    checked = Images(data=check, split=split, normal=normal, data_root=root.data_root) if check else None
+    images = checked.listing_for(detector) if checked else None
     output.show(write(detector, target, opset=opset, images=images))
 
 
@@ -74,17 +70,17 @@ def push(
 ) -> None:
     """Publish a model on the Hugging Face hub, with a model card and without local paths.
 
-    A model holds no image, but what was learnt from images: publish only where you may. With --out nothing
-    leaves this machine.
+    A model holds features of its training images: publish it only if you may. With --out nothing leaves this
+    machine.
 
     Args:
         run: a folder written by `dia fit`
-        name: user/name on the hub; made if it is not there
-        public: let all see the model; a new one is private otherwise
+        name: user/name on the hub; made if it does not exist
+        public: make the model public; a new one is private otherwise
         license: licence of the model, as the hub names it, e.g. cc-by-4.0
-        results: what `dia evaluate --json` printed, for the card
-        about_data: what it was trained on, for the card
-        out: push nothing; write what would be pushed into this folder
+        results: file with the output of `dia evaluate --json`, for the card
+        about_data: description of the training data, for the card
+        out: push nothing; write the files into this folder
 
     Examples:
         dia push runs/mine user/name --license cc-by-4.0
@@ -93,29 +89,22 @@ def push(
     from ..deploy.hub import push_to_hub, save_pretrained
     from ..detectors import Detector
 
-    numbers = None
-    if results:
-        try:
-            numbers = json.loads(Path(results).read_text())
-        except ValueError as error:
-            raise DataError(f"{results}: not JSON ({error}); `dia evaluate --json` prints it") from error
-        if not isinstance(numbers, dict):
-            raise DataError(f"{results}: not a JSON object; `dia evaluate --json` prints one")
+    try:
+        numbers = dict(json.loads(Path(results).read_text())) if results else None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{results}: not a JSON object; `dia evaluate --json` prints one") from error
     detector = Detector.load(run, device="cpu")
     card: dict[str, Any] = {"license": license, "results": numbers, "data": about_data}
     if out:
         save_pretrained(detector, out, **card)
-        result(f"{out}: what would be pushed to {name}")
-        return
+        return result(f"{out}: what would be pushed to {name}")
     try:
-        url = push_to_hub(detector, name, private=not public, **card)
+        return result(str(push_to_hub(detector, name, private=not public, **card)))
     except (OSError, ValueError) as error:  # huggingface_hub's own are among these
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: could not be pushed ({reason}); log in with `hf auth login`") from error
-    result(str(url))
 
 
-@parsed(config=True)
 def serve(
     model: Model,
     *,
@@ -132,24 +121,24 @@ def serve(
 ) -> None:
     """Open the review page and the HTTP service of a fitted model, until Ctrl-C.
 
-    The page is at http://HOST:PORT/, the service beside it; the service's documentation is at /docs. Nothing
-    is asked of the network, and only this machine can reach it unless --host says otherwise. Marks and notes
-    of the page go to one SQLite file (--store).
+    The page is at http://HOST:PORT/, the documentation of the service at /docs. Nothing is loaded from the
+    network, and only this machine can reach it unless --host says otherwise. Marks and notes of the page go
+    to one SQLite file (--store).
 
     Args:
         model: what to serve.
         host: address to listen at; default: this machine alone
         port: 0 for any that is free
-        token: what page and service ask for; better set DIA_TOKEN, as arguments are seen by all users of the
-            machine; default: $DIA_TOKEN, or else none
+        token: password of page and service; better set DIA_TOKEN, as all users of the machine can see
+            arguments; default: $DIA_TOKEN, or else none
         allow_open: listen beyond this machine without a token
-        allowed_hosts: names by which browsers and clients may call the service, as of a proxy before it
+        allowed_hosts: further host names by which clients may call the service, such as a proxy's
         page: whether to open the page; false leaves the HTTP service alone
         store: file of the page's reviews
-        normals: the training images, for neighbours and the scale of colours, as a path or known set;
-            default: where the model was fitted
+        normals: the training images, for neighbours and the colour scale, as a path or known set; default:
+            where the model was fitted
         root: where the training images are.
-        limits: what is refused.
+        limits: limits above which requests are refused.
 
     Examples:
         dia serve runs/mine
@@ -159,17 +148,8 @@ def serve(
     from ..serve.server import serve as open_service
 
     open_service(
-        model.run,
-        host=host,
-        port=port,
-        device=model.device,
-        token=os.environ.get("DIA_TOKEN") if token is None else token,
-        allow_open=allow_open,
-        hosts=allowed_hosts,
-        page=page,
-        store=store,
-        normals=normals,
-        data_root=root.data_root,
-        limits=limits,
+        model.run, host=host, port=port, device=model.device,
+        token=os.environ.get("DIA_TOKEN") if token is None else token, allow_open=allow_open,
+        hosts=allowed_hosts, page=page, store=store, normals=normals, data_root=root.data_root, limits=limits,
         say=remark,
-    )
+    )  # fmt: skip

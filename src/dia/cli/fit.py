@@ -1,7 +1,7 @@
-"""`dia fit`: from normal images to a model folder.
+"""`dia fit`: from normal images to a model folder, and its printed configuration.
 
-Its settings are those of the method and the preset, which are looked for in the command line before there is
-a parser. Help that names neither lists no settings, and so needs no method and no torch.
+The settings depend on the method and the preset, which are looked up in the command line before there is a
+parser. Help that names neither lists no settings, and so needs no method and no torch.
 """
 
 from __future__ import annotations
@@ -9,59 +9,101 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from jsonargparse.typing import OpenUnitInterval
 
 from ..core.errors import DataError
+from ..core.settings import from_dict, plain, replaced
 from ..detectors.calibration import FALSE_ALARM_RATE, HOLDOUT
-from .help import ArgumentParser, MarkedParser, parsed
-from .options import Device, Output, TrainingImages, err, finite
+from .help import ArgumentParser, configured
+from .options import Device, Output, Preset, TrainingImages, err, finite, remark
 
 METHOD = "dia+"  # `detectors.registry.DEFAULT`, for which that module, and torch, would be imported
-PRESET = "cpu"
+PRESET: Preset = "cpu"
 
 
-def add_settings(parser: ArgumentParser, argv: Sequence[str]) -> None:
-    """Adds the settings of the method in the preset that a command line names.
-
-    Args:
-        parser: of `dia fit`.
-        argv: the words after `fit`; methods and presets of `--config` files count.
-    """
-    from .main import configured
-
-    files, flags = configured(argv)
-    given = {"method": METHOD, "preset": PRESET} | files | flags
-    if {"help", "h"} & {w.lstrip("-") for w in argv} and not {"method", "preset"} & {*files, *flags}:
+def _add_settings(parser: ArgumentParser, argv: Sequence[str]) -> None:
+    """Adds the settings of the method in the preset that a command line or its `--config` files name."""
+    named = configured(argv, "method", "preset")
+    if not named and {"-h", "--help"} & {*argv}:
         parser.add_argument(
             "--settings.NAME", metavar="VALUE",
             help=f"one of the method's own settings; `dia fit --method {METHOD} --help` lists them",
         )  # fmt: skip
         return
-    from ..detectors.presets import PRESETS, settings
+    from ..detectors.presets import settings
     from ..detectors.registry import detector_class
 
-    with contextlib.suppress(DataError):  # of an unknown method the command itself complains
-        cls = detector_class(given["method"]).Settings
-        if given["preset"] in PRESETS:
+    preset = named.get("preset", PRESET)
+    parser.printed = _marked
+    with contextlib.suppress(DataError):  # the command itself refuses an unknown method
+        cls = detector_class(named.get("method", METHOD)).Settings
+        if preset in get_args(Preset):
             parser.add_argument(
-                "--settings", type=cls, default=settings(cls, given["preset"]), help="the method's own"
+                "--settings", type=cls, default=settings(cls, preset), help="the method's own"
             )
 
 
-@parsed(config=True, parser=MarkedParser, complete=add_settings)
+class _Dumper(yaml.SafeDumper):
+    """Writes lists in one line."""
+
+
+for _kind in (list, tuple):
+    _Dumper.add_representer(
+        _kind, lambda dumper, v: dumper.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True)
+    )
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the dotted name and the line of YAML of each entry of a configuration."""
+    path: list[str] = []
+    for line in yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=float("inf")).splitlines():
+        key = line.partition(":")[0]
+        path[(len(key) - len(key.lstrip())) // 2 :] = [key.strip()]
+        yield ".".join(path), line
+
+
+def _marked(text: str) -> str:
+    """Returns a configuration with the paper's value as a comment on each setting that differs from it."""
+    from ..detectors.presets import settings
+    from ..detectors.registry import detector_class
+
+    config = yaml.safe_load(text)
+    if "settings" not in config:
+        return text
+    cls = detector_class(str(config["method"])).Settings
+    used = from_dict(cls, config["settings"])
+    idle = used.idle() if hasattr(used, "idle") else ()  # settings that do nothing are not printed
+    own, paper = (
+        {name: value for name, value in plain(s).items() if name not in idle}
+        for s in (used, settings(cls, "paper"))
+    )
+    published, lines, differ = dict(_entries({"settings": paper})), [], 0
+    for name, line in _entries(config | {"settings": own}):
+        if published.get(name, line) != line:
+            items = published[name].partition(": ")[2].split(", ")
+            shown = items if len(items) < 9 else [*items[:2], "…", items[-1]]
+            line, differ = f"{line}  # paper: {', '.join(shown)}", differ + 1
+        lines.append(line)
+    count = f"{differ} settings differ from the paper's configuration" if differ else "as published"
+    return "\n".join([f"# {config['method']}: {count}", *lines, ""])
+
+
 def fit(
     images: TrainingImages,
     *,
     out: str = "runs/model",
     method: str = METHOD,
-    preset: str = PRESET,
+    preset: Preset = PRESET,
     seed: int = 0,
     size: int | None = None,
     channels: int | None = None,
-    holdout: float = HOLDOUT,
-    false_alarm_rate: float = FALSE_ALARM_RATE,
+    holdout: OpenUnitInterval = HOLDOUT,
+    false_alarm_rate: OpenUnitInterval = FALSE_ALARM_RATE,
     contamination: float = 0.0,
     weights: str | None = None,
     logger: Literal["none", "csv", "tensorboard", "mlflow"] = "none",
@@ -70,16 +112,16 @@ def fit(
     overwrite: bool = False,
     device: Device,
     output: Output,
-    settings: Any = None,
+    settings: Annotated[Any, _add_settings] = None,
 ) -> None:
     """Train a detector on normal images and calibrate it.
 
-    Of data with labels only the normal images are used. A share of them is held out of training (--holdout),
-    so that scores get p-values and a threshold without any anomaly. The model is a folder of JSON and
-    safetensors, which says where it comes from.
+    Only the normal images of labelled data are used. A share of them is held out of training (--holdout), so
+    that scores get p-values and a threshold without any anomaly. The model is a folder of JSON and
+    safetensors, which records its origin.
 
     With --method or --preset this help lists the settings of that method in that preset; --print_config shows
-    all, with the paper's value beside each that differs.
+    all options, with the paper's value as a comment where it differs.
 
     Args:
         images: what to fit on.
@@ -87,16 +129,17 @@ def fit(
         method: a name of `dia methods`, or anomalib:NAME for any other image model of anomalib
         preset: named settings: cpu (minutes on two cores), gpu (for one accelerator), paper (as published)
         seed: decides the hold-out, the first weights and every random draw
-        size: read images as squares of this side (default: as they are, shrunk to the preset's side)
+        size: side in pixels of the squares to which images are resized (default: their own size, shrunk to
+            the preset's longest side)
         channels: 1 or 3 (default: as the images are)
         holdout: share of the normals kept for calibration
         false_alarm_rate: share of normal images that the model's threshold flags at most, on average
-        contamination: share of anomalies mixed, unmarked, among the normals: to see what they cost
-        weights: where a method that has pretrained weights starts from: imagenet (fetched by timm from the
+        contamination: share of anomalies mixed among the normals as if normal, to measure their cost
+        weights: first weights of a method that has pretrained ones: imagenet (fetched by timm from the
             Hugging Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights
         logger: records losses and learning rates during training; the last two need the extra `tracking`
         log_dir: where the logger writes; default: OUT.logs
-        resume: go on with an interrupted fit of the same --out
+        resume: continue an interrupted fit of the same --out
         overwrite: replace a model that is already there
         device: where to train.
         output: how to print the result.
@@ -111,29 +154,23 @@ def fit(
     """
     from ..benchmark.runs import facts_of
     from ..core.processes import barrier, is_main, join_processes
-    from ..core.settings import replaced
     from ..core.tracking import check_logger, tracking
-    from ..detectors.presets import MAX_SIZE, PRESETS
+    from ..detectors.presets import MAX_SIZE
     from ..detectors.registry import detector_class
 
     check_logger(logger)
     join_processes()
     err.quiet = not is_main()
     cls = detector_class(method)
-    if preset not in PRESETS:
-        raise DataError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}")
     if weights and not hasattr(settings, "weights"):
         raise DataError(f"--weights: {method} starts from no other network; leave the flag out")
     given = replaced(settings, {"weights": weights}) if weights else settings
-    if not 0 < holdout < 1:
-        raise DataError(f"--holdout must lie between 0 and 1, not {holdout}")
     target = Path(out)
     if target.exists() and not (target / "config.json").exists():
         raise DataError(f"{target} exists and is not a model; choose another --out")
-    if (target / "config.json").exists() and not overwrite:
-        if resume:
-            err.print(f"{target} is complete; nothing to resume")
-            return
+    if target.exists() and resume and not overwrite:
+        return remark(f"{target} is complete; nothing to resume")
+    if target.exists() and not overwrite:
         raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
     read = images.read(size=size, max_size=MAX_SIZE[preset], channels=channels)
     normals = read.normals()
@@ -145,31 +182,26 @@ def fit(
         )
     left = len(read) - len(normals)
     left_out = f" ({left} anomalous ones left out)" if left else ""
-    if contamination:
-        left_out += f", of which {contamination:.3g} are anomalous and not marked"
-    err.print(f"{method}: fitting on {len(normals)} normal images{left_out}", highlight=False)
+    mixed = f"; a share of {contamination:.3g} of them is anomalous" if contamination else ""
+    remark(f"{method}: fitting on {len(normals)} normal images{left_out}{mixed}")
     work = target.with_name(f".{target.name}.work")
     if not resume and is_main():
         shutil.rmtree(work, ignore_errors=True)
     barrier()
     detector = cls(given, seed=seed, device=device.device, holdout=holdout, false_alarm_rate=false_alarm_rate)
-    detector.facts_ = facts_of(detector, images.data, preset, normals) | {
-        "read": {
-            "split": images.split,
-            "normal": images.normal,
-            "data_root": images.data_root,
-            "contamination": contamination,
-            **images.options().kept(),
-        }
-    }
+    detector.facts_ = facts_of(detector, images.data, preset, normals)
+    detector.facts_["read"] = {
+        "split": images.split, "normal": images.normal, "data_root": images.data_root,
+        "contamination": contamination, **images.options().kept(),
+    }  # fmt: skip
     about = {"method": method, "preset": preset, "settings_hash": detector.settings_hash()}
     with tracking(logger, log_dir or f"{target}.logs", run=target.name, about=about):
         detector.fit(normals, workdir=work, resume=resume, progress=sys.stderr.isatty())
     if not is_main():
-        return
+        return None
     detector.save(target)
     shutil.rmtree(work, ignore_errors=True)
-    output.show({
+    return output.show({
         "run": str(target), "method": method, "n_train": detector.n_train_,
         "n_calibration": detector.n_calibration_, "fit_seconds": round(detector.fit_seconds_, 1),
         "threshold": finite(detector.threshold()), "false_alarm_rate": false_alarm_rate,

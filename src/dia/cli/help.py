@@ -1,360 +1,260 @@
-"""From a typed function with a docstring to its parser, and how help is laid out. Knows no command.
+"""The parser of a command, made from its typed function and docstring, and the layout of help.
 
-Positional parameters of a function are the positional arguments of its command, keyword-only ones its flags.
-A parameter whose type is a dataclass stands for the fields of that dataclass: fields without a default are
-positional arguments, all others flags. The text of the docstring is the description, `Args:` is the help of
-each argument and `Examples:` the end of the page; `{NAME}` in `Args:` stands for the names in a variable of
-the function's module.
+A parameter of a function is a positional argument of its command, or a flag if it is keyword-only. One whose
+type is a dataclass stands for the fields of that dataclass: a field without a default is a positional
+argument, any other a flag. A parameter annotated with a function (`Annotated[Any, add]`) is added by that
+function. The docstring's text is the description, `Args:` the help of each argument, and `Examples:` the end
+of the page; `{NAME}` in `Args:` stands for the names in a variable of the function's module. This file knows
+no command.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import inspect
 import re
 import sys
 import textwrap
-from argparse import SUPPRESS, Action
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
 from ..core.errors import DataError, printable
-from ..core.settings import differences, from_dict
+from ..core.yamlfile import read_yaml
 
 EXAMPLES = "examples:"
-_SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Examples):\n", re.M)
+_SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Examples?):\n", re.M)
 _LONGEST = 500  # characters of an error message, which may repeat a long argument
-_FEW = 2  # flags of a dataclass that get no heading of their own
 
 
-class Help(jsonargparse.DefaultHelpFormatter):
-    """The layout: filled paragraphs, usage in one line, no types, no defaults that say nothing."""
+class _Formatter(jsonargparse.DefaultHelpFormatter):
+    """The layout: filled paragraphs, no types, and no defaults that say nothing."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = []
-        for part in text.split("\n\n"):
-            lines = [indent + line for line in part.splitlines()]
-            if not any(line.startswith(f"{indent} ") for line in lines):
-                filled = textwrap.wrap(" ".join(part.split()), width - len(indent), break_on_hyphens=False)
-                lines = [indent + line for line in filled]
-            paragraphs.append("\n".join(lines))
-        return "\n\n".join(paragraphs)
+        return "\n\n".join(
+            part  # indented lines stay as they are
+            if re.search("^ ", part, re.M)
+            else textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False)
+            for part in text.split("\n\n")
+        )
 
-    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None) -> str:
-        words = [usage or self._prog.replace(" [options]", "")]
-        for action in actions:
-            if not action.option_strings:
-                words.append(self._format_args(action, self._get_default_metavar_for_positional(action)))
-        return f"{'usage: ' if prefix is None else prefix}{' '.join(words)} [options]\n\n"
-
-    def _get_default_metavar_for_positional(self, action: Action) -> str:
-        return action.dest.upper()
-
-    def _get_type_str(self, action: Action) -> None:
+    def _get_type_str(self, action: argparse.Action) -> None:
         return None
 
-    def _get_help_string(self, action: Action) -> str:
-        written = "default:" in (action.help or "")
+    def _get_help_string(self, action: argparse.Action) -> str:
         text = super()._get_help_string(action).removesuffix(" (required)")
-        if written or action.default is None or action.default is False:
+        if "default:" in (action.help or "") or action.default is None or action.default is False:
             return text.removesuffix(" (default: %(default)s)")
         if isinstance(action.default, tuple | list):
             return text.replace("%(default)s", f"[{','.join(map(str, action.default))}]")
         return text
 
-    def _format_action_invocation(self, action: Action) -> str:
-        text, room = super()._format_action_invocation(action), self._width - self._current_indent
-        if len(text) <= room or "{" not in text:
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text, width = super()._format_action_invocation(action), self._width - self._current_indent
+        if len(text) <= width:
             return text
-        name, _, words = text.rpartition("{")  # words too many for the line go on in the next
-        lines = textwrap.wrap(words.replace(",", ", "), room - len(name) - 1)
-        return f"{name}{{" + f"\n{' ' * (len(name) + 1 + self._current_indent)}".join(
-            line.replace(", ", ",") for line in lines
-        )
+        return textwrap.fill(text.replace(",", ", "), width, subsequent_indent=" " * 6)
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
-    """jsonargparse's parser in our layout. Flags must be written in full; a misspelt one is named."""
+    """jsonargparse's parser in this package's layout, which takes no abbreviated flags.
+
+    Attributes:
+        printed: changes the YAML that `--print_config` prints.
+    """
+
+    printed: Callable[[str], str] = staticmethod(str)
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, formatter_class=Help, allow_abbrev=False, **kwargs)
+        super().__init__(*args, formatter_class=_Formatter, allow_abbrev=False, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\d")  # as of Python 3.14: takes `--window -600,1500`
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints one line on stderr and exits with status 2; raises where the parser was asked to."""
+        """Prints one line on stderr and exits with status 2; raises where the parser was asked to.
+
+        Args:
+            message: what is wrong with the words.
+            ex: the exception behind it.
+        """
         if not self.exit_on_error:
             super().error(message, ex)
         words = printable(" ".join(message.split())).rstrip(".")
         words = words if len(words) < _LONGEST else f"{words[:_LONGEST]} …"
-        if words.startswith("Unrecognized arguments"):
-            unknown = re.findall(r"(--[\w.]+)", words)
-            words += did_you_mean(unknown[0], self._option_string_actions) if unknown else ""
-        self.exit(2, f"dia: {words}; see {self.prog.replace(' [options]', '')} --help\n")
+        words = re.sub(r'^Parser key "([\w.]+)":', r"--\1:", words)
+        words = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", words)
+        if words.startswith("Unrecognized arguments") and (unknown := re.search(r"--[\w.]+", words)):
+            words += did_you_mean(unknown[0], self._option_string_actions)
+        self.exit(2, f"dia: {words}; see {self.prog} --help\n")
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Returns a configuration as YAML, as `--print_config` prints it."""
+        return self.printed(super().dump(*args, **kwargs))
 
 
-def did_you_mean(word: str, known: Iterator[str] | Mapping[str, Any]) -> str:
-    """A question that names the nearest of the known words; empty where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
-    longer = [k for k in known if k.startswith(word)]  # as an abbreviation
-    found = longer or near
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns a question that names the known word nearest to a misspelt one.
+
+    Args:
+        word: the misspelt or abbreviated word.
+        known: the words that would have been right.
+
+    Returns:
+        The question, to end an error message with; empty where no known word is near.
+    """
+    near = difflib.get_close_matches(word, known := list(known), n=1, cutoff=0.75)
+    found = [k for k in known if k.startswith(word)] or near
     return f"; did you mean {found[0]}?" if found else ""
 
 
-class Docstring(NamedTuple):
-    """The parts of a Google-style docstring.
+def _documented(thing: Any) -> tuple[str, dict[str, str], str]:
+    """Returns the text, the help of each argument and the examples of a Google-style docstring.
 
-    Args:
-        text: what stands before the first section.
-        args: the help of each argument, in one line.
-        examples: command lines.
+    A dataclass has the arguments of its bases, too.
     """
-
-    text: str
-    args: dict[str, str]
-    examples: str
-
-
-def docstring_of(thing: Any) -> Docstring:
-    """Splits the docstring of a function, or that of a dataclass and of its bases."""
     args: dict[str, str] = {}
-    text = examples = ""
-    for each in reversed(
-        [c for c in thing.__mro__ if is_dataclass(c)] if isinstance(thing, type) else [thing]
-    ):
+    for each in reversed(inspect.getmro(thing)) if isinstance(thing, type) else [thing]:
         text, *rest = _SECTION.split(inspect.cleandoc(each.__doc__ or ""))
-        sections = {name: inspect.cleandoc(body) for name, body in zip(rest[::2], rest[1::2], strict=True)}
-        name = ""
-        for line in sections.get("Args", "").splitlines():
-            if begins := re.match(r"(\w+): (.*)", line):
-                name, args[begins[1]] = begins[1], begins[2]
-            elif line.strip():
-                args[name] += f" {line.strip()}"
-        examples = sections.get("Examples", "")
-    return Docstring(text.strip(), args, examples)
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What the parser of a command has that its function's signature does not say.
-
-    Args:
-        config: whether there is `--config`, and with it `--print_config`.
-        parser: the parser's class.
-        complete: adds the arguments whose types depend on the command line, given the parser and the words.
-    """
-
-    config: bool = False
-    parser: type[ArgumentParser] = ArgumentParser
-    complete: Callable[[ArgumentParser, Sequence[str]], None] | None = None
-
-
-def parsed(
-    *,
-    config: bool = False,
-    parser: type[ArgumentParser] = ArgumentParser,
-    complete: Callable[[ArgumentParser, Sequence[str]], None] | None = None,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorates a command whose parser has extras; see `Extras` for the arguments."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        vars(function)["extras"] = Extras(config, parser, complete)
-        return function
-
-    return decorate
-
-
-def extras_of(function: Callable[..., None]) -> Extras:
-    """The extras of a command's parser."""
-    found: Extras = vars(function).get("extras", Extras())
-    return found
+        sections = {name: textwrap.dedent(body) for name, body in zip(rest[::2], rest[1::2], strict=True)}
+        entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), re.M)
+        args |= {name: " ".join(entry.split()) for name, entry in entries}
+    return text.strip(), args, sections.get("Examples", "")
 
 
 def parser_of(function: Callable[..., None], prog: str, argv: Sequence[str] = ()) -> ArgumentParser:
-    """The parser of a command.
-
-    Args:
-        function: the command. A parameter of type `Any` is left to the `complete` of its extras.
-        prog: how the command is called, as `dia fit`.
-        argv: the words after the command's name, on which some arguments depend.
-
-    Returns:
-        The parser of these words.
-    """
-    doc, extras = docstring_of(function), extras_of(function)
-    epilog = f"{EXAMPLES}\n{textwrap.indent(doc.examples, '  ')}"
-    parser = extras.parser(prog=prog, description=doc.text, epilog=epilog)
-    if extras.config:
-        parser.add_argument(
-            "--config", action=jsonargparse.ActionConfigFile, help="YAML with any of these options"
-        )
-    _add_positional(parser, function)
-    _add_flags(parser, parser, function)
-    if extras.complete is not None:
-        extras.complete(parser, argv)
-    return parser
-
-
-class _Parameter(NamedTuple):
-    name: str
-    kind: Any  # its type
-    default: Any  # MISSING where there is none
-    positional: bool
-    help: str
-
-
-def _parameters(thing: Any) -> Iterator[_Parameter]:
-    """The parameters of a function or the fields of a dataclass, in order."""
-    hints, helps = get_type_hints(thing), docstring_of(thing).args
-
-    def described(name: str) -> str:
-        names = vars(sys.modules[thing.__module__])
-        text = re.sub(r"\{([A-Z_]+)\}", lambda m: ", ".join(names[m[1]]), helps.get(name, ""))
-        return text.replace("%", "%%")
-
-    if is_dataclass(thing):
-        for f in fields(thing):
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            yield _Parameter(f.name, hints[f.name], default, default is MISSING, described(f.name))
-        return
-    for p in inspect.signature(thing).parameters.values():
-        default = MISSING if p.default is p.empty else p.default
-        yield _Parameter(p.name, hints[p.name], default, p.kind is not p.KEYWORD_ONLY, described(p.name))
-
-
-def _add_positional(parser: ArgumentParser, thing: Any) -> None:
-    for p in _parameters(thing):
-        if is_dataclass(p.kind):
-            _add_positional(parser, p.kind)
-        elif p.positional and get_origin(p.kind) is list:
-            parser.add_argument(p.name, type=get_args(p.kind)[0], nargs="+", help=p.help)
-        elif p.positional and p.default is MISSING:
-            parser.add_argument(p.name, type=p.kind, help=p.help)
-        elif p.positional:
-            parser.add_argument(p.name, type=p.kind, nargs="?", help=p.help)  # jsonargparse: None, if absent
-
-
-def _add_flags(parser: ArgumentParser, where: Any, thing: Any) -> None:
-    """The flags of a function or dataclass, and after them those of the dataclasses among its parameters."""
-    own = [p for p in _parameters(thing) if not is_dataclass(p.kind)]
-    for p in own:
-        if p.positional or p.kind is Any:
-            continue
-        if p.kind is bool and p.default is False:
-            where.add_argument(f"--{p.name}", action="store_true", help=p.help)
-        else:
-            default = list(p.default) if isinstance(p.default, tuple) else p.default
-            where.add_argument(f"--{p.name}", type=p.kind, default=default, help=p.help)
-    for p in _parameters(thing):
-        if is_dataclass(p.kind):
-            title = docstring_of(p.kind).text.partition("\n")[0].rstrip(".")
-            many = sum(not q.positional for q in _parameters(p.kind)) > _FEW
-            _add_flags(parser, parser.add_argument_group(title) if many else parser, p.kind)
-
-
-def arguments_of(function: Callable[..., None], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command is called with, from the values that its parser found.
+    """Makes the parser of a command.
 
     Args:
         function: the command.
-        values: by the name of the argument, those of dataclasses in one level with all others.
+        prog: how the command is called, such as `dia fit`.
+        argv: the words after the command's name, on which annotated parameters depend.
 
     Returns:
-        A value for each parameter of the function.
+        The parser for these words.
+    """
+    text, _, examples = _documented(function)
+    parser = ArgumentParser(
+        prog=prog, description=text, epilog=f"{EXAMPLES}\n{textwrap.indent(examples, '  ')}"
+    )
+    parser.add_argument(
+        "--config", action=jsonargparse.ActionConfigFile, help="YAML with any of these options"
+    )
+    _add_arguments(parser, parser, function, argv)
+    parser._option_string_actions["--print_config"].help = "print all options as YAML, and exit"
+    positional = [a for a in parser._actions if not a.option_strings]
+    names = [f"[{a.metavar}]" if a.nargs == "?" else f"{a.metavar}" for a in positional]
+    parser.usage = " ".join([prog, *names, "[options]"])
+    return parser
+
+
+def _add_arguments(parser: ArgumentParser, group: Any, thing: Any, argv: Sequence[str]) -> None:
+    """Adds the parameters of a function or dataclass, and after them those of its dataclasses."""
+    hints, helps = get_type_hints(thing, include_extras=True), _documented(thing)[1]
+    variables = vars(sys.modules[thing.__module__])
+    groups: list[Any] = []
+    adders = []
+    for name, p in inspect.signature(thing).parameters.items():
+        kind, required = hints[name], p.default is p.empty
+        text = re.sub(r"\{([A-Z_]+)\}", lambda m: ", ".join(variables[m[1]]), helps.get(name, ""))
+        words: dict[str, Any] = {"help": text.replace("%", "%%")}
+        if is_dataclass(kind):
+            groups.append(kind)
+        elif metadata := getattr(kind, "__metadata__", None):
+            adders.append(metadata[0])
+        elif required or (inspect.isfunction(thing) and p.kind is not p.KEYWORD_ONLY):
+            if get_origin(kind) is list:
+                kind, words["nargs"] = get_args(kind)[0], "+"
+            elif not required:
+                words["nargs"] = "?"
+            parser.add_argument(name, type=kind, metavar=name.upper(), **words)
+        elif kind is bool and not p.default:
+            group.add_argument(f"--{name}", action="store_true", **words)
+        else:
+            default = list(p.default) if isinstance(p.default, tuple) else p.default
+            group.add_argument(f"--{name}", type=kind, default=default, **words)
+    for kind in groups:
+        title = _documented(kind)[0].partition("\n")[0].rstrip(".")
+        few = len(inspect.signature(kind).parameters) < 3
+        _add_arguments(parser, parser if few else parser.add_argument_group(title), kind, argv)
+    for add in adders:
+        add(parser, argv)
+
+
+def values_of(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """Parses the words after a command's name.
+
+    Args:
+        parser: the parser of the command.
+        words: the words.
+
+    Returns:
+        The values of all arguments by name, nested settings as dataclasses.
+
+    Raises:
+        DataError: a configuration gives an option a value that it cannot have.
+        SystemExit: the words ask for help (status 0) or do not parse (status 2).
+    """
+    configured(words)  # refuses hostile YAML before jsonargparse reads it
+    given = parser.parse_args(words)
+    for action in parser._actions:  # jsonargparse lets null stand everywhere
+        kind = getattr(action, "_typehint", None)
+        may = action.default in (None, argparse.SUPPRESS) or kind is None or type(None) in get_args(kind)
+        if not may and action.dest in given and given[action.dest] is None:
+            raise DataError(f"{action.dest} cannot be null; give a value, or leave it out")
+    try:
+        return dict(parser.instantiate_classes(given).items(branches=True))
+    except TypeError as error:  # a plain value in place of nested settings
+        raise DataError(f"settings: a value of another kind than its setting's ({error})") from error
+
+
+def arguments_of(thing: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with which a command is called.
+
+    Args:
+        thing: the command, or a dataclass among its parameters.
+        values: values by the name of the argument, those of dataclasses in one level with all others.
+
+    Returns:
+        A value for each parameter.
 
     Raises:
         DataError: a dataclass refuses its values.
     """
-
-    def made(p: _Parameter) -> Any:
-        if is_dataclass(p.kind):
-            assert isinstance(p.kind, type)
-            return p.kind(**{q.name: made(q) for q in _parameters(p.kind)})
-        return values.get(p.name)
-
-    return {p.name: made(p) for p in _parameters(function)}
-
-
-def refuse_nulls(parser: ArgumentParser, values: jsonargparse.Namespace) -> None:
-    """Refuses a null of a configuration where None is no value: jsonargparse lets it stand everywhere.
-
-    Args:
-        parser: of the command.
-        values: what it parsed.
-
-    Raises:
-        DataError: it names the option.
-    """
-    for action in parser._actions:
-        kind = getattr(action, "_typehint", None)
-        none = action.default in (None, SUPPRESS) or kind is None or type(None) in get_args(kind)
-        if not none and action.dest in values and values[action.dest] is None:
-            raise DataError(f"{action.dest} cannot be null; give a value, or leave it out")
+    made: dict[str, Any] = {}
+    for name, kind in get_type_hints(thing).items():
+        if isinstance(kind, type) and is_dataclass(kind):
+            made[name] = kind(**arguments_of(kind, values))
+        elif name != "return":
+            made[name] = values.get(name)
+    return made
 
 
-class MarkedParser(ArgumentParser):
-    """Prints its configuration with the paper's value beside each setting that differs from it."""
-
-    def dump(self, *args: Any, **kwargs: Any) -> str:  # what --print_config prints
-        """The configuration as YAML."""
-        import yaml
-
-        from ..detectors.presets import settings
-        from ..detectors.registry import detector_class
-
-        config = yaml.safe_load(super().dump(*args, **kwargs))
-        method = config.get("method")
-        if "settings" not in config:
-            return marked(config, {})
-        cls = detector_class(str(method)).Settings
-        shown = from_dict(cls, config["settings"])
-        idle = shown.idle() if hasattr(shown, "idle") else ()  # do nothing, so they are not printed
-        for name in idle:
-            config["settings"].pop(name, None)
-        differ = differences(shown, settings(cls, "paper"))
-        differ = {name: v for name, v in differ.items() if name.split(".")[0] not in idle}
-        count = f"{len(differ)} settings differ from the paper's configuration" if differ else "as published"
-        return f"# {method}: {count}\n" + marked(config, {f"settings.{k}": v[1] for k, v in differ.items()})
-
-
-def marked(config: Mapping[str, Any], paper: Mapping[str, Any], path: str = "") -> str:
-    """YAML with the paper's values as comments, lists in one line.
+def configured(argv: Sequence[str], *names: str) -> dict[str, str]:
+    """Reads options before there is a parser.
 
     Args:
-        config: nested plain values.
-        paper: values by dotted name; `# paper: VALUE` stands beside each of these names.
-        path: the dotted name of `config` itself, with a dot at its end.
+        argv: the words after the command's name.
+        names: the options to look for.
 
     Returns:
-        The text.
+        The values of these options as text: of the YAML files of `--config`, then of the flags.
+
+    Raises:
+        DataError: a file is no YAML, or holds no options.
     """
-    lines = []
-    for key, value in config.items():
-        indent = "  " * path.count(".")
-        if isinstance(value, dict) and value:
-            lines.append(f"{indent}{key}:\n{marked(value, paper, f'{path}{key}.')}")
-            continue
-        mark = f"  # paper: {shortened(paper[path + key])}" if path + key in paper else ""
-        lines.append(f"{indent}{key}: {in_line(value)}{mark}\n")
-    return "".join(lines)
-
-
-def shortened(value: Any) -> str:
-    """As `in_line`, but a long run of whole numbers by its ends."""
-    if isinstance(value, tuple) and len(value) > 8 and list(value) == list(range(value[0], value[-1] + 1)):
-        return f"{value[0]} to {value[-1]}"
-    return in_line(value)
-
-
-def in_line(value: Any) -> str:
-    """A value as YAML in one line."""
-    import yaml
-
-    plain = list(value) if isinstance(value, tuple) else value
-    return (
-        yaml.safe_dump(plain, default_flow_style=True, width=1e9)
-        .removesuffix("\n")
-        .removesuffix("...")
-        .strip()
-    )
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", action="append", default=[], nargs="?")
+    for name in names:
+        early.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS)
+    flags = vars(early.parse_known_args(argv)[0])
+    found: dict[str, Any] = {}
+    for file in flags.pop("config"):
+        if file and Path(file).is_file():
+            loaded = read_yaml(file)
+            if not isinstance(loaded, dict):
+                raise DataError(f"{file}: no options in it; write them as NAME: VALUE")
+            found |= loaded
+    return {name: str(value) for name, value in (found | flags).items() if name in names}

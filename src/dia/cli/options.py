@@ -1,8 +1,8 @@
 """The options that several commands share, each written once, and the console.
 
 A dataclass here is a group of arguments; `help.py` makes flags of its fields. The groups also do what their
-options mean: `Images` reads images, `Model` loads a model, `Output` prints facts. Imports torch nowhere, as
-scoring with an exported file needs none.
+options mean: `Images` reads images, `Model` loads a model, `Output` prints facts. This file imports torch
+nowhere, as scoring with an exported file needs none.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jsonargparse.typing import OpenUnitInterval
 from rich.console import Console
 from rich.table import Table
 
-from ..core.errors import DataError
 from ..data.formats.windowing import AXES
 from ..data.formats.windowing import PRESETS as WINDOWS
 from ..data.options import ReadOptions
@@ -31,34 +31,41 @@ if TYPE_CHECKING:
 
 __all__ = ["AXES", "WINDOWS"]  # named in docstrings
 
+Preset = Literal["cpu", "gpu", "paper"]  # as `detectors.presets.PRESETS`, which takes torch
+
 err = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def remark(line: str, style: str | None = None) -> None:
-    """Prints a line on stderr as it is, whatever its length and characters."""
+    """Prints a line on stderr unchanged, whatever its length and characters.
+
+    Args:
+        line: the line.
+        style: a style of rich, such as a colour.
+    """
     err.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def result(line: str) -> None:
-    """Prints a line on stdout as it is, whatever its length and characters."""
+    """Prints a line on stdout unchanged, whatever its length and characters."""
     out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def remark_skipped(lines: Sequence[str]) -> None:
-    """Names the files that were left out."""
+    """Prints the names of unreadable files on stderr."""
     for line in lines:
         remark(f"skipped: {line}", "yellow")
 
 
 def finite(x: float) -> float | None:
-    """A number as JSON can hold it; None where it is infinite."""
+    """Returns a number for JSON, which holds no infinity: None instead."""
     return float(x) if np.isfinite(x) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The form of what is printed.
+    """The form of the output.
 
     Args:
         json: print one JSON object instead of a table
@@ -67,10 +74,9 @@ class Output:
     json: bool = False
 
     def show(self, facts: Mapping[str, Any]) -> None:
-        """Prints facts in that form."""
+        """Prints facts by name as a table, or as JSON."""
         if self.json:
-            print(json.dumps(facts))
-            return
+            return print(json.dumps(facts))
         table = Table(show_header=False, box=None)
         for key, value in facts.items():
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -82,13 +88,13 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRoot:
-    """Where known data sets lie.
+    """The folder of the known data sets.
 
     Args:
-        data_root: folder in which the sets of `dia data list` lie (default: $DIA_DATA)
+        data_root: folder of the sets of `dia data list` (default: $DIA_DATA)
     """
 
-    data_root: str | None = field(default_factory=lambda: os.environ.get("DIA_DATA"))
+    data_root: str | None = os.environ.get("DIA_DATA")  # read here: workers elsewhere may have another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +103,11 @@ class Reading(DataRoot):
 
     Args:
         normal: class folders or label values that are normal, comma separated; all others are anomalous
-        skip_bad: leave unreadable files out, and list them
+        skip_bad: leave out unreadable files, and list them
         window: grey values of DICOM, NIfTI and float images: {WINDOWS} (Hounsfield units), CENTER,WIDTH, voi
             (each file's own) or full (all that its bits allow); default: as the model was fitted, or else voi
         axis: the axis of NIfTI slices: {AXES}; default: as the model was fitted, or else axial
-        slices: which slices of each volume, as 10:-10; default: as the model was fitted, or else all
+        slices: the slices of each volume to read, as 10:-10; default: as the model was fitted, or else all
     """
 
     normal: str | None = None
@@ -111,7 +117,7 @@ class Reading(DataRoot):
     slices: str | None = None
 
     def options(self) -> ReadOptions:
-        """How these images are read."""
+        """Returns the options of reading that these flags stand for."""
         return ReadOptions(
             normal=self.normal, skip_bad=self.skip_bad, window=self.window, axis=self.axis, slices=self.slices
         )
@@ -123,7 +129,7 @@ class Images(Reading):
 
     Args:
         data: a folder, .npz, .csv or image, or the name of a set of `dia data list`
-        split: train, val, test or all, where the data have splits
+        split: train, val, test or all, if the data have splits
         workers: threads that decode images (default: one for each core)
     """
 
@@ -131,21 +137,12 @@ class Images(Reading):
     split: str = "test"
     workers: int | None = None
 
-    def read(
-        self,
-        facts: Mapping[str, Any] | None = None,
-        *,
-        size: int | tuple[int, int] | None = None,
-        max_size: int | None = None,
-        channels: int | None = None,
-    ) -> ImageSet:
-        """Reads all images, and names the files that were left out.
+    def read(self, facts: Mapping[str, Any] | None = None, **sizes: Any) -> ImageSet:
+        """Reads all images, and prints the names of unreadable files that were left out.
 
         Args:
-            facts: of a model, whose window, axis and slices stand where none are given.
-            size: side or (height, width) in pixels to which images are resized; as they are where None.
-            max_size: longer side in pixels above which images are shrunk.
-            channels: 1 or 3; as they are where None.
+            facts: a model's `facts_`, whose window, axis and slices are the defaults.
+            sizes: `size`, `max_size` and `channels` of `ReadOptions`.
 
         Returns:
             The images, uint8.
@@ -155,21 +152,18 @@ class Images(Reading):
         """
         from ..data.datasets import open_data
 
-        options = ReadOptions.of(
-            self.options(), size=size, max_size=max_size, channels=channels, workers=self.workers,
-            progress=sys.stderr.isatty(),
-        )  # fmt: skip
+        options = replace(self.options(), workers=self.workers, progress=sys.stderr.isatty(), **sizes)
         images = open_data(self.data, self.split, self.data_root, options.as_fitted(facts or {}))
         remark_skipped(images.skipped)
         return images
 
     def read_for(self, detector: Detector) -> ImageSet:
-        """Reads all images in the shape and the view that a model was fitted on."""
+        """Reads all images as those were read on which a model was fitted."""
         h, w, c = detector.shape_
         return self.read(detector.facts_, size=(h, w), channels=c)
 
     def listing_for(self, detector: Detector | OnnxModel) -> Listing:
-        """Lists the images in the shape and the view that a model was fitted on, before pixels are read."""
+        """Lists the images without reading pixels; they will be read as those of a model's fit."""
         from ..data.datasets import open_listing
 
         options = self.options().as_fitted(detector.facts_, detector.shape_)
@@ -185,7 +179,7 @@ class TrainingImages(Images):
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where torch runs.
+    """The device on which torch runs.
 
     Args:
         device: auto, cpu, cuda or cuda:N
@@ -205,11 +199,7 @@ class Model(Device):
     run: str
 
     def load(self) -> Detector:
-        """Loads it.
-
-        Raises:
-            DataError: it is no model folder.
-        """
+        """Loads the model."""
         from ..detectors import Detector
 
         return Detector.load(self.run, device=self.device)
@@ -224,18 +214,11 @@ class Rate:
             `dia fit`)
     """
 
-    false_alarm_rate: float | None = None
+    false_alarm_rate: OpenUnitInterval | None = None
 
     def of(self, detector: Detector | OnnxModel) -> float:
-        """The rate as given, else that of the model.
-
-        Raises:
-            DataError: it lies outside (0, 1).
-        """
-        rate = detector.false_alarm_rate if self.false_alarm_rate is None else self.false_alarm_rate
-        if not 0 < rate < 1:
-            raise DataError(f"--false_alarm_rate must lie between 0 and 1, not {rate}")
-        return float(rate)
+        """Returns the rate as given, else the model's own."""
+        return float(detector.false_alarm_rate if self.false_alarm_rate is None else self.false_alarm_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +226,9 @@ class Cluster:
     """This machine or a cluster.
 
     Args:
-        executor: local, or ray: over the CPU cores or GPUs of a machine or cluster, whose machines must see
-            all files that are named here under the same paths
-        ray_address: HOST:PORT of a Ray cluster that runs; default: start Ray on this machine
+        executor: local, or ray: on the CPU cores or GPUs of a machine or cluster, whose machines must see all
+            files under the same paths
+        ray_address: HOST:PORT of a running Ray cluster; default: start Ray on this machine
     """
 
     executor: Literal["local", "ray"] = "local"

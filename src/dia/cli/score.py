@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from rich.progress import Progress
 
 from ..core.errors import DataError
@@ -25,10 +26,10 @@ def score(
     *,
     out: str = "scores.csv",
     heatmaps: str | None = None,
-    top_k: int = TOP_K,
-    drift_rate: float = RATE,
+    top_k: PositiveInt = TOP_K,
+    drift_rate: OpenUnitInterval = RATE,
     anomalous_up_to: float = SHARE,
-    batch: int = BATCH,
+    batch: PositiveInt = BATCH,
     resume: bool = False,
     rate: Rate,
     device: Device,
@@ -38,24 +39,24 @@ def score(
     """Score images: one row each of path, score, p_value, flagged.
 
     A higher score is more anomalous, on the method's own scale. The p-value is the share of held-out normals,
-    the image itself counted among them, that score at least as high; an image is flagged where it is at most
-    the false-alarm rate. Files are read, scored and written batch by batch, so memory does not grow with
-    their number. If the images differ as a whole from the normals of training (scanner, window, size), a line
-    says so; scores are written all the same.
+    including the image itself, that score at least as high; an image is flagged if its p-value is at most the
+    false-alarm rate. Files are read, scored and written batch by batch, so memory does not grow with their
+    number. If the images differ as a whole from the training normals (scanner, window, size), a warning says
+    so; scores are written all the same.
 
     Args:
-        run: a folder written by `dia fit`, or an .onnx by `dia export`
+        run: a folder written by `dia fit`, or an .onnx file by `dia export`
         images: what to score.
         out: file of the rows: .csv or .jsonl
-        heatmaps: folder for a heatmap PNG per image, in the images' own folders and names, all in one scale
-            of colours, which the first batch sets
-        top_k: slices whose mean is a volume's second score, in NAME.volumes.csv beside --out NAME.csv
-        drift_rate: share of runs, at most, that ring the alarm for drift though their images are like the
-            normals of training
-        anomalous_up_to: share of the images that may be anomalous, in any way, without ringing that alarm;
-            less makes it finer, 0 is for batches of normals
+        heatmaps: folder for a heatmap PNG of each image, under the image's own path; all have one colour
+            scale, which the first batch sets
+        top_k: number of slices whose mean is a volume's second score, in NAME.volumes.csv for --out NAME.csv
+        drift_rate: false-alarm rate of the drift alarm: the share of runs with images like the training
+            normals that raise it
+        anomalous_up_to: share of the images that may be anomalous, in any way, without raising that alarm; a
+            smaller share makes it more sensitive, 0 is for batches of normals
         batch: images read and scored at a time
-        resume: go on with an interrupted run of the same --out
+        resume: continue an interrupted run of the same --out
         rate: where the threshold is.
         device: where to score.
         cluster: on which machines to score.
@@ -70,11 +71,6 @@ def score(
     """
     if not out.endswith((".csv", ".jsonl")):
         raise DataError(f"--out {out}: the name must end in .csv or .jsonl")
-    for flag, value in (("batch", batch), ("top_k", top_k)):
-        if value < 1:
-            raise DataError(f"--{flag} must be at least 1, not {value}")
-    if not 0 < drift_rate < 1:
-        raise DataError(f"--drift_rate must lie between 0 and 1, not {drift_rate}")
     if not 0 <= anomalous_up_to < 1:
         raise DataError(f"--anomalous_up_to must lie in [0, 1), not {anomalous_up_to}")
     detector = load_model(run, device=device.device if cluster.executor == "local" else "cpu")
@@ -87,41 +83,43 @@ def score(
         "false-alarm rate": share, "threshold": finite(threshold), "--heatmaps": heatmaps,
         "--window": images.options().as_fitted(detector.facts_).window,
     }  # fmt: skip
-    bad: list[str] = []
     rows = ScoreFile(Path(out), about, listing.names, batch, resume=resume, gaps=images.skip_bad)
-    bar = Progress(console=err, disable=not sys.stderr.isatty())
     monitor = DriftMonitor(
         detector, listing.names, listing.volumes, rate=drift_rate, share=anomalous_up_to,
         before=rows.noted, resumed=rows.start > 0,
     )  # fmt: skip
+    job = Job(
+        run, detector, listing, rows.start, batch, heatmaps is not None, device.device, images.workers,
+        cluster.ray_address,
+    )  # fmt: skip
+    first_bad = ""
     done = rows.start
-    with rows, bar:
-        if resume:
-            err.print(f"going on after {rows.start} of {len(listing)} images", highlight=False)
-        shown = bar.add_task("Scoring", total=len(listing), completed=rows.start)
-        job = Job(
-            run, detector, listing, rows.start, batch, heatmaps is not None, device.device, images.workers,
-            cluster.ray_address,
-        )  # fmt: skip
-        with closing(EXECUTORS[cluster.executor](job)) as batches:
-            for names, scores, maps, skipped, whole in batches:
-                remark_skipped(skipped)
-                bad += skipped[: not bad]  # the first is enough
-                if heatmaps and len(names):
-                    if maps is None:
-                        raise DataError(f"{detector.method} has no heatmaps; fit dia+ for them")
-                    write_heatmaps(maps, names, Path(heatmaps), rows)
-                p = detector.p_values(scores)
-                done += len(names) + len(skipped)
-                monitor.add(names, scores, whole)
-                rows.note(done, monitor.state())
-                rows.append([
-                    (name, float(s), round(float(q), 6), bool(s > threshold))
-                    for name, s, q in zip(names, scores, p, strict=True)
-                ])  # fmt: skip
-                bar.update(shown, advance=len(names) + len(skipped))
+    if resume:
+        remark(f"going on after {done} of {len(listing)} images")
+    with (
+        rows,
+        Progress(console=err, disable=not sys.stderr.isatty()) as bar,
+        closing(EXECUTORS[cluster.executor](job)) as batches,
+    ):
+        shown = bar.add_task("Scoring", total=len(listing), completed=done)
+        for names, scores, maps, skipped, acquisition in batches:
+            remark_skipped(skipped)
+            first_bad = first_bad or (skipped[0] if skipped else "")
+            if heatmaps and len(names):
+                if maps is None:
+                    raise DataError(f"{detector.method} has no heatmaps; fit dia+ for them")
+                write_heatmaps(maps, names, Path(heatmaps), rows)
+            p = detector.p_values(scores)
+            done += len(names) + len(skipped)
+            monitor.add(names, scores, acquisition)
+            rows.note(done, monitor.state())
+            rows.append([
+                (name, float(s), round(float(q), 6), bool(s > threshold))
+                for name, s, q in zip(names, scores, p, strict=True)
+            ])  # fmt: skip
+            bar.update(shown, completed=done)
         if not rows.rows:
-            raise DataError(f"none of {len(listing)} images could be read; the first: {bad[0]}")
+            raise DataError(f"none of {len(listing)} images could be read; the first: {first_bad}")
         of_volumes = rows.write_volumes(listing.names, listing.volumes, top_k, detector.p_values)
         rows.finish()
     facts = {"out": out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,

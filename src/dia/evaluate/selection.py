@@ -9,11 +9,13 @@ Knows detectors and lesions; trains through `Detector.fit`; knows no labels and 
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ..core.errors import DataError
 from ..data.imageset import ImageSet, group_by_volume
 from ..data.lesions import KINDS, VERSION, paste
 from ..detectors.base import MIN_NORMALS
+from ..detectors.presets import PRESETS
 from ..detectors.registry import detector_class, wanted_settings
 from ..detectors.residual import evidence, joined
 from ..detectors.saving import fingerprint
@@ -328,3 +331,65 @@ def measure_all(
         families[name] = of.pop() if len(of) == 1 else "several families"
         scored[name] = [fused(runs) for runs in zip(*(scored[n] for n in names), strict=True)]
     return choose(scored, families) | {"failed": failed, "members": members}
+
+
+def candidates(
+    methods: Sequence[str], presets: Sequence[str], vary: Mapping[str, Mapping[str, Sequence[Any]]]
+) -> list[Candidate]:
+    """Returns all combinations of methods, presets and the values to try.
+
+    Args:
+        methods: names of methods.
+        presets: names of presets.
+        vary: by method and dotted name of a setting, the values to try.
+
+    Raises:
+        DataError: an unknown method, preset or setting, or values of a method that is not in `methods`.
+    """
+    if unknown := [p for p in presets if p not in PRESETS]:
+        raise DataError(f"--presets: no preset {unknown[0]}; there are: {', '.join(PRESETS)}")
+    if unasked := [m for m in vary if m not in methods]:
+        raise DataError(f"--vary: {unasked[0]} is not among --methods; add it there")
+    made = [
+        Candidate(method, preset, dict(zip(vary.get(method, {}), values, strict=True)))
+        for method, preset in product(dict.fromkeys(methods), dict.fromkeys(presets))
+        for values in product(*vary.get(method, {}).values())
+    ]
+    if not made:
+        raise DataError("--methods: name at least one; `dia methods` lists them")
+    for candidate in made:
+        candidate.settings()  # refuses wrong values before anything is fitted
+    return made
+
+
+def fit_command(data: str, candidate: Candidate) -> str:
+    """Returns the command line that fits a candidate on all normals.
+
+    Args:
+        data: the path or name of the data.
+        candidate: what to fit.
+    """
+    words = ["dia", "fit", data, "--method", candidate.method]
+    words += ["--preset", candidate.preset] if candidate.preset != "cpu" else []
+    for name, value in candidate.changes.items():
+        words += [f"--settings.{name}", json.dumps(value) if isinstance(value, list) else str(value)]
+    return shlex.join(words)
+
+
+def warning(result: Mapping[str, Any]) -> str:
+    """Returns what a reader must know of the result of `choose`, in plain words."""
+    families = result["best_of"]
+    said = "Pasted lesions are not disease: this ranks candidates by what they see of generated changes. "
+    if len(families) == 1:
+        return said + (
+            "All candidates are of one family. Even there it agreed only weakly with the truth where labels "
+            "are known (docs/howto/choose.md): it is better than nothing, and no measure of how many "
+            "anomalies are found."
+        )
+    listed = "; ".join(f"{family}: {name}" for family, name in families.items())
+    return said + (
+        f"The candidates are of {len(families)} families, and across families this ranking misleads: a "
+        "method that sees pasted lesions best can be at chance on real anomalies. Do not take the first for "
+        f"the best method; at most for the best of its family ({listed}), and decide between families on a "
+        "few labelled images. How often it went wrong where labels are known: docs/howto/choose.md."
+    )

@@ -311,3 +311,43 @@ def in_pixels(size: float, shape: Sequence[int]) -> float:
         The size in pixels.
     """
     return size * min(shape[:2])
+
+
+def load_same(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the result of an earlier run of the same test.
+
+    Args:
+        path: a file that `keep_stress` wrote.
+        identity: what `identity_of` says of the test now.
+
+    Returns:
+        The result.
+
+    Raises:
+        DataError: the file holds another test, or none.
+    """
+    kept = load_stress(path)
+    if differing := [k for k in identity if kept["identity"].get(k) != identity[k]]:
+        raise DataError(
+            f"{path} holds another test (it differs in {', '.join(differing)}); choose another --out, or "
+            "--overwrite it"
+        )
+    return kept
+
+
+def pasted_examples(detector: Detector, normals: ImageSet, plan: Plan) -> list[tuple[str, np.ndarray]]:
+    """Pastes lesions of each kind into the image of median score, at the plan's middle size.
+
+    Args:
+        detector: fitted.
+        normals: normal images.
+        plan: the kinds, sizes and contrasts.
+
+    Returns:
+        A caption and `(len(plan.contrasts), H, W, C)` uint8 images for the image as it is and for each kind.
+    """
+    order = np.argsort(detector.score(normals.images))
+    x = normals.images[[order[len(order) // 2]] * len(plan.contrasts)]
+    size, contrasts = plan.sizes[len(plan.sizes) // 2], np.array(plan.contrasts)
+    pasted = [(kind, paste(x, kind, size, contrasts, seed=plan.seed)[0]) for kind in plan.kinds]
+    return [("as it is", x), *pasted]
