@@ -15,6 +15,7 @@ from PIL import Image
 from dia.cli.main import main
 from dia.data import phantoms
 from dia.deploy.scorefile import heatmap_path
+from dia.detectors.registry import METHODS
 
 CSI = [
     "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
@@ -201,16 +202,13 @@ def test_mixed_sizes_need_a_size(capsys, tmp_path):
     main([str(a) for a in argv] + ["--size", "32"])
 
 
-def test_print_config_is_a_config(capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "phantom", "--preset", "paper", "--method", "dia", "--print_config"])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
-    assert "optimizer: lars" in printed
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_print_config_is_a_config(method, capsys, tmp_path):
+    printed = config_printed(capsys, "--preset", "paper", "--method", method)
+    if METHODS[method].paper:
+        assert printed.startswith(f"# {method}: as published")
     (tmp_path / "c.yaml").write_text(printed)
-    with pytest.raises(SystemExit):
-        main(["fit", "phantom", "--config", str(tmp_path / "c.yaml"), "--print_config"])
-    assert capsys.readouterr().out == printed
+    assert config_printed(capsys, "--config", str(tmp_path / "c.yaml")) == printed
 
 
 def test_data_list_and_check_speak_json(capsys, folders):
@@ -334,13 +332,13 @@ def test_weights_are_a_flag_of_methods_that_start_from_some(make_images, tmp_pat
 
 
 def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
-    from dia.cli.benchmark import default_methods
+    from dia.benchmark.grid import benchmark_grid
     from dia.detectors import PEERS
-    from dia.detectors.registry import METHODS
 
-    asked = default_methods()
-    assert {"dia+", "dia", "csi", "trivial:hog"} <= set(asked)
-    assert set(METHODS) - set(asked) == {"msc", "transformaly", "kdad", "uniad", *PEERS}
+    grid, _ = benchmark_grid(("phantom",), None, (0,), "cpu")
+    asked = {cell.method for cell in grid.cells}
+    assert {"dia+", "dia", "csi", "trivial:hog"} <= asked
+    assert set(METHODS) - asked == {"msc", "transformaly", "kdad", "uniad", *PEERS}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dia.amplify import contrast
+from dia.amplify import contrast, resident
 from dia.amplify.contrast import AmplifySettings
 from dia.cli.main import main
 from dia.core import tracking as tracking_module
@@ -171,7 +171,7 @@ def test_mlflows_own_variable_says_where(images, tmp_path, monkeypatch):
 
 
 def test_a_resumed_fit_goes_on_in_a_new_version(images, plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(contrast, "train", partial(contrast.train, checkpoint_every=10))
+    monkeypatch.setattr(resident, "train", partial(resident.train, checkpoint_every=10))
     real, armed = contrast.ContrastiveTraining.training_step, [True]
 
     def training_step(self, batch, index):

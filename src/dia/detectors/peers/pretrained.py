@@ -6,6 +6,7 @@ Knows backbones, detectors and training; knows no method.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ from .backbones import MEAN, STD, Channels, backbone, describe, restored, to_inp
 Presets = dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
 class PretrainedSettings:
     """Base of settings: a number must be above 0, or at least what `least` says; words are those of the type.
 
