@@ -13,7 +13,8 @@ demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 # worksteal: other schedulers that keep a file together go by names, and schemathesis' tests share theirs
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
-test: unit integration  ## all tests but the slow ones, under 15 minutes on two cores
+test: $(STAMP)  ## all tests but the slow ones: unit and integration in one run, some eight minutes on two cores
+	$(PYTEST)
 
 unit: $(STAMP)  ## what runs in one process
 	$(PYTEST) --ignore tests/integration
@@ -31,7 +32,7 @@ coverage: $(STAMP)  ## the tests of `unit`, and which branches of src they take 
 NUMERIC := $(addprefix tests/,contract.py amplify detectors dissolve evaluate benchmark/test_ablation.py cli/test_cli.py \
   core/test_tracking.py $(patsubst %,data/test_%.py,duplicates extremes lesions phantoms volumes) \
   $(patsubst %,deploy/test_%.py,anomalib_model export hub predictor privacy) report/test_method_figures.py \
-  integration/test_kills.py integration/test_pipelines.py)
+  integration/test_fourteen.py integration/test_kills.py integration/test_pipelines.py)
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41,ATEN_CPU_CAPABILITY=default,MKL_CBWR=COMPATIBLE,OPENBLAS_CORETYPE=Nehalem
 NO_AVX512 := ONEDNN_MAX_CPU_ISA=AVX2,ATEN_CPU_CAPABILITY=avx2,OPENBLAS_CORETYPE=Haswell
 

@@ -128,7 +128,10 @@ def pneumonia():
     return normals, test.subset(np.concatenate(each))
 
 
-@pytest.mark.parametrize("method", REPEATED)
+# a method of each kind: trained by us, with a pretrained network, of anomalib; all are fitted above
+@pytest.mark.parametrize(
+    "method", ["dia", "msc", "patchcore", "uflow", pytest.param(SLOW, marks=pytest.mark.slow)]
+)
 def test_it_is_measured_on_pneumoniamnist(method, pneumonia, tmp_path):
     needs_libraries(method)
     normals, test = pneumonia
