@@ -27,7 +27,7 @@ _WIDEST = 31  # pixels of a median's window
 class Match(NamedTuple):
     """A control with the strength that was found.
 
-    Args:
+    Attributes:
         settings: the control's settings, with the strength and no longer `matched`.
         wanted: the amount that the other dissolver removes, in grey levels of 0–255: see `removed`.
         reached: the amount that the control removes.
