@@ -16,16 +16,20 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 test: $(STAMP)  ## all tests but the slow ones: unit and integration in one run, some eight minutes on two cores
 	$(PYTEST)
 
-unit: $(STAMP)  ## what runs in one process
-	$(PYTEST) --ignore tests/integration
+# whole programs (servers, a browser, Ray, torchrun, kills, notebooks), and what fits every method, runs grids or exports
+WHOLE := tests/integration $(addprefix tests/,contract.py benchmark/test_ablation.py benchmark/test_protocol.py \
+  benchmark/test_runner.py core/test_core_imports.py deploy/test_export.py detectors/peers/test_anomalib.py)
 
-integration: $(STAMP)  ## whole programs: servers, a browser, Ray, torchrun, kills, notebooks, the documentation's examples
-	$(PYTEST) tests/integration
+unit: $(STAMP)  ## the quick tests, some two and a half minutes on two cores
+	$(PYTEST) $(addprefix --ignore=,$(WHOLE))
+
+integration: $(STAMP)  ## the others
+	$(PYTEST) $(WHOLE)
 
 test-slow: $(STAMP)  ## the checks that take minutes each
 	$(BIN)/python -m pytest -m slow --durations=15
 
-coverage: $(STAMP)  ## the tests of `unit`, and which branches of src they take (some 40 % slower)
+coverage: $(STAMP)  ## which branches of src the tests outside tests/integration take (some 40 % slower)
 	$(PYTEST) --ignore tests/integration --cov --cov-report=term:skip-covered
 
 # files whose tests train or compare numbers

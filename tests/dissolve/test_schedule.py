@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dia.dissolve import cosine_alphas_cumprod, one_step
-from dia.dissolve.schedule import to_epsilon
+from dia.dissolve.pretrained import to_epsilon
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

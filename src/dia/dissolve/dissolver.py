@@ -30,8 +30,8 @@ from ..core.settings import from_dict
 from ..core.training import Timed, batch_indices, seed_step, train
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, saved_facts, to_tensor
 from .controls import Control
-from .pretrained import check_network, load_pipeline
-from .schedule import one_step, to_epsilon
+from .pretrained import check_network, load_pipeline, to_epsilon
+from .schedule import one_step
 
 
 class Dissolver(Dissolving):

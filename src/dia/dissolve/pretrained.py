@@ -1,4 +1,4 @@
-"""Reads a diffusers DDPM that somebody else trained, from a folder or a hub name, and checks it first.
+"""Reads a diffusers DDPM that somebody else trained, checks it first, and converts what it predicts to noise.
 
 Knows diffusers and files; dissolves nothing. U-Net and scheduler are loaded one by one, as classes of
 diffusers: a pipeline's index may name code to run.
@@ -102,3 +102,28 @@ def check_network(unet: Any, scheduler: Any) -> None:
         raise DataError(f"{type(unet).__name__} asks for a prompt; kornia's RandomDissolving has such models")
     if c.class_embed_type is not None or c.num_class_embeds is not None:
         raise DataError("this U-Net asks for a class; take an unconditional one")
+
+
+def to_epsilon(output: Tensor, x: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
+    """Converts a network's output to its noise estimate ε.
+
+    Args:
+        output: the network's output, `(N, C, H, W)`.
+        x: the images that the network was given, same shape.
+        alpha_bar: ᾱ_t, `(N,)`, in (0, 1).
+        prediction: `epsilon`, `v_prediction` or `sample`, as the scheduler names it.
+
+    Returns:
+        ε, `(N, C, H, W)`.
+
+    Raises:
+        ValueError: the prediction has another type.
+    """
+    a = alpha_bar.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    if prediction == "epsilon":
+        return output
+    if prediction == "v_prediction":  # v = √ᾱ·ε − √(1−ᾱ)·x0, so ε = √ᾱ·v + √(1−ᾱ)·x
+        return a.sqrt() * output + (1 - a).sqrt() * x
+    if prediction == "sample":
+        return (x - a.sqrt() * output) / (1 - a).sqrt()
+    raise ValueError(f"prediction type must be epsilon, v_prediction or sample, not {prediction!r}")

@@ -54,28 +54,3 @@ def one_step(x: Tensor, epsilon: Tensor, alpha_bar: Tensor | float) -> Tensor:
         raise ValueError(f"x {tuple(x.shape)}, epsilon {tuple(epsilon.shape)}, ᾱ {tuple(a.shape)} do not fit")
     a = a.reshape(-1, *[1] * (x.ndim - 1))
     return ((1 / a).sqrt() * x - (1 / a - 1).sqrt() * epsilon).clamp(-1, 1)
-
-
-def to_epsilon(output: Tensor, x: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
-    """Converts a network's output to its noise estimate ε.
-
-    Args:
-        output: the network's output, `(N, C, H, W)`.
-        x: the images that the network was given, same shape.
-        alpha_bar: ᾱ_t, `(N,)`, in (0, 1).
-        prediction: `epsilon`, `v_prediction` or `sample`, as the scheduler names it.
-
-    Returns:
-        ε, `(N, C, H, W)`.
-
-    Raises:
-        ValueError: the prediction has another type.
-    """
-    a = alpha_bar.to(x).reshape(-1, *[1] * (x.ndim - 1))
-    if prediction == "epsilon":
-        return output
-    if prediction == "v_prediction":  # v = √ᾱ·ε − √(1−ᾱ)·x0, so ε = √ᾱ·v + √(1−ᾱ)·x
-        return a.sqrt() * output + (1 - a).sqrt() * x
-    if prediction == "sample":
-        return (x - a.sqrt() * output) / (1 - a).sqrt()
-    raise ValueError(f"prediction type must be epsilon, v_prediction or sample, not {prediction!r}")
