@@ -1,1 +1,1 @@
-"""What every folder uses: errors, settings, files, training, processes. Knows no image and no method."""
+"""The tools of every folder: errors, settings, files, training, processes. Knows no image and no method."""

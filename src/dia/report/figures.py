@@ -191,7 +191,7 @@ def smallest_table(result: Mapping[str, Any]) -> Table:
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """What a reader of the detection curves must know, in plain words."""
+    """Returns the notes to the detection curves, in plain words."""
     cells, high = result["cells"], result["false_alarms"]["ci"][1]
     kinds = dict.fromkeys(c["kind"] for c in cells)
     blind = [k for k in kinds if all(c["ci"][0] <= high for c in cells if c["kind"] == k)]

@@ -1,4 +1,4 @@
-"""What is gathered for a run's report and for `dia evaluate`: untrained rows, context, the effect of copies.
+"""Gathers the content of a run's report and of `dia evaluate`: untrained rows, context, the effect of copies.
 
 Fits untrained rows on a model's normals; trains nothing else. `run_page.py` draws the page.
 """

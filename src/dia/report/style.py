@@ -1,4 +1,4 @@
-"""What pages and figures share: jinja's environment, colours, inline SVG and picture files, the last words.
+"""The common parts of pages and figures: jinja's environment, colours, inline SVG, pictures, closing words.
 
 Knows no numbers, runs or images. The style of the pages is in `style.html.j2`.
 """

@@ -60,7 +60,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the scoring thread runs."""
+        """Returns whether the scoring thread runs."""
         return self._open and self._thread.is_alive()
 
     def score(self, images: np.ndarray, heatmaps: bool, deadline: Deadline) -> Verdict:

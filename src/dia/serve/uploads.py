@@ -123,7 +123,7 @@ class Unpacking:
             self.names.append(name)
 
     def _counted(self, file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
-        """What comes out of a packed file, whatever is said of its size, while there is room and time."""
+        """Yields the content of a packed file within the limits, whatever size it claims."""
         while piece := file.read(_PIECE):
             self._room -= len(piece)
             if self._room < 0:

@@ -1,4 +1,4 @@
-"""What a file may promise and unfold to, and which optional library reads it.
+"""Limits on the size that a file claims and unpacks to, and the optional libraries that read files.
 
 Knows sizes, compressed streams and packages; reads no pixels and knows nothing of layouts.
 """

@@ -87,7 +87,7 @@ def _theme() -> Any:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a browser window shows when something happens in it.
+    """The contents of a browser window after an event in it.
 
     Args:
         work: that window's list.
@@ -112,7 +112,7 @@ class _Asked:
 
     @property
     def descending(self) -> bool:
-        """Whether the greatest comes first."""
+        """Returns whether the greatest comes first."""
         return self.order.endswith("down")
 
     def rows(self, show: str) -> list[Row]:
@@ -120,7 +120,7 @@ class _Asked:
         return self.work.rows(self.rate, self.key, self.descending, show)
 
     def row(self) -> Row | None:
-        """That of the open image."""
+        """Returns the row of the open image."""
         return self.work.row(self.sha, self.rate)
 
 

@@ -69,7 +69,7 @@ class Row:
 
     @property
     def outdated(self) -> bool:
-        """Whether the flag was the other one when the verdict was given, at another rate."""
+        """Returns whether the flag has changed, with the rate, since the verdict was given."""
         return bool(self.mark and self.mark.verdict) and self.mark.flagged != self.flagged  # type: ignore[union-attr]
 
 
