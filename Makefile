@@ -66,6 +66,7 @@ pages: $(STAMP)  ## the pages of the results, from the ledgers, with intervals w
 	$(BIN)/dia ablate views --draw
 
 results: $(STAMP)  ## what the grids of the README's table still lack (some six hours from nothing), and its report
+	-$(MAKE) --no-print-directory scores
 	$(BIN)/dia benchmark --config results/grid-directions.yaml --data-root $(DATA)
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
 	$(MAKE) pages

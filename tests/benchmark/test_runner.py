@@ -270,12 +270,15 @@ def test_kinds_of_weights():
 
 
 def test_a_dry_run_shows_what_is_missing_and_its_cost(root, alone, tmp_path, capsys):
-    argv = benchmark(root, tmp_path, ledger=str(alone / "l.jsonl"), seeds=[0, 7])
+    there = {"ledger": str(alone / "l.jsonl"), "seeds": [0, 7]}
+    argv = benchmark(root, tmp_path, **there, scores=str(alone / "s"))
     before = (alone / "l.jsonl").read_bytes()
     main([*argv, "--dry-run"])
     shown = capsys.readouterr().out
     assert re.search(r"6 of 12 runs are to be made: about \d+ minutes", shown)
     assert (alone / "l.jsonl").read_bytes() == before
+    main([*benchmark(root, tmp_path, **there), "--dry-run"])  # without raw scores, lines are made again
+    assert "12 of 12 runs are to be made" in capsys.readouterr().out
     main([*benchmark(root, tmp_path), "--dry-run"])
     assert (
         "12 of 12 runs are to be made: about 0 minutes with one worker, and 12 of unknown cost"

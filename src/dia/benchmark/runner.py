@@ -28,7 +28,7 @@ from ..detectors.registry import wanted_settings
 from .grid import TEST, Job
 from .ledger import Ledger, append_line, failures_path, identity
 from .protocol import development
-from .runs import images_sha256, planned, run
+from .runs import images_sha256, planned, run, scores_path
 
 _UNKNOWN_MB = 2048.0  # of a method without any line
 _LOOK = 1.0  # seconds between looks at the workers' memory
@@ -258,7 +258,7 @@ class Costs:
 
 
 def missing(jobs: Sequence[Job], paths: Paths) -> list[Job]:
-    """Returns the jobs whose line is not in the ledger.
+    """Returns the jobs that a grid would carry out: those without a line in the ledger or without raw scores.
 
     Args:
         jobs: the runs.
@@ -267,7 +267,8 @@ def missing(jobs: Sequence[Job], paths: Paths) -> list[Job]:
     Returns:
         The missing jobs, in order.
     """
-    there = {identity(r) for r in Ledger(paths.ledger).rows()}
+    rows = Ledger(paths.ledger).rows()
+    there = {identity(r) for r in rows if scores_path(Path(paths.scores), r).exists()}
     return [job for job in jobs if identity(asked(job, paths)) not in there]
 
 
