@@ -6,7 +6,7 @@ Their parsers need neither torch nor a detector: everything else is imported whe
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,6 @@ from .options import out as console
 if TYPE_CHECKING:
     from ..benchmark.grid import Job
     from ..benchmark.runner import Paths
-    from ..report.benchmark_page import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +66,19 @@ def refuse_failures(failed: Sequence[str]) -> None:
     if failed:
         number = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
         raise TrainingError(f"{number}; the first: {failed[0]}; the same command tries them anew")
+
+
+def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table.
+
+    Args:
+        head: the names of the columns.
+        rows: the cells of each row.
+    """
+    from ..report import render
+    from ..report.table import table
+
+    console.print(render.console(table(head, rows)))
 
 
 def _check_preset(preset: str) -> None:
@@ -137,8 +149,6 @@ def benchmark(
 def _show_cost(left: Sequence[Job], total: int, ledger: str) -> None:
     """Prints the missing runs, and their time as far as the ledger's lines tell."""
     from ..benchmark.runner import Costs
-    from ..report import render
-    from ..report.table import table
 
     costs = Costs(Ledger(ledger).rows())
     rows, whole, unknown = [], 0.0, 0
@@ -147,9 +157,7 @@ def _show_cost(left: Sequence[Job], total: int, ledger: str) -> None:
         minutes = costs.minutes(own, 1)
         whole, unknown = whole + (minutes or 0), unknown + len(own) * (minutes is None)
         rows.append([method, dataset, str(len(own)), "unknown" if minutes is None else f"{minutes:.1f}"])
-    console.print(
-        render.console(table(("method", "data set", "runs to make", "minutes, by earlier runs"), rows))
-    )
+    show(("method", "data set", "runs to make", "minutes, by earlier runs"), rows)
     more = f", and {unknown} of unknown cost" if unknown else ""
     result(f"{len(left)} of {total} runs are to be made: about {whole:.0f} minutes with one worker{more}")
 
@@ -192,6 +200,7 @@ def report_benchmark(
     from ..data.datasets import name_of
     from ..detectors.presets import MAX_SIZE
     from ..report.benchmark_page import write_benchmark_report
+    from ..report.gather import set_contexts
 
     _check_preset(preset)
     names = datasets and [name_of(d) for d in datasets]
@@ -201,32 +210,8 @@ def report_benchmark(
         raise DataError(f"{ledger}: no line of preset {preset} with these settings; run `dia benchmark`")
     failed = Ledger(failures_path(Path(ledger)), FAILED).rows()
     failures = open_failures(failed, lines, preset, datasets=names, methods=methods)
-    sets = _set_contexts(lines, root.data_root, MAX_SIZE[preset])
+    sets, remarks = set_contexts(lines, root.data_root, MAX_SIZE[preset])
+    for line in remarks:
+        remark(line)
     for path in write_benchmark_report(Path(out), lines, Path(scores), failures, sets=sets):
         result(str(path))
-
-
-def _set_contexts(
-    lines: Sequence[Mapping[str, Any]], data_root: str | None, side: int | None
-) -> dict[str, Context]:
-    """Describes the images of the lines' data sets that are found and are the same images."""
-    from ..benchmark.runs import images_sha256
-    from ..data.datasets import load, load_training
-    from ..data.quality import has_near_duplicate
-    from ..report.benchmark_page import Context
-    from ..report.context import direction_of, facts_of_set
-
-    found = {}
-    for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):
-        try:
-            test = load(name, "test", data_root, max_size=side)
-            normals = load_training(name, data_root, max_size=side)
-        except DataError as error:
-            remark(f"{name}: duplicates and copies are not counted ({error})")
-            continue
-        if sha256 != images_sha256(normals.sha256(), test.sha256()) or test.labels is None:
-            remark(f"{name}: duplicates and copies are not counted, as the runs are of other images")
-            continue
-        facts = facts_of_set(test, normals, direction_of(name))
-        found[name] = Context(facts, test.labels, has_near_duplicate(test, normals))
-    return found

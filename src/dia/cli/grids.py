@@ -12,8 +12,7 @@ from typing import Any
 
 from ..benchmark.ledger import Ledger
 from ..core.errors import DataError
-from .benchmark import Runs, refuse_failures
-from .options import out as console
+from .benchmark import Runs, refuse_failures, show
 from .options import result
 
 
@@ -30,13 +29,6 @@ class ExplorationRuns(Runs):
 
     ledger: str = "results/explore.jsonl"
     scores: str = ".work/explored"
-
-
-def _show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from ..report import render
-    from ..report.table import table
-
-    console.print(render.console(table(head, rows)))
 
 
 def ablate(
@@ -82,7 +74,7 @@ def ablate(
     if list or grid is None:
         grids = [load_grid(name) for name in shipped()]
         rows = [[g.name, g.title, str(len(g.cells)), ", ".join(g.datasets)] for g in grids]
-        _show(("grid", "title", "cells", "data sets"), rows)
+        show(("grid", "title", "cells", "data sets"), rows)
         if not list:
             raise DataError("dia ablate: name a grid of these, or a YAML file")
         return
@@ -148,7 +140,7 @@ def explore(
         own = [*filter(grid.is_of(grid.cells[0]), lines)]
         found = (over_seeds([r["auroc"] for r in own if r["dataset"] == column]) for column in columns)
         rows.append([grid.name, *found])
-    _show(("recipe", *columns), rows)
+    show(("recipe", *columns), rows)
     refuse_failures(failed)
 
 
@@ -190,7 +182,7 @@ def confirm(recipe: str, *, runs: Runs) -> None:
             compared = _against_untrained(own, rows, Path(runs.scores))
             before = str(len(own[0]["recipe"]["before"]))
             shown.append([name, over_seeds([r["auroc"] for r in own]), str(len(own)), *compared, before])
-    _show(("data set", "AUROC", "seeds", "best untrained row", "above it by [95 %]", "recipes before"), shown)
+    show(("data set", "AUROC", "seeds", "best untrained row", "above it by [95 %]", "recipes before"), shown)
     refuse_failures(failed)
 
 

@@ -13,7 +13,6 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -152,7 +151,6 @@ def train(
     precision: Precision = "auto",
     progress: bool = False,
     checkpoint_every: int = 100,
-    watchers: Sequence[Callback] = (),
 ) -> None:
     """Trains `module` for `steps` optimiser steps, with a checkpoint in `workdir` every so many.
 
@@ -166,7 +164,6 @@ def train(
         precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
         progress: show a bar.
         checkpoint_every: steps between checkpoints.
-        watchers: callbacks of the caller that observe the training.
 
     Raises:
         TrainingError: the loss is NaN or infinite; names the step, and holds the batch.
@@ -184,7 +181,7 @@ def train(
         workdir, filename=checkpoint.stem, every_n_train_steps=checkpoint_every,
         save_on_train_epoch_end=False, enable_version_counter=False,
     )  # fmt: skip
-    callbacks = [_StopOnNonFinite(), saved, *watchers]
+    callbacks = [_StopOnNonFinite(), saved]
     if progress and is_main():
         callbacks.append(RichProgressBar(leave=True))
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,4 +1,4 @@
-"""Gathers the content of a run's report and of `dia evaluate`: untrained rows, context, the effect of copies.
+"""Gathers the content of reports and of `dia evaluate`: untrained rows, context, the effect of copies.
 
 Fits untrained rows on a model's normals; trains nothing else. `run_page.py` draws the page.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..benchmark.ledger import LEDGER, Ledger
-from ..benchmark.runs import Scored, score_set
+from ..benchmark.runs import Scored, images_sha256, score_set
 from ..core.errors import DataError
 from ..data import datasets
 from ..data.imageset import ImageSet
@@ -24,6 +24,7 @@ from ..data.quality import check, has_near_duplicate
 from ..detectors import Detector
 from ..detectors.registry import TRIVIAL
 from ..evaluate.stress import is_of, load_stress
+from .benchmark_page import Context
 from .context import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
 from .pictures import dissolved_columns
 from .run_page import ReportContent, write_report
@@ -346,3 +347,32 @@ def scores_by_name(path: Path, names: Sequence[str]) -> np.ndarray:
             "score the same split of the same data"
         )
     return np.array([found[name] for name in names])
+
+
+def set_contexts(
+    lines: Sequence[Mapping[str, Any]], data_root: str | None, side: int | None
+) -> tuple[dict[str, Context], list[str]]:
+    """Describes the images of the data sets of a benchmark.
+
+    Args:
+        lines: of the ledger.
+        data_root: folder of known data sets.
+        side: the longer side in pixels at which the images were read.
+
+    Returns:
+        The contexts by data set; and a remark for each set that is absent or has other images than the runs.
+    """
+    found, remarks = dict[str, Context](), list[str]()
+    for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):
+        try:
+            test = datasets.load(name, "test", data_root, max_size=side)
+            normals = datasets.load_training(name, data_root, max_size=side)
+        except DataError as error:
+            remarks.append(f"{name}: duplicates and copies are not counted ({error})")
+            continue
+        if sha256 != images_sha256(normals.sha256(), test.sha256()) or test.labels is None:
+            remarks.append(f"{name}: duplicates and copies are not counted, as the runs are of other images")
+            continue
+        facts = facts_of_set(test, normals, direction_of(name))
+        found[name] = Context(facts, test.labels, has_near_duplicate(test, normals))
+    return found, remarks

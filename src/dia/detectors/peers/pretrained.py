@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...core.processes import choose_device, share
-from ...core.settings import chosen, plain, require
+from ...core.settings import check, plain, require
 from ...core.training import Timed, seed_step
 from ..base import Detector
 from ..saving import OWN, StageCache, load_module, module_tensors
@@ -37,14 +37,8 @@ class PretrainedSettings:
     least: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                chosen(self, name)
-            elif hint in (int, float):
-                low = self.least.get(name)
-                holds, must = (value > 0, "above 0") if low is None else (value >= low, f"at least {low}")
-                require(holds, name, f"must be {must}, not {value}")
+        numbers = [name for name, hint in get_type_hints(type(self)).items() if hint in (int, float)]
+        check(self, **{n: f"[{self.least[n]}, inf)" if n in self.least else "(0, inf)" for n in numbers})
         weights = getattr(self, "weights", "none")
         require(bool(weights), "weights", "must be imagenet, none or a file, not empty")
         if weights.startswith(OWN):
