@@ -64,11 +64,13 @@ pages: $(STAMP)  ## the pages of the results, from the ledgers, with intervals w
 	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
 	$(BIN)/dia ablate dissolver-masking --draw --datasets '[pneumoniamnist,breastmnist,breastmnist-0]'
 	$(BIN)/dia ablate views --draw
+	$(BIN)/dia ablate sizes --draw
 
 results: $(STAMP)  ## what the grids of the README's table still lack (some six hours from nothing), and its report
 	-$(MAKE) --no-print-directory scores
 	$(BIN)/dia benchmark --config results/grid-directions.yaml --data-root $(DATA)
-	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme README.md
+	$(BIN)/dia benchmark --config results/grid-sets.yaml --data-root $(DATA)
+	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme '[README.md,docs/results.md]'
 	$(MAKE) pages
 
 bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
@@ -106,7 +108,7 @@ audit: $(STAMP) .audit-venv/.locked  ## vulnerabilities, licences and bill of ma
 
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra paper --extra backbones --extra cluster --extra peers --extra medical \
-	  --extra serve --extra export --extra tracking --extra docs --extra dev \
+	  --extra serve --extra export --extra tables --extra tracking --extra docs --extra dev \
 	  --no-header -q pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q audit/requirements.in -o audit/requirements.lock
 

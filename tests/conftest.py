@@ -32,6 +32,14 @@ def smooth_images(n=24, h=16, w=None, c=1, seed=0):
     return np.rint((soft - low) / (high - low) * 255).astype(np.uint8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def key_of_the_tests(tmp_path_factory):
+    """The key that seals one's own models lies in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_images():
     return smooth_images
@@ -75,8 +83,8 @@ def served_run(tmp_path_factory):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(file)
     tiny = [
-        "--settings.dissolver.steps", "4", "--settings.dissolver.widths", "[8,16]",
-        "--false_alarm_rate", "0.2",
+        "--settings.dissolver.kind", "diffusion", "--settings.dissolver.steps", "4",
+        "--settings.dissolver.widths", "[8,16]", "--false_alarm_rate", "0.2",
     ]  # fmt: skip
     main(["fit", str(root / "data"), "--out", str(root / "run"), "--device", "cpu", *tiny])
     return Served(root / "run", root / "data")
@@ -86,7 +94,7 @@ def served_run(tmp_path_factory):
 def inferencer(served_run):
     from dia.deploy.predictor import Inferencer
 
-    return Inferencer(served_run.run, device="cpu")
+    return Inferencer(served_run.run, device="cpu", normals=str(served_run.data))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ _DISSOLVER = {"dissolver.size": 16, "dissolver.widths": [8, 16], "dissolver.step
 _SMALL = {"size": 32, "batch": 8, "epochs": 2}
 _RESNET = _SMALL | {"backbone": "resnet18"}
 TINY = {
-    "dia+": _DISSOLVER | {"residual_ts": [50, 200]},
+    "dia+": _DISSOLVER | {"dissolver.kind": "diffusion", "ts": [50, 200], "map_size": 96},
     "dia": _ENCODER | _DISSOLVER | {"ts": [40, 80]},
     "csi": _ENCODER,
     "msc": _RESNET,
@@ -170,8 +170,9 @@ def test_a_clone_is_unfitted_with_equal_parameters(method):
 
 
 def test_too_few_too_small_and_other_arrays_are_refused(method, normals):
+    fewest = fresh(method).fewest
     for images, words in (
-        (normals[:19], "19 normal images to fit on; at least 20"),
+        (normals[: fewest - 1], f"^{fewest - 1} normal images to fit on; at least {fewest} "),
         (normals[:, :1, :1], "images of 1×1 pixels"),
         (normals.astype(np.float32), "uint8 array"),
         (normals[..., 0], "uint8 array"),
@@ -220,8 +221,12 @@ def test_what_was_saved_is_what_is_loaded(fast, fitted, others, tmp_path):
     assert loaded.settings_hash() == detector.settings_hash()
     np.testing.assert_allclose(loaded.calibration_.scores, detector.calibration_.scores, rtol=1e-6)
     np.testing.assert_allclose(loaded.score(x), detector.score(x), rtol=1e-6)
+    assert (detector.heat_ is not None) == detector.has_heatmaps()
     if detector.has_heatmaps():
         np.testing.assert_allclose(loaded.heatmap(x), detector.heatmap(x), rtol=1e-5, atol=1e-6)
+        assert loaded.heat_.to_json() == detector.heat_.to_json()
+        low, high = loaded.heat_.scale
+        assert low < high
 
 
 def test_other_images_than_it_was_fitted_on_are_refused(fast, fitted, normals):

@@ -32,11 +32,11 @@ from scipy.stats import beta, betabinom
 from dia.benchmark.ledger import update_section
 from dia.data.datasets import load, load_training
 from dia.data.imageset import ImageSet
-from dia.deploy.drift_monitor import DriftMonitor
 from dia.detectors import Detector
 from dia.detectors.drift import RATE, SHARE, acquisition
 from dia.detectors.presets import MAX_SIZE
 from dia.detectors.registry import TRIVIAL, detector_class
+from dia.evaluate.drift_monitor import DriftMonitor
 
 from ..common import HERE, RESULTS, parser, publish
 

@@ -1,11 +1,12 @@
 """Parity of exported models: the ONNX file beside the detector, on all test images of the sample sets.
 
-`csi`, `dia` and `dia+` are fitted for some seconds on a few normals of each set at
-32 px, exported, and score the set's test images in the size in which they come. What is
-compared is arithmetic, not detection, so short training does. Milliseconds are of one thread, with score,
-p-value and heatmap from the file and the score alone from the detector.
+`csi` and `dia` are fitted for some seconds on a few normals of each set at 32 px, `dia+` as it is by default,
+at the size in which images come. Exported, they score the set's test images (`dia+` at most 200, evenly
+spaced) in the size in which they come. What is compared is arithmetic, not detection, so short training does.
+Milliseconds are of one thread, with score, p-value and heatmap from the file and the score alone from the
+detector.
 
-    DIA_DATA=../shared/data python benchmarks/export_parity.py
+    DIA_DATA=../shared/data python -m benchmarks.robustness.export_parity
 
 writes `results/export_parity.json` and the table between the marks of `docs/howto/export.md`; with --page it
 only draws the table anew.
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 
 from dia.benchmark.ledger import update_section
-from dia.data.datasets import open_data
+from dia.data.datasets import load_training, open_data
 from dia.data.imageset import ImageSet
 from dia.deploy.export import Comparison, export
 from dia.deploy.onnx_model import OnnxModel
@@ -41,9 +42,11 @@ from ..common import HERE, RESULTS, parser, publish
 
 PAGE = HERE.parent / "docs/howto/export.md"
 SETS = (
-    "breastmnist", "oct2017_mini-128", "kvasirseg_patches", "phantom", "pneumoniamnist", "sarscov2ct-128"
+    "breastmnist", "oct2017_mini-128", "kvasirseg_patches", "phantom", "pneumoniamnist", "sarscov2ct-128",
+    "breastmnist-128", "sarscov2ct", "kvasirseg_patches-128", "aptos2019_matched-128", "aptos2019_sub-128",
+    "chestxray-128", "headct-128", "brainmri-128", "busi-128",
 )  # fmt: skip
-SIDE, NORMALS, BATCH = 32, 120, 64
+SIDE, NORMALS, BATCH, MOST = 32, 120, 64, 200
 MODELS = ("csi", "dia", "dia+")
 
 
@@ -51,8 +54,9 @@ def fitted(normals: ImageSet, folder: Path, models: Sequence[str]) -> Iterator[t
     """The models of one set; what they have in common is trained once."""
     for method in models:
         s = settings(METHODS[method].Settings)
-        s = replace(s, amplify=replace(s.amplify, steps=30, size=SIDE))
-        if method != "csi":
+        if method != "dia+":
+            s = replace(s, amplify=replace(s.amplify, steps=30, size=SIDE))
+        if method == "dia":
             s = replace(s, dissolver=replace(s.dissolver, steps=80, size=SIDE))
         yield method, METHODS[method](s, device="cpu").fit(normals, workdir=folder)
 
@@ -107,7 +111,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     sets: dict[str, tuple[str, int]] = {r["set"]: (r["read"], r["images"]) for r in results["rows"]}
     listed = ", ".join(f"{name} ({count} of {read})" for name, (read, count) in sets.items())
-    return "\n".join([*lines, "", f"Test images: {listed}; models of {SIDE} px or the set's own 28."])
+    sizes = f"`csi` and `dia` of {SIDE} px or the set's own 28, `dia+` of the images' own size"
+    return "\n".join([*lines, "", f"Test images: {listed}; {sizes}, on at most {MOST} of them."])
 
 
 def main() -> None:
@@ -123,15 +128,20 @@ def main() -> None:
         rows = json.loads(there.read_text())["rows"] if there.exists() else []
         rows = [row for row in rows if row["set"] not in a.sets or row["model"] not in a.models]
         for name in a.sets:
-            test = open_data(name, "test", os.environ.get("DIA_DATA"))
-            normals = open_data(name, "train", os.environ.get("DIA_DATA"), max_size=SIDE).normals()
-            if len(normals) < 20:  # what is compared is arithmetic
-                normals = ImageSet(open_data(name, "all", os.environ.get("DIA_DATA"), max_size=SIDE).images)
+            data = os.environ.get("DIA_DATA")
+            test = open_data(name, "test", data)
+            whole = load_training(name, data)
+            if len(whole) < 20:  # what is compared is arithmetic
+                whole = ImageSet(open_data(name, "all", data).images)
+            whole = whole.subset(np.arange(min(len(whole), NORMALS)))
             read = "×".join(map(str, test.shape))
-            with tempfile.TemporaryDirectory() as folder:
-                few = normals.subset(np.arange(min(len(normals), NORMALS)))
-                for label, detector in fitted(few, Path(folder), a.models):
-                    found = measured(detector, test, Path(folder))
+            for method in a.models:
+                own = method == "dia+"
+                normals = whole if own else whole.resized(*(min(side, SIDE) for side in whole.shape[:2]))
+                some = test.subset(np.linspace(0, len(test) - 1, min(len(test), MOST)).astype(int))
+                with tempfile.TemporaryDirectory() as folder:
+                    label, detector = next(fitted(normals, Path(folder), [method]))
+                    found = measured(detector, some if own else test, Path(folder))
                     rows.append({"set": name, "read": read, "model": label, **found})
                     print(name, label, found["score"], found["refused"], flush=True)
             publish("export_parity", rows, {})  # after each set: what was measured is kept

@@ -124,6 +124,33 @@ def niftis(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
+def headeds(draw: st.DrawFn) -> bytes:
+    """Headers of MetaImage and NRRD whose fields lie, packed zeros behind some of them."""
+    nrrd = draw(st.booleans())
+    made = dict(files.NRRD if nrrd else files.META)
+    sides = st.lists(small | odd, max_size=5).map(lambda sides: " ".join(map(str, sides)))
+    place = st.sampled_from(["/etc/passwd", "../secret.txt", "..", "LIST", "x.raw", "%d.raw 1 9 1", "x"])
+    word = st.sampled_from(["gzip", "bzip2", "raw", "ascii", "True", "big", "MET_UCHAR", "uchar", "double"])
+    fields = {name: odd | text | sides | word for name in made} | {"byte skip": odd, "line skip": odd}
+    fields |= {"HeaderSize": odd, "ElementNumberOfChannels": odd, "TransformMatrix": sides, "kinds": text}
+    fields |= {"ElementDataFile": place | text, "data file": place | text}
+    made |= draw(some(fields, 4))
+    if not nrrd and draw(st.integers(0, 9)):  # it comes last
+        made["ElementDataFile"] = made.pop("ElementDataFile")
+    data = np.arange(60, dtype="<i2").tobytes()
+    behind = st.sampled_from([data, zlib.compress(data), gzip.compress(bytes(10**6), mtime=0), b""]) | junk
+    return files.headed(made, draw(behind), nrrd=nrrd)
+
+
+def npys() -> st.SearchStrategy[bytes]:
+    """Arrays of any type and shape, behind which there is less or more."""
+    types = st.sampled_from(["|u1", "<u2", ">f4", "<f8", "|b1", "|O", "<c16", "<U3", "|V9", "|S0"])
+    shapes = st.lists(small | odd, max_size=5).map(tuple) | text
+    data = st.just(files.GREY.tobytes()) | junk | st.sampled_from([10**4, 10**6]).map(bytes)
+    return st.builds(files.npy, types, shapes, data, st.booleans()) | junk
+
+
+@st.composite
 def npzs(draw: st.DrawFn) -> bytes:
     """Arrays of any name, type and shape, behind which there is less or more."""
     types = ["|u1", "<u2", "<i8", "<f8", "|b1", "<U3", "|O", "<c16", "<M8[s]", "|S0", "|V9", "<U999999999"]
@@ -263,6 +290,10 @@ def yamls(sound: Any) -> st.SearchStrategy[bytes]:
     return written | written | more | st.sampled_from(tricks).map(str.encode)
 
 
+# 32 bits at any place of the weights: NaN, infinities, the greatest number and the least
+NO_NUMBERS = [b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\1\0\0\0"]
+
+
 def models(folder: Path) -> st.SearchStrategy[dict[str, Any]]:
     """A model folder with edited JSON, headers of weights, links, and files taken away."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -282,6 +313,8 @@ def models(folder: Path) -> st.SearchStrategy[dict[str, Any]]:
         )
         edits[name] = changed(header, shapes).map(lambda h, data=raw[end:]: files.safetensors(h, data))
         edits[name] |= st.integers(0, len(raw)).map(lambda n, raw=raw: raw[:n])
+        numbers = st.tuples(st.integers(end, len(raw) - 4), st.sampled_from(NO_NUMBERS))
+        edits[name] |= numbers.map(lambda c, raw=raw: raw[: c[0]] + c[1] + raw[c[0] + 4 :])
     goals = st.sampled_from(["../../secret.json", "config.json", "/dev/zero", "..", "loop"])
     any_file = junk | goals.map(lambda g: ("link", g)) | st.none()
     return some({n: edits.get(n, any_file) | any_file for n in names}, 2)
@@ -294,14 +327,15 @@ def small_onnx() -> bytes:
 
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0),
         helper.make_node("Add", ["m", "w"], ["score"]),
     ]
     weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.5])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3])
     shown = [helper.make_tensor_value_info(n, k, s) for n, k, s in (
         ("images", TensorProto.UINT8, ["n", "h", "w", 1]), ("score", TensorProto.FLOAT, ["n"]))]  # fmt: skip
-    graph = helper.make_graph(nodes, "g", shown[:1], shown[1:], [weight])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    graph = helper.make_graph(nodes, "g", shown[:1], shown[1:], [weight, axes])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     facts = {"format": 1, "method": "x", "shape": [8, 8, 1], "false_alarm_rate": 0.1,
              "held_out_normal_scores": [1, 2]}  # fmt: skip
     helper.set_model_props(made, {f"dia.{k}": json.dumps(v) for k, v in facts.items()})
@@ -321,7 +355,7 @@ def onnxs(draw: st.DrawFn) -> bytes:
             )
             prop.value = draw(words).encode("utf-8", "ignore").decode()
     weight = made.graph.initializer[0]
-    kind = draw(st.integers(0, 4))
+    kind = draw(st.integers(0, 6))
     if kind == 0:
         weight.ClearField("float_data")
         weight.data_location = onnx.TensorProto.EXTERNAL
@@ -333,11 +367,22 @@ def onnxs(draw: st.DrawFn) -> bytes:
     elif kind == 1:
         weight.dims[:] = [max(min(n, 2**62), -(2**62)) for n in draw(st.lists(odd, max_size=4))]
     elif kind == 2:
-        made.graph.node[1].attribute[0].ints[:] = [n % 2**62 for n in draw(st.lists(odd, max_size=4))]
+        made.graph.initializer[1].ClearField("int64_data")
+        made.graph.initializer[1].int64_data.extend(n % 2**62 for n in draw(st.lists(odd, max_size=4)))
     elif kind == 3:
         made.graph.node[draw(st.integers(0, 2))].op_type = draw(
             st.sampled_from(["Loop", "If", "Expand", "Tile", "Identity", "ConstantOfShape", "Pad", "Resize"])
         )
+    elif kind == 5:
+        weight.float_data[:] = draw(st.lists(real, max_size=3))
+    elif kind == 6:  # a size from the file, or from pixels
+        size = made.graph.initializer.add(name="s", data_type=onnx.TensorProto.INT64, dims=[1])
+        size.int64_data.append(draw(small | st.sampled_from([2**20, 2**30, 2**40])))
+        of = draw(st.sampled_from(["s", "i"]))
+        made.graph.node.insert(2, onnx.helper.make_node("Cast", ["m"], ["i"], to=onnx.TensorProto.INT64))
+        made.graph.node.insert(3, onnx.helper.make_node("ConstantOfShape", [of], ["c"]))
+        made.graph.node.insert(4, onnx.helper.make_node("ReduceMax", ["c"], ["d"], keepdims=0))
+        made.graph.node[-1].input[1] = "d"
     return bytes(made.SerializeToString())
 
 

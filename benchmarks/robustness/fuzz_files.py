@@ -31,6 +31,20 @@ def pillow(pixels: np.ndarray, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def workbook_seeds() -> list[bytes]:
+    """Manifests as .xlsx, packed and not."""
+    from openpyxl import Workbook
+
+    book, buffer, plain = Workbook(), io.BytesIO(), io.BytesIO()
+    for row in (["path", "label", "age"], ["a.png", 0, 3.5], ["b.png", "bad", "=1+1"]):
+        book.active.append(row)
+    book.save(buffer)
+    with zipfile.ZipFile(buffer) as packed, zipfile.ZipFile(plain, "w") as stored:
+        for part in packed.namelist():
+            stored.writestr(part, packed.read(part))
+    return [buffer.getvalue(), plain.getvalue()]
+
+
 def chunk(name: bytes, data: bytes) -> bytes:
     """Of a PNG, with the right checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -252,6 +266,44 @@ def nifti_seeds() -> list[bytes]:
     x = np.arange(60).reshape(3, 4, 5)
     kinds = ("uint8", "int16", "float32", "float64")
     return [nifti(x.astype(k), packed=p) for k in kinds for p in (False, True)]
+
+
+META = {
+    "ObjectType": "Image", "NDims": 3, "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+    "CompressedData": "False", "DimSize": "5 4 3", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL",
+}  # fmt: skip
+NRRD = {
+    "type": "short", "dimension": 3, "sizes": "5 4 3", "encoding": "raw", "endian": "little",
+    "space": "left-posterior-superior", "space directions": "(1,0,0) (0,1,0) (0,0,1)",
+}  # fmt: skip
+
+
+def headed(fields: Mapping[str, Any], data: bytes, *, nrrd: bool = False) -> bytes:
+    """A MetaImage or NRRD file of this header, whatever follows."""
+    lines = [f"{name}: {value}" if nrrd else f"{name} = {value}" for name, value in fields.items()]
+    text = "\n".join([*(["NRRD0004"] if nrrd else []), *lines, *(["", ""] if nrrd else [""])])
+    return text.encode("utf-8", "surrogatepass") + data
+
+
+def headed_seeds() -> list[bytes]:
+    """MetaImage and NRRD, packed and not, of one component and of three."""
+    data = np.arange(60, dtype="<i2").tobytes()
+    return [
+        headed(META, data),
+        headed(META | {"CompressedData": "True"}, zlib.compress(data)),
+        headed({"ElementNumberOfChannels": 3} | META | {"ElementType": "MET_UCHAR"}, bytes(180)),
+        headed(NRRD, data, nrrd=True),
+        headed(NRRD | {"encoding": "gzip"}, gzip.compress(data, mtime=0), nrrd=True),
+        headed(
+            {"type": "uchar", "dimension": 2, "sizes": "10 8", "encoding": "raw"}, GREY.tobytes(), nrrd=True
+        ),
+    ]
+
+
+def npy_seeds() -> list[bytes]:
+    """Of two to four axes."""
+    return [npy("|u1", (8, 10), GREY.tobytes()), npy("<i2", (2, 4, 5), GREY.tobytes(), True),
+            npy("<f4", (2, 2, 5), GREY.tobytes()), npy("|u1", (1, 8, 10, 3), COLOUR.tobytes())]  # fmt: skip
 
 
 # --- zips, arrays -------------------------------------------------------------------------------------------

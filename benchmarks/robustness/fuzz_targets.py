@@ -38,8 +38,8 @@ from dia.deploy.onnx_model import OnnxModel
 from dia.deploy.predictor import Inferencer
 from dia.deploy.scorefile import FIELDS, ScoreFile
 from dia.detectors import Detector
-from dia.detectors.peers.backbones import read_state
 from dia.evaluate.stress import load_stress
+from dia.features.networks import read_state
 from dia.report.gather import scores_by_name
 from dia.serve.api import build_app
 from dia.serve.limits import Deadline, Limits, Refused
@@ -190,14 +190,15 @@ def _sound(made: imageset.ImageSet) -> list[str]:
 
 
 def manifest(ground: Ground, data: bytes) -> list[str]:
-    """A CSV beside two images, and a link to what lies outside."""
+    """A CSV or .xlsx beside two images, and a link to what lies outside."""
     from .fuzz_files import GREY, pillow
 
     for name in ("a.png", "b.png"):
         (ground.case / name).write_bytes(pillow(GREY, "PNG"))
     (ground.case / "out.png").symlink_to(ground.root / "secret.txt")
-    (ground.case / "list.csv").write_bytes(data)
-    return _sound(readers.read(ground.case / "list.csv", workers=1, size=8))
+    file = ground.case / ("list.xlsx" if data.startswith(b"PK") else "list.csv")
+    file.write_bytes(data)
+    return _sound(readers.read(file, workers=1, size=8))
 
 
 def folder(ground: Ground, tree: Sequence[tuple[bytes, Any]]) -> list[str]:
@@ -302,6 +303,8 @@ def _model(ground: Ground, source: Path, changes: dict[str, Any], *, sums: bool)
     p = detector.p_values(scores)
     if not ((p > 0) & (p <= 1)).all():
         raise Finding(f"p-values {p}")
+    if any(_unprintable(fact) for fact in _texts(detector.facts_)):
+        raise Finding(f"facts {detector.facts_}")
     return [str(scores), str(detector.facts_), detector.method]
 
 
@@ -311,9 +314,21 @@ def onnx(ground: Ground, data: bytes) -> list[str]:
     path.write_bytes(data)
     found = OnnxModel(path, device="cpu")
     scores = found.score(np.zeros((2, *found.shape_), np.uint8))
-    if scores.shape != (2,):
+    if scores.shape != (2,) or not np.isfinite(scores).all():
         raise Finding(f"scores {scores}")
+    p = found.p_values(scores)
+    if not ((p > 0) & (p <= 1)).all() or any(_unprintable(fact) for fact in _texts(found.facts_)):
+        raise Finding(f"p-values {p}, facts {found.facts_}")
     return [str(scores), str(found.facts_)]
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts of nested facts that are not empty."""
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in _texts(v)]
+    if isinstance(value, list):
+        return [t for v in value for t in _texts(v)]
+    return [value] if isinstance(value, str) and value else []
 
 
 def weights(ground: Ground, data: bytes) -> list[str]:

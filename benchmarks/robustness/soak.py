@@ -40,16 +40,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 from PIL import Image
 
-from dia.amplify import contrast
 from dia.amplify.contrast import AmplifySettings
 from dia.benchmark.ledger import Ledger, identity, update_section
 from dia.cli import main as cli
+from dia.core.running import loop
 from dia.core.settings import plain
 from dia.data import phantoms
 from dia.detectors import Detector
 from dia.detectors.dia import DIASettings
 from dia.detectors.registry import METHODS
-from dia.dissolve import DissolverSettings, bank, dissolver
+from dia.dissolve import DissolverSettings, bank
 from dia.serve.review.store import Mark, Reviews
 
 from ..common import HERE, RESULTS, parser, publish
@@ -188,9 +188,9 @@ def lost(folder: Path) -> int:
 
 TRAINED = ("dissolver", "bank", "amplify", "encoder")
 STAGES = (
-    Stage("dissolver training", fit, fitted, "dissolver.train", (), unreadable),
+    Stage("dissolver training", fit, fitted, "loop.train", (), unreadable),
     Stage("bank building", fit, fitted, "bank.build", ("dissolver",), unreadable),
-    Stage("encoder training", fit, fitted, "learning.train", ("dissolver", "bank"), unreadable),
+    Stage("encoder training", fit, fitted, "loop.train", ("dissolver", "bank"), unreadable),
     Stage("saving the model", fit, fitted, "detector.save", TRAINED, unreadable),
     Stage("saving over another model", refit, fitted, "detector.save", TRAINED, missing),
     Stage("benchmark grid", grid, ledger, "cli.main"),
@@ -204,10 +204,9 @@ STAGES = (
 
 def child(stage: Stage, folder: Path, delay: float | None) -> None:
     """Runs the stage; kills itself `delay` seconds after the stage's function was entered."""
-    quick = functools.partial(contrast.train, checkpoint_every=EVERY)
+    quick = functools.partial(loop.train, checkpoint_every=EVERY)
     functions = {
-        "dissolver.train": (dissolver, "train", quick),
-        "learning.train": (contrast, "train", quick),
+        "loop.train": (loop, "train", quick),  # of the dissolver, or of the encoder where that is there
         "bank.build": (bank.DissolvedBank, "build", bank.DissolvedBank.build),
         "detector.save": (Detector, "save", Detector.save),
         "cli.main": (cli, "main", cli.main),

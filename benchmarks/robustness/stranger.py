@@ -1,8 +1,8 @@
 """A stranger's path, timed: from `pip install` of the built wheel in an empty environment to an open report.
 
 Builds the wheel, makes an empty virtual environment and an empty folder, and runs there, in order, every
-command of one section of the tutorial (its ```sh and ```python blocks), word for word: only where pip looks
-for the package is set to the wheel's folder. The repository is not to be seen from there. Then the report
+command of one section of the tutorial (its ```sh and ```python blocks), word for word: only the clone that
+is installed is the wheel made of it. The repository is not to be seen from there. Then the report
 is opened in a browser, where there is one.
 """
 
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ..common import parser, publish
 
 ROOT = Path(__file__).parents[2]
+INSTALL = "pip install .\n"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -59,11 +60,12 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "DIA_"))}
         path_ = f"{venv / 'bin'}{os.pathsep}{env['PATH']}"
-        env |= {"PATH": path_, "PIP_FIND_LINKS": str(wheels), "HOME": str(home)}
+        env |= {"PATH": path_, "HOME": str(home)}
         rows = []
         for step in path:
             start = time.perf_counter()
-            command = ["sh", "-e", "-c", step.text] if step.language == "sh" else ["python", "-c", step.text]
+            text = step.text.replace(INSTALL, f"pip install {next(wheels.iterdir())}\n")
+            command = ["sh", "-e", "-c", text] if step.language == "sh" else ["python", "-c", text]
             done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
             seconds = time.perf_counter() - start
             if done.returncode:

@@ -1,6 +1,6 @@
 """Measures the stages of a fit and of scoring: `dia+`, `cpu` preset, on phantoms.
 
-Times the stages by wrapping the functions that do them, and the operators of one dissolved batch by torch's
+Times the stages by wrapping the functions that do them, and the operators of one scored batch by torch's
 profiler. `--label` names the file, to set states of the code beside each other.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from dia.data.phantoms import load
-from dia.detectors.diaplus import DIAPlus, Features
+from dia.detectors.diaplus import DIAPlus
 from dia.detectors.nearest import Nearest
+from dia.detectors.places import Places, Residuals
 from dia.detectors.presets import settings
-from dia.detectors.residual import Dissolve, Residual
-from dia.dissolve.dissolver import Dissolver
+from dia.features.backbone import Backbone
 
 from ..common import parser, publish
 
@@ -59,10 +59,10 @@ def main() -> None:
     p.add_argument("--images", type=int, default=1000)
     a = p.parse_args()
     seconds: dict[str, float] = defaultdict(float)
-    timed(Dissolver, "fit", "fit: diffusion model", seconds)
-    timed(Residual, "fit", "fit: residual statistics", seconds)
-    timed(DIAPlus, "_learned", "fit: which copies are normal", seconds)
-    timed(DIAPlus, "_calibrate", "fit: scales by held-out normals, with dissolving", seconds)
+    timed(DIAPlus, "_fit_maps", "fit: channels, and the heatmap's coarse map", seconds)
+    timed(DIAPlus, "_mirrored", "fit: whether mirrored copies are normal", seconds)
+    timed(DIAPlus, "_fit_banks", "fit: banks, and distances of normals to others", seconds)
+    timed(Places, "of", "fit: places", seconds)
     detector = DIAPlus(settings(DIAPlus.Settings, "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -71,9 +71,10 @@ def main() -> None:
     fit = dict(seconds)
     seconds.clear()
     images = load("test").images
-    timed(Dissolve, "forward", "score: dissolving", seconds)
-    timed(Features, "forward", "score: views", seconds)
-    timed(Residual, "forward", "score: residual statistics, with dissolving", seconds)
+    timed(Backbone, "forward", "score: backbone", seconds)
+    timed(Backbone, "fine", "score: backbone, of blurred copies", seconds)
+    timed(Residuals, "forward", "score: what blurs remove", seconds)
+    timed(Places, "forward", "score: places", seconds)
     timed(Nearest, "forward", "score: nearest normals", seconds)
     start = time.perf_counter()
     detector.score(images)
@@ -81,8 +82,8 @@ def main() -> None:
     score = {k: 1000 * v / len(images) for k, v in seconds.items() if k.startswith("score")}
     rows = [{"stage": k, "seconds": v, "ms / image": ""} for k, v in fit.items()]
     rows += [{"stage": k, "seconds": "", "ms / image": v} for k, v in score.items()]
-    found = operators(lambda: detector.dissolver_.dissolve(images[:64], 50))
-    publish(f"breakdown-{a.label}", rows, {}, operators={"dissolving": found})
+    found = operators(lambda: detector.score(images[:64]))
+    publish(f"breakdown-{a.label}", rows, {}, operators={"scoring": found})
 
 
 if __name__ == "__main__":

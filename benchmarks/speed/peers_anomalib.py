@@ -82,7 +82,28 @@ def datamodule(data: Path, model: str) -> Any:
     )  # fmt: skip
 
 
-def build(model: str, size: int, imagenet: Path, cache: Path, sampling: float) -> Any:
+def with_lite0(shared: dict[str, Any], size: int, sampling: float, weights: Path) -> Any:
+    """PatchCore on EfficientNet-Lite0's maps at strides 8 and 16, with its weights and range of pixels."""
+    import torch
+    from anomalib.models import Patchcore
+    from anomalib.pre_processing import PreProcessor
+    from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+    seen = Compose([Resize((size, size)), Normalize([0.5] * 3, [0.5] * 3)])
+    shared |= {"pre_processor": PreProcessor(seen)}
+    made = Patchcore(
+        backbone="tf_efficientnet_lite0", layers=["blocks.2", "blocks.4"], pre_trained=False,
+        coreset_sampling_ratio=sampling, **shared,
+    )  # fmt: skip
+    network, state = made.model.feature_extractor.feature_extractor, torch.load(weights, weights_only=True)
+    wanted = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
+    if missing := wanted - {k.replace("blocks.", "blocks_") for k in state} - set(state):
+        raise ValueError(f"no weights for {min(missing)}")
+    network.load_state_dict(state, strict=False)
+    return made
+
+
+def build(model: str, size: int, imagenet: Path, cache: Path, sampling: float, lite0: Path | None) -> Any:
     """The Lightning module at this image size: no downloads, raw scores, nothing drawn."""
     import torch
     from anomalib.models import EfficientAd, Patchcore, ReverseDistillation
@@ -96,6 +117,8 @@ def build(model: str, size: int, imagenet: Path, cache: Path, sampling: float) -
         "evaluator": False,
         "visualizer": False,
     }
+    if lite0 is not None:
+        return with_lite0(shared, size, sampling, lite0)
     if model == "patchcore":
         return Patchcore(pre_trained=False, coreset_sampling_ratio=sampling, **shared)
     if model == "rd4ad":
@@ -233,6 +256,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="optimiser steps before those")
     parser.add_argument("--sampling", type=float, default=0.1, help="PatchCore: share of patches to keep")
     parser.add_argument("--coreset-seconds", type=float, default=60, help="PatchCore: picking is cut here")
+    parser.add_argument("--lite0", type=Path, help="PatchCore: Lite0's weights, as timm has them")
     options = parser.parse_args()
 
     import anomalib
@@ -243,13 +267,20 @@ def main() -> None:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
     facts: dict[str, Any] = {
         "method": options.model, "version": anomalib.__version__, "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "weights": "random: no network",
+        "threads": torch.get_num_threads(), "weights": "lite0" if options.lite0 else "random: no network",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(temporary)
         try:
             data, timer = datamodule(options.data, options.model), Timer()
-            model = build(options.model, options.size, options.imagenet, cache, options.sampling)
+            model = build(
+                options.model,
+                options.size,
+                options.imagenet,
+                cache,
+                options.sampling,
+                options.lite0,
+            )
             engine, fitted = fit(model, data, timer, options, cache / "engine")
             facts |= {"n_train": len(data.train_data), **fitted, **score(engine, model, data)}
             facts["parameters"] = sum(p.numel() for p in model.model.parameters())

@@ -32,30 +32,31 @@ METHOD_NAMES = ("dia", "dia+")
 def fitted(method: str, workdir: Path) -> Detector:
     """A detector of the `cpu` preset, hardly trained: its speed does not depend on its weights."""
     s = settings(METHODS[method].Settings, "cpu")
-    s = replace(s, dissolver=replace(s.dissolver, steps=2), amplify=replace(s.amplify, steps=4))
+    if method == "dia":
+        s = replace(s, dissolver=replace(s.dissolver, steps=2), amplify=replace(s.amplify, steps=4))
     return METHODS[method](s).fit(load("train", size=SIDE, n=400), workdir=workdir)
 
 
 def bare_networks(detector: Any, n: int) -> Any:
     """The forward passes that n images need, on ready tensors, as a function."""
-    s = detector.s
-    shifts = SHIFTS[s.amplify.shift][0]
-    plus = detector.method == "dia+"
-    views = 0 if plus else shifts * s.samples
-    where = next(detector.dissolver_.unet_.parameters()).device
-    ready = torch.rand(256, 1, SIDE, SIDE, device=where)
-    side = SIDE // s.dissolver.patch
-    z = torch.randn(32, s.dissolver.patch**2, side, side, device=where)
-    z = z.contiguous(memory_format=torch.channels_last)
-    steps = torch.full((32,), 50, device=where)
+    s, where = detector.s, detector.where_
+    if detector.method == "dia+":  # the whole image, and fine features of its blurred copy
+        ready, step = torch.rand(64, 1, s.size, s.size, device=where), n // 64
+
+        def work() -> None:
+            detector.backbone_(ready)
+            detector.backbone_.fine(ready)
+    else:
+        ready = torch.rand(256, 1, SIDE, SIDE, device=where)
+        step = n * SHIFTS[s.amplify.shift][0] * s.samples // 256
+
+        def work() -> None:
+            detector.encoder_(ready)
 
     @torch.inference_mode()
     def bare() -> None:
-        for _ in range(n * views // 256):
-            detector.encoder_(ready)
-        if plus:
-            for _ in range(n * len(s.residual_ts) // 32):
-                detector.dissolver_.unet_(z, steps)
+        for _ in range(step):
+            work()
 
     return bare
 

@@ -19,7 +19,7 @@ import torch
 
 from dia.amplify.contrast import AmplifySettings, ContrastiveTraining
 from dia.core.processes import bf16_is_fast, choose_device
-from dia.core.training import train
+from dia.core.running.loop import train
 from dia.data.phantoms import load
 from dia.detectors.dia import DIASettings
 from dia.detectors.presets import settings
@@ -49,7 +49,7 @@ class _Timed(ContrastiveTraining):
         self.others, self.ended = others, 0.0
         self.seconds: dict[str, list[float]] = {"whole": [], **{name: [] for name in others}}
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+    def training_step(self, batch: int, index: int) -> Any:
         synchronise()
         if self.ended:
             self.seconds["whole"].append(time.perf_counter() - self.ended)
@@ -59,6 +59,7 @@ class _Timed(ContrastiveTraining):
             synchronise()
             self.seconds[name].append(time.perf_counter() - start)
         self.ended = time.perf_counter()
+        return super().training_step(batch, index)
 
 
 def measure(

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dia.amplify.contrast as module
-from dia.amplify import resident
 from dia.amplify.augment import Augment, AugmentSettings, Draws, crop_grid, crop_matrices, jitter
 from dia.amplify.contrast import AmplifySettings, encoder_input
 from dia.amplify.encoder import Encoder
@@ -19,6 +18,7 @@ from dia.amplify.inputs import build_encoder
 from dia.amplify.loss import contrastive_loss, targets
 from dia.amplify.resident import learn
 from dia.amplify.shifts import SHIFTS, cutperm, rotate
+from dia.core.running import loop
 from dia.core.settings import SettingsError
 from dia.core.training import batch_indices, seed_step
 from dia.detectors.dia import DIA, DIASettings
@@ -501,7 +501,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_images, tmp_path, monkeypa
     x = make_images()
     whole, seconds = learn(x, FakeDissolved(x), TINY, device="cpu", workdir=tmp_path / "whole")
     assert seconds > 0
-    monkeypatch.setattr(resident, "train", partial(resident.train, checkpoint_every=3))
+    monkeypatch.setattr(loop, "train", partial(loop.train, checkpoint_every=3))
     real, seen, armed = module.ContrastiveTraining.training_step, [], [True]
 
     def training_step(self, batch, index):

@@ -10,12 +10,13 @@ import pytest
 
 from dia.benchmark.grid import LESIONS, VAL, load_recipe
 from dia.benchmark.ledger import Ledger
-from dia.benchmark.protocol import development, development_kinds
+from dia.benchmark.protocol import development, development_kinds, pasted
 from dia.cli.main import main
 from dia.core.environment import changed_since_commit
 from dia.core.errors import DataError
 from dia.data import phantoms
 from dia.data.datasets import load
+from dia.data.lesions import KINDS
 
 RECIPE = {
     "date": "2026-01-02",
@@ -114,7 +115,7 @@ def test_a_line_is_of_a_recipe_by_settings_revision_and_size_and_not_by_words(tm
         recipe = load_recipe(write(tmp_path, name, **changes))
         return recipe.is_of(recipe.cells[0])(line)
 
-    line = {"method": "trivial:blur", "revision": 2, "preset": "cpu", "settings": {}, "recipe": {"side": 16}}
+    line = {"method": "trivial:blur", "revision": 3, "preset": "cpu", "settings": {}, "recipe": {"side": 16}}
     assert of("a", line)
     assert of("b", line, reasoning="other", seeds=[5])
     assert of("b", line, preset="gpu")  # whose settings are the same
@@ -146,6 +147,13 @@ def test_lesions_are_in_images_that_are_there_without_them():
     assert len(pasted) % len(normal) == 0
     changed = (pasted.reshape(-1, *normal.shape) != normal).any((2, 3, 4))
     assert changed.mean() > 0.95
+
+
+def test_lesions_of_an_image_are_the_same_among_any_others():
+    x = phantoms.load("train", size=24).images
+    some, one = pasted(x, np.array([3, 10, 20]), 0), pasted(x, np.array([10]), 0)
+    assert some.shape == (len(KINDS), 3, 24, 24, 1)
+    assert np.array_equal(some[:, 1], one[:, 0])
 
 
 def test_exploring_reads_no_test_split(tmp_path, monkeypatch):

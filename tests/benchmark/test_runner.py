@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -12,17 +13,21 @@ import yaml
 from grids import TINY, benchmark, lines_of, two_sets
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dia.benchmark import runner as grid
 from dia.benchmark.grid import Job, benchmark_grid
 from dia.benchmark.ledger import FAILED, Ledger, failures_path
+from dia.benchmark.protocol import development
 from dia.benchmark.runner import Costs, Paths, Result, Worker, run_grid
-from dia.benchmark.runs import current_lines, open_failures, weights_kind
+from dia.benchmark.runs import current_lines, open_failures, run, weights_kind
 from dia.benchmark.workers import Process, memory_of_machine_gb, workers_of
 from dia.cli.main import main
 from dia.core.errors import DataError
 from dia.core.settings import SettingsError
 from dia.core.training import TrainingError
+from dia.data import phantoms
+from dia.detectors import Blur, Detector, registry
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +353,125 @@ def test_the_report_is_drawn_from_the_lines_of_a_grid(root, alone, tmp_path, cap
             main(["report", "benchmark", *where, *argv])
         assert stopped.value.code == 2
         assert word in capsys.readouterr().err
+
+
+# --- lines that are there already ------------------------------------------------------------------------
+
+
+def test_a_line_in_the_ledger_is_not_made_again(tmp_path):
+    train, test = phantoms.load("train", size=32, n=24), phantoms.load("test", size=32, n=16)
+    ledger, made = Ledger(tmp_path / "runs.jsonl"), []
+    lines = [
+        run("phantom", train, test, "trivial:std", seed=seed, workdir=tmp_path, ledger=ledger,
+            on_fitted=lambda *_: made.append(1))
+        for seed in (0, 0, 1)
+    ]  # fmt: skip
+    assert len(made) == len(ledger.rows()) == 2
+    assert lines[0] == lines[1]
+
+
+def test_another_revision_of_a_method_is_another_run_and_its_models_are_refused(
+    make_images, tmp_path, monkeypatch
+):
+    blur = Blur(device="cpu").fit(make_images(24, 32))
+    now, folder = blur.settings_hash(), blur.save(tmp_path / "blur")
+    monkeypatch.setattr(Blur, "revision", Blur.revision + 1)
+    assert Blur().settings_hash() != now
+    with pytest.raises(
+        DataError, match=f"blur: of revision {Blur.revision - 1} of trivial:blur; here is {Blur.revision}, so"
+    ):
+        Detector.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["revision"]  # as the first models were saved
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checksums.json").unlink()  # nor were there any then
+    with pytest.raises(DataError, match="of revision 1"):
+        Detector.load(folder)
+
+
+# --- data of one's own -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, make_images, monkeypatch):
+    """A folder of healthy and sick images without splits, and one of MVTec's form; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for place, count, seed in (
+        ("scans/labelled/healthy", 40, 1), ("scans/labelled/sick", 9, 2), ("split/train/good", 30, 3),
+        ("split/test/good", 6, 4), ("split/test/cut", 6, 5),
+    ):  # fmt: skip
+        Path(place).mkdir(parents=True)
+        for i, image in enumerate(make_images(count, seed=seed)):
+            Image.fromarray(image[..., 0]).save(f"{place}/{i}.png")
+    return tmp_path
+
+
+MINE = """
+from dia.detectors import TRIVIAL, register
+
+@register("mine")
+class Mine(TRIVIAL["trivial:std"]):
+    family = "mine"
+"""
+QUICK = ["--seeds", "[0]", "--ledger", "l.jsonl", "--scores", "s", "--work", "w"]
+
+
+def test_a_folder_and_a_detector_of_ones_own_come_to_a_page(own, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setenv(registry.PLUGINS, "")
+    Path("mine.py").write_text(MINE)
+    np.savez(
+        "arrays.npz", train_images=np.arange(30 * 256, dtype=np.uint8).reshape(30, 16, 16),
+        train_labels=np.full(30, 7), test_images=np.zeros((4, 16, 16), np.uint8), test_labels=[7, 7, 3, 3],
+    )  # fmt: skip
+    sets = ["--datasets", "[scans/labelled,phantom]", "--normal", "healthy"]
+    plugin = ["--plugin", "mine.py"]
+    main([*plugin, "benchmark", *sets, "--methods", "[mine,trivial:pca]", *QUICK])
+    main([*plugin, "benchmark", "--datasets", "[split/]", "--methods", "[mine,trivial:pca]", *QUICK])
+    main(["benchmark", "--datasets", "[arrays.npz]", "--normal", "7", "--methods", "[trivial:pca]", *QUICK])
+    lines = Ledger("l.jsonl").rows()
+    assert {line["dataset"] for line in lines} == {"labelled", "phantom", "split", "arrays"}
+    facts = {r["dataset"]: (r["n_train"] + r["n_calibration"], r["n_test"], r.get("source")) for r in lines}
+    assert facts["labelled"][1:] == (17, {"path": str(own / "scans/labelled"), "normal": "healthy"})
+    assert facts["split"][1:] == (12, {"path": str(own / "split"), "normal": None})
+    assert facts["arrays"][1:] == (4, {"path": str(own / "arrays.npz"), "normal": "7"})
+    assert facts["phantom"][2] is None
+    capsys.readouterr()
+    monkeypatch.chdir(own / "scans")  # from elsewhere too
+    main([*plugin[:1], "../mine.py", "report", "benchmark", "--ledger", "../l.jsonl", "--scores", "../s"])
+    page = Path("results/benchmark/benchmark.md").read_text()
+    assert "duplicates and copies are not counted" not in capsys.readouterr().err
+    assert "| labelled | 8 + 9 (53%) | normal is healthy; all else is anomalous |" in page
+    assert "| mine |" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["[scans/labelled]"], "labels of both classes; --normal names"),
+        (["[scans/labelled]", "--normal", "well"], "no class folder well; there are: healthy, sick"),
+        (["[scans/labeled]"], "no such path or data set"),
+        (["[phantom]", "--normal", "healthy"], "no data set is one; leave it out"),
+        (["[scans/labelled,copy/labelled]", "--normal", "healthy"], "one name in the table, labelled"),
+        (["[copy/breastmnist]", "--normal", "healthy"], "breastmnist is a known data set already"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused_before_any_run(own, arguments, said, capsys):
+    for name in ("labelled", "breastmnist"):
+        shutil.copytree("scans/labelled", f"copy/{name}")
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "--datasets", *arguments, "--methods", "[trivial:std]", *QUICK])
+    assert stopped.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not Path("l.jsonl").exists()
+
+
+def test_a_folder_is_explored_too(own):
+    for kind in ("lesions", "val"):
+        if kind == "val":
+            with pytest.raises(DataError, match="val"):
+                development("scans/labelled", kind, None, 16, "healthy")
+            continue
+        normals, judged = development("scans/labelled", kind, None, 16, "healthy")
+        assert len(normals) == 26
+        assert not judged.labels[:6].any()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,18 +14,19 @@ import pytest
 from PIL import Image
 
 from dia.cli.main import main
+from dia.core.storage import Owner
 from dia.data import phantoms
-from dia.deploy.scorefile import heatmap_path
+from dia.deploy.heatmaps import heatmap_path
+from dia.detectors import Detector
 from dia.detectors.registry import METHODS
 
 CSI = [
     "--settings.amplify.steps", "3", "--settings.amplify.width", "4", "--settings.amplify.batch", "4",
     "--settings.samples", "1",
 ]  # fmt: skip
-WITH_ENCODER = [
-    "--settings.dissolver.steps", "4", "--settings.dissolver.widths", "[8,16]",
-    *(word.replace("settings.amplify", "settings.contrast.amplify") for word in CSI[:-2]),
-    "--settings.views", "[shape,dissolved,contrast]",
+DISSOLVES = [
+    "--settings.dissolver.kind", "diffusion", "--settings.dissolver.steps", "4",
+    "--settings.dissolver.widths", "[8,16]",
 ]  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("model") / "run"
-    main(["fit", str(folders), "--out", str(out), *WITH_ENCODER])
+    main(["fit", str(folders), "--out", str(out), *DISSOLVES])
     return out
 
 
@@ -71,7 +73,7 @@ def test_a_model_folder_holds_json_and_safetensors_only(model):
     assert suffixes == {".json", ".safetensors", ".md"}
     config = json.loads((model / "config.json").read_text())
     assert config["method"] == "dia+"
-    assert config["n_train"] + config["n_calibration"] < 40
+    assert config["n_train"] == config["n_calibration"] == 40  # each is judged without itself
     assert not list(model.parent.glob(".*.work"))
 
 
@@ -82,7 +84,7 @@ def test_score_writes_the_same_rows_as_csv_and_jsonl_and_heatmaps(model, folders
         assert facts["images"] == 16
     maps = list((tmp_path / "maps").rglob("*.png"))
     assert len(maps) == 16
-    assert Image.open(maps[0]).size == (32, 32)
+    assert Image.open(maps[0]).size > (32, 32)  # and the scale of colours
     with (tmp_path / "s.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
@@ -92,6 +94,36 @@ def test_score_writes_the_same_rows_as_csv_and_jsonl_and_heatmaps(model, folders
         assert float(row["score"]) == pytest.approx(line["score"], rel=1e-6)
         assert 0 < line["p_value"] <= 1
         assert line["flagged"] == (line["p_value"] <= 0.05)
+
+
+def test_a_second_fit_or_stress_is_refused_while_the_first_lives(model, folders, tmp_path, capsys):
+    argv = ["fit", str(folders), "--method", "trivial:brightness", "--device", "cpu", "--out"]
+    work = tmp_path / ".run.work"
+    work.mkdir()
+    with Owner(tmp_path / "run"), Owner(model / "stress.json"):
+        for words in ([*argv, str(tmp_path / "run")], ["stress", str(model), str(folders)]):
+            with pytest.raises(SystemExit) as stop:
+                main(words)
+            assert stop.value.code == 2
+            assert f"(process {os.getpid()} on " in capsys.readouterr().err
+    assert work.exists()
+    main([*argv, str(tmp_path / "run")])
+    assert not work.exists()
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+
+
+def test_a_fit_that_lost_its_folder_writes_no_model(folders, tmp_path, monkeypatch, capsys):
+    lost = Detector.fit
+
+    def fit(self, *args, **kwargs):
+        (tmp_path / ".run.lock").unlink()
+        return lost(self, *args, **kwargs)
+
+    monkeypatch.setattr(Detector, "fit", fit)
+    with pytest.raises(SystemExit):
+        main(["fit", str(folders), "--method", "trivial:brightness", "--out", str(tmp_path / "run")])
+    assert "run: taken over by another process; this one stops" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_scores_do_not_depend_on_how_many_files_are_scored(model, folders, tmp_path):
@@ -131,22 +163,22 @@ def test_the_report_is_one_page_with_the_trivial_rows(model, folders, tmp_path):
 
 
 def test_a_fit_killed_while_training_resumes_to_the_same_weights(folders, model, tmp_path, monkeypatch):
-    from dia.amplify import contrast
+    from dia.dissolve import dissolver
 
-    step = contrast.ContrastiveTraining.training_step
+    step = dissolver._Training.training_step
 
     def dies(self, batch, index):
         if self.global_step == 2:
             raise KeyboardInterrupt
         return step(self, batch, index)
 
-    monkeypatch.setattr(contrast.ContrastiveTraining, "training_step", dies)
+    monkeypatch.setattr(dissolver._Training, "training_step", dies)
     out = tmp_path / "killed"
     with pytest.raises(SystemExit):
-        main(["fit", str(folders), "--out", str(out), *WITH_ENCODER])
+        main(["fit", str(folders), "--out", str(out), *DISSOLVES])
     assert not out.exists()
-    monkeypatch.setattr(contrast.ContrastiveTraining, "training_step", step)
-    main(["fit", str(folders), "--out", str(out), "--resume", *WITH_ENCODER])
+    monkeypatch.setattr(dissolver._Training, "training_step", step)
+    main(["fit", str(folders), "--out", str(out), "--resume", *DISSOLVES])
     assert (out / "weights.safetensors").read_bytes() == (model / "weights.safetensors").read_bytes()
 
 
@@ -250,12 +282,11 @@ def test_print_config_marks_what_differs_from_the_paper(method, capsys):
 
 def test_print_config_shows_no_setting_that_does_nothing(capsys):
     text = config_printed(capsys, "--method", "dia+")
-    assert "contrast:" not in text
-    assert "blur_sigmas" not in text
-    assert text.startswith(f"# dia+: {text.count('# paper: ')} settings differ")
-    chosen = config_printed(capsys, "--method", "dia+", "--settings.views", "[shape,contrast]")
-    assert "    amplify:\n" in chosen
-    assert "ts: [30, 53, 76, 99]  # paper: [30, 31, …, 99]\n" in chosen
+    assert "dissolver:" not in text
+    assert "  ts:" not in text
+    chosen = config_printed(capsys, "--method", "dia+", "--settings.dissolver.kind", "diffusion")
+    assert "  dissolver:\n" in chosen
+    assert "ts: [300, 500, 700, 900]\n" in chosen
 
 
 def test_print_config_marks_a_changed_switch_and_reads_back(folders, tmp_path, capsys):
@@ -344,14 +375,13 @@ def test_a_benchmark_asks_for_pretrained_methods_by_name_only():
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("a/b.png", "a/b.png"),
-        ("a_b.png", "a_b.png"),
-        ("a/b.PNG", "a/b.PNG"),
-        ("a/b.jpg", "a/b.jpg.png"),
-        ("scan.dcm#3", "scan.dcm#3.png"),
-        ("IM0001", "IM0001.png"),
-        ("../../b.jpg", "b.jpg.png"),
-        ("/etc/b.jpg", "etc/b.jpg.png"),
+        ("a/b.png", "a/b.png.heatmap.png"),
+        ("a_b.png", "a_b.png.heatmap.png"),
+        ("a/b.PNG", "a/b.PNG.heatmap.png"),
+        ("scan.dcm#3", "scan.dcm#3.heatmap.png"),
+        ("IM0001", "IM0001.heatmap.png"),
+        ("../../b.jpg", "%../%../b.jpg.heatmap.png"),
+        ("/etc/b.jpg", "%/etc/b.jpg.heatmap.png"),
     ],
 )
 def test_a_heatmap_lies_where_its_image_does_and_below_the_folder(name, file):
@@ -369,16 +399,42 @@ def test_the_version_is_the_packages(capsys):
     ("argv", "says"),
     [
         (["fit", "x", "--meth", "csi"], "did you mean --method?"),
-        (["score", "r", "x", "--skip"], "did you mean --skip_bad?"),
-        (["fit", "x", "--false-alarm-rat", "0.1"], "did you mean --false_alarm_rate?"),
+        (["score", "r", "x", "--skip"], "did you mean --skip-bad?"),
+        (["fit", "x", "--false-alarm-rat", "0.1"], "did you mean --false-alarm-rate?"),
         (["scor", "r", "x"], "did you mean score?"),
         (["fit", "x", "--settings.nothing", "1"], "--settings.nothing"),
         (["fit", "--out", "r"], "see dia fit --help"),
-        ([], "a command must be named"),
+        (["data", "chek", "x"], "did you mean check?"),
     ],
 )
 def test_words_that_are_not_known_or_not_whole_are_refused(capsys, argv, says):
     assert says in refused(capsys, *argv)
+
+
+def test_a_log_is_added_to_logs_alone(tmp_path, capsys):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert "choose a name in .log or .txt" in refused(capsys, "fit", "x", "--log-file", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_what_stands_in_the_wrong_place_or_does_nothing_is_said(capsys):
+    assert "-q stands after the command" in refused(capsys, "-q", "fit", "phantom")
+    assert "--holdout does nothing for dia+" in refused(capsys, "fit", "phantom", "--holdout", "0.5")
+    for value in ("5", "0", "150%"):
+        said = refused(capsys, "fit", "phantom", "--false-alarm-rate", value)
+        assert f"above 0 and below 1, as 0.05 or 5%, not {value};" in said
+    assert "Union" not in refused(capsys, "score", "run", "x", "--max", "0")
+
+
+def test_lists_need_no_brackets(capsys):
+    from dia.cli.help import listed
+    from dia.cli.main import command_parser
+
+    parser = command_parser("benchmark")
+    assert listed(parser, ["--datasets", "a,b", "--seeds=0,1", "--methods", "[x]", "--workers", "2"]) == [
+        "--datasets", "[a,b]", "--seeds=[0,1]", "--methods", "[x]", "--workers", "2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("option", ["seed", "holdout"])
@@ -427,3 +483,190 @@ for words in ([], ["fit"], ["score"], ["benchmark"]):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: dia") == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "without"),
+    [
+        (["--version"], ("torch", "numpy", "matplotlib")),
+        ([], ("torch", "numpy", "matplotlib")),
+        (["score", "--help"], ("torch", "lightning", "scipy", "sklearn", "matplotlib")),
+        (["demo", "--help"], ("torch", "lightning", "scipy", "sklearn", "matplotlib")),
+        (["evaluate", "no/model", "phantom"], ("torch", "lightning", "scipy", "sklearn", "matplotlib")),
+        (["score", "--device", "gpu", "m", "x"], ("torch", "lightning")),
+    ],
+)
+def test_the_first_word_of_a_command_loads_no_large_library(words, without):
+    program = f"""
+import sys
+from dia.cli.main import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+print([name for name in {without!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_scoring_and_a_fit_without_training_load_no_lightning(folders, tmp_path):
+    program = f"""
+import sys
+from dia.cli.main import main
+main(["fit", {str(folders)!r}, "--out", {str(tmp_path / "run")!r}])
+main(["score", {str(tmp_path / "run")!r}, {str(folders)!r}, "--out", {str(tmp_path / "s.csv")!r}])
+print([name for name in ("lightning", "torchmetrics", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_command_alone_prints_its_help(capsys):
+    main([])
+    assert capsys.readouterr().out.startswith("usage: dia COMMAND")
+
+
+@pytest.mark.parametrize("rate", ["5", "0", "1", "100%", "-1", "much"])
+def test_a_rate_that_is_no_share_is_refused_before_work_begins(capsys, monkeypatch, rate):
+    monkeypatch.setattr("dia.cli.options.Images.read", lambda *_, **__: pytest.fail("work began"))
+    assert "as 0.05 or 5%" in refused(capsys, "fit", "phantom", "--false-alarm-rate", rate)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--device", "gpu"], "--device gpu: not known"),
+        (["--device", "cuda:99"], "CUDA device"),
+        (["--seed", "-1"], "--seed"),
+        (["--contamination", "3"], "--contamination"),
+        (["--settings.dissolver.steps", "3"], "--settings.dissolver.steps does nothing"),
+        (["--settings.ts", "[3]"], "--settings.ts does nothing"),
+        (
+            ["--method", "dia", "--settings.dissolver.kind", "median", "--settings.dissolver.steps", "3"],
+            "--settings.dissolver.steps does nothing",
+        ),
+    ],
+)
+def test_values_are_checked_before_work_begins(capsys, monkeypatch, words, says):
+    monkeypatch.setattr("dia.cli.options.Images.read", lambda *_, **__: pytest.fail("work began"))
+    assert says in refused(capsys, "fit", "phantom", *words)
+
+
+def test_a_share_may_be_written_in_percent(folders, tmp_path, capsys, monkeypatch):
+    argv = ["fit", str(folders), "--method", "trivial:std", "--out", str(tmp_path / "m")]
+    (tmp_path / "c.yaml").write_text("false_alarm_rate: 30%\nlog_file: null\nquiet: false\n")
+    monkeypatch.chdir(tmp_path)
+    for words in (["--false-alarm-rate", "30%"], ["--config", str(tmp_path / "c.yaml")]):
+        main([*argv, *words, "--overwrite", "--json"])
+        said = capsys.readouterr()
+        assert json.loads(said.out)["false_alarm_rate"] == 0.3
+        assert "fitting on" in said.err  # it is not quiet
+    assert not (tmp_path / "None").exists()
+
+
+def test_no_threshold_comes_with_its_reason_and_the_remedy(folders, tmp_path, capsys):
+    main(["fit", str(folders), "--method", "trivial:std", "--out", str(tmp_path / "m"), "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["threshold"] is None
+    assert "needs 19 calibration normals, and there are 4" in said.err
+    main(["score", str(tmp_path / "m"), str(folders), "--out", str(tmp_path / "s.csv")])
+    assert "--false-alarm-rate of 0.2 or more" in " ".join(capsys.readouterr().err.split())
+
+
+def test_quiet_says_the_result_alone_and_a_log_file_keeps_the_rest(model, folders, tmp_path, capsys):
+    words = ["score", str(model), str(folders), "--out", str(tmp_path / "s.csv"), "--json"]
+    main([*words, "-q", "--log-file", str(tmp_path / "log")])
+    said = capsys.readouterr()
+    assert said.err == ""
+    json.loads(said.out)
+    assert "dia score" in (tmp_path / "log").read_text()
+    assert "no/model" in refused(capsys, "evaluate", "no/model", "x", "-q")
+    main([*words, "-v"])
+    assert "Starting dia score: done in" in capsys.readouterr().err
+    assert "--log-file" in refused(capsys, *words, "--log-file", tmp_path / "no" / "log")
+
+
+def test_no_bar_and_no_colour_where_stderr_is_no_terminal(folders, tmp_path, capsys):
+    main(["fit", str(folders), "--method", "csi", *CSI, "--out", str(tmp_path / "m")])
+    assert "\x1b" not in (said := capsys.readouterr().err)
+    assert said.splitlines() == [line for line in said.splitlines() if "normal" in line]
+
+
+def test_ctrl_c_within_a_training_is_130_and_one_line(folders, tmp_path, capsys, monkeypatch):
+    import signal
+
+    from dia.amplify.contrast import ContrastiveTraining
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(ContrastiveTraining, "training_step", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", str(folders), "--method", "csi", *CSI, "--out", str(tmp_path / "m")])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dia: stopped; ")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_info_says_what_a_model_is(model, capsys):
+    main(["info", str(model), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "dia+"
+    assert found["training_normals"] == found["calibration_normals"] == 40
+    assert found["threshold"] is not None
+    assert f"dia {version('dia-anomaly')}" in found["versions"]
+    assert found["image_shape"] == "32×32×1"
+    assert found["megabytes"] > 1
+
+
+def test_a_sites_own_normals_give_another_threshold_and_the_first_comes_back(tmp_path, capsys, folders):
+    from dia.detectors import Detector
+
+    run, site = tmp_path / "run", tmp_path / "site"
+    main(["fit", str(folders), "--method", "trivial:std", "--out", str(run)])
+    site.mkdir()
+    for i, image in enumerate(phantoms.load("train", size=32, n=100).images[40:, ..., 0]):
+        Image.fromarray(image // 2).save(site / f"{i:03}.png")  # of another scanner
+    before = {p.name: p.read_bytes() for p in run.glob("*.json")}
+    main(["calibrate", str(run), str(site), "--false-alarm-rate", "10%", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    now = Detector.load(run)
+    assert found["normals"] == now.n_calibration_ == 60
+    assert found["threshold"] == now.threshold() != found["threshold_before"]
+    main(["score", str(run), str(site), "--out", str(tmp_path / "s.csv"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["flagged"] <= 6  # 10 % of the very images that it was calibrated on
+    assert facts["drift"]["alarm"] is not True
+    main(["calibrate", str(run), "--original"])
+    for name in ("config.json", "calibration.json", "drift.json"):
+        assert (run / name).read_bytes() == before[name]
+    Detector.load(run)
+    capsys.readouterr()
+    said = refused(capsys, "calibrate", run, site, "--false-alarm-rate", "1%")
+    assert "60 normal images; a rate of 0.01 needs 99" in said
+    assert "fitted on these images" in refused(
+        capsys, "calibrate", run, folders, "--split", "train", "--false-alarm-rate", "20%"
+    )
+
+
+def test_flags_are_spelt_with_dashes_and_underscores_are_taken(capsys):
+    for name in ("score", "fit"):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        flags = [w for w in capsys.readouterr().out.split() if w.startswith("--")]
+        assert not [f for f in flags if "_" in f]
+    assert "no/model" in refused(capsys, "score", "no/model", "x", "--false_alarm_rate", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("words", "among"),
+    [(["sc"], "score"), (["score", "r", "x", "--"], "--false-alarm-rate"), (["data", ""], "check"),
+     (["fit", "x", "--preset", ""], "paper")],
+)  # fmt: skip
+def test_a_shell_completes_commands_flags_and_values(capsys, words, among):
+    main(["completion", "words", *words])
+    assert among in capsys.readouterr().out.split()
+    main(["completion", "bash"])
+    assert "complete -o default -F _dia dia" in capsys.readouterr().out

@@ -1,9 +1,10 @@
-"""Disks that are full or cannot be written: one line that names the file and the remedy, and nothing lost."""
+"""Full disks, and outputs that another process writes: one line names file and remedy, nothing is lost."""
 
 import errno
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 from safetensors import SafetensorError
 
 from dia.cli import main as cli
-from dia.core.errors import system_error
-from dia.core.storage import replace_folder, reserve
+from dia.core.errors import DataError, system_error
+from dia.core.storage import Owner, replace_folder, reserve
 from dia.dissolve import DissolverSettings, bank
 from dia.dissolve.controls import Control
 
@@ -53,7 +54,7 @@ def test_the_command_says_one_line(tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("dia.cli.options.Images.read", full)
+    monkeypatch.setattr("dia.data.readers.Listing.read", full)
     with pytest.raises(SystemExit) as end:
         cli.main(["fit", "phantom", "--out", "runs/a"])
     assert end.value.code == 2
@@ -140,3 +141,67 @@ def test_a_model_that_cannot_be_replaced_stays(tmp_path):
         replace_folder(tmp_path / "absent", folder)
     assert (folder / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+# --- one owner ----------------------------------------------------------------------------------------
+
+OWNING = """
+import sys
+from pathlib import Path
+from dia.core.storage import Owner
+
+with Owner(Path(sys.argv[1])):
+    print("owned", flush=True)
+    sys.stdin.read()
+"""
+
+COUNTING = """
+import sys
+from pathlib import Path
+from dia.core.errors import DataError
+from dia.core.storage import Owner
+
+counter, counted = Path(sys.argv[1]), 0
+while counted < 50:
+    try:
+        with Owner(counter) as owner:
+            counter.write_text(str(int(counter.read_text()) + 1))
+            owner.check()
+        counted += 1
+    except DataError as error:
+        assert "is writing it" in str(error), error
+"""
+
+
+def test_an_output_has_its_owner_while_that_process_lives_even_stalled(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", OWNING, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "owned\n"
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(DataError, match=rf"out: `-c .*\(process {process.pid} on .* is writing it"):
+            Owner(out)
+        process.kill()
+        process.wait()
+        assert os.listdir(tmp_path) == [".out.lock"]  # it could not clear up
+        with Owner(out) as owner:
+            owner.check()
+    assert not os.listdir(tmp_path)
+
+
+def test_of_many_processes_one_at_a_time_owns_an_output(tmp_path):
+    (tmp_path / "n").write_text("0")
+    many = [subprocess.Popen([sys.executable, "-c", COUNTING, str(tmp_path / "n")]) for _ in range(4)]
+    assert [process.wait() for process in many] == [0] * 4
+    assert (tmp_path / "n").read_text() == "200"
+    assert os.listdir(tmp_path) == ["n"]
+
+
+def test_without_locks_the_first_notices_that_it_lost(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with Owner(tmp_path / "out") as first, Owner(tmp_path / "out") as second:
+        with pytest.raises(DataError, match=rf"taken over by .*process {os.getpid()}"):
+            first.check()
+        first.release()  # takes nothing from the second
+        second.check()
+    assert not os.listdir(tmp_path)

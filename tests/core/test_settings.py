@@ -88,6 +88,14 @@ def test_replaced_refuses_what_is_no_setting(name):
         replaced(DIASettings(), {name: 1})
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_value_of_another_type_is_refused_by_every_setting_of_every_method(method):
+    own = METHODS[method].Settings()
+    for name in flat(own):
+        with pytest.raises(SettingsError, match=name.rpartition(".")[2]):
+            replaced(own, {name: {"no": ["such"]}})
+
+
 REFUSED = [
     (DissolverSettings, {"kind": "blur"}, "kind must be one of diffusion, gaussian"),
     (DissolverSettings, {"kernel": 4}, "kernel must be odd"),
@@ -143,16 +151,18 @@ REFUSED = [
     (DIASettings, {"ts": (50, 30)}, "ascending diffusion steps"),
     (DIASettings, {"ts": (30, 1000)}, "0–999"),
     (DIASettings, {"bank_gb": 0}, "above 0"),
-    (DIAPlusSettings, {"dissolver": DissolverSettings(kind="none")}, "leaves dia.* no residual"),
-    (DIAPlusSettings, {"dissolver": DissolverSettings(kind="identity")}, "leaves dia.* no residual"),
+    (DIAPlusSettings, {"views": ("shape", "gain")}, "gain needs a dissolver"),
+    (DIAPlusSettings, {"views": ("detail",)}, "views must hold others than detail, gain"),
     (DIAPlusSettings, {"views": ("shape", "angle")}, "views must be some of"),
     (DIAPlusSettings, {"views": ()}, "views must be some of"),
     (DIAPlusSettings, {"symmetries": "some"}, "symmetries must be one of"),
     (DIAPlusSettings, {"whole": False, "places": False}, "nothing is left to score by"),
     (DIAPlusSettings, {"margin": -1.0}, "margin must be at least 0"),
     (DIAPlusSettings, {"neighbours": 0}, "neighbours must be at least 1"),
-    (DIAPlusSettings, {"residual_ts": (1000,)}, "residual_ts"),
-    (DIAPlusSettings, {"blur_sigmas": ()}, "blur_sigmas"),
+    (DIAPlusSettings, {"ts": (1000,)}, "ts"),
+    (DIAPlusSettings, {"place_size": 100}, "place_size must be a multiple of 32"),
+    (DIAPlusSettings, {"weights": ""}, "weights must be"),
+    (DIAPlusSettings, {"backbone": "resnet18"}, "lite0 are not those of resnet18"),
 ]
 
 

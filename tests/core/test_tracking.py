@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import socket
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from dia.amplify import contrast, resident
+from dia.amplify import contrast
 from dia.amplify.contrast import AmplifySettings
 from dia.cli.main import main
 from dia.core import tracking as tracking_module
 from dia.core.errors import DataError
+from dia.core.running import loop
 from dia.core.tracking import tracking
 from dia.data import phantoms
 from dia.detectors import DIA
@@ -171,7 +173,7 @@ def test_mlflows_own_variable_says_where(images, tmp_path, monkeypatch):
 
 
 def test_a_resumed_fit_goes_on_in_a_new_version(images, plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(resident, "train", partial(resident.train, checkpoint_every=10))
+    monkeypatch.setattr(loop, "train", partial(loop.train, checkpoint_every=10))
     real, armed = contrast.ContrastiveTraining.training_step, [True]
 
     def training_step(self, batch, index):
@@ -189,6 +191,46 @@ def test_a_resumed_fit_goes_on_in_a_new_version(images, plain, tmp_path, monkeyp
     assert [row["step"] for row in rows(encoder / "version_0")] == [1, 10]
     assert [row["step"] for row in rows(encoder / "version_1")] == [12]
     assert [p.name for p in (tmp_path / "logs" / "dissolver").iterdir()] == ["version_0"]  # was finished
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "mlflow"])
+def test_two_that_log_into_one_folder_at_once_have_each_their_own(images, tmp_path, logger):
+    """The second begins when the first has, and before that has written anything."""
+    if logger != "csv":
+        pytest.importorskip(logger)
+    with tracking(logger, tmp_path / "logs"):
+        first, second = (loop.curves("encoder", SETTINGS.amplify, seed)[0].logger for seed in (1, 2))
+        assert first is not None
+        assert second is not None
+        for one, value in ((first, 1.0), (second, 2.0)):
+            one.log_metrics({"loss": value}, 1)
+        for one in (first, second):
+            one.finalize("success")
+    if logger == "mlflow":
+        assert first.run_id != second.run_id
+        assert first.experiment_id == second.experiment_id
+    else:
+        assert first.log_dir != second.log_dir
+    if logger == "csv":
+        assert [rows(tmp_path / "logs" / "encoder" / f"version_{i}")[0]["loss"] for i in (0, 1)] == [1, 2]
+
+
+@pytest.mark.parametrize("fails", ["log_hyperparams", "log_metrics", "finalize", "folder"])
+def test_a_logger_that_fails_costs_one_line_and_no_training(images, plain, tmp_path, monkeypatch, fails):
+    from lightning.pytorch.loggers import CSVLogger
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device\nand more")
+
+    if fails == "folder":
+        (tmp_path / "logs").write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr(CSVLogger, fails, full)
+    with warnings.catch_warnings(record=True) as said, tracking("csv", tmp_path / "logs"):
+        same_weights(fit(images), plain)
+    lines = [str(w.message) for w in said if "logged no more" in str(w.message)]
+    assert [line.split(" are ")[0].split()[-1] for line in lines] == ["dissolver", "encoder"]
+    assert not any("\n" in line for line in lines)
 
 
 def test_models_of_anomalib_too(images, tmp_path):

@@ -15,9 +15,10 @@ from PIL import Image
 from dia.benchmark.ledger import Ledger
 from dia.cli.main import main
 from dia.core.errors import DataError
-from dia.data import datasets, quality
+from dia.data import datasets
 from dia.data.datasets import CATALOG, DataSet, find, load, open_data
 from dia.data.readers import MissingSplit
+from dia.evaluate import quality
 
 ROOT = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not ROOT.is_dir(), reason="the evaluation data are not here")
@@ -167,7 +168,7 @@ def test_declarations_are_complete(known):
     for text in (known.title, known.normal, known.split, known.licence, known.obtain, known.citation):
         assert text
         assert "\n" not in text
-    assert known.proxy == ("not the paper's protocol" in known.note or known.name == "phantom")
+    assert known.proxy == ("not the paper's protocol" in known.note or not known.path)
 
 
 def test_unknown_name():
@@ -272,6 +273,7 @@ def test_phantom(monkeypatch):
     assert load("phantom", "test").shape == (64, 64, 1)
     assert open_data("phantom", "train", size=32, channels=3, workers=1).images.shape == (4, 32, 32, 3)
     assert load("phantom", "val", size=(24, 30)).shape == (24, 30, 1)
+    assert load("phantom-512", "val", max_size=1024).shape == (512, 512, 1)
     assert len(load("phantom")) == 12
     with pytest.raises(MissingSplit, match="no split 'dev'"):
         load("phantom", "dev")
@@ -365,5 +367,9 @@ def test_a_declared_npz_has_label_values_and_a_folder_without_splits_a_share(tmp
         picture(tmp_path / "flat" / "fine" / f"{i}.png", i)
     (tmp_path / "folder.yaml").write_text("path: flat\nnormal: fine\ntrain_normals: 3")
     assert len(open_data(tmp_path / "folder.yaml", "train")) == 3
+    assert len(open_data(tmp_path / "folder.yaml", "test", divide=False)) == 7  # declared: it has a split
+    (tmp_path / "folder.yaml").write_text("path: flat\nnormal: fine")
+    assert len(open_data(tmp_path / "folder.yaml", "train")) == 8
+    assert len(open_data(tmp_path / "folder.yaml", "test", divide=False)) == 10
     (tmp_path / "folder.yaml").write_text("path: flat\nnormal: fine\ntrain_normals: 0.5")
     assert len(open_data(tmp_path / "folder.yaml", "train")) == 5

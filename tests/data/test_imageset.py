@@ -58,6 +58,31 @@ def test_subset_keeps_what_belongs_together(index):
     assert part.skipped == s.skipped
 
 
+def test_an_index_is_an_image_and_a_slice_a_set():
+    s = full()
+    np.testing.assert_array_equal(s[1], s.images[1])
+    np.testing.assert_array_equal(s[np.int64(-1)], s.images[3])
+    for index in (slice(1, 3), [1, 2], np.array([False, True, True, False])):
+        part = s[index]
+        assert isinstance(part, ImageSet)
+        assert part.names == ("n1", "n2")
+        np.testing.assert_array_equal(part.labels, [1, 0])
+    with pytest.raises(IndexError):
+        s[4]
+    for image, known in zip(s, s.images, strict=True):
+        np.testing.assert_array_equal(image, known)
+
+
+def test_its_repr_is_one_short_line():
+    large = ImageSet(np.zeros((9999, 64, 48, 1), np.uint8), volumes=["a"] * 5000 + ["b"] * 4999)
+    assert repr(large) == "ImageSet(9999 images of 64×48×1, 2 volumes)"
+    assert repr(full()) == (
+        "ImageSet(4 images of 6×5×1, 2 normal, 2 anomalous, 1 with a mask, 1 file skipped)"
+    )
+    assert repr(full().subset([0])).startswith("ImageSet(1 image of")
+    assert repr(full().subset([])).startswith("ImageSet(0 images of")
+
+
 def test_normals():
     s = full()
     assert s.normals().names == ("n0", "n2")

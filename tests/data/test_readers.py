@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import doctest
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from dia.core.errors import DataError
+from dia.core.running import progress
 from dia.data import decode, readers
-from dia.data.layouts import image_files
+from dia.data.formats.windowing import Window
+from dia.data.layouts import image_files, refuse_mixed
 from dia.data.options import ReadOptions
-from dia.data.readers import MissingSplit, read
+from dia.data.readers import MissingSplit, listing, read
 
 RNG = np.random.default_rng(0)
 
@@ -84,23 +87,24 @@ def test_sixteen_bits_are_divided_by_257_and_rounded(tmp_path):
         assert np.array_equal(pixels_of(save(tmp_path / name, x))[..., 0], by_hand), name
 
 
-def test_sixteen_bit_rule_does_not_depend_on_content(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*all its images lie between grey")
+def test_all_that_a_type_allows_does_not_depend_on_content(tmp_path):
     x = np.full((2, 2), 4095, np.uint16)  # 12-bit white stays as dark as it is stored
-    assert (pixels_of(save(tmp_path / "a.tif", x)) == 16).all()
+    assert (pixels_of(save(tmp_path / "a.tif", x), window="full") == 16).all()
 
 
 def test_integers_of_32_bits(tmp_path):
     x = np.array([[0, 65535]], np.int32)
-    assert pixels_of(save(tmp_path / "a.tif", x)).ravel().tolist() == [0, 255]
-    fails(
-        r"b\.tif: integer pixels of 0 to 65536; convert",
-        save(tmp_path / "b.tif", np.array([[0, 65536]], np.int32)),
-    )
-    fails(r"integer pixels of -1 to 5", save(tmp_path / "c.tif", np.array([[-1, 5]], np.int32)))
+    assert pixels_of(save(tmp_path / "a.tif", x), levels="full").ravel().tolist() == [0, 255]
+    for low, high in ((0, 65536), (-1, 5)):
+        file = save(tmp_path / "b.tif", np.array([[low, high]], np.int32))
+        fails(r"b\.tif: values without a full range", file, window="full")
+        assert pixels_of(file, window=f"{low}:{high}").ravel().tolist() == [0, 255]
 
 
-def test_floats_are_refused(tmp_path):
-    fails(r"a\.tif: float pixels; convert", save(tmp_path / "a.tif", np.zeros((2, 2), np.float32)))
+def test_floats_without_levels_are_refused(tmp_path):
+    file = save(tmp_path / "a.tif", np.zeros((2, 2), np.float32))
+    fails(r"a\.tif: values without a full range, as floats are", file, levels="full")
 
 
 def test_transparency_is_composited_over_black(tmp_path):
@@ -219,7 +223,7 @@ def test_nothing_there(tmp_path):
     save(tmp_path / ".git" / "x.png")
     save(tmp_path / "__MACOSX" / "x.png")
     fails("no images in this folder", tmp_path)
-    fails("expected a folder, .npz, .csv or image", tmp_path / "notes.txt")
+    fails("expected a folder, .npz, .csv, .tsv, .xlsx or image", tmp_path / "notes.txt")
     fails("split must be", tmp_path, split="dev")
 
 
@@ -394,6 +398,81 @@ def test_class_folders_without_given_normals_warn(tmp_path, recwarn):
         read(tmp_path / "many")
 
 
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        (["normal/1", "labelled/healthy/1", "labelled/sick/1"], "dia fit scans/normal"),
+        (["a/b/Healthy/1", "a/b/COVID-19/1"], "dia fit scans/a/b/Healthy"),
+        (["good scans/normal/x/1", "good scans/normal/y/1", "good scans/viral pneumonia/1"],
+         "dia fit 'scans/good scans/normal'"),
+        (["train/normal/1", "train/sick/1"], "dia fit scans --normal normal"),
+        (["0/1", "1/1"], "dia fit scans/0"),
+        (["normal/1", "2"], "dia fit scans/normal"),
+        (["train/1", "val/1", "extra/train/1"], None),
+        (["images/1", "masks/1"], "dia fit scans/NAME"),
+        (["malignant/1"], "dia fit scans/NAME"),
+        (["non-COVID/1", "COVID/1"], "dia fit scans/non-COVID"),
+        (["lesions/1", "no lesions/1"], "dia fit 'scans/no lesions'"),
+    ],
+)  # fmt: skip
+def test_a_folder_of_more_than_normals_is_refused_with_the_line_to_type(tmp_path, monkeypatch, files, line):
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        save(tmp_path / "scans" / f"{file}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            entries = listing("scans", split="train").entries
+        except DataError:  # refused already
+            assert line is None
+            return
+    with pytest.raises(DataError, match="--all") as refused:
+        refuse_mixed("scans", entries)
+    assert f"Type: {line}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["1", "2"],
+        ["patient 1/1", "patient 2/1"],
+        ["0/1", "1/1", "2/1"],  # numbered patients
+        ["GE scanner/1", "Philips/1"],
+        ["normal/a/1", "normal/b/1"],
+        ["train/good/1", "test/bad/1"],
+        ["control01/1", "control02/1"],
+        ["Good Samaritan Hospital/1", "Test Street Clinic/1"],
+    ],
+)
+def test_a_folder_of_normals_is_not_refused(tmp_path, files):
+    for file in files:
+        save(tmp_path / f"{file}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refuse_mixed(str(tmp_path), listing(tmp_path, split="train").entries)
+
+
+def test_classes_that_were_named_are_not_asked_about_again(tmp_path):
+    for file in ("healthy/1", "sick/1", "healthy/old/1"):
+        save(tmp_path / f"{file}.png")
+    found = [e for e in listing(tmp_path, split="all", normal="healthy").entries if not e.label]
+    refuse_mixed("scans", found, "healthy")
+    save(tmp_path / "healthy" / "masks" / "1.png")
+    found = [e for e in listing(tmp_path, split="all", normal="healthy").entries if not e.label]
+    with pytest.raises(DataError, match=r"healthy/masks \(1\)"):
+        refuse_mixed("scans", found, "healthy")
+
+
+def test_masks_beside_their_images_are_no_normals(tmp_path):
+    for name in ("normal (1)", "normal (1)_mask", "normal (2)", "normal (2)_mask_1"):
+        save(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match=r"2 files are masks of images beside them, as normal \(1\)_mask.png"):
+        refuse_mixed("scans", listing(tmp_path).entries)
+    (tmp_path / "normal (1).png").unlink()
+    (tmp_path / "normal (2).png").unlink()
+    refuse_mixed("scans", listing(tmp_path).entries)
+
+
 def test_class_folders_get_a_fixed_split(tmp_path):
     for i in range(10):
         save(tmp_path / "no" / f"{i}.png")
@@ -405,72 +484,13 @@ def test_class_folders_get_a_fixed_split(tmp_path):
     assert not set(train.names) & set(test.names)
     assert len(read(tmp_path, normal="no")) == 13
     assert len(read(tmp_path, split="train", normal="no", train_normals=3)) == 3
+    for split in ("train", "test", "val"):
+        assert len(read(tmp_path, split=split, normal="no", divide=False)) == 13
     few = read(tmp_path, split="train", normal="no", train_normals=0.5)
     assert set(few.names) < set(train.names)
     fails("no split 'val'", tmp_path, MissingSplit, split="val", normal="no")
     save(tmp_path / "loose.png")
     fails("not in a class folder", tmp_path, normal="no")
-
-
-# --- CSV ----------------------------------------------------------------------------------------------
-
-
-def manifest(root: Path, text: str) -> Path:
-    for name in ("a.png", "b.png", "sub/c.png"):
-        save(root / name)
-    save(root / "m.png", np.full((8, 6), 255, np.uint8))
-    path = root / "list.csv"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_manifest(tmp_path):
-    text = (
-        "\ufeffPath, label,mask,split\na.png,normal,,train\nb.png,Good,,test\n\nsub/c.png,defect,m.png,test\n"
-    )
-    path = manifest(tmp_path, text)
-    assert list(read(path).names) == ["a.png", "b.png", "sub/c.png"]
-    test = read(path, split="test")
-    assert test.labels.tolist() == [0, 1]
-    assert test.masks.sum(axis=(1, 2)).tolist() == [0, 48]
-    fails("no split 'val'; there are: test, train", path, MissingSplit, split="val")
-
-
-def test_manifest_without_labels_or_splits(tmp_path):
-    path = manifest(tmp_path, "path,label\na.png,\nb.png,\n")
-    assert read(path, split="val").labels is None
-    path = manifest(tmp_path, "label,path\ncat,a.png\ndog,b.png\n")
-    assert read(path, normal="dog").labels.tolist() == [1, 0]
-    fails("no row has the label cow", path, normal="cow")
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("", "line 1: the header must be"),
-        ("a.png,0\n", "line 1: the header must be"),
-        ("path;label\na.png;0\n", "line 1: the header must be"),
-        ("path,label,spilt\na.png,0,train\n", "line 1: the header must be"),
-        ("path,label\n", "no rows"),
-        ("path,label\na.png,0\nx.png,0\n", r"line 3: no such file: .*x\.png"),
-        ("path,label\n,0\n", "line 2: no such file"),
-        ("path,label\na.png,maybe\n", "line 2: unknown label 'maybe'"),
-        ("path,label\na.png,0\nb.png,\n", "line 3: either all labels are empty or none"),
-        ("path,label\na.png,0\na.png,0\n", r"line 3: a\.png is listed twice"),
-        ("path,label\na.png,0,extra\n", "line 2: the number of fields"),
-        ("path,label,mask\na.png,0\n", "line 2: the number of fields"),
-        ("path,label,mask\na.png,1,x.png\n", r"line 2: no such file: .*x\.png"),
-        ("path,label,mask\na.png,1,m.png\nb.png,1,\n", r"b\.png: no mask"),
-        ("path,label,split\na.png,0,dev\n", "line 2: unknown split 'dev'"),
-        ("path,label,split\na.png,0,train\nb.png,0,\n", "line 3: either all splits are empty or none"),
-    ],
-)
-def test_bad_manifests(tmp_path, text, match):
-    fails(match, manifest(tmp_path, text))
-
-
-def test_a_manifest_that_is_not_text(tmp_path):
-    fails("not a readable CSV", save(tmp_path / "x.png").rename(tmp_path / "x.csv"))
 
 
 # --- npz ----------------------------------------------------------------------------------------------
@@ -520,7 +540,7 @@ def test_npz_without_labels_and_with_16_bits(tmp_path):
     s = read(path)
     assert s.labels is None
     assert s.shape == (5, 4, 3)
-    assert (s.images[:2] == 255).all()
+    assert (s.images[:2] == 255).all()  # nothing to learn from one value: all that the type allows
 
 
 def test_npz_labels_may_be_words_floats_or_booleans(tmp_path):
@@ -533,8 +553,11 @@ def test_npz_labels_may_be_words_floats_or_booleans(tmp_path):
     ("content", "match"),
     [
         ({"images": stack(2)}, "no train_images, val_images or test_images in it; found: images"),
-        ({"train_images": np.zeros((2, 5, 4))}, "train_images are float64; save them as uint8"),
-        ({"train_images": np.zeros((2, 5, 4), np.int64)}, "int64; save them as uint8"),
+        (
+            {"train_images": np.zeros((2, 5, 4), complex)},
+            "train_images are complex128; save them as integers",
+        ),
+        ({"train_images": np.zeros((2, 5, 4), bool)}, "bool; save them as integers or floats"),
         ({"train_images": stack(2, 4, 6)}, r"must be \(N, H, W\)"),
         ({"train_images": stack(2, 4)}, r"must be \(N, H, W\)"),
         ({"train_images": stack(0)}, r"must be \(N, H, W\)"),
@@ -600,11 +623,13 @@ def test_no_room_for_the_map(many, monkeypatch):
     fails("no room for", many, workers=1, memmap_above=10)
 
 
-def test_progress_goes_to_stderr(many, capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_goes_to_stderr_of_a_terminal(many, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(progress.console, "_force_terminal", terminal)
     read(many, workers=1, skip_bad=True, progress=True)
     out = capsys.readouterr()
     assert out.out == ""
-    assert "Reading many" in out.err
+    assert bool(out.err) == terminal
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -638,8 +663,13 @@ def test_options_as_a_model_was_fitted():
     facts = {"read": {"window": "lung", "axis": None, "slices": "1:"}}
     assert ReadOptions().as_fitted({}) == ReadOptions()
     options = ReadOptions(skip_bad=True).as_fitted(facts, (8, 9, 1))
-    assert options == ReadOptions(skip_bad=True, window="lung", slices="1:", size=(8, 9), channels=1)
-    assert options.view == ReadOptions(window="-600,1500", slices="1:").view
+    fitted = {"window": "lung", "slices": "1:", "levels": "earlier"}  # a model of 0.1 knows no levels
+    assert options == ReadOptions(skip_bad=True, size=(8, 9), channels=1, **fitted)
+    assert options.view == ReadOptions(window="-600,1500", slices="1:", levels="earlier").view
+    assert ReadOptions().as_fitted({"read": {"levels": "3:900"}}).view.levels == Window(451.5, 897)
+    assert ReadOptions().as_fitted({"method": "dia+"}).levels == "full"  # fitted on arrays
+    with pytest.raises(DataError, match="--window 1%:99%: percentiles are learned by a fit"):
+        ReadOptions(window="1%:99%").as_fitted(facts)
     with pytest.warns(UserWarning, match="--window bone: the model was fitted with lung"):
         assert ReadOptions(window="bone").as_fitted(facts).window == "bone"
 

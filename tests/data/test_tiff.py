@@ -22,7 +22,7 @@ COLOUR = RNG.integers(0, 65536, (8, 6, 3), dtype=np.uint16)
 
 
 def pixels(path: Path, **how) -> np.ndarray:
-    return read(path, workers=1, **how).images[0]
+    return read(path, workers=1, **{"levels": "full"} | how).images[0]
 
 
 def by_257(x: np.ndarray) -> np.ndarray:
@@ -90,21 +90,19 @@ def test_deep_tiff_is_turned_as_shallow_is(tmp_path, orientation):
     assert np.array_equal(pixels(tmp_path / "deep.tif"), pixels(tmp_path / "shallow.tif"))
 
 
-def test_floats_need_a_window_and_integers_must_fit(tmp_path):
+def test_floats_and_long_integers_need_a_window_or_levels(tmp_path):
     x = np.linspace(-2, 2, 48).reshape(8, 6)
     for dtype in (np.float32, np.float64, np.float16):
         tifffile.imwrite(tmp_path / "a.tif", x.astype(dtype))
-        with pytest.raises(DataError, match=r"a\.tif: float pixels; convert .*--window CENTER,WIDTH"):
+        with pytest.raises(DataError, match=r"a\.tif: values without a full range.*--window LOW:HIGH"):
             pixels(tmp_path / "a.tif")
         found = pixels(tmp_path / "a.tif", window="0,2")[..., 0]
         assert np.abs(found - np.clip((x + 1) / 2, 0, 1) * 255).max() <= 0.6
-    for y, match in (
-        (np.array([[0, 70000]], np.uint32), "0 to 70000"),
-        (np.array([[-3, 5]], np.int16), "-3 to 5"),
-    ):
-        tifffile.imwrite(tmp_path / "b.tif", y)
-        with pytest.raises(DataError, match=f"integer pixels of {match}; convert"):
-            pixels(tmp_path / "b.tif")
+    tifffile.imwrite(tmp_path / "b.tif", np.array([[0, 70000]], np.uint32))
+    with pytest.raises(DataError, match="values without a full range"):
+        pixels(tmp_path / "b.tif")
+    tifffile.imwrite(tmp_path / "b.tif", np.array([[-32768, 32767]], np.int16))
+    assert pixels(tmp_path / "b.tif").ravel().tolist() == [0, 255]
     tifffile.imwrite(tmp_path / "c.tif", np.array([[0, 65535]], np.int64))
     assert pixels(tmp_path / "c.tif").ravel().tolist() == [0, 255]
     tifffile.imwrite(tmp_path / "d.tif", np.zeros((4, 4, 4), np.uint16), photometric="separated")
@@ -112,11 +110,17 @@ def test_floats_need_a_window_and_integers_must_fit(tmp_path):
         pixels(tmp_path / "d.tif")
 
 
-def test_a_window_means_nothing_for_integers(tmp_path):
+def test_a_window_holds_for_integers_of_16_bits_alone(tmp_path):
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(GREY))
     tifffile.imwrite(tmp_path / "b.tif", COLOUR, photometric="rgb")
-    for name in ("a.png", "b.tif"):
-        assert np.array_equal(pixels(tmp_path / name), pixels(tmp_path / name, window="lung"))
+    for name, x in (("a.png", GREY[..., None]), ("b.tif", COLOUR)):
+        wanted = np.floor(np.clip((x - 10000.0) / 30000, 0, 1) * 255 + 0.5)
+        assert np.array_equal(pixels(tmp_path / name, window="10000:40000"), wanted)
+        assert np.array_equal(pixels(tmp_path / name, window="25000,30000"), wanted)
+    Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / "c.png")
+    tifffile.imwrite(tmp_path / "d.tif", GREY.astype(np.uint8))
+    for name in ("c.png", "d.tif"):
+        assert np.array_equal(pixels(tmp_path / name, window="lung")[..., 0], GREY.astype(np.uint8))
 
 
 # --- pages --------------------------------------------------------------------------------------------
@@ -149,7 +153,7 @@ def test_deep_pages(tmp_path, extra):
     stack = RNG.integers(0, 65536, (4, 8, 6), dtype=np.uint16)
     frames = [Image.fromarray(x) for x in stack]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
-    s = read(tmp_path / "a.tif", slices="1:", workers=1)
+    s = read(tmp_path / "a.tif", slices="1:", workers=1, window="full")
     assert s.names == ("a.tif#1", "a.tif#2", "a.tif#3")
     assert np.array_equal(s.images[..., 0], by_257(stack[1:]))
 
@@ -186,3 +190,37 @@ def test_damaged_and_absurd_files_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(np.zeros((40, 40, 3), np.uint16)))
     with pytest.raises(DataError, match="exceeds limit"):
         pixels(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("below", [True, False])
+@pytest.mark.parametrize("compression", [None, "jpeg"])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_of_an_image_too_large_a_reduced_level_is_read(tmp_path, monkeypatch, dtype, compression, below):
+    """As of a whole slide; neither its label nor a level that is too large still."""
+    if compression and dtype == "u2":
+        return
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 96)  # of which images may have twice as many
+    x = np.kron(RNG.integers(0, 256, (8, 12, 3)), np.ones((32, 32, 1))).astype(dtype)  # 256x384
+    how = {"photometric": "rgb", "tile": (32, 32), "compression": compression}
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(x, subifds=3 if below else None, **how)
+        for step in (2, 4, 8):
+            tiff.write(x[::step, ::step], subfiletype=1, **how)
+        tiff.write(np.zeros((60, 30, 3), dtype), photometric="rgb", subfiletype=1)  # a label
+    with pytest.warns(
+        UserWarning, match=r"slide\.tif is too large to be read whole: a reduced level is read"
+    ):
+        found = read(path, workers=1, window="0:255").images
+    wanted = x[::4, ::4]
+    assert found.shape == (1, 64, 96, 3)
+    assert np.abs(found[0].astype(int) - wanted).mean() < (12 if compression else 0.01)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_an_image_too_large_without_levels_says_what_to_do(tmp_path, monkeypatch, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((200, 100), dtype), tile=(32, 32))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    line = "promises 200x100 pixels, above the limit of 10000, and no reduced level; cut it into tiles"
+    with pytest.raises(DataError, match=line):
+        read(tmp_path / "a.tif", workers=1)

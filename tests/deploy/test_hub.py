@@ -151,6 +151,7 @@ def test_what_is_saved_comes_back(dia, images, tmp_path):
         "calibration.json",
         "checksums.json",
         "drift.json",
+        "digests.safetensors",
         "config.json",
         "weights.safetensors",
         "dissolver/dissolver.json",

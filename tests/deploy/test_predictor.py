@@ -1,7 +1,9 @@
 """The core of serving: files in, what `dia score` says out, and nothing of this machine in any message."""
 
 import json
+import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,8 +83,29 @@ def test_dissolving_is_the_dissolver_s(inferencer, images):
         inferencer.dissolve(images[:1], [1000])
 
 
-def test_the_colour_scale_is_set_once(served_run, images):
-    first = Inferencer(served_run.run, device="cpu")
+def older(run: Path, place: Path, **facts: object) -> Path:
+    """A copy of a model folder as fitted before the normals' heatmaps were looked at, with other facts."""
+    shutil.copytree(run, place)
+    config = json.loads((place / "config.json").read_text())
+    config["facts"] |= facts
+    (place / "config.json").write_text(json.dumps(config))
+    for file in ("checksums.json", "heatmaps.json"):
+        (place / file).unlink()
+    return place
+
+
+def test_the_colour_scale_is_that_of_the_model(served_run, images):
+    inferencer = Inferencer(served_run.run, device="cpu")
+    assert inferencer.heat_scale == inferencer.detector.heat_.scale
+    low, high = inferencer.heat_scale
+    assert low < high
+    inferencer.score(255 - images)
+    assert inferencer.heat_scale == (low, high)
+
+
+def test_the_colour_scale_of_an_older_model_is_set_once(served_run, images, tmp_path):
+    run = older(served_run.run, tmp_path / "run")
+    first = Inferencer(run, device="cpu", normals=str(served_run.data))
     scale = first.heat_scale  # of normals: no image was scored yet
     assert scale is not None
     assert scale[0] < scale[1]
@@ -106,17 +129,7 @@ def test_a_normal_is_nearest_to_itself(served_run, inferencer):
 
 
 def test_without_the_training_images_there_is_a_reason(served_run, images, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    for file in served_run.run.rglob("*"):
-        if file.is_file():
-            target = run / file.relative_to(served_run.run)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(file.read_bytes())
-    config = json.loads((run / "config.json").read_text())
-    config["facts"]["dataset"] = str(tmp_path / "gone")
-    (run / "config.json").write_text(json.dumps(config))
-    (run / "checksums.json").unlink()
+    run = older(served_run.run, tmp_path / "run", dataset=str(tmp_path / "gone"))
     alone = Inferencer(run, device="cpu")
     assert alone.nearest(images[:1]) is None
     assert "--normals" in alone.why_no_normals
@@ -138,5 +151,5 @@ def test_what_is_told_of_the_model_has_no_places(served_run, inferencer):
     about = inferencer.about()
     assert about["method"] == "dia+"
     assert about["shape"] == [32, 32, 1]
-    assert about["n_train"] + about["n_calibration"] < 40
+    assert about["n_train"] == about["n_calibration"] == 40  # each is judged without itself
     assert about["t_max"] == 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import sys
 import tempfile
 from concurrent.futures import Future
@@ -20,14 +21,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from scoring import interrupted, refused, score
 
+from dia.cli.main import main
 from dia.core.errors import DataError
 from dia.data import datasets, decode
 from dia.data.imageset import ImageSet
 from dia.data.readers import Listing, listing, read
+from dia.deploy.heatmaps import heatmap_path
 from dia.deploy.scorefile import ScoreFile
 from dia.detectors import Detector
 from dia.detectors.registry import METHODS
-from dia.report.pictures import colour, scale_of
+from dia.report.pictures import colour, overlay, scale_of, sheet
 
 # --- decoding -----------------------------------------------------------------------------------------
 
@@ -318,6 +321,14 @@ def test_without_resume_a_score_begins_anew(models, scans, tmp_path, monkeypatch
     assert out.read_bytes() == (tmp_path / "new.csv").read_bytes()
 
 
+def test_what_is_finished_is_not_begun_anew_by_resume(models, scans, tmp_path, capsys):
+    out, model = tmp_path / "s.csv", models / "gradient"
+    score(model, scans, out)
+    before = out.read_bytes()
+    assert "s.csv is finished" in refused(capsys, model, scans, out, "--resume", "--max", 3)
+    assert out.read_bytes() == before
+
+
 def test_another_run_is_not_gone_on_with(models, scans, tmp_path, monkeypatch, capsys):
     out, model = tmp_path / "s.csv", models / "gradient"
     interrupted(monkeypatch, model, scans, out)
@@ -366,19 +377,273 @@ def test_unreadable_files_and_resume(models, damaged, tmp_path, monkeypatch, cap
     assert "030.png" in line
 
 
-def test_heatmaps_keep_one_scale_over_batches_and_resumes(models, scans, tmp_path, monkeypatch, capsys):
-    model, out = models / "blur", tmp_path / "s.csv"
-    score(model, scans, tmp_path / "whole.csv", "--heatmaps", tmp_path / "whole")
-    interrupted(monkeypatch, model, scans, out, "--heatmaps", tmp_path / "maps")
-    score(model, scans, out, "--heatmaps", tmp_path / "maps", "--resume")
-    heatmaps = Detector.load(model, device="cpu").heatmap(read(scans, workers=1))
-    expected = colour(heatmaps, scale_of(heatmaps[:8]))
-    for i, picture in enumerate(expected):
-        name = f"{i:02}.png"
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "whole" / name)), picture)
-        assert (tmp_path / "maps" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    line = refused(capsys, models / "gradient", scans, tmp_path / "x.csv", "--heatmaps", tmp_path / "none")
+FORMS = ("overlay", "beside", "npy", "tiff")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """Twenty images, of 30 to 49 by 40 pixels."""
+    root = tmp_path_factory.mktemp("wide")
+    for i in range(20):
+        save(root / f"{i:02}.png", smooth_images(1, 40, 30 + i, seed=i)[0])
+    return root
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_heatmaps_have_the_size_of_the_file_and_one_scale(models, wide, tmp_path, monkeypatch, capsys, known):
+    model = models / "blur"
+    if not known:  # as fitted before the normals' heatmaps were looked at
+        detector = Detector.load(model, device="cpu")
+        detector.heat_ = None
+        model = detector.save(tmp_path / "older")
+        assert not (model / "heatmaps.json").exists()
+    asked = ["--heatmaps-as", f"[{','.join(FORMS)}]", "--false-alarm-rate", "0.3", "--heatmaps"]
+    score(model, wide, tmp_path / "whole.csv", *asked, tmp_path / "whole")
+    interrupted(monkeypatch, model, wide, tmp_path / "s.csv", *asked, tmp_path / "maps")
+    capsys.readouterr()
+    line = refused(capsys, model, wide, tmp_path / "s.csv", "--resume", *asked, tmp_path / "x")
+    assert "another --heatmaps (" in line
+    about = (tmp_path / ".s.csv.part.json").read_text()
+    (tmp_path / ".s.csv.part.json").write_text(about.replace(str(tmp_path / "maps"), "maps"))
+    monkeypatch.chdir(tmp_path)
+    score(model, wide, tmp_path / "s.csv", "--resume", *asked, "maps")
+    detector = Detector.load(model, device="cpu")
+    small = detector.heatmap(read(wide, size=16, channels=1, workers=1))
+    scale, level = scale_of(small[:8]), None
+    if known:
+        scale, level = detector.heat_.scale, detector.heat_.level(0.3)
+        assert scale[0] < level < scale[1]
+    for i in range(20):
+        original = np.asarray(Image.open(wide / f"{i:02}.png"))[..., None]
+        resized = Image.fromarray(small[i]).resize((30 + i, 40), Image.Resampling.BILINEAR)
+        heat = np.load(heatmap_path(tmp_path / "whole", f"{i:02}.png", "npy"))
+        assert (heat.dtype, heat.shape) == (np.float32, (40, 30 + i))
+        np.testing.assert_allclose(heat, np.asarray(resized), rtol=1e-5, atol=1e-5)
+        assert np.array_equal(Image.open(heatmap_path(tmp_path / "whole", f"{i:02}.png", "tiff")), heat)
+        drawn = overlay(original, heat, scale, level)
+        over, beside = (
+            np.asarray(Image.open(heatmap_path(tmp_path / "whole", f"{i:02}.png", form)))
+            for form in FORMS[:2]
+        )
+        assert np.array_equal(over[:40, : 30 + i], drawn)
+        assert (beside[:40, : 30 + i] == original).all()
+        assert np.array_equal(beside[:40, 30 + i : 60 + 2 * i], drawn)
+        for form in FORMS:
+            again, whole = (
+                heatmap_path(tmp_path / folder, f"{i:02}.png", form) for folder in ("maps", "whole")
+            )
+            assert again.read_bytes() == whole.read_bytes()
+    line = refused(capsys, models / "gradient", wide, tmp_path / "x.csv", "--heatmaps", tmp_path / "none")
     assert "trivial:gradient has no heatmaps" in line
+
+
+def test_a_contour_surrounds_what_lies_above_its_level():
+    heat = np.zeros((20, 20), np.float32)
+    heat[5:10, 5:10] = 2
+    plain, drawn = (overlay(np.zeros((20, 20, 1), np.uint8), heat, (0, 4), level) for level in (None, 1))
+    changed = (plain != drawn).any(-1)
+    ring = np.zeros((20, 20), bool)
+    ring[5:10, 5:10] = True
+    ring[6:9, 6:9] = False
+    assert np.array_equal(changed, ring)
+    assert not plain[heat == 0].any()  # a low value leaves the image as it is
+
+
+NAME_PARTS = st.text(st.sampled_from("a%./"), max_size=6)
+SHORTENED = "%" + 32 * "0"  # the end of a name that was shortened
+NAME_ENDS = st.sampled_from(
+    ["", ".png", ".heatmap.png", ".heatmap.png%", ".npy", ".heatmap.npy", SHORTENED, 230 * "é", 251 * "a"]
+)
+HEATMAP_NAMES = st.lists(st.tuples(NAME_PARTS, NAME_ENDS).map("".join), min_size=1, max_size=3).map("/".join)
+
+
+@given(one=HEATMAP_NAMES, other=HEATMAP_NAMES)
+@example("a.jpg", "a.jpg.png")
+@example("d/x.png", "../d/x.png")
+@example("/d/x.png", "d/x.png")
+@example("a", "a.heatmap.png/a")
+@example("%", "%.heatmap.png/a")
+@example(300 * "a", heatmap_path(Path(), 300 * "a").name.removesuffix(".heatmap.png"))
+@example(300 * "a" + "/a", heatmap_path(Path(), 300 * "a" + "/a").parts[0] + "/a")
+@example(255 * "a", 254 * "a" + "b")
+def test_two_images_never_share_a_heatmap_and_none_lies_outside(one, other):
+    files = [heatmap_path(Path("maps"), name, form) for name in {one, other} for form in FORMS]
+    assert len(set(files)) == len(files)
+    folders = {parent for file in files for parent in file.parents}
+    assert not folders & set(files)
+    for file in files:
+        assert file.parts[0] == "maps"
+        assert ".." not in file.parts
+        assert max(len(part.encode()) for part in file.parts) <= 255  # what file systems allow
+
+
+def test_a_file_with_the_longest_name_has_its_heatmap(models, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for end in ("a", "b"):
+        Image.fromarray(np.full((24, 24), 90, np.uint8)).save(scans / f"{125 * 'é'}{end}.png")  # 255 bytes
+    score(models / "blur", scans, tmp_path / "s.csv", "--heatmaps", str(tmp_path / "maps"), "--json")
+    assert len(list((tmp_path / "maps").iterdir())) == 2
+
+
+def test_only_flagged_rows_are_those_of_the_whole_that_are_flagged(
+    models, scans, tmp_path, monkeypatch, capsys
+):
+    model, rate = models / "gradient", ("--false-alarm-rate", "0.3", "--json")
+    for suffix in ("csv", "jsonl"):
+        whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"s.{suffix}"
+        score(model, scans, whole, *rate)
+        first = facts(capsys)
+        lines = whole.read_text().splitlines()
+        flagged = [x for x in lines if x.startswith("path,") or x.endswith((",1", "true}"))]
+        assert first["flagged"] == len(flagged) - (suffix == "csv")
+        assert 0 < first["flagged"] < 30
+        interrupted(monkeypatch, model, scans, out, *rate, "--only-flagged")
+        capsys.readouterr()
+        score(model, scans, out, *rate, "--only-flagged", "--resume")
+        assert facts(capsys) == first
+        assert out.read_text().splitlines() == flagged
+    assert sorted(os.listdir(tmp_path)) == ["s.csv", "s.jsonl", "whole.csv", "whole.jsonl"]
+
+
+def test_the_first_images_alone_are_scored_where_a_number_is_given(models, scans, tmp_path, capsys):
+    score(models / "gradient", scans, tmp_path / "whole.csv")
+    for number in (1, 11, 99):
+        score(models / "gradient", scans, tmp_path / "s.csv", "--max", number)
+        rows = (tmp_path / "whole.csv").read_text().splitlines()[: 1 + number]
+        assert (tmp_path / "s.csv").read_text().splitlines() == rows
+    assert "--max" in refused(capsys, models / "gradient", scans, tmp_path / "s.csv", "--max", 0)
+
+
+# --- inputs and owners --------------------------------------------------------------------------------
+
+
+def test_scoring_spares_what_it_reads(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, image in enumerate(smooth_images(3, 40)):
+        save(Path("scans") / f"{i}.png", image)
+    save(Path("own/strips.png"), smooth_images(1)[0])
+    Path("list.csv").write_text("path,label\nscans/0.png,\nscans/1.png,\n")
+    Path("link.csv").symlink_to("list.csv")
+    Path("other.csv").write_text("a,b\n1,2\n")
+    Path("aside.csv").write_text("")
+    Path("aside.volumes.csv").write_text("path,label\nscans/0.png,\n")
+    model = Detector.load(models / "blur", device="cpu").save("model")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for data, out, more, said in (
+        ("scans", "s.csv", ["--heatmaps", "scans"], "--heatmaps scans: the command reads this"),
+        ("scans", "s.csv", ["--heatmaps", "scans/../scans/"], "the command reads this"),
+        ("list.csv", "list.csv", [], "--out list.csv: the command reads this"),
+        ("list.csv", "link.csv", [], "--out link.csv: the command reads this"),
+        ("scans", "model/s.csv", [], "in the model folder model; choose a place outside, as model-s.csv"),
+        ("scans", "s.csv", ["--heatmaps", "model/maps"], "--heatmaps model/maps: in the model folder"),
+        ("scans", "other.csv", [], "other.csv: it exists and holds no scores"),
+        ("scans", "aside.csv", [], "aside.volumes.csv: it exists and holds no scores"),
+    ):
+        assert said in refused(capsys, model, data, Path(out), *more)
+    for words, said in (
+        (["dissolve", "model", "scans", "--out", "scans/0.png"], "there is an image that dia did not draw"),
+        (["report", "model", "list.csv", "--out", "list.csv"], "--out list.csv: the command reads this"),
+        (["evaluate", "model", "list.csv", "--ledger", "list.csv"], "--ledger list.csv: the command reads"),
+        (["illustrate", "model", "scans", "--out", "scans"], "--out scans: the command reads this"),
+        (["illustrate", "model", "scans", "--out", "own"], "--out own/strips.png: there is an image"),
+        (["stress", "model", "scans", "--out", "scans/0.json"], "--out scans/0.png: there is an image"),
+        (["stress", "model", "scans", "--out", "model/config.json"], "in the model folder"),
+        (["push", "model", "a/b", "--out", "model"], "--out model: the command reads this"),
+        (["export", "model", "--out", "model/m.onnx"], "in the model folder"),
+        (["fit", "scans", "--out", "scans"], "--out scans: the command reads this"),
+        (["fit", "model/scans", "--out", "model", "--overwrite"], "model/scans, which is read, lies in it"),
+    ):
+        Path("model/scans").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_pictures_that_were_drawn_are_no_scans(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, image in enumerate(smooth_images(3, 40)):
+        save(Path("scans") / f"{i}.png", image)
+    forms = "[overlay,beside,npy,tiff]"
+    score(models / "blur", Path("scans"), Path("s.csv"))
+    score(models / "blur", Path("scans"), Path("t.csv"), "--heatmaps", "scans/maps", "--heatmaps-as", forms)
+    sheet(Path("scans/strip.jpg"), [("a", smooth_images(2))])
+    sheet(Path("scans/strip.png"), [("a", smooth_images(2))])
+    (Path("scans") / "renamed.PNG").write_bytes(Path("scans/maps/0.png.heatmap.png").read_bytes())
+    capsys.readouterr()
+    score(models / "blur", Path("scans"), Path("t.csv"))
+    assert "scans: 12 pictures that dia drew, no scans, are left out (such as " in capsys.readouterr().err
+    assert Path("t.csv").read_bytes() == Path("s.csv").read_bytes()
+    assert "a picture that dia drew, no scan" in refused(
+        capsys, models / "blur", Path("scans/strip.png"), Path("t.csv")
+    )
+    assert "no images in this folder but 9 that dia drew" in refused(
+        capsys, models / "blur", Path("scans/maps"), Path("t.csv")
+    )
+    Path("list.csv").write_text("path,label\nscans/0.png,\nscans/strip.png,\n")
+    with pytest.warns(
+        UserWarning, match=r"list.csv: a picture that dia drew, no scan, is left out \(scans/st"
+    ):
+        assert listing("list.csv").names == ("scans/0.png",)
+
+
+def test_exchanged_pixels_are_not_gone_on_with(models, tmp_path, monkeypatch, capsys):
+    scans, out, model = tmp_path / "scans", tmp_path / "s.csv", models / "gradient"
+    for i, image in enumerate(smooth_images(30, seed=2)):
+        save(scans / f"{i:02}.png", image)
+    interrupted(monkeypatch, model, scans, out)
+    before = (tmp_path / ".s.csv.part").read_bytes()
+    time = (scans / "00.png").stat().st_mtime_ns
+    save(scans / "00.png", 255 - smooth_images(30, seed=2)[0])
+    os.utime(scans / "00.png", ns=(time + 1, time + 1))
+    assert "another content of the images" in refused(capsys, model, scans, out, "--resume")
+    assert (tmp_path / ".s.csv.part").read_bytes() == before
+    np.savez(tmp_path / "a.npz", test_images=smooth_images(30))
+    interrupted(monkeypatch, model, tmp_path / "a.npz", out)
+    np.savez(tmp_path / "a.npz", test_images=smooth_images(30, seed=3))
+    assert "another content of the images" in refused(capsys, model, tmp_path / "a.npz", out, "--resume")
+
+
+def test_a_second_run_is_refused_by_the_name_of_the_first(models, scans, tmp_path, capsys):
+    out, names = tmp_path / "s.csv", ["a", "b"]
+    with ScoreFile(out, ABOUT, names, 1) as first:
+        first.append([("a", 0.0, 1.0, False)])
+        for more in ([], ["--resume"]):
+            line = refused(capsys, models / "gradient", scans, out, *more)
+            assert f"s.csv: `{Path(sys.argv[0]).name}" in line
+            assert f"(process {os.getpid()} on {socket.gethostname()}, begun 20" in line
+            assert "is writing it; wait for it, end it, or choose another --out" in line
+        first.append([("b", 0.0, 1.0, False)])
+        first.finish()
+    assert len(out.read_text().splitlines()) == 3
+    score(models / "gradient", scans, out)
+    assert sorted(os.listdir(tmp_path)) == ["s.csv"]
+
+
+def test_one_that_wakes_after_it_lost_the_file_adds_nothing(tmp_path):
+    """As where a disk has no locks: the second does not see that the first lives."""
+    out, names = tmp_path / "s.csv", [str(i) for i in range(6)]
+    with ScoreFile(out, ABOUT, names, 1) as lost:
+        lost.append([("0", 0.0, 1.0, False)])
+        lost._owner.path.unlink()
+        with ScoreFile(out, ABOUT, names, 1, resume=True) as winner:
+            assert winner.start == 1
+            winner.append([("1", 0.0, 1.0, False)])
+            for write in (
+                partial(lost.append, [("1", 9.0, 1.0, False)]), partial(lost.note, 1, {}),
+                partial(lost.keep_scale, (0.0, 1.0)), lost.finish,
+                partial(lost.write_volumes, names, ["v"] * 6, 1, np.ones_like),
+            ):  # fmt: skip
+                with pytest.raises(DataError, match=r"s.csv: taken over by `.*; this one stops"):
+                    write()
+            lost.__exit__()
+            winner.append([(name, 0.0, 1.0, False) for name in names[2:]])
+            winner.finish()
+    rows = out.read_text().splitlines()
+    assert rows[1:] == [f"{name},0.0,1.0,0" for name in names]
+    assert os.listdir(tmp_path) == ["s.csv"]
 
 
 def test_a_scale_is_that_of_the_images_unless_given(make_images):

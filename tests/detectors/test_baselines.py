@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from dia.data import datasets
+from dia.data import datasets, phantoms
+from dia.data.imageset import ImageSet
 from dia.detectors import baselines
-from dia.detectors.baselines import TrivialSettings
-from dia.detectors.features import as_tensor, luma, measured
+from dia.detectors.baselines import Blur, TrivialSettings
 from dia.detectors.registry import TRIVIAL as ALL
+from dia.features.untrained import as_tensor, luma, measured
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TRIVIAL = {name: ALL[name] for name in ALL if name != "trivial:blur"}  # whose settings are others
@@ -235,6 +237,62 @@ def test_images_that_are_not_square(method):
     assert np.isfinite(detector.score(images[:4])).all()
     heat = detector.heatmap(images[:4])
     assert heat is None or heat.shape == (4, 40, 24)
+
+
+# --- blur ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(28, 36, 1), (24, 24, 3), (300, 40, 1)])
+def test_blur_scores_by_the_greatest_place_and_its_heatmap_is_all_places(height, width, channels):
+    images = smooth_images(24, max(height, width), channels)[:, :height, :width]
+    detector = Blur().fit(images)
+    found, module = detector.detect(images[:4]), detector.module()
+    places = module.places({"residual": module.maps(as_tensor(images[:4]))})
+    np.testing.assert_allclose(found.score, places.amax((1, 2)), rtol=1e-4, atol=1e-4)
+    assert (found.heatmap.shape, found.heatmap.dtype) == ((4, height, width), np.float32)
+    resized = F.interpolate(places[:, None], (height, width), mode="bilinear")[:, 0]
+    np.testing.assert_allclose(found.heatmap, resized, rtol=1e-3, atol=1e-3)
+
+
+def fitted_blur(images):
+    """Fitted on all images, without hold-out."""
+    detector = Blur()
+    detector.shape_, detector._units = images.shape[1:], np.arange(len(images))
+    detector._fit(images, images[:0], None)
+    return detector._tensors()
+
+
+def test_blur_takes_evenly_spaced_normals_where_the_maps_of_all_are_too_many(monkeypatch):
+    images = smooth_images(21)
+    want = fitted_blur(images[::2])
+    monkeypatch.setattr(baselines, "_BYTES", 11 * 12 * 16 * 16 * 4)
+    for name, values in fitted_blur(images).items():
+        np.testing.assert_array_equal(values, want[name])
+
+
+def test_slices_of_a_volume_are_in_one_fold_of_blur(monkeypatch):
+    seen, folds_of = [], baselines.folds_of
+    monkeypatch.setattr(
+        baselines, "folds_of", lambda owner, seed: seen.append(owner) or folds_of(owner, seed)
+    )
+    volumes = tuple(f"volume {i // 5}" for i in range(60))
+    Blur().fit(ImageSet(smooth_images(60), volumes=volumes))
+    assert set(np.bincount(seen[0])) == {5}
+    assert len(seen[0]) >= 30
+
+
+def test_blur_of_images_without_content_is_finite():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for normals in (flat([100] * 30, 16), smooth_images(30)):
+            assert np.isfinite(Blur().fit(normals).score(flat([0, 100, 255], 16))).all()
+
+
+def test_blur_finds_phantom_lesions():
+    train, test = phantoms.load("train", n=200), phantoms.load("test", n=120)
+    detector = Blur().fit(train)
+    assert roc_auc_score(test.labels, detector.score(test)) > 0.7
+    assert roc_auc_score(test.masks.ravel(), detector.heatmap(test).ravel()) > 0.8
 
 
 # --- real images; the labels are used here only ----------------------------------------------------------

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dia.detectors.calibration import Calibration
-from dia.detectors.residual import evidence, kernel_and_tail
+from dia.data.imageset import units_of
+from dia.detectors.calibration import Calibration, one_of_each
 
 few_levels = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)  # full of ties
 any_scores = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -74,66 +74,43 @@ def test_p_is_at_most_alpha_no_more_often_than_alpha(levels):
         assert stats.binomtest(int((p <= alpha).sum()), len(p), alpha, "greater").pvalue > 0.001
 
 
-distinct = st.lists(st.integers(-1000, 1000), min_size=2, max_size=60, unique=True)
+def of_patients(rng, count, between=1.0):
+    """Scores of `count` patients with 1 to 30 images each, most of their spread between patients."""
+    each = rng.integers(1, 31, count)
+    effect = np.repeat(rng.normal(0, between, count), each)
+    return effect + rng.normal(0, 0.3, len(effect)), np.repeat(np.arange(count), each)
 
 
-def assert_monotone(held_out):
-    c = Calibration.of(np.array(held_out, float))
-    low, high = min(held_out), max(held_out)
-    asked = np.sort(np.r_[np.linspace(low - 10, high + 10, 400), held_out, np.array(held_out) + 1e-6])
-    found = evidence(asked, c.scores)
-    assert np.isfinite(found).all()
-    assert (np.diff(found) >= -1e-9).all()
+def simulated_by_patient(runs=4000, count=19, *, one_each):
+    """p-values of one image of a new patient each, calibrated on the images of other patients."""
+    p = np.empty(runs)
+    for run in range(runs):
+        rng = np.random.default_rng([run, 5])
+        scores, patient = of_patients(rng, count + 1)
+        new, known = scores[patient == count], scores[patient < count]
+        if one_each:
+            known = known[one_of_each(units_of([str(i) for i in patient[patient < count]]), len(known), run)]
+        p[run] = Calibration.of(known).p_values(rng.choice(new, 1))[0]
+    return p
 
 
-@given(distinct)
-def test_more_anomalous_is_never_less_evidence(held_out):
-    assert_monotone(held_out)
+def test_one_image_of_each_patient_keeps_the_promise_and_all_their_images_do_not():
+    p = simulated_by_patient(one_each=True)
+    for alpha in (0.05, 0.1, 0.25, 0.5):
+        assert stats.binomtest(int((p <= alpha).sum()), len(p), alpha, "greater").pvalue > 0.001
+        assert stats.binomtest(int((p <= alpha).sum()), len(p), alpha).pvalue > 0.001  # and none too many
+    p = simulated_by_patient(one_each=False)
+    assert stats.binomtest(int((p <= 0.05).sum()), len(p), 0.05, "greater").pvalue < 1e-4
 
 
-@given(st.lists(st.integers(-3, 3), min_size=2, max_size=60))
-@example([0, 1, 1, 1])
-@example([0] * 10)
-def test_more_anomalous_is_never_less_evidence_with_ties(held_out):
-    assert_monotone(held_out)
-
-
-@given(distinct)
-def test_evidence_is_continuous_and_keeps_rising_beyond_the_normals(held_out):
-    c = Calibration.of(np.array(held_out, float))
-    top = max(held_out)
-    edges = np.r_[np.array(held_out, float), top + np.array([0.5, 10.0, 1e4])]
-    small = 1e-9
-    step = evidence(edges + small, c.scores) - evidence(edges - small, c.scores)
-    width, _, _ = kernel_and_tail(c.scores)
-    assert (np.abs(step) <= 2 * small / width * 1.01 + 1e-12).all()  # the kernel bounds the slope
-    beyond = evidence(top + np.array([0.0, 1.0, 2.0, 3.0]), c.scores)
-    assert (np.diff(beyond) > 0).all()
-    assert np.diff(beyond) == pytest.approx(np.diff(beyond)[0], rel=1e-6)  # an exponential tail
-
-
-def test_evidence_follows_minus_log_p_among_the_normals():
-    scores = np.random.default_rng(0).normal(size=2000)
-    c = Calibration.of(scores)
-    asked = np.linspace(-2, 0.8, 50)
-    np.testing.assert_allclose(evidence(asked, c.scores), -np.log(c.p_values(asked)), atol=0.05)
-    normal = stats.norm.sf(3.5)  # far in the tail, beyond what 2000 normals can say
-    assert 0.5 < evidence(np.array([3.5]), c.scores)[0] / -np.log(normal) < 1.5
-
-
-def test_evidence_by_hand():
-    c = Calibration.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    width, edge, excess = kernel_and_tail(c.scores)
-    # std √2 = 1.414, interquartile range 2 / 1.34 = 1.493; logistic of standard deviation .9 · 1.414 · 5^-.2
-    assert width == pytest.approx(0.9 * 2**0.5 * 5**-0.2 * 3**0.5 / np.pi)
-    assert (edge, excess) == (5.0, width)  # the tail has one normal, no excess
-    p = np.mean([1 / (1 + np.exp((2.5 - x) / width)) for x in c.scores])
-    assert evidence(np.array([2.5]), c.scores)[0] == pytest.approx(-np.log(p))
-    at_edge = evidence(np.array([5.0]), c.scores)[0]
-    assert evidence(np.array([7.0]), c.scores)[0] == pytest.approx(at_edge + 2 / width)
-
-
-def test_the_last_digits_of_equal_normals_are_no_evidence():
-    c = Calibration.of(np.full(10, 7.0))
-    low, high = evidence(np.array([7.0, 7.0 * (1 + 1e-7)]), c.scores)
-    assert high - low < 0.02
+def test_of_volumes_the_promise_is_broken_by_no_more_than_is_said():
+    """K volumes of equal size, all slices kept: P(p ≤ α) ≤ α + (1 − α) / (K + 1), and of a slice more."""
+    runs, count, each = 4000, 9, 20
+    p = np.empty(runs)
+    for run in range(runs):
+        rng = np.random.default_rng([run, 6])
+        scores = rng.normal(size=(count + 1, 1)) + 0.1 * rng.normal(size=(count + 1, each))
+        p[run] = Calibration.of(scores[1:].ravel()).p_values(scores[0, :1])[0]
+    for alpha in (0.05, 0.2, 0.5):
+        most = alpha + (1 - alpha) / (count + 1) + 1 / (count * each)
+        assert stats.binomtest(int((p <= alpha).sum()), runs, most, "greater").pvalue > 0.001

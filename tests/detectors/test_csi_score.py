@@ -9,16 +9,16 @@ import torch
 
 from dia.amplify.contrast import AmplifySettings, encoder_input
 from dia.amplify.shifts import SHIFTS
-from dia.core import training
 from dia.core.errors import DataError
 from dia.core.modelfiles import write_sums
+from dia.core.running import loop
 from dia.core.training import seed_step
 from dia.data.imageset import subsample
 from dia.detectors import dia as csi
 from dia.detectors.base import Detector
 from dia.detectors.dia import CSI, DIA, CSISettings, DIASettings, normality
-from dia.detectors.features import as_tensor
 from dia.dissolve import DissolverSettings
+from dia.features.untrained import as_tensor
 
 
 def test_normality_by_hand():
@@ -133,7 +133,7 @@ def test_a_memory_map_scores_as_the_array_it_maps(make_images, tmp_path):
 
 def test_training_precision_follows_its_setting(make_images, tmp_path, monkeypatch):
     x = make_images(24, 16, 16, 1)
-    monkeypatch.setattr(training, "bf16_is_fast", lambda device: True)
+    monkeypatch.setattr(loop, "bf16_is_fast", lambda device: True)
     scores = {}
     for precision in ("32", "bf16", "auto"):
         s = replace(SETTINGS["csi"], amplify=replace(AMPLIFY, precision=precision))

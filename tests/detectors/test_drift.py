@@ -20,11 +20,11 @@ from dia.core.errors import DataError
 from dia.core.modelfiles import write_sums
 from dia.data import phantoms
 from dia.data.imageset import ImageSet, middle_slices
-from dia.deploy.drift_monitor import DriftMonitor
 from dia.deploy.scorefile import ScoreFile
 from dia.detectors import Detector, drift
 from dia.detectors.drift import COLOUR, GREY, acquisition, statistics_of
 from dia.detectors.registry import METHODS
+from dia.evaluate.drift_monitor import DriftMonitor
 
 # --- the test ---------------------------------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ def test_score_says_it_and_withholds_nothing(files, tmp_path, capsys):
     assert len(list(csv.DictReader((tmp_path / "s.csv").open()))) == 96
     main([*argv, "--anomalous_up_to", "0.95"])
     assert "DRIFT" not in capsys.readouterr().err
-    for flag, value in (("--drift_rate", "0"), ("--anomalous_up_to", "1")):
+    for flag, value in (("--drift-rate", "0"), ("--anomalous-up-to", "1")):
         with pytest.raises(SystemExit):
             main([*argv, flag, value])
         assert flag in capsys.readouterr().err

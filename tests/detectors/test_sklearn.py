@@ -266,7 +266,7 @@ def test_what_is_not_fitted_says_so_in_both_tongues(images, tmp_path):
             with pytest.raises(kind, match="trivial:statistics is not fitted"):
                 ask()
     assert not (tmp_path / "model").exists()
-    assert detector.fit(images).facts_ == {"dataset": "phantom"}
+    assert detector.fit(images).facts_ == {"dataset": "phantom", "read": {"levels": "full"}}
 
 
 def test_a_model_fitted_anew_has_a_new_identity(images, tmp_path):

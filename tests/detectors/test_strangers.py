@@ -5,33 +5,47 @@ import os
 import pickle
 import shutil
 import struct
+import sys
 import tracemalloc
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import smooth_images
 from hypothesis import given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+import dia
 from dia.amplify.contrast import AmplifySettings
 from dia.cli.main import main
 from dia.core import modelfiles
-from dia.core.allocation import SPARE, AllocationLimit
+from dia.core.allocation import SPARE, AllocationLimit, Enough, WorkLimit
 from dia.core.errors import DataError
 from dia.core.modelfiles import SUMS, ModelFiles, write_sums
-from dia.core.settings import fits, from_dict
+from dia.core.settings import fits, from_dict, replaced
+from dia.data.imageset import ImageSet
 from dia.deploy.onnx_model import OnnxModel
+from dia.deploy.predictor import Inferencer
 from dia.deploy.scoring import hash_of, load_model
-from dia.detectors import DIA, Detector
-from dia.detectors.baselines import Hog
+from dia.detectors import DIA, METHODS, TRIVIAL, Detector
+from dia.detectors.baselines import Brightness, Hog
+from dia.detectors.calibration import Prediction
 from dia.detectors.dia import DIASettings
+from dia.detectors.diaplus import DIAPlusSettings
+from dia.detectors.saving import check_settings
 from dia.dissolve import DissolverSettings, load_dissolver, pretrained
+from dia.report.gather import training_normals
 
 UNET = "dissolver/unet/diffusion_pytorch_model.safetensors"
+SOUND = {  # what an exported file says of itself
+    "format": "1", "method": '"x"', "shape": "[8, 8, 1]", "false_alarm_rate": "0.1",
+    "held_out_normal_scores": "[1, 2]",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +63,37 @@ def fitted(request, tmp_path_factory):
 @pytest.fixture
 def folder(fitted, tmp_path):
     return Path(shutil.copytree(fitted, tmp_path / "model"))
+
+
+_watched: list[tuple[str, list[str]]] = []
+_hooked: list[bool] = []
+
+
+def _hook(event, args):
+    """Notes what is opened or listed below a place; an audit hook stays for the life of the process."""
+    if _watched and args and event in ("open", "os.listdir", "os.scandir", "os.chdir"):
+        place, opened = _watched[-1]
+        named = isinstance(args[0], str | bytes | os.PathLike)
+        if named and os.path.abspath(os.fsdecode(args[0])).startswith(place):
+            opened.append(f"{event} {args[0]!r}")
+
+
+@pytest.fixture
+def watched_places():
+    if not _hooked:
+        sys.addaudithook(_hook)
+        _hooked.append(True)
+
+    @contextmanager
+    def watched(place):
+        opened = []
+        _watched.append((str(place), opened))
+        try:
+            yield opened
+        finally:
+            _watched.pop()
+
+    return watched
 
 
 def edit(folder, name, change, sums=True):
@@ -182,7 +227,7 @@ def test_an_index_that_names_code_runs_none(folder, tmp_path, change):
 
 def test_networks_of_hubs_and_folders_are_not_asked_for():
     pytest.importorskip("timm")
-    from dia.detectors.peers.backbones import backbone
+    from dia.features.networks import backbone
 
     for name in ("hf-hub:user/model", "local-dir:/etc", "../resnet18", ""):
         with pytest.raises(DataError, match="not the name of a network"):
@@ -397,6 +442,151 @@ def test_a_schedule_may_be_long_but_not_endless(folder, monkeypatch):
     refused(folder, "num_train_timesteps")
 
 
+# --- what a folder says of itself ---------------------------------------------------------------------
+
+
+def test_no_fact_is_a_place_that_is_opened(folder, tmp_path, make_images, watched_places):
+    """Not by the service, nor by what evaluates or reports; the caller's own places and known sets are."""
+    here = tmp_path / "private"
+    (here / "train" / "good").mkdir(parents=True)
+    for i, image in enumerate(make_images(22, 16)):
+        Image.fromarray(image[..., 0]).save(here / "train" / "good" / f"{i}.png")
+    read = {"split": "train", "normal": None, "data_root": str(here), "contamination": 0.0}
+
+    def says(dataset):
+        edit(folder, "config.json", nested(("facts",), {"dataset": dataset, "read": read}))
+        return Detector.load(folder, device="cpu")
+
+    for dataset in (str(here), os.path.relpath(here), "/", f"{here}/train/good/0.png"):
+        with watched_places(here) as opened:
+            detector = says(dataset)
+            inferencer = Inferencer(folder, device="cpu")
+            assert inferencer.nearest(make_images(1, 16)) is None
+            assert "--normals" in inferencer.why_no_normals
+            assert training_normals(detector, None) is None
+            assert training_normals(detector, None, judged=str(tmp_path)) is None
+        assert opened == []
+    detector = says(str(here))
+    assert len(training_normals(detector, None, judged=str(here))) == 22
+    assert len(training_normals(detector, None, str(here))) == 22
+    assert Inferencer(folder, device="cpu", normals=str(here)).nearest(make_images(1, 16)) is not None
+    assert len(training_normals(says("phantom"), None)) > 22  # a known set, which is generated
+
+
+def test_the_place_of_ones_own_model_is_opened_and_no_other_with_its_seal(
+    tmp_path, make_images, watched_places
+):
+    for name in ("mine", "private"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(make_images(22, 16)):
+            Image.fromarray(image[..., 0]).save(tmp_path / name / f"{i}.png")
+    run = tmp_path / "run"
+    main(["fit", str(tmp_path / "mine"), "--method", "trivial:pixels", "--out", str(run), "--json"])
+    assert len(training_normals(Detector.load(run, device="cpu"), None)) == 22
+    assert Inferencer(run, device="cpu").nearest(make_images(1, 16)) is not None
+    edit(run, "config.json", nested(("facts", "dataset"), str(tmp_path / "private")))
+    with watched_places(tmp_path / "private") as opened:
+        assert training_normals(Detector.load(run, device="cpu"), None) is None
+    assert opened == []
+
+
+def test_a_folder_here_that_is_named_as_a_known_set_is_not_read_for_it(folder, tmp_path, monkeypatch):
+    (tmp_path / "breastmnist").mkdir()
+    monkeypatch.chdir(tmp_path)
+    edit(folder, "config.json", nested(("facts",), {"dataset": "breastmnist", "read": {"split": "train"}}))
+    assert training_normals(Detector.load(folder, device="cpu"), None) is None
+
+
+def test_weights_named_by_a_folder_are_not_looked_at_when_it_is_saved_again(folder, tmp_path, watched_places):
+    edit(folder, "config.json", nested(("settings_hash",), None))
+    with watched_places(tmp_path / "private.pth") as opened:
+        detector = Detector.load(folder, device="cpu")
+        detector.weights_source = lambda: (tmp_path / "private.pth").read_text()
+        detector.save(tmp_path / "again")
+    assert opened == []
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    (("facts", "dataset"), ["/"]), (("facts", "read"), []), (("facts", "read"), {"window": {}}),
+    (("facts", "versions"), "2"), (("facts", "range"), ["0", "1"]), (("facts", "calibrated"), [1]),
+    (("facts", "more"), [[[[[[]]]]]]), (("facts", "more"), 2**80),
+])  # fmt: skip
+def test_facts_of_another_type_are_one_line_in_every_command(folder, capsys, path, value):
+    edit(folder, "config.json", nested(path, value))
+    refused(folder, "facts")
+    for words in (["info", str(folder)], ["score", str(folder), str(folder.parent)]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["weights.safetensors", UNET])
+def test_weights_that_are_no_numbers_are_refused(folder, name, wrong):
+    tensors = load_file(folder / name)
+    which = next(n for n, v in sorted(tensors.items()) if v.dtype == np.float32 and v.size > 1)
+    tensors[which].flat[-1] = wrong
+    save_file(tensors, folder / name)
+    write_sums(folder)
+    refused(folder, which, "holds NaN or infinity")
+
+
+def test_calibration_and_drift_of_numbers_that_cannot_be(folder):
+    scores = json.loads((folder / "calibration.json").read_text())["held_out_normal_scores"]
+    edit(folder, "calibration.json", lambda c: {"held_out_normal_scores": [*scores, 1.0]})
+    refused(folder, "calibration.json lists", "config.json says")
+    edit(folder, "calibration.json", lambda c: {"held_out_normal_scores": scores})
+    name, kept = next(iter(json.loads((folder / "drift.json").read_text()).items()))
+    for n in (10**9, 10**40):  # tables of as many logarithms would be made
+        edit(folder, "drift.json", nested((name,), kept | {"n": n}))
+        refused(folder, name, "more than 4194304 normals")
+    edit(folder, "drift.json", nested((name,), kept | {"low": ["a", 1, 2]}))
+    refused(folder)
+
+
+def test_a_score_that_is_no_number_gets_neither_a_p_value_nor_a_flag(fitted, make_images, monkeypatch):
+    detector = Detector.load(fitted, device="cpu")
+    images = ImageSet(make_images(3, 16), names=("a.png", "b.png", "c.png"))
+    sound = detector._predict
+
+    def some(x, heatmaps, dissolved):
+        found = sound(x, heatmaps, dissolved)
+        return found._replace(score=np.where(np.arange(len(x)) == 1, np.nan, found.score))
+
+    monkeypatch.setattr(detector, "_predict", some)
+    for judged in (detector.score, detector.detect, lambda x: detector.predict(x.images)):
+        with pytest.raises(DataError, match=r"the score( of b\.png)? is nan, which is no number to judge by"):
+            judged(images)
+    for wrong in (np.nan, np.inf, -np.inf):
+        with pytest.raises(DataError, match="no number to judge by"):
+            detector.p_values(np.array([0.0, wrong]))
+
+
+def test_a_large_shape_is_not_tried_and_a_small_one_is(tmp_path, make_images, monkeypatch):
+    tried = []
+
+    def predict(self, x, *_):
+        tried.append(x.shape)
+        return Prediction(x[:, 0, 0, 0] * 1.0)
+
+    monkeypatch.setattr(Brightness, "_predict", predict)
+    Brightness(device="cpu").fit(make_images(40, 16)).save(tmp_path / "m")
+    tried.clear()
+    for shape in ([1024, 1024, 3], [1025, 1024, 3], [8192, 8192, 3]):
+        edit(tmp_path / "m", "config.json", nested(("shape",), shape))
+        assert Detector.load(tmp_path / "m", device="cpu").shape_ == tuple(shape)
+    assert tried == [(1, 1024, 1024, 3)]
+
+
+def test_settings_may_cost_so_much_and_no_more():
+    s = DIAPlusSettings(dissolver=DissolverSettings(kind="gaussian"))
+    check_settings(s)
+    for name, value in (("ts", tuple(range(101))), ("dissolver.size", 8194), ("dissolver.kernel", 8193)):
+        with pytest.raises(DataError, match=rf"settings\.{name} (is 819|lists 101 values)"):
+            check_settings(replaced(s, {name: value}))
+
+
 # --- the room that networks have ----------------------------------------------------------------------
 
 
@@ -407,6 +597,15 @@ def test_room_counts_what_is_made_before_it_is_made():
             torch.nn.Linear(2**30, 2**30)
     with AllocationLimit("x", 2**20), pytest.raises(DataError, match="20000"):
         [torch.zeros(1) for _ in range(20_001)]
+
+
+def test_work_stops_between_operations():
+    with WorkLimit(3600, 2**20):
+        torch.zeros(2**18).add(1)
+    with pytest.raises(Enough), WorkLimit(3600, 2**20 - 1):
+        torch.zeros(2**18)
+    with pytest.raises(Enough), WorkLimit(-1, 2**20):
+        torch.zeros(1)
 
 
 def test_room_changes_no_random_number():
@@ -456,6 +655,42 @@ def test_whatever_a_setting_is_set_to_there_is_a_model_or_one_line(fitted, data)
         assert model.score(np.zeros((2, *model.shape_), np.uint8)).shape == (2,)
 
 
+# --- few normals, and what is saved of them --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [5, 19, 20, 21, 22, 25, 40])
+@pytest.mark.parametrize("method", TRIVIAL)
+def test_a_fit_on_few_normals_can_be_used_and_loaded_or_is_refused_in_one_line(method, n, tmp_path):
+    """The methods that train are held to it by `tests/contract.py` and, at 5 to 40, by hand."""
+    normals, new = smooth_images(n, 16, 20), smooth_images(4, 16, 20, seed=9)
+    detector = METHODS[method](device="cpu")
+    if n < 20:
+        with pytest.raises(DataError, match=f"^{n} normal images to fit on; at least 20 are needed$"):
+            detector.fit(normals)
+        return
+    scores = detector.fit(normals).score(new)
+    assert detector.n_calibration_ == max(round(0.2 * n), 4) // 2
+    again = Detector.load(detector.save(tmp_path / "m"), device="cpu")
+    np.testing.assert_allclose(again.score(new), scores, rtol=1e-9, atol=1e-9)
+    p = again.p_values(scores)
+    assert ((p >= 1 / (1 + detector.n_calibration_)) & (p <= 1)).all()
+    assert again.threshold(0.05) == np.inf  # which needs 19
+
+
+@pytest.mark.parametrize("method", ["trivial:pca", "trivial:statistics"])
+def test_grey_images_score_the_same_whatever_way_they_are_saved(method, tmp_path):
+    modes, scores = ("L", "RGB", "RGBA", "LA"), []
+    for mode in modes:
+        for part, images in (("fit", smooth_images(22, 16, 20)), ("new", smooth_images(3, 16, 20, seed=9))):
+            (tmp_path / mode / part).mkdir(parents=True)
+            for i, image in enumerate(images[..., 0]):
+                Image.fromarray(image).convert(mode).save(tmp_path / mode / part / f"{i}.png")
+    for mode in modes:
+        model = dia.fit(tmp_path / mode / "fit", method=method, device="cpu")
+        scores += [model.predict(tmp_path / other / "new").score for other in modes]
+    np.testing.assert_allclose(scores, [scores[0]] * len(scores), rtol=1e-9)
+
+
 # --- exported files -----------------------------------------------------------------------------------
 
 
@@ -470,22 +705,27 @@ def test_an_onnx_file_that_says_wrong_things_of_itself(tmp_path):
             [helper.make_tensor_value_info("raw", TensorProto.UINT8, None)],
             [helper.make_tensor_value_info(give, TensorProto.FLOAT, None)],
         )  # fmt: skip
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         helper.set_model_props(model, {f"dia.{k}": v for k, v in facts.items()})
         onnx.save(model, tmp_path / "m.onnx")
         return str(tmp_path / "m.onnx")
 
-    sound = {"format": "1", "method": '"x"', "shape": "[8, 8, 1]", "false_alarm_rate": "0.1",
-             "held_out_normal_scores": "[1, 2]"}  # fmt: skip
     for facts in (
-        {}, {"format": "1"}, sound | {"format": "{"}, sound | {"shape": "[1000000, 1000000, 3]"},
-        sound | {"shape": "7"}, sound | {"held_out_normal_scores": "[]"}, sound | {"false_alarm_rate": '"x"'},
-        sound,  # whose graph takes `raw`, not `images`
+        {}, {"format": "1"}, SOUND | {"format": "{"}, SOUND | {"format": "true"},
+        SOUND | {"shape": "[1000000, 1000000, 3]"}, SOUND | {"shape": "7"},
+        SOUND | {"shape": '["8", "8", 1]'},
+        SOUND | {"held_out_normal_scores": "[]"}, SOUND | {"held_out_normal_scores": "[NaN, NaN]"},
+        SOUND | {"held_out_normal_scores": "[true]"}, SOUND | {"held_out_normal_scores": f"[1{'0' * 400}]"},
+        SOUND | {"false_alarm_rate": '"x"'}, SOUND | {"false_alarm_rate": "NaN"}, SOUND | {"method": "[1]"},
+        SOUND | {"heatmaps": '{"usual": 1, "peaks": []}'}, SOUND | {"heatmaps": "[1]"},
+        SOUND | {"read": "[1]"}, SOUND | {"read": '{"window": {}}'}, SOUND | {"version": "[" * 10**5},
+        SOUND,  # whose graph takes `raw`, not `images`
     ):  # fmt: skip
-        with pytest.raises(DataError, match=r"m\.onnx"):
+        with pytest.raises(DataError, match=r"m\.onnx") as error:
             load_model(made(facts))
-    with pytest.raises(DataError, match=r"m\.onnx"):
-        load_model(made(sound, give="other"))
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"m\.onnx: it gives no score"):
+        load_model(made(SOUND, give="other"))
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "{tmp}/secret.bin", "link.bin"])
@@ -501,9 +741,10 @@ def test_an_exported_model_reads_no_file_outside_its_folder(tmp_path, location):
     ends = [make.make_tensor_value_info(name, kind.FLOAT, [4]) for name in ("images", "score")]
     node = make.make_node("Add", ["images", "w"], ["score"])
     graph = make.make_graph([node], "g", ends[:1], ends[1:], [weight])
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
+    make.set_model_props(model, {f"dia.{k}": v for k, v in SOUND.items()})
     (folder / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(DataError, match="onnxruntime cannot read it") as error:
+    with pytest.raises(DataError, match=r"lie in another file .*, which is not read: make one") as error:
         OnnxModel(folder / "m.onnx", device="cpu")
     assert "\n" not in str(error.value)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import dia.dissolve.dissolver as module
 from dia.core.errors import DataError
+from dia.core.running import loop
 from dia.core.training import TrainingError, batch_indices
 from dia.dissolve import Dissolver, base, load_dissolver
 
@@ -49,7 +50,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 ):
     x, settings = make_images(), replace(tiny_settings, ema_weights=ema_weights)
     whole = Dissolver(settings, device="cpu").fit(x, workdir=tmp_path / "whole")
-    monkeypatch.setattr(module, "train", partial(module.train, checkpoint_every=3))
+    monkeypatch.setattr(loop, "train", partial(loop.train, checkpoint_every=3))
     seen = killed_at(5, monkeypatch)
     with pytest.raises(RuntimeError, match="killed"):
         Dissolver(settings, device="cpu").fit(x, workdir=tmp_path / "killed")
@@ -121,7 +122,7 @@ def test_the_loss_of_training_falls(make_images, tmp_path, tiny_settings):
             losses.append(float(loss))
             return loss
 
-    module.train(
+    loop.train(
         Recording(make_images(), replace(tiny_settings, steps=40), 0),
         steps=40,
         workdir=tmp_path,

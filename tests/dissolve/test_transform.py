@@ -605,5 +605,5 @@ def test_a_prediction_of_another_kind():
 
 def test_a_fit_without_a_dissolver(tmp_path):
     (tmp_path / "calibration.json").write_text("{}")
-    with pytest.raises(DataError, match="this method has no dissolver; fit dia or dia"):
+    with pytest.raises(DataError, match="no dissolver here; fit dia, or dia"):
         Dissolve(tmp_path, 100)

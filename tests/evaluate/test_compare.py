@@ -48,6 +48,52 @@ def test_the_variance_is_delongs_by_its_definition(ties):
     assert d.value == pytest.approx(roc_auc_score(labels, a[0]) - roc_auc_score(labels, b[0]))
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_copies_as_one_patient_change_nothing(seeds):
+    labels, a, b = data(4, seeds, p=12, n=9)
+    units = np.random.default_rng(0).permutation(21)
+    five = [np.repeat(x, 5, axis=-1) for x in (labels, a, b, units)]
+    np.testing.assert_allclose(paired_difference(*five), paired_difference(labels, a, b), rtol=1e-9)
+    assert paired_difference(labels, a, b, units) == paired_difference(labels, a, b)
+    assert paired_difference(*five[:3]).p < paired_difference(*five).p
+
+
+def test_the_variance_by_patient_is_obuchowskis_by_its_definition():
+    """Patients of one to three images, some with images of both kinds."""
+    rng = np.random.default_rng(8)
+    labels, a, b = data(5, p=20, n=25)
+    units = rng.integers(0, 18, 45)
+    d = paired_difference(labels, a, b, units)
+    pos, neg = labels == 1, labels == 0
+    above = [s[0][pos][:, None] > s[0][neg] for s in (a, b)]
+    x, y = (above[0].mean(1) - above[1].mean(1) * 1.0, above[0].mean(0) - above[1].mean(0) * 1.0)
+    x, y = x - d.value, y - d.value
+    sums = {u: (x[units[pos] == u].sum(), y[units[neg] == u].sum()) for u in set(units)}
+    i10, i01, i = len({*units[pos]}), len({*units[neg]}), len(sums)
+    s10 = i10 / ((i10 - 1) * 20) * sum(p**2 for p, _ in sums.values())
+    s01 = i01 / ((i01 - 1) * 25) * sum(n**2 for _, n in sums.values())
+    s11 = i / (i - 1) * sum(p * n for p, n in sums.values())
+    variance = s10 / 20 + s01 / 25 + 2 * s11 / (20 * 25)
+    from scipy.stats import t
+
+    freedom = variance**2 / ((s10 / 20) ** 2 / (i10 - 1) + (s01 / 25) ** 2 / (i01 - 1))
+    width = t.ppf(0.975, min(freedom, i - 1)) * np.sqrt(variance)
+    assert d.high - d.value == pytest.approx(width)
+
+
+def test_by_patient_no_difference_is_rarely_found_and_by_image_often():
+    """Two methods that are equally good, each with an opinion of its own on each patient."""
+    found = {"patients": 0, "images": 0}
+    for seed in range(400):
+        rng = np.random.default_rng([seed, 3])
+        labels, patient = np.repeat([0, 1], 120), np.repeat(np.arange(40), 6)
+        a, b = (labels + rng.normal(size=40)[patient] + 0.3 * rng.normal(size=240) for _ in range(2))
+        found["patients"] += paired_difference(labels, a, b, patient).p < 0.05
+        found["images"] += paired_difference(labels, a, b).p < 0.05
+    assert found["patients"] <= 40  # 20 are expected, and 40 never by chance
+    assert found["images"] > 80
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 999), st.integers(1, 4))
 def test_turned_round_the_sign_turns(seed, seeds):

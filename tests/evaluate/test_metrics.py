@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from dia.evaluate.metrics import image_metrics, pixel_metrics, roc_band
+from dia.evaluate.metrics import image_metrics, pixel_metrics, resampled_units, roc_band
 
 RNG = np.random.default_rng(0)
 
@@ -40,6 +40,52 @@ def test_bootstrap_agrees_with_resampling_by_index():
     ]
     ours = image_metrics(labels, scores, n_boot=4000)["auroc_ci"]
     np.testing.assert_allclose(ours, np.quantile(plain, (0.025, 0.975)), atol=0.015)
+
+
+def test_images_of_one_patient_each_are_images():
+    labels, scores = cases(200, levels=3)
+    plain = image_metrics(labels, scores, n_boot=50)
+    assert plain == image_metrics(labels, scores, np.arange(200)[::-1], n_boot=50)
+
+
+def test_copies_as_one_patient_change_no_interval_and_as_images_halve_it():
+    labels, scores = cases(150)
+    four = np.repeat(labels, 4), np.repeat(scores, 4)
+    of_one = image_metrics(labels, scores, n_boot=4000)["auroc_ci"]
+    by_patient = image_metrics(*four, np.repeat(np.arange(150), 4), n_boot=4000)
+    np.testing.assert_allclose(by_patient["auroc_ci"], of_one, atol=0.01)
+    low, high = image_metrics(*four, n_boot=4000)["auroc_ci"]
+    assert (high - low) / np.diff(of_one)[0] == pytest.approx(0.5, abs=0.08)
+    assert by_patient["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    _, low, high = roc_band(*four, np.repeat(np.arange(150), 4), n_boot=300)
+    assert (high - low).mean() > 1.5 * np.subtract(*roc_band(*four, n_boot=300)[:0:-1]).mean()
+
+
+def test_intervals_by_patient_are_as_wide_as_the_spread_over_samples():
+    """Forty patients of each class with eight images each, half of the variance between patients."""
+
+    def sample(seed):
+        rng = np.random.default_rng(seed)
+        labels, patient = np.repeat([0, 1], 320), np.repeat(np.arange(80), 8)
+        return labels, labels + rng.normal(size=80)[patient] + rng.normal(size=640), patient
+
+    spread = np.std([roc_auc_score(*sample(s)[:2]) for s in range(300)])
+    widths = [np.diff(image_metrics(*sample(s), n_boot=300)["auroc_ci"])[0] for s in range(10)]
+    assert np.mean(widths) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.2)
+    naive = [np.diff(image_metrics(*sample(s)[:2], n_boot=300)["auroc_ci"])[0] for s in range(10)]
+    assert np.mean(naive) < 0.65 * np.mean(widths)
+
+
+def test_patients_with_images_of_both_kinds_are_drawn_as_wholes():
+    labels = np.tile([0, 1], 3)
+    units = np.repeat(np.arange(3), 2)
+    for drawn in resampled_units(labels, units, 40, 0, 6):
+        assert (drawn[:, ::2] == drawn[:, 1::2]).all()
+        assert (drawn.sum(1) == 6).all()
+    one = image_metrics(labels, [0.0, 1, 0, 1, 0, 1], units, n_boot=20)
+    assert one["auroc_ci"] == [1, 1]
+    mixed = np.array([0, 0, 0, 1, 1, 2])  # a patient of both kinds is the only source of anomalous images
+    assert np.isfinite(image_metrics([0, 0, 1, 0, 0, 0], np.arange(6.0), mixed, n_boot=50)["auroc_ci"]).all()
 
 
 def test_fpr95_by_hand():

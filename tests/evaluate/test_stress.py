@@ -12,6 +12,7 @@ from dia.data.imageset import ImageSet
 from dia.data.phantoms import load
 from dia.detectors import Detector
 from dia.detectors.calibration import Calibration, Prediction, held_out
+from dia.detectors.diaplus import DIAPlus, DIAPlusSettings
 from dia.detectors.registry import TRIVIAL
 from dia.evaluate.stress import Ground, Plan, counted, is_of, load_stress, smallest, stress, untrained_normals
 from dia.report.figures import sentences, smallest_table
@@ -106,6 +107,24 @@ def test_kept_cells_are_not_measured_again_and_stay(detector, ground, monkeypatc
     assert other["threshold"] < first["threshold"]
 
 
+def test_a_detector_that_holds_nothing_out_is_fitted_anew_without_a_fifth():
+    normals = load("train", n=30, size=24)
+    model = DIAPlus(DIAPlusSettings(size=32, map_size=32), device="cpu").fit(normals)
+    model.facts_ = {"train_sha256": normals.sha256()}
+    ground = untrained_normals(model, normals)
+    assert (ground.source, len(ground.images)) == ("fifth", 6)
+    assert ground.stand_in.n_train_ == 24
+    plan = Plan(kinds=("nodule",), sizes=(0.3,), contrasts=(0.8,))
+    made = stress(model, ground, plan, 0.2)
+    assert is_of(made, model)
+    # an image whose own copy is among the normals would not be flagged at all
+    assert made["false_alarms"] == counted(
+        ground.stand_in.score(ground.images) > ground.stand_in.threshold(0.2)
+    )
+    other = untrained_normals(model, load("val", n=30, size=24))
+    assert (other.source, other.stand_in) == ("given", None)
+
+
 def test_the_very_training_images_give_their_calibration_part():
     images = load("train", n=60, size=24)
     model = TRIVIAL["trivial:std"](seed=3).fit(images)
@@ -119,7 +138,19 @@ def test_the_very_training_images_give_their_calibration_part():
     others = untrained_normals(model, load("val", n=30, size=24))
     assert others.source == "given"
     assert len(others.images) == 15  # its anomalous half is left out
-    assert "not, as a whole" in others.remark
+    assert others.remark == ""
+    some = untrained_normals(model, ImageSet(np.concatenate([images.images[:20], others.images.images])))
+    assert np.array_equal(some.images.images, others.images.images)  # what it was fitted on is left out
+    assert some.remark == "20 images that the model was fitted on are left out."
+    with pytest.raises(DataError, match="fitted on all 20 normals given, and on others"):
+        untrained_normals(model, ImageSet(images.images[:20]))
+    every = ImageSet(np.concatenate([images.images, others.images.images]))
+    assert np.array_equal(untrained_normals(model, every).images.images, others.images.images)  # more than 6
+    few = ImageSet(np.concatenate([images.images, others.images.images[:2]]))
+    assert untrained_normals(model, few).source == "calibration"
+    assert len(untrained_normals(model, ImageSet(images.images[:20]), keep_seen=True).images) == 20
+    model.digests_ = None
+    assert "not, as a whole" in untrained_normals(model, load("val", n=30, size=24)).remark
     assert len(untrained_normals(model, load("val", n=30, size=24), most=7).images) == 7
 
 
@@ -133,7 +164,7 @@ def test_localisation_points_at_what_is_hottest(detector, ground):
 
 
 def test_what_cannot_be_flagged_is_said(detector, ground):
-    with pytest.raises(DataError, match=r"20 normals were held out.*--false_alarm_rate 0.048"):
+    with pytest.raises(DataError, match=r"20 normals to calibrate on.*--false_alarm_rate 0.048"):
         stress(TRIVIAL["trivial:std"](seed=0).fit(load("train", n=200, size=24)), ground, PLAN, 0.01)
 
 
@@ -180,6 +211,22 @@ SMALL = [
 ]
 
 
+def report(run):
+    """Writes the report of the images that the model was fitted on."""
+    main(
+        [
+            "report",
+            str(run / "run"),
+            str(run / "set.npz"),
+            "--split",
+            "train",
+            "--keep-seen",
+            "--out",
+            str(run / "r.html"),
+        ]
+    )
+
+
 def test_from_the_command_line_to_the_report(run, capsys):
     from dia.deploy.scoring import hash_of
 
@@ -196,7 +243,7 @@ def test_from_the_command_line_to_the_report(run, capsys):
     assert hash_of(run / "run") == before  # a test of a model is no part of it
     assert is_of(made, Detector.load(run / "run"))
 
-    main(["report", str(run / "run"), str(run / "set.npz"), "--split", "train", "--out", str(run / "r.html")])
+    report(run)
     page = (run / "r.html").read_text()
     assert "Smallest lesions found" in page
     assert '<th scope="row">texture</th>' in page
@@ -214,7 +261,7 @@ def test_a_test_of_another_model_is_left_out_of_the_report(run, capsys):
     kept = (run / "run/stress.json").read_text()
     main(["fit", str(run / "set.npz"), "--method", "trivial:std", "--out", str(run / "run"), "--overwrite"])
     (run / "run/stress.json").write_text(kept)
-    main(["report", str(run / "run"), str(run / "set.npz"), "--split", "train", "--out", str(run / "r.html")])
+    report(run)
     assert "Smallest lesions found" not in (run / "r.html").read_text()
     assert "of another model" in capsys.readouterr().err
 

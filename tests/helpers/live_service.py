@@ -19,8 +19,8 @@ KIND = MULTIPART + b"; boundary=x"
 class Live:
     """A running service, spoken to in bytes."""
 
-    def __init__(self, running, port):
-        self.running, self.port = running, port
+    def __init__(self, app, running, port):
+        self.app, self.running, self.port = app, running, port
 
     @property
     def url(self):
@@ -53,15 +53,20 @@ class Live:
 
 
 @contextmanager
-def live(inferencer, limits, token=None, *, send_buffer=None, alone=True, **options):
+def live(inferencer, limits, token=None, *, send_buffer=None, alone=True, store=None, **options):
     """A `Live`, with a check at its end that nothing is left of it.
 
     Args:
         send_buffer: of the kernel, in bytes.
         alone: nothing else starts threads meanwhile, so that none may be left.
+        store: the file of the review page's marks; None for no page.
     """
     before = set(threading.enumerate())
     app = build_app(inferencer, limits, token, **options)
+    if store is not None:
+        from dia.serve.review.page import mount
+
+        app = mount(app, inferencer, store=store, token=token)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -69,7 +74,7 @@ def live(inferencer, limits, token=None, *, send_buffer=None, alone=True, **opti
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()
         try:
-            one = Live(running, listening.getsockname()[1])
+            one = Live(app, running, listening.getsockname()[1])
             yield one
             one.until(active_requests=0, waiting_images=0)
         finally:

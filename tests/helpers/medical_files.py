@@ -1,7 +1,9 @@
-"""DICOM and NIfTI files made for the tests, and pydicom's own reading of DICOM to compare with."""
+"""DICOM, NIfTI, MetaImage and NRRD files made for the tests, and pydicom's own reading to compare with."""
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +114,6 @@ def nifti_file(path: Path, voxels: np.ndarray, affine=None, slope=None, inter=No
 
     image = getattr(nibabel, f"{kind}Image")(voxels, np.eye(4) if affine is None else affine)
     image.header.set_data_dtype(voxels.dtype)
-    if slope is not None:
-        image.header.set_slope_inter(slope, inter or 0.0)
     path.parent.mkdir(parents=True, exist_ok=True)
     if slope is None:
         nibabel.save(image, path)
@@ -123,4 +123,49 @@ def nifti_file(path: Path, voxels: np.ndarray, affine=None, slope=None, inter=No
     header["scl_slope"], header["scl_inter"] = slope, inter or 0.0
     header["vox_offset"], header["magic"] = 352, b"n+1"
     path.write_bytes(header.binaryblock + b"\0" * (352 - len(header.binaryblock)) + voxels.tobytes(order="F"))
+    return path
+
+
+def meta_file(path: Path, voxels: np.ndarray, *, packed=False, **fields) -> Path:
+    """Writes a MetaImage of axes x, y, z; `.mhd` has its voxels in NAME.raw or .zraw. None drops a field."""
+    kinds = {"u1": "UCHAR", "i1": "CHAR", "u2": "USHORT", "i2": "SHORT", "f4": "FLOAT", "f8": "DOUBLE"}
+    data = voxels.astype(voxels.dtype.newbyteorder("<")).tobytes(order="F")
+    data = zlib.compress(data) if packed else data
+    beside = path.with_suffix(".zraw" if packed else ".raw")
+    header = {
+        "ObjectType": "Image", "NDims": voxels.ndim, "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+        "CompressedData": packed, "DimSize": " ".join(map(str, voxels.shape)),
+        "ElementType": f"MET_{kinds[voxels.dtype.str[1:]]}",
+    }  # fmt: skip
+    last = {
+        "ElementDataFile": fields.pop("ElementDataFile", "LOCAL" if path.suffix == ".mha" else beside.name)
+    }
+    header = {k: v for k, v in {**header, **fields, **last}.items() if v is not None}
+    text = "".join(f"{key} = {value}\n" for key, value in header.items()).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text + (data if path.suffix == ".mha" else b""))
+    if path.suffix == ".mhd":
+        beside.write_bytes(data)
+    return path
+
+
+def nrrd_file(path: Path, voxels: np.ndarray, *, encoding="raw", **fields) -> Path:
+    """Writes an NRRD of axes x, y, z, in LPS; `.nhdr` has its voxels in NAME.raw. None drops a field."""
+    kinds = {"u1": "uchar", "i1": "int8", "u2": "ushort", "i2": "short", "f4": "float", "f8": "double"}
+    data = voxels.astype(voxels.dtype.newbyteorder("<")).tobytes(order="F")
+    data = gzip.compress(data) if encoding == "gzip" else data
+    header = {
+        "type": kinds[voxels.dtype.str[1:]], "dimension": voxels.ndim,
+        "sizes": " ".join(map(str, voxels.shape)), "encoding": encoding, "endian": "little",
+    }  # fmt: skip
+    if voxels.ndim == 3:
+        header |= {"space": "left-posterior-superior", "space directions": "(1,0,0) (0,1,0) (0,0,1)"}
+    if path.suffix == ".nhdr":
+        header["data file"] = path.with_suffix(".raw").name
+    header = {k: v for k, v in {**header, **fields}.items() if v is not None}
+    text = "NRRD0004\n# made for a test\n" + "".join(f"{key}: {value}\n" for key, value in header.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(f"{text}who:=made it\n\n".encode() + (data if path.suffix == ".nrrd" else b""))
+    if path.suffix == ".nhdr":
+        path.with_suffix(".raw").write_bytes(data)
     return path

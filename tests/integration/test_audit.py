@@ -1,6 +1,8 @@
-"""`make audit`: what could not be looked up is never called free of vulnerabilities."""
+"""Others: no command asks another host, and `make audit` calls nothing free that it could not look up."""
 
 import json
+import os
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -68,3 +70,95 @@ def test_every_locked_package_has_its_hashes(lock):
     for line in packages:
         assert "==" in line
         assert "--hash=sha256:" in line
+
+
+# --- the network ------------------------------------------------------------------------------------------
+
+COMMANDS = """
+fit data/train --out run --method trivial:blur --false-alarm-rate 0.2 --device cpu
+fit data/train --out csi --method csi --settings.amplify.steps 2 --settings.amplify.width 4 --logger csv
+info run
+score run data/test --out scores.csv --heatmaps maps
+evaluate run data/test --normal good
+report run data/test --normal good --out report.html
+calibrate run data/test/good --out calibrated
+export run --out run.onnx
+score run.onnx data/test --out exported.csv
+stress run data/test/good
+dissolve plus data/test --t [50] --count 1 --out dissolved.png
+data check data/train
+data list
+methods
+benchmark --datasets [phantom] --methods [trivial:blur] --seeds [0] --max-size 16 --ledger ledger.jsonl
+"""
+
+WATCH = """
+import os, sys, time
+
+def hook(event, args):
+    address = None
+    if event.startswith(("socket.getaddrinfo", "socket.gethostby", "socket.getnameinfo")):
+        address = args[0]
+    elif event.startswith(("socket.connect", "socket.send")) and isinstance(args[1], tuple):
+        address = args[1]
+    if address is not None:
+        with open(os.environ["ASKED"], "a") as file:
+            file.write(f"{event} {address} {sys.argv}\\n")
+
+sys.addaudithook(hook)
+first, calls = time.time(), 0
+
+def goes_back():
+    global calls
+    calls += 1
+    return first - 3600.0 * calls
+
+time.time = goes_back
+"""
+
+RUN = """
+import json, sys
+from dia.cli.main import main
+
+statuses = []
+for line in json.load(sys.stdin):
+    try:
+        main(line.split())
+        statuses.append(0)
+    except SystemExit as end:
+        statuses.append(end.code)
+print("\\n" + json.dumps(statuses))
+"""
+
+
+def test_no_command_asks_another_host_and_none_needs_a_clock_that_goes_on(served_run, tmp_path):
+    """In processes of their own, watched before anything is imported; at each look the clock goes back."""
+    (tmp_path / "data").symlink_to(served_run.data)
+    (tmp_path / "plus").symlink_to(served_run.run)
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)  # for processes of these, too
+    (tmp_path / "asked").touch()
+    free = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MLFLOW_"))}
+    path = os.pathsep.join([str(tmp_path / "watch"), str(ROOT / "src")])
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ASKED": str(tmp_path / "asked")}
+    lines = COMMANDS.strip().splitlines()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], input=json.dumps(lines), text=True, capture_output=True,
+        cwd=tmp_path, env=free | own, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    statuses = json.loads(done.stdout.splitlines()[-1])
+    assert dict(zip(lines, statuses, strict=True)) == dict.fromkeys(lines, 0), done.stderr[-3000:]
+    assert (tmp_path / "asked").read_text() == ""
+    assert json.loads((tmp_path / "csi" / "config.json").read_text())["fit_seconds"] > 0
+    (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    assert json.loads(line)["run_seconds"] >= 0
+
+
+def test_the_watch_sees_who_asks(tmp_path):
+    """By a name of this machine, which asks nobody outside."""
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    own = {"PYTHONPATH": str(tmp_path), "ASKED": str(tmp_path / "asked")}
+    ask = "import socket, time; socket.getaddrinfo('localhost', 1); assert time.time() > time.time()"
+    subprocess.run([sys.executable, "-c", ask], env=os.environ | own, check=True)
+    assert (tmp_path / "asked").read_text().startswith("socket.getaddrinfo localhost")

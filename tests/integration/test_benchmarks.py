@@ -95,5 +95,5 @@ def test_the_tutorial_goes_from_installing_to_a_report():
     texts = [
         s.text for s in stranger.steps((stranger.ROOT / "docs/tutorial.md").read_text(), "In five minutes")
     ]
-    assert texts[0] == "pip install dia-anomaly\n"
+    assert texts[0] == stranger.INSTALL
     assert [t.split()[1] for t in texts if t.startswith("dia ")] == ["fit", "score", "report"]

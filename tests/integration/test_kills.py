@@ -44,7 +44,7 @@ import os, signal, sys
 from dia.amplify import contrast
 from dia.cli.main import main
 from dia.dissolve import dissolver
-from dia.core.training import train
+from dia.core.running.loop import train
 
 train.__kwdefaults__["checkpoint_every"] = 2
 stages = {"dissolver": (dissolver._Training, 5), "encoder": (contrast.ContrastiveTraining, 3)}

@@ -64,7 +64,7 @@ def rank_main(rank, folder):
             grad /= 2
     if rank == 0:
         torch.save(made, f"{folder}/grads.pt")
-    dist.destroy_process_group()
+    processes.end_process(0)
 
 
 def test_two_ranks_have_the_gradients_of_one_process_with_the_whole_batch(tmp_path):

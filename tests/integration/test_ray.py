@@ -75,7 +75,7 @@ def test_ray_scores_as_this_process_does(models, damaged, tmp_path, capsys, monk
     first, second = (json.loads(line) for line in said.out.splitlines())
     assert first | {"out": ""} == second | {"out": ""}
     lines = said.err.splitlines()
-    assert all(line.startswith("skipped: ") for line in lines)
+    assert any(line.startswith("skipped: ") for line in lines)
     assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
     local, on_ray = rows(tmp_path / "local.csv"), rows(tmp_path / "ray.csv")
     assert [r[0] for r in local] == [r[0] for r in on_ray]

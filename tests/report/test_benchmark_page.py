@@ -12,14 +12,15 @@ from pages import EVIL, Page
 from dia.benchmark.published import DIRECTIONS, paper_gains, paper_table
 from dia.benchmark.results import _in_order, _once, about, benchmark_results, paper_name
 from dia.benchmark.runs import scores_path
+from dia.core.errors import DataError
 from dia.data.datasets import CATALOG
 from dia.detectors.registry import METHODS, detector_class
 from dia.evaluate.compare import holm, paired_difference
 from dia.report.benchmark_page import (
     comparisons,
     load_scores,
+    marked_tables,
     pairs_table,
-    readme_table,
     write_benchmark_report,
 )
 from dia.report.render import csv as csv_of
@@ -349,7 +350,7 @@ def test_csv_comes_back_in_full():
     lines = [line("dia", "pneumoniamnist", a, s) for s, a in enumerate((1 / 3, 2 / 3))]
     lines += [line('a,"b"\nc', "kvasirseg_patches", 0.6, size=64, adapted={"n_images": [9, 5]})]
     table = benchmark_results(lines, {("breastmnist", "cfa", "imagenet", 1): "no weights"})
-    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(as_csv(table).removeprefix("\ufeff"))))
     assert tuple(rows[0]) == CSV_FIELDS
     of = {(r["method"], r["dataset"]): r for r in rows}
     assert len(of) == 3
@@ -487,17 +488,27 @@ def test_the_page_is_the_same_each_time(report, tmp_path):
 def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(
-        "<!-- RESULTS:begin --><!-- RESULTS:end -->\n<!-- HEATMAPS:begin --><!-- HEATMAPS:end -->"
+        "\n".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("SETS", "RESULTS", "HEATMAPS"))
     )
-    readme_table(readme, [])
+    marked_tables(readme, [])
     assert "No run yet." in readme.read_text()
     lines = [line("trivial:hog", "breastmnist", a, settings=s) for a, s in ((0.7, {}), (0.9, None))]
     lines += [line("trivial:hog", "breastmnist", 0.95, revision=99)]
-    readme_table(readme, lines)
+    marked_tables(readme, lines)
     assert "| trivial:hog |  | 1 | **0.700** |" in readme.read_text()
     assert not {"0.900", "0.950"} & set(readme.read_text().split("**"))
-    readme_table(readme, [line("dia", d, 0.7) for d in BOTH[:2]])
+    marked_tables(readme, [line("dia", d, 0.7) for d in BOTH[:2]])
     assert "\n- ⇄: the paper's values" in readme.read_text()
+
+
+def test_a_text_holds_the_tables_it_has_marks_for(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- HEATMAPS:begin --><!-- HEATMAPS:end -->")
+    marked_tables(page, [line("trivial:hog", "breastmnist", 0.7)])
+    assert page.read_text() == "<!-- HEATMAPS:begin -->\nNo run with masks yet.\n<!-- HEATMAPS:end -->"
+    page.write_text("nothing")
+    with pytest.raises(DataError, match=r"page\.md holds none of the marks"):
+        marked_tables(page, [])
 
 
 def test_the_other_direction_counts_once_at_every_size():

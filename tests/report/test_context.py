@@ -123,8 +123,11 @@ def test_evaluate_says_what_stands_beside(labelled, tmp_path, capsys, monkeypatc
     data, run = labelled / "set.npz", labelled / "run"
     fitted = evaluated(capsys, run, data)["beside"]
     assert fitted["best_untrained"]["source"] == "fitted on the same normals"
-    assert fitted["copies_of_training"] == 2
-    assert (fitted["normal"], fitted["anomalous"]) == (14, 12)
+    assert fitted["copies_of_training"] == 0  # the two are left out
+    assert (fitted["normal"], fitted["anomalous"]) == (12, 12)
+    kept = evaluated(capsys, run, data, "--keep-seen")["beside"]
+    assert (kept["normal"], kept["copies_of_training"]) == (14, 2)
+    assert kept["verdict"]["findings"][0]["about"] == "flags"
     given = evaluated(capsys, run, data, "--normals", data)["beside"]
     assert given["best_untrained"] == fitted["best_untrained"]
     assert "beside" not in evaluated(capsys, run, data, "--compare", "false")
@@ -138,7 +141,7 @@ def test_evaluate_says_what_stands_beside(labelled, tmp_path, capsys, monkeypatc
     assert "runs.jsonl" in known["source"]
     main(["evaluate", str(run), str(data), "--device", "cpu"])
     out = capsys.readouterr().out
-    assert "- Best untrained row" in out
+    assert "which trains nothing, reaches" in out
     assert "Direction: normal is what the data call so" in out
 
 
@@ -162,8 +165,8 @@ def test_where_nothing_is_known_it_says_how_to_know(labelled, tmp_path, capsys, 
 def test_the_report_shows_it_beside_the_numbers(labelled, tmp_path):
     main(["report", str(labelled / "run"), str(labelled / "set.npz"), "--out", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
+    assert "which trains nothing, reaches" in page.split(">Verdict</h2>")[1].split("</section>")[0]
     beside = page.split("<h2>Context of these numbers</h2>")[1].split("</section>")[0]
-    assert "Best untrained row" in beside or "best untrained row itself" in beside
     assert "near-duplicates of a training image" in beside
     assert "Direction: normal is" in beside
 

@@ -33,8 +33,17 @@ def test_markdown_has_one_row_each_with_as_many_cells(made):
 
 
 def test_csv_gives_the_text_back(made):
-    rows = list(csv.reader(io.StringIO(render.csv(made))))
+    text = render.csv(made)
+    assert text[0] == "\ufeff"  # for Excel, as there is more than ASCII
+    rows = list(csv.reader(io.StringIO(text[1:])))
     assert rows == [["name", EVIL], ["row", "0.9"], [ODD, "0.8"], ["last", "–"]]
+
+
+def test_csv_runs_nothing():
+    text = render.csv(table(("name", "=1+1"), [["@x", "-0.5"], ["+0.1 [0, 1]", "=cmd|' /C calc'!A0"]]))
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["name", "'=1+1"], ["'@x", "-0.5"], ["'+0.1 [0, 1]", "'=cmd|' /C calc'!A0"],
+    ]  # fmt: skip
 
 
 def test_latex_prints_and_runs_nothing(made):

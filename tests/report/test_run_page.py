@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from pages import EVIL, Page
 
+from dia.evaluate.learning_curve import Point, climbs
 from dia.evaluate.metrics import image_metrics, pixel_metrics
+from dia.evaluate.verdict import Finding, Verdict
 from dia.report.run_page import ReportContent, _outline, _overlay, write_report
 
 
@@ -86,8 +88,11 @@ def test_everything_is_on_the_page_in_order(tmp_path):
         "as it is",
     ]
     told += [
-        "Most anomalous",
-        "Least anomalous",
+        "Found",
+        "Missed",
+        "False alarms",
+        "Border cases",
+        "Rightly not flagged",
         "trivial score",
         "Preset",
         "A plain sentence.",
@@ -96,12 +101,57 @@ def test_everything_is_on_the_page_in_order(tmp_path):
     told += ["P(false alarm) ≤ 0.05", "exchangeable"]
     at = [parsed.text.index(words) for words in told]
     assert at == sorted(at)
-    assert parsed.count("img") == 16 * 2 + 3
+    assert 40 > parsed.count("img") / 2 > 20
     assert all(a.get("alt") for t, a in parsed.tags if t == "img")
     assert parsed.count("h1") == 1
     assert parsed.text.count(" flagged") > 0
     # best first, whatever the order given
     assert parsed.text.index("0.950") < parsed.text.rindex("mean brightness") < parsed.text.index("blur <b>")
+
+
+def test_every_kind_of_case_is_shown_with_its_place_among_the_normals(tmp_path):
+    n = 40
+    labels = np.arange(n) % 2
+    scores = np.where(labels == 1, 3.0, -3.0) + np.arange(n) / 100
+    scores[[1, 3]], scores[[0, 2, 4]] = -4.0, 5.0  # two missed, three false alarms
+    scores[[20, 21]] = 1.01, 0.99  # either side of the threshold
+    changes = {
+        "scores": scores,
+        "labels": labels,
+        "threshold": 1.0,
+        "names": [f"name-{i}!" for i in range(n)],
+    }
+    parsed, html = page(tmp_path, **changes, normal_scores=np.arange(10.0))
+    part = dict(zip(("Found", "Missed", "False alarms", "Border cases", "Rightly"), ["h3"] * 5, strict=True))
+    at = [parsed.text.index(f"{words} ") for words in part]
+    assert at == sorted(at)
+    found, missed, false, border, right = (
+        {int(i) for i in re.findall(r"name-(\d+)!", text)} for text in np.array(_cut(parsed.text, at))
+    )
+    assert (missed, false, border) == ({1, 3}, {0, 2, 4}, {20, 21})
+    assert (len(found), len(right)) == (8, 4)
+    assert all(labels[i] for i in found)
+    assert not any(labels[i] for i in right)
+    assert "Missed 3" in parsed.text  # with the border case
+    assert html.count('href="#normals"') == 8 + 2 + 3 + 2 + 4
+    assert "scores higher than 5 of 10 normals" in html  # 5.0, among 0 to 9
+    nothing, _ = page(tmp_path, **changes | {"scores": np.where(labels == 1, 9.0, -9.0)})
+    assert re.search(r"Missed 0\s+None\.", nothing.text)
+
+
+def _cut(text, at):
+    return [text[a:b] for a, b in zip(at, [*at[1:], text.index("Comparison with")], strict=True)]
+
+
+def test_the_page_opens_with_the_verdict(tmp_path):
+    verdict = Verdict([Finding("flags", "bad", "44 of 234 <b>"), Finding("ranking", "good", "fine")])
+    parsed, html = page(tmp_path, verdict=verdict)
+    text = parsed.text
+    assert text.index(verdict.headline) < text.index("44 of 234 <b>") < text.index("Average precision")
+    assert "Of the images here: 44 of 234 <b>" in text  # beside what was promised
+    assert 'class="verdict bad"' in html
+    assert 'aria-label="speaks against it"' in html
+    assert "Verdict" not in page(tmp_path)[0].text
 
 
 def test_volumes_are_listed_by_their_highest_slice(tmp_path):
@@ -153,7 +203,7 @@ def test_small_sets_show_no_image_twice(tmp_path, n):
 
 def test_unreachable_threshold_is_said(tmp_path):
     parsed, _ = page(tmp_path, threshold=np.inf)
-    assert "Too few normal images were held out" in parsed.text
+    assert "There were too few normal images to calibrate on" in parsed.text
     assert "P(false alarm)" not in parsed.text
 
 
@@ -184,3 +234,12 @@ def test_outline_and_overlay_by_hand():
     cold, hot = _overlay(image, np.array([[-5.0, 9.0]]), (0, 1))[0]
     assert cold.tolist() == [100, 100, 100]
     assert hot.tolist() == pytest.approx(20 + 0.8 * 255 * np.array([0.988362, 0.998364, 0.644924]), abs=1)
+
+
+def test_the_curve_over_the_number_of_normals_is_shown_with_a_sentence(tmp_path):
+    points = [Point(5, (0.6, 0.7)), Point(20, (0.70, 0.71)), Point(40, (0.9,))]
+    shown, _ = page(tmp_path, curve=points)
+    assert "Would more normals help?" in shown.text
+    assert climbs(points) in shown.text
+    assert "still climbs" in shown.text
+    assert "Would more normals help?" not in page(tmp_path)[0].text

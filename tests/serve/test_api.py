@@ -580,8 +580,8 @@ def test_what_cannot_be_served_is_one_line(served_run, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"--port {port}" in line("--port", port)
-    assert "--allow_open" in line("--host", "0.0.0.0", "--port", "0")
-    assert "--max_files" in line("--max_files", "0")
+    assert "--allow-open" in line("--host", "0.0.0.0", "--port", "0")
+    assert "--max-files" in line("--max-files", "0")
     assert "--port" in line("--port", "70000")
     assert "token" in line("--port", "0", "--token", "two words")
     assert "nowhere" in line("--port", "0", "--normals", "nowhere")

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from ..core.processes import bf16_is_fast, choose_device, processes
+from ..core.running.progress import Bar
 from ..core.tracking import logging_curves
-from ..core.training import not_finite, seed_step, train
+from ..core.training import not_finite, seed_step
 from ..dissolve.bank import DissolvedBank
 from .contrast import ContrastiveTraining, Dissolved
 from .encoder import Encoder
@@ -45,8 +45,6 @@ class Resident(ContrastiveTraining):
         seed: decides the weights, batches and all draws.
         device: holds everything.
     """
-
-    global_step: int = 0  # its own, in place of Lightning's
 
     def __init__(
         self,
@@ -135,6 +133,8 @@ def learn(
             loop = ResidentLoop(staying, workdir, resume=resume)
             loop.run(progress=progress)
         return staying.encoder.eval().requires_grad_(False), loop.seconds
+    from ..core.running.loop import train
+
     module = ContrastiveTraining(images, dissolved, settings, seed)
     train(
         module, steps=settings.length(len(images)), workdir=workdir, resume=resume, device=device,
@@ -213,8 +213,7 @@ class ResidentLoop:
         until, saved = self.steps if until is None else until, time.perf_counter()
         begin = saved - self.seconds  # of all runs together, had they followed one another
         self.module.train()
-        bar = Progress(*Progress.get_default_columns(), disable=not progress)
-        task = bar.add_task("encoder", total=until, completed=self.step)
+        bar = Bar("Training the encoder", until, "step", shown=progress)
         with bar, torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             while self.step < until and time.perf_counter() < deadline:
                 self._train_one()
@@ -222,7 +221,7 @@ class ResidentLoop:
                 due = time.perf_counter() - saved > self.every
                 if due or self.step % _LOOK == 0:
                     self._check_finite()
-                    bar.update(task, completed=self.step)
+                    bar.update(self.step)
                 if due:
                     saved = time.perf_counter()
                     self.seconds = saved - begin

@@ -68,7 +68,7 @@ class Job:
     """One run.
 
     Args:
-        dataset: a known set's name, or the YAML file that declares a set.
+        dataset: a known set's name, the YAML file that declares a set, or the path of its images.
         method: its name.
         seed: of every random number.
         preset: of the settings.
@@ -110,7 +110,7 @@ class Grid:
     Args:
         name: of its file; `benchmark` if it has none.
         cells: what is compared.
-        datasets: names of known data sets.
+        datasets: names of known data sets, or paths.
         seeds: each cell is run once with each.
         protocol: the purpose; a grid to confirm is frozen, see `protocol.check_frozen`.
         preset: the settings that the cells change.
@@ -125,7 +125,7 @@ class Grid:
         date: on which a recipe was frozen.
 
     Raises:
-        DataError: a preset, method, setting or reference that is not there.
+        DataError: a preset, method, setting or reference that is not there, or two data sets of one name.
     """
 
     name: str
@@ -147,6 +147,11 @@ class Grid:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise DataError(f"{self.name}: no preset {self.preset!r}; there are: {', '.join(PRESETS)}")
+        names = [name_of(d) for d in self.datasets]
+        if twice := [d for d, n in zip(self.datasets, names, strict=True) if names.count(n) > 1]:
+            raise DataError(
+                f"{' and '.join(twice)} have one name in the table, {name_of(twice[0])}; rename one"
+            )
         if self.reference is not None and self.reference not in [c.names for c in self.cells]:
             raise DataError(f"{self.name}: reference {list(self.reference)} is not one of the cells")
         for cell in self.cells:
@@ -235,7 +240,7 @@ def benchmark_grid(
     """Fills a grid with data sets × methods × weights × seeds.
 
     Args:
-        datasets: known names.
+        datasets: known names, or paths.
         methods: names of the registry; if None, those without pretrained weights and extra packages.
         seeds: of the runs.
         preset: of the settings.
@@ -417,6 +422,7 @@ class Measured:
         ci: the mean over seeds of each run's 95 % bootstrap interval, which counts the images only.
         published: the published value, if there is one.
         difference: from the reference, over the seeds both have; None for the reference itself.
+        maps: mean pixel AUROC and PRO of the heatmaps, over the seeds; None where there are no masks.
     """
 
     cell: Cell
@@ -424,6 +430,7 @@ class Measured:
     ci: tuple[float, float] | None
     published: float | None
     difference: Difference | None
+    maps: tuple[float, float] | None = None
 
 
 def measured(grid: Grid, lines: Sequence[Mapping[str, Any]], scores: Path) -> dict[str, list[Measured]]:
@@ -450,7 +457,10 @@ def measured(grid: Grid, lines: Sequence[Mapping[str, Any]], scores: Path) -> di
             apart = None if cell.names == grid.reference else paired(by_seed, base, scores)
             aurocs = {seed: float(r["auroc"]) for seed, r in by_seed.items()}
             ci = (mean(ends[0]), mean(ends[1])) if ends else None
-            found[dataset].append(Measured(cell, aurocs, ci, published.get("/".join(cell.names)), apart))
+            stated = published.get("/".join(cell.names))
+            mapped = [(r["pixel_auroc"], r["pro"]) for r in by_seed.values() if "pixel_auroc" in r]
+            maps = (mean(m[0] for m in mapped), mean(m[1] for m in mapped)) if mapped else None
+            found[dataset].append(Measured(cell, aurocs, ci, stated, apart, maps))
     return found
 
 
@@ -473,4 +483,5 @@ def paired(
         return None
     kept = [[np.load(p) for p in side] for side in paths]
     first, second = (np.stack([k["scores"] for k in side]) for side in kept)
-    return paired_difference(kept[0][0]["labels"], first, second)
+    one = kept[0][0]
+    return paired_difference(one["labels"], first, second, one.get("units"))

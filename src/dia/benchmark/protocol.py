@@ -18,17 +18,22 @@ import numpy as np
 from ..core.environment import changed_since_commit
 from ..core.errors import DataError
 from ..data.datasets import load, load_training
-from ..data.imageset import ImageSet, group_by_volume
-from ..evaluate.selection import pasted
+from ..data.imageset import ImageSet, group_by_unit
+from ..data.lesions import KINDS, paste
+from ..data.options import ReadOptions
 from .grid import LESIONS, VAL, Grid
 
 LEFT_OUT = 5  # one in so many training normals is left out to be judged, with lesions and without
+SIZES = (0.08, 0.32)  # of the lesions, uniform in the logarithm, as are the contrasts
+CONTRASTS = (0.1, 0.8)
 
 
 # --- development data -------------------------------------------------------------------------------------
 
 
-def development(name: str, kind: str, data_root: str | None, side: int | None) -> tuple[ImageSet, ImageSet]:
+def development(
+    name: str, kind: str, data_root: str | None, side: int | None, normal: str | None = None
+) -> tuple[ImageSet, ImageSet]:
     """Reads normals to fit on and labelled images to judge by, none of them of a test split.
 
     Args:
@@ -37,6 +42,7 @@ def development(name: str, kind: str, data_root: str | None, side: int | None) -
             are and with one lesion of each kind, and fits on the rest.
         data_root: folder of the known sets.
         side: images are read at this longer side at most, in pixels.
+        normal: the normal classes of a set that is named by its path.
 
     Returns:
         The normals and the labelled images.
@@ -44,13 +50,14 @@ def development(name: str, kind: str, data_root: str | None, side: int | None) -
     Raises:
         DataError: no labels of both classes in `val`, or too few normals.
     """
-    normals = load_training(name, data_root, max_size=side)
+    reading = ReadOptions(max_size=side, normal=normal)
+    normals = load_training(name, data_root, reading)
     if kind == VAL:
-        judged = load(name, VAL, data_root, max_size=side)
+        judged = load(name, VAL, data_root, reading)
         if judged.labels is None or not 0 < judged.labels.sum() < len(judged):
             raise DataError(f"{name}: its val split has no labels of both classes; explore by lesions")
         return normals, judged
-    units = group_by_volume(len(normals), normals.volumes)
+    units = group_by_unit(len(normals), normals.units)
     order = np.random.default_rng(LEFT_OUT).permutation(len(units))
     out = np.sort(np.concatenate([units[i] for i in order[: max(len(units) // LEFT_OUT, 1)]])).astype(int)
     rest = np.setdiff1d(np.arange(len(normals)), out)
@@ -61,19 +68,43 @@ def development(name: str, kind: str, data_root: str | None, side: int | None) -
     return normals.subset(rest), ImageSet(images, labels, names=names)
 
 
-def development_kinds(name: str, data_root: str | None, side: int) -> list[str]:
+def pasted(normals: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
+    """Pastes a lesion of every kind into each of the normals at `index`.
+
+    Size and contrast are drawn for each image and kind, by its place among all normals.
+
+    Args:
+        normals: `(N, H, W, C)` uint8.
+        index: `(n,)`, which of them.
+        seed: of places, sizes and contrasts.
+
+    Returns:
+        `(K, n, H, W, C)` uint8, for K kinds.
+    """
+    out = []
+    for k, kind in enumerate(KINDS):
+        draw = np.random.default_rng([seed, 4, k]).uniform(size=(2, len(normals)))[:, index]
+        sizes, contrasts = (
+            low * (high / low) ** u for (low, high), u in zip((SIZES, CONTRASTS), draw, strict=True)
+        )
+        out.append(paste(normals[index], kind, sizes, contrasts, seed=seed)[0])
+    return np.stack(out)
+
+
+def development_kinds(name: str, data_root: str | None, side: int, normal: str | None = None) -> list[str]:
     """Returns the kinds of development data that a set has.
 
     Args:
         name: of a data set.
         data_root: folder of the known sets.
         side: images are read at this longer side at most, in pixels.
+        normal: the normal classes of a set that is named by its path.
 
     Returns:
         `lesions`, and before it `val` if that split has labels of both classes.
     """
     try:
-        development(name, VAL, data_root, side)
+        development(name, VAL, data_root, side, normal)
     except DataError:
         return [LESIONS]
     return [VAL, LESIONS]

@@ -7,6 +7,8 @@ Knows what is to be run; `workers.py` knows where.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +20,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.console import Console
-
 from ..core.errors import DataError
 from ..core.training import TrainingError
-from ..data.datasets import load, load_training, name_of
+from ..data.datasets import is_path, load, load_training, name_of
 from ..data.imageset import ImageSet
+from ..data.options import ReadOptions
 from ..detectors.registry import wanted_settings
 from .grid import TEST, Job
 from .ledger import Ledger, append_line, failures_path, identity
@@ -46,6 +47,7 @@ class Paths:
         data_root: of known data sets.
         device: of the fits.
         progress: show each fit's own bar.
+        normal: comma-separated classes that are normal in data sets that are named by their paths.
     """
 
     ledger: str
@@ -54,6 +56,11 @@ class Paths:
     data_root: str | None = None
     device: str = "auto"
     progress: bool = False
+    normal: str | None = None
+
+    def normal_in(self, dataset: str) -> str | None:
+        """Returns `normal` where the data set is named by its path; known sets say what is normal."""
+        return self.normal if is_path(dataset, self.data_root) else None
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def perform(job: Job, paths: Paths) -> Result:
             job.label, *_images(job, paths), job.method, preset=job.preset, changes=job.changes,
             encoder=job.encoder, seed=job.seed, device=paths.device, progress=paths.progress,
             workdir=Path(paths.work, name_of(job.dataset)), ledger=Ledger(paths.ledger),
-            scores=Path(paths.scores), about={"began": began, **job.about},
+            scores=Path(paths.scores), about={"began": began, **_source(job, paths), **job.about},
         )  # fmt: skip
     except (DataError, TrainingError) as error:
         return Result(None, reason=str(error))
@@ -124,17 +131,32 @@ def perform(job: Job, paths: Paths) -> Result:
 def _images(job: Job, paths: Paths) -> tuple[ImageSet, ImageSet]:
     """Reads training normals and test images."""
     seed = job.seed if job.contamination else 0
-    return _read(job.dataset, job.judged, paths.data_root, job.side, job.contamination, seed)
+    normal = paths.normal_in(job.dataset)
+    return _read(job.dataset, job.judged, paths.data_root, job.side, job.contamination, seed, normal)
 
 
 @lru_cache(maxsize=1)  # successive jobs are mostly of one data set
 def _read(
-    dataset: str, judged: str, data_root: str | None, side: int | None, contamination: float, seed: int
+    dataset: str,
+    judged: str,
+    data_root: str | None,
+    side: int | None,
+    contamination: float,
+    seed: int,
+    normal: str | None,
 ) -> tuple[ImageSet, ImageSet]:
     if judged != TEST:
-        return development(dataset, judged, data_root, side)
-    normals = load_training(dataset, data_root, contamination=contamination, seed=seed, max_size=side)
-    return normals, load(dataset, TEST, data_root, max_size=side)
+        return development(dataset, judged, data_root, side, normal)
+    reading = ReadOptions(max_size=side, normal=normal)
+    normals = load_training(dataset, data_root, reading, contamination=contamination, seed=seed)
+    return normals, load(dataset, TEST, data_root, reading)
+
+
+def _source(job: Job, paths: Paths) -> dict[str, Any]:
+    """Returns the field of a line that says where a data set of the user's own is; none for known sets."""
+    if not is_path(job.dataset, paths.data_root):
+        return {}
+    return {"source": {"path": os.path.abspath(job.dataset), "normal": paths.normal}}
 
 
 # --- all runs --------------------------------------------------------------------------------------------
@@ -157,12 +179,12 @@ def run_grid(
         memory_gb: budget of all workers together, in GiB. A run starts if the memory it held before (2 GiB
             if no line tells) fits into the rest. If they grow beyond the budget all the same, the run begun
             last is stopped and made again alone; a run that needs more even then has failed.
-        say: called with each result, and True if it is a failure; prints a line on stderr by default.
+        say: called with each result, and True if it is a failure; logs it by default.
 
     Returns:
         One line for each failure; each is also written to a file next to the ledger.
     """
-    say = say or _on_stderr()
+    say = say or _log
     waiting, free = list(jobs), list(workers)
     running: dict[Future[Result], tuple[Worker, Job]] = {}
     stopped: set[Future[Result]] = set()
@@ -320,6 +342,5 @@ def _news(number: int, total: int, left: float | None, job: Job, result: Result)
     return f"{number} of {total}, {about}: {text}, {cost}"
 
 
-def _on_stderr() -> Callable[[str, bool], None]:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    return lambda text, failed: console.print(text, style="red" if failed else None, markup=False)
+def _log(text: str, failed: bool) -> None:
+    logging.getLogger(__name__).log(logging.WARNING if failed else logging.INFO, "%s", text)

@@ -25,6 +25,7 @@ from ..detectors import DIA, Detector
 from ..detectors.registry import detector_class, wanted_settings
 from ..detectors.saving import OWN, fingerprint, identity_of, sha256_of
 from ..evaluate.metrics import image_metrics, pixel_metrics
+from ..features.backbone import LITE
 from .ledger import Ledger, identity
 
 OWN_WEIGHTS = "dia"
@@ -66,18 +67,18 @@ def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_
     speed = len(images) / (time.perf_counter() - start)
     metrics = None
     if images.labels is not None and 0 < images.labels.sum() < len(images):
-        metrics = image_metrics(images.labels, scores, n_boot=n_boot)
+        metrics = image_metrics(images.labels, scores, images.unit_codes, n_boot=n_boot)
         if images.masks is not None and maps is not None and images.masks.any():
             metrics |= pixel_metrics(images.masks, maps)
     return Scored(scores, maps, speed, metrics)
 
 
-def facts_of(detector: Detector, dataset: str, preset: str, normals: ImageSet) -> dict[str, Any]:
+def facts_of(detector: Detector, dataset: str | None, preset: str, normals: ImageSet) -> dict[str, Any]:
     """Returns the facts about its making that a saved run keeps.
 
     Args:
         detector: to be fitted.
-        dataset: name or path of the training data.
+        dataset: name or path of the training data; None where they cannot be read again.
         preset: of the settings.
         normals: the training images.
 
@@ -125,6 +126,7 @@ def record(detector: Detector, scored: Scored, test: ImageSet, dataset: str) -> 
     return {
         **described(dataset, detector, facts["preset"], data), **scored.metrics,
         "n_train": detector.n_train_, "n_calibration": detector.n_calibration_, "n_test": len(test),
+        **({"n_patients": test.n_patients} if test.n_patients else {}),
         "image_shape": list(detector.shape_), "size": detector.side(),
         "fit_seconds": round(detector.fit_seconds_, 2),
         "score_images_per_second": round(scored.images_per_second, 1),
@@ -215,8 +217,8 @@ def _full_settings(method: str, preset: str, changes: str) -> Any:
 
 
 def weights_kind(weights: str) -> str:
-    """Returns the kind of a setting `weights`: `none`, `imagenet`, `dia` or `file`."""
-    if weights in ("none", "imagenet"):
+    """Returns the kind of a setting `weights`: `none`, `imagenet`, `lite0` to `lite2`, `dia` or `file`."""
+    if weights in ("none", "imagenet", *LITE):
         return weights
     return "dia" if weights == OWN_WEIGHTS or weights.startswith(OWN) else "file"
 
@@ -248,6 +250,8 @@ def _encoder_of(run: Path, preset: str) -> dict[str, Any]:
 
 def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
     """Returns the file of a line's raw scores, which holds `scores` float64 and `labels` int8.
+
+    Where patients or volumes are known, it holds `units` too: whole numbers, equal for the images of one.
 
     Args:
         folder: of raw scores.
@@ -331,7 +335,10 @@ def run(
             path = scores_path(scores, line)
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}")  # whole or not at all
-            np.savez_compressed(new, scores=scored.scores, labels=np.asarray(test.labels))
+            kept: dict[str, Any] = {"scores": scored.scores, "labels": np.asarray(test.labels)}
+            if test.unit_codes is not None:
+                kept["units"] = test.unit_codes
+            np.savez_compressed(new, **kept)
             new.replace(path)
         if ledger is not None:
             ledger.append(line)

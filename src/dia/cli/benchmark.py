@@ -5,14 +5,14 @@ Their parsers need neither torch nor a detector: everything else is imported whe
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..benchmark.ledger import FAILED, LEDGER, Ledger, failures_path
 from ..core.errors import DataError, TrainingError
+from ..data.options import ReadOptions
 from .options import Cluster, DataRoot, Device, remark, result
 from .options import out as console
 
@@ -32,6 +32,8 @@ class Runs(Cluster, Device, DataRoot):
         workers: runs at a time, each in a process of its own with its share of the cores; default: one, in
             this process; with ray one for each GPU, or else CPU core
         memory_gb: memory of all workers together; default: with several, four fifths of the machine's
+        normal: class folders or label values, comma separated, that are normal in your own folders, .npz or
+            .csv among the data sets; known sets say what is normal
     """
 
     ledger: str = LEDGER
@@ -39,26 +41,50 @@ class Runs(Cluster, Device, DataRoot):
     work: str = ".work"
     workers: int | None = None
     memory_gb: float | None = None
+    normal: str | None = None
 
     def paths(self) -> Paths:
         """Returns the places of data and results."""
         from ..benchmark.runner import Paths
 
-        bar = sys.stderr.isatty() and self.executor == "local" and self.workers in (None, 1)
-        return Paths(self.ledger, self.scores, self.work, self.data_root, self.device, bar)
+        bar = self.executor == "local" and self.workers in (None, 1)
+        return Paths(self.ledger, self.scores, self.work, self.data_root, self.device, bar, self.normal)
+
+    def check(self, datasets: Collection[str]) -> None:
+        """Raises `DataError`: a set is not there, a user's own lacks labels, or `normal` is idle."""
+        from ..data.datasets import find, is_path, known_set, open_listing
+
+        for name in datasets:
+            if (known := known_set(name, self.data_root)).path:
+                find(known, self.data_root)
+        own = [name for name in datasets if is_path(name, self.data_root)]
+        if self.normal and not own:
+            raise DataError("--normal is for folders of your own, and no data set is one; leave it out")
+        for name in own:
+            labels = open_listing(name, "test", options=ReadOptions(normal=self.normal)).labels
+            if labels is None or not 0 < labels.sum() < len(labels):
+                raise DataError(
+                    f"{name}: the test images need labels of both classes; --normal names the class that is "
+                    "normal, or the split folders hold them"
+                )
 
     def carry_out(self, jobs: Sequence[Job]) -> list[str]:
         """Runs jobs, and returns a line for each failure."""
         from ..benchmark.runner import run_grid
         from ..benchmark.workers import memory_of_machine_gb, workers_of
 
+        self.check(dict.fromkeys(job.dataset for job in jobs))
         several = self.executor == "local" and (self.workers or 1) > 1
         memory = 0.8 * memory_of_machine_gb() if several and self.memory_gb is None else self.memory_gb
         with workers_of(
             self.executor, self.workers, device=self.device, apart=self.memory_gb is not None,
             address=self.ray_address,
         ) as workers:  # fmt: skip
-            return run_grid(jobs, self.paths(), workers, memory_gb=memory)
+            return run_grid(jobs, self.paths(), workers, memory_gb=memory, say=_say)
+
+
+def _say(text: str, failed: bool) -> None:
+    remark(text, "red" if failed else None)
 
 
 def refuse_failures(failed: Sequence[str]) -> None:
@@ -97,7 +123,7 @@ def benchmark(
     weights: Sequence[str] = (),
     settings: dict[str, dict[str, Any]] = {},  # noqa: B006 - never changed
     max_size: int | None = None,
-    readme: str | None = None,
+    readme: Sequence[str] = (),
     dry_run: bool = False,
     runs: Runs,
 ) -> None:
@@ -107,7 +133,8 @@ def benchmark(
     one failure does not stop the rest. `dia report benchmark` draws the table.
 
     Args:
-        datasets: names of `dia data list`, as [a,b]
+        datasets: names of `dia data list`, or folders, .npz or .csv of your own labelled images, as [a,b]; a
+            folder without splits is divided, four fifths of its normals to train on
         methods: names of `dia methods`, or anomalib:NAME for any model of anomalib (default: all but those
             that are published with pretrained weights, or need an extra package)
         seeds: a run for each
@@ -117,19 +144,21 @@ def benchmark(
             preset's
         settings: changes of a method's settings, as '{patchcore: {size: 96}}'
         max_size: read images at this side at most; default: the preset's
-        readme: write the table between this file's RESULTS marks
+        readme: write the tables between the marks SETS, RESULTS and HEATMAPS of these files, as [a,b]
         dry_run: show which runs are missing, and their cost
         runs: where and how the runs are made.
 
     Examples:
         dia benchmark --datasets [pneumoniamnist,breastmnist] --methods [dia,msc,trivial:hog] \
             --weights [none,dia] --data_root data --workers 2
+        dia benchmark --datasets [scans/labelled] --normal healthy --ledger mine.jsonl
+        dia --plugin mine.py benchmark --datasets [scans/labelled] --normal healthy --methods [mine,dia+]
         dia benchmark --config grid.yaml --dry_run
         dia benchmark --methods [patchcore] --settings '{patchcore: {size: 96}}'
     """
     from ..benchmark.grid import benchmark_grid
     from ..benchmark.runner import missing
-    from ..report.benchmark_page import readme_table
+    from ..report.benchmark_page import marked_tables
 
     _check_preset(preset)
     grid, left_out = benchmark_grid(
@@ -141,8 +170,8 @@ def benchmark(
     if dry_run:
         return _show_cost(missing(jobs, runs.paths()), len(jobs), runs.ledger)
     failed = runs.carry_out(jobs)
-    if readme:
-        readme_table(Path(readme), Ledger(runs.ledger).rows())
+    for file in readme:
+        marked_tables(Path(file), Ledger(runs.ledger).rows())
     refuse_failures(failed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -43,9 +44,9 @@ def data(
 
     Examples:
         dia data list
-        dia data check breastmnist --data_root data
+        dia data check breastmnist --data-root data
         dia data check scans --normal healthy --json
-        dia data check breastmnist --data_root data --row trivial:pixels
+        dia data check breastmnist --data-root data --row trivial:pixels
         dia data check scans --normal healthy --run runs/mine
     """
     from ..data import datasets
@@ -65,7 +66,30 @@ def data(
 
     options = ReadOptions.of(reading.options(), size=size)
     found = check_data(name, reading.data_root, options, run=run, scores=scores, row=row)
-    return output.show(found) if output.json else out.print_json(json.dumps(found))
+    return output.show(found if output.json else flattened(found))
+
+
+_SHOWN = 5  # entries of a list
+
+
+def flattened(found: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested facts in one level, for a table.
+
+    Args:
+        found: facts by name, with others within.
+        prefix: stands before each name.
+    """
+    made: dict[str, Any] = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping) and value:
+            made |= flattened(value, f"{prefix}{name} ")
+        elif isinstance(value, list) and value and not isinstance(value[0], int | float):
+            shown = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in value[:_SHOWN]]
+            more = [f"and {len(value) - _SHOWN} more; --json shows all"] * (len(value) > _SHOWN)
+            made[prefix + name] = "; ".join([*shown, *more])
+        else:
+            made[prefix + name] = "none" if value in ([], {}, None) else value
+    return made
 
 
 def methods(*, preset: Preset = "cpu", output: Output) -> None:
@@ -106,4 +130,4 @@ def methods(*, preset: Preset = "cpu", output: Output) -> None:
         )  # fmt: skip
     out.print(table)
     result("anomalib:NAME is any other image model of anomalib; those of the extra `peers` need it installed")
-    return result("Settings with their values: --json, or dia fit --method NAME --print_config")
+    return result("Settings with their values: --json, or dia fit --method NAME --print-config")

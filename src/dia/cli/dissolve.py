@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.errors import DataError
+from ..data.formats.mark import MARKED
+from ..deploy.outputs import check_outputs
 from ..report.pictures import DISSOLVE_TS, dissolved_columns, sheet
 from .options import Device, Images, Model, Output, result
 
@@ -43,11 +45,13 @@ def dissolve(
     from ..detectors.saving import config_of
     from ..dissolve import load_dissolver
 
+    if not out.lower().endswith(MARKED):
+        raise DataError(f"--out {out}: the name must end in {', '.join(MARKED)}")
     folder = Path(run)
     config = config_of(folder)
     shape = config.shape if config else None
     if shape and not (folder / "dissolver").is_dir():
-        raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
+        raise DataError(f"{folder}: no dissolver here; fit dia, or dia+ with dissolver.kind diffusion")
     dissolver = load_dissolver(folder / "dissolver" if shape else folder, device=device.device)
     size: dict[str, Any] = (
         {"size": (shape[0], shape[1]), "channels": shape[2]}
@@ -92,6 +96,8 @@ def illustrate(
     """
     from ..report import method_figures
 
+    for name in method_figures.FIGURES:
+        check_outputs({"--out": str(Path(out, f"{name}.{'png' if name == 'strips' else format}"))}, [])
     detector = model.load()
     labelled = images.read_for(detector)
     for path in method_figures.illustrate(

@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from jsonargparse.typing import OpenUnitInterval
+from jsonargparse.typing import NonNegativeInt
 
 from ..core.errors import DataError
-from ..core.settings import from_dict, plain, replaced
+from ..core.settings import differences, from_dict, plain, replaced
+from ..core.storage import Owner
 from ..detectors.calibration import FALSE_ALARM_RATE, HOLDOUT
 from .help import ArgumentParser, configured
-from .options import Device, Output, Preset, TrainingImages, err, finite, remark
+from .options import (
+    Device,
+    Output,
+    Preset,
+    Share,
+    TrainingImages,
+    err,
+    finite,
+    remark,
+    remark_no_threshold,
+    remark_skipped,
+)  # fmt: skip
 
 METHOD = "dia+"  # `detectors.registry.DEFAULT`, for which that module, and torch, would be imported
 PRESET: Preset = "cpu"
+_HELD_OUT, _RATE = Share(HOLDOUT), Share(FALSE_ALARM_RATE)
 
 
 def _add_settings(parser: ArgumentParser, argv: Sequence[str]) -> None:
@@ -93,17 +105,27 @@ def _marked(text: str) -> str:
     return "\n".join([f"# {config['method']}: {count}", *lines, ""])
 
 
+def _refuse_idle(settings: Any, preset: Preset) -> None:
+    """Refuses settings that were changed and do nothing, as the others stand."""
+    from ..detectors.presets import settings as of_preset
+
+    idle = settings.idle() if hasattr(settings, "idle") else ()
+    for name in differences(settings, of_preset(type(settings), preset)) if idle else ():
+        if any(name == each or name.startswith(f"{each}.") for each in idle):
+            raise DataError(f"--settings.{name} does nothing as the other settings stand; leave it out")
+
+
 def fit(
     images: TrainingImages,
     *,
     out: str = "runs/model",
     method: str = METHOD,
     preset: Preset = PRESET,
-    seed: int = 0,
+    seed: NonNegativeInt = 0,
     size: int | None = None,
     channels: int | None = None,
-    holdout: OpenUnitInterval = HOLDOUT,
-    false_alarm_rate: OpenUnitInterval = FALSE_ALARM_RATE,
+    holdout: Share = _HELD_OUT,
+    false_alarm_rate: Share = _RATE,
     contamination: float = 0.0,
     weights: str | None = None,
     logger: Literal["none", "csv", "tensorboard", "mlflow"] = "none",
@@ -120,7 +142,7 @@ def fit(
     that scores get p-values and a threshold without any anomaly. The model is a folder of JSON and
     safetensors, which records its origin.
 
-    With --method or --preset this help lists the settings of that method in that preset; --print_config shows
+    With --method or --preset this help lists the settings of that method in that preset; --print-config shows
     all options, with the paper's value as a comment where it differs.
 
     Args:
@@ -130,10 +152,12 @@ def fit(
         preset: named settings: cpu (minutes on two cores), gpu (for one accelerator), paper (as published)
         seed: decides the hold-out, the first weights and every random draw
         size: side in pixels of the squares to which images are resized (default: their own size, shrunk to
-            the preset's longest side)
+            the method's longest side: 1024 for dia+, else the preset's)
         channels: 1 or 3 (default: as the images are)
-        holdout: share of the normals kept for calibration
-        false_alarm_rate: share of normal images that the model's threshold flags at most, on average
+        holdout: share of the normals held out, half of it for p-values and threshold, half for the scale of
+            scores; dia+ holds none out
+        false_alarm_rate: share of normal images that the model's threshold flags at most, on average, as 0.05
+            or 5%
         contamination: share of anomalies mixed among the normals as if normal, to measure their cost
         weights: first weights of a method that has pretrained ones: imagenet (fetched by timm from the
             Hugging Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights
@@ -148,61 +172,87 @@ def fit(
     Examples:
         dia fit scans/normal --out runs/mine
         dia fit scans --normal healthy --size 64 --out runs/mine --resume
-        dia fit pneumoniamnist --data_root data --method csi --seed 1 --out runs/csi
-        dia fit scans/normal --settings.dissolver.steps 2000 --print_config
+        dia fit pneumoniamnist --data-root data --method csi --seed 1 --out runs/csi
+        dia fit scans/normal --settings.dissolver.steps 2000 --print-config
         torchrun --nproc_per_node 4 $(which dia) fit scans/normal --out runs/mine
     """
     from ..benchmark.runs import facts_of
-    from ..core.processes import barrier, is_main, join_processes
+    from ..core.processes import barrier, choose_device, is_main, join_processes
     from ..core.tracking import check_logger, tracking
-    from ..detectors.presets import MAX_SIZE
+    from ..detectors.presets import longest_side
     from ..detectors.registry import detector_class
+    from ..detectors.saving import with_reading
 
     check_logger(logger)
     join_processes()
-    err.quiet = not is_main()
+    err.quiet = err.quiet or not is_main()
     cls = detector_class(method)
+    if cls.leaves_one_out and holdout != _HELD_OUT:
+        raise DataError(
+            f"--holdout does nothing for {method}, which judges each normal by the others; leave it out"
+        )
     if weights and not hasattr(settings, "weights"):
         raise DataError(f"--weights: {method} starts from no other network; leave the flag out")
     given = replaced(settings, {"weights": weights}) if weights else settings
+    choose_device(device.device)  # refused before anything is read
+    _refuse_idle(given, preset)
+    if not 0 <= contamination < 1:
+        raise DataError(f"--contamination must lie in [0, 1), not {contamination}")
     target = Path(out)
-    if target.exists() and not (target / "config.json").exists():
-        raise DataError(f"{target} exists and is not a model; choose another --out")
-    if target.exists() and resume and not overwrite:
-        return remark(f"{target} is complete; nothing to resume")
-    if target.exists() and not overwrite:
-        raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
-    read = images.read(size=size, max_size=MAX_SIZE[preset], channels=channels)
-    normals = read.normals()
-    if contamination:
-        normals = normals.contaminated(read.anomalies(), contamination, seed)
-    if len(read) and not len(normals):
-        raise DataError(
-            f"{images.data}: no image of split {images.split} is normal; see --normal and --split"
+    with Owner(target) if is_main() else contextlib.nullcontext() as owner:
+        if target.exists() and not (target / "config.json").exists():
+            raise DataError(f"{target} exists and is not a model; choose another --out")
+        if target.exists() and resume and not overwrite:
+            return remark(f"{target} is complete; nothing to resume")
+        if target.exists() and not overwrite:
+            raise DataError(f"{target} holds a model already; choose another --out, or --overwrite it")
+        listing = images.listing(size=size, max_size=longest_side(cls.Settings, preset), channels=channels)
+        read = listing.read()
+        remark_skipped(read.skipped)
+        normals = read.normals()
+        if contamination:
+            normals = normals.contaminated(read.anomalies(), contamination, seed)
+        if len(read) and not len(normals):
+            raise DataError(
+                f"{images.data}: no image of split {images.split} is normal; see --normal and --split"
+            )
+        left = len(read) - len(normals)
+        left_out = f" ({left} anomalous ones left out)" if left else ""
+        mixed = f"; a share of {contamination:.3g} of them is anomalous" if contamination else ""
+        of = f" of {n} patient{'s' * (n != 1)}" if (n := normals.n_patients) else ""
+        remark(f"{method}: fitting on {len(normals)} normal images{of}{left_out}{mixed}")
+        if ":" in (levels := listing.reading.levels or ""):
+            remark(
+                f"grey levels: black is {levels.replace(':', ', white ')}, learned from the normals and kept "
+                "in the model; --window sets others"
+            )
+        if listing.set_aside:
+            remark(
+                f"{listing.set_aside} normal images are set aside, to judge the model on; --split all takes "
+                "them too"
+            )
+        work = target.with_name(f".{target.name}.work")
+        if not resume and is_main():
+            shutil.rmtree(work, ignore_errors=True)
+        barrier()
+        detector = cls(
+            given, seed=seed, device=device.device, holdout=holdout, false_alarm_rate=false_alarm_rate
         )
-    left = len(read) - len(normals)
-    left_out = f" ({left} anomalous ones left out)" if left else ""
-    mixed = f"; a share of {contamination:.3g} of them is anomalous" if contamination else ""
-    remark(f"{method}: fitting on {len(normals)} normal images{left_out}{mixed}")
-    work = target.with_name(f".{target.name}.work")
-    if not resume and is_main():
+        detector.facts_ = with_reading(
+            facts_of(detector, images.data, preset, normals), listing.reading, split=images.split,
+            data_root=images.data_root, contamination=contamination,
+        )  # fmt: skip
+        about = {"method": method, "preset": preset, "settings_hash": detector.settings_hash()}
+        with tracking(logger, log_dir or f"{target}.logs", run=target.name, about=about):
+            detector.fit(normals, workdir=work, resume=resume, progress=True)
+        if owner is None:
+            return None
+        owner.check()
+        detector.save(target)
         shutil.rmtree(work, ignore_errors=True)
-    barrier()
-    detector = cls(given, seed=seed, device=device.device, holdout=holdout, false_alarm_rate=false_alarm_rate)
-    detector.facts_ = facts_of(detector, images.data, preset, normals)
-    detector.facts_["read"] = {
-        "split": images.split, "normal": images.normal, "data_root": images.data_root,
-        "contamination": contamination, **images.options().kept(),
-    }  # fmt: skip
-    about = {"method": method, "preset": preset, "settings_hash": detector.settings_hash()}
-    with tracking(logger, log_dir or f"{target}.logs", run=target.name, about=about):
-        detector.fit(normals, workdir=work, resume=resume, progress=sys.stderr.isatty())
-    if not is_main():
-        return None
-    detector.save(target)
-    shutil.rmtree(work, ignore_errors=True)
-    return output.show({
-        "run": str(target), "method": method, "n_train": detector.n_train_,
-        "n_calibration": detector.n_calibration_, "fit_seconds": round(detector.fit_seconds_, 1),
-        "threshold": finite(detector.threshold()), "false_alarm_rate": false_alarm_rate,
-    })  # fmt: skip
+        remark_no_threshold(detector, false_alarm_rate)
+        return output.show({
+            "run": str(target), "method": method, "n_train": detector.n_train_,
+            "n_calibration": detector.n_calibration_, "fit_seconds": round(detector.fit_seconds_, 1),
+            "threshold": finite(detector.threshold()), "false_alarm_rate": false_alarm_rate,
+        })  # fmt: skip

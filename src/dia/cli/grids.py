@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def ablate(
 
     Examples:
         dia ablate --list
-        dia ablate dissolver-masking --data_root data --dry_run
-        dia ablate dissolver-masking --datasets [breastmnist] --seeds [0,1,2] --data_root data
+        dia ablate dissolver-masking --data-root data --dry-run
+        dia ablate dissolver-masking --datasets [breastmnist] --seeds [0,1,2] --data-root data
         dia ablate dissolver-masking --draw --reference [none,excluded]
     """
     from ..benchmark.grid import load_grid, measured, shipped
@@ -119,8 +120,8 @@ def explore(
         runs: where and how the runs are made.
 
     Examples:
-        dia explore recipes/one.yaml recipes/other.yaml --data_root data
-        dia explore recipes/one.yaml --datasets [breastmnist] --seeds [0,1,2] --data_root data
+        dia explore recipes/one.yaml recipes/other.yaml --data-root data
+        dia explore recipes/one.yaml --datasets [breastmnist] --seeds [0,1,2] --data-root data
     """
     from ..benchmark.grid import load_recipe
     from ..benchmark.protocol import development_kinds
@@ -131,7 +132,8 @@ def explore(
         recipe = load_recipe(path)
         sets = tuple(datasets or recipe.datasets)
         grids.append(replace(recipe, protocol="explore", seeds=tuple(seeds), datasets=sets))
-        jobs += grids[-1].jobs({d: development_kinds(d, runs.data_root, recipe.side) for d in sets})
+        kinds = partial(development_kinds, data_root=runs.data_root, side=recipe.side)
+        jobs += grids[-1].jobs({d: kinds(d, normal=runs.paths().normal_in(d)) for d in sets})
     failed = runs.carry_out(jobs)
     columns = dict.fromkeys(job.label for job in jobs)
     lines = [r for r in Ledger(runs.ledger).rows() if r.get("protocol") == "explore" and r["seed"] in seeds]
@@ -156,8 +158,8 @@ def confirm(recipe: str, *, runs: Runs) -> None:
         runs: where and how the runs are made.
 
     Examples:
-        dia confirm recipes/one.yaml --data_root data
-        dia confirm recipes/one.yaml --data_root data --ledger results/runs.jsonl --workers 2
+        dia confirm recipes/one.yaml --data-root data
+        dia confirm recipes/one.yaml --data-root data --ledger results/runs.jsonl --workers 2
     """
     from ..benchmark.grid import load_recipe
     from ..benchmark.protocol import check_frozen, confirmations, met_before, met_unconfirmed

@@ -24,6 +24,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import jsonargparse
 
 from ..core.errors import DataError, printable
+from ..core.running.progress import begun
 from ..core.yamlfile import read_yaml
 
 EXAMPLES = "examples:"
@@ -53,7 +54,19 @@ class _Formatter(jsonargparse.DefaultHelpFormatter):
             return text.replace("%(default)s", f"[{','.join(map(str, action.default))}]")
         return text
 
+    def _format_usage(self, *args: Any, **kwargs: Any) -> str:
+        return with_dashes(super()._format_usage(*args, **kwargs))
+
+    def _format_text(self, text: str) -> str:
+        return with_dashes(super()._format_text(text))
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return with_dashes(super()._expand_help(action)).replace("%%", "%")
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        return with_dashes(self._invocation(action))
+
+    def _invocation(self, action: argparse.Action) -> str:
         text, width = super()._format_action_invocation(action), self._width - self._current_indent
         if len(text) <= width:
             return text
@@ -64,7 +77,7 @@ class ArgumentParser(jsonargparse.ArgumentParser):
     """jsonargparse's parser in this package's layout, which takes no abbreviated flags.
 
     Attributes:
-        printed: changes the YAML that `--print_config` prints.
+        printed: changes the YAML that `--print-config` prints.
     """
 
     printed: Callable[[str], str] = staticmethod(str)
@@ -86,13 +99,51 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         words = words if len(words) < _LONGEST else f"{words[:_LONGEST]} …"
         words = re.sub(r'^Parser key "([\w.]+)":', r"--\1:", words)
         words = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", words)
+        words = re.sub(r"Unable to deserialize.*?: |Not of type \w+: ", "", words)
+        either = r"Does not validate .*<class 'NoneType'> - (.*?) Given value type.*value: "
+        words = re.sub(either, r"\1, not ", words)
+        if share := re.match(r"(--[\w.]+): .*must be a share .*, not (\S+)", words):
+            words = f"{share[1]} must be a share above 0 and below 1, as 0.05 or 5%, not {share[2]}"
+        if wrong := re.search(r"Expected one of (.*)\. Got value: (\S+)$", words):
+            words += did_you_mean(wrong[2], re.findall(r"'(.*?)'", wrong[1]))
         if words.startswith("Unrecognized arguments") and (unknown := re.search(r"--[\w.]+", words)):
             words += did_you_mean(unknown[0], self._option_string_actions)
+        words = with_dashes(words)
         self.exit(2, f"dia: {words}; see {self.prog} --help\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        begun()
+        super()._print_message(message, file)
+
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Returns a configuration as YAML, as `--print_config` prints it."""
+        """Returns a configuration as YAML, as `--print-config` prints it."""
         return self.printed(super().dump(*args, **kwargs))
+
+
+def with_dashes(text: str) -> str:
+    """Returns a text with its flags spelt with dashes, as --false-alarm-rate."""
+    return re.sub(r"(?<![\w/-])--[a-z][\w.]*_[\w.]*", lambda flag: flag[0].replace("_", "-"), text)
+
+
+def candidates(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Returns the words that may stand last, as a shell's completion offers them.
+
+    Args:
+        parser: of the command.
+        words: those after the command's name; the last is being typed.
+
+    Returns:
+        Flags, or the values of a flag or argument that has but a few; empty where files come next.
+    """
+    before = words[-2] if len(words) > 1 else ""
+    typed = words[-1] if words else ""
+    if action := parser._option_string_actions.get(before):
+        return [v for v in get_args(getattr(action, "_typehint", None)) if isinstance(v, str)]
+    if typed.startswith("-"):
+        return [with_dashes(flag) for flag in parser._option_string_actions]
+    first = next((a for a in parser._actions if not a.option_strings), None)
+    known = get_args(getattr(first, "_typehint", None)) if len(words) < 2 else ()
+    return [value for value in known if isinstance(value, str)]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -142,6 +193,9 @@ def parser_of(function: Callable[..., None], prog: str, argv: Sequence[str] = ()
     parser.add_argument(
         "--config", action=jsonargparse.ActionConfigFile, help="YAML with any of these options"
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="say results and errors alone")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say each part of the work and its time")
+    parser.add_argument("--log_file", type=str | None, help="append what is said, with times, to this file")
     _add_arguments(parser, parser, function, argv)
     parser._option_string_actions["--print_config"].help = "print all options as YAML, and exit"
     positional = [a for a in parser._actions if not a.option_strings]
@@ -183,6 +237,30 @@ def _add_arguments(parser: ArgumentParser, group: Any, thing: Any, argv: Sequenc
         add(parser, argv)
 
 
+def listed(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Returns the words with lists that are written a,b in brackets, as [a,b].
+
+    Args:
+        parser: of the command.
+        words: those after the command's name.
+    """
+    made = list(words)
+    for i, word in enumerate(made):
+        flag, equals, value = word.partition("=")
+        action = parser._option_string_actions.get(flag)
+        kind = str(getattr(action, "_typehint", ""))
+        if not re.match(
+            r"(typing\.|collections\.abc\.)?(Optional\[)?(typing\.|collections\.abc\.)?(Sequence|[Ll]ist)\[",
+            kind,
+        ):
+            continue
+        place = i if equals else i + 1
+        value = value if equals else made[place] if place < len(made) else "["
+        if value and value[0] not in "[-" and value != "null":
+            made[place] = f"{flag}=[{value}]" if equals else f"[{value}]"
+    return made
+
+
 def values_of(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     """Parses the words after a command's name.
 
@@ -198,7 +276,7 @@ def values_of(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
         SystemExit: the words ask for help (status 0) or do not parse (status 2).
     """
     configured(words)  # refuses hostile YAML before jsonargparse reads it
-    given = parser.parse_args(words)
+    given = parser.parse_args([*map(str, listed(parser, words))])
     for action in parser._actions:  # jsonargparse lets null stand everywhere
         kind = getattr(action, "_typehint", None)
         may = action.default in (None, argparse.SUPPRESS) or kind is None or type(None) in get_args(kind)
@@ -257,4 +335,5 @@ def configured(argv: Sequence[str], *names: str) -> dict[str, str]:
             if not isinstance(loaded, dict):
                 raise DataError(f"{file}: no options in it; write them as NAME: VALUE")
             found |= loaded
-    return {name: str(value) for name, value in (found | flags).items() if name in names}
+    made = {name: value for name, value in (found | flags).items() if name in names}
+    return {name: str(value) for name, value in made.items() if value is not None}

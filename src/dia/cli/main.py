@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -17,21 +19,34 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from ..core.errors import DataError, TrainingError, system_error
-from .help import ArgumentParser, arguments_of, did_you_mean, parser_of, values_of
+from .help import (
+    ArgumentParser,
+    arguments_of,
+    candidates,
+    configured,
+    did_you_mean,
+    parser_of,
+    values_of,
+    with_dashes,
+)  # fmt: skip
 
 _MODULES = {  # a command's function has its name, with an underscore for a space
     "fit": ["fit"],
     "score": ["score", "evaluate", "report"],
-    "stress": ["stress", "select"],
+    "stress": ["stress"],
     "dissolve": ["dissolve", "illustrate"],
-    "deploy": ["export", "serve", "push"],
+    "model": ["info", "calibrate", "export", "serve", "push"],
     "benchmark": ["benchmark", "report benchmark"],
     "grids": ["ablate", "explore", "confirm"],
     "data": ["data", "methods"],
     "demo": ["demo"],
+    "main": ["completion"],
 }
+_WRITTEN = ("out", "heatmaps", "ledger", "store", "log_dir")  # the arguments that name what is written
+_READ = ("data", "run", "normals", "check", "results", "weights")  # and what is read
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 
 ABOUT = """Finds subtle anomalies in medical images after training on normal images only.
@@ -44,10 +59,11 @@ Train on normals, score new images, look at the report:
 
 Without data, `dia demo` does it all on generated images. For research; not a medical device.
 
-Flags may be written --false_alarm_rate or --false-alarm-rate; lists are written [a,b]. Results go to stdout,
-as one JSON object with --json where a command has it; progress and remarks go to stderr. Before or after a
-command, --plugin FILE.py adds a detector of your own (docs/howto/own-method.md). Exit status: 0; 1 if
-training or runs failed; 2 for bad usage or data, with one line that says what to do; 130 after Ctrl-C."""
+Lists are written [a,b], shares 0.05 or 5%. Results go to stdout, as one JSON object with --json where a
+command has it; progress and remarks go to stderr. With every command, --config FILE reads options from YAML,
+-q says less, -v says more, --log-file FILE keeps what was said, and --plugin FILE.py adds a detector of your
+own (docs/howto/own-method.md). Exit status: 0; 1 if training or runs failed; 2 for bad usage or data, with
+one line that says what to do; 130 after Ctrl-C."""
 
 
 def top_parser() -> ArgumentParser:
@@ -130,33 +146,135 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with the status, unless it is 0 after a command that ran.
     """
+    own = argv is None  # this process is the command's alone
+    with contextlib.ExitStack() as stack:
+        status = _run(sys.argv[1:] if argv is None else argv, stack, own)
+    if own and int(os.environ.get("WORLD_SIZE", 1)) > 1 and "torch" in sys.modules:
+        from ..core.processes import end_process
+
+        end_process(status)
+    if status:
+        sys.exit(status)
+
+
+def _run(argv: Sequence[str], stack: contextlib.ExitStack, own: bool) -> int:
+    """Runs a command line and returns the exit status; what it opens is closed with the stack."""
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}", "yellow")
+    warnings.showwarning = _warner()
     target = ""  # where the command writes
     try:
-        words = _with_plugins(with_underscores(sys.argv[1:] if argv is None else argv))
+        words = _with_plugins(with_underscores(argv))
+        if words[:1] and words[0] in ("-q", "-v", "--quiet", "--verbose", "--log_file"):
+            raise DataError(
+                f"{words[0]} stands after the command, as in dia score {words[0]} …; see dia --help"
+            )
         if not words or words[0].startswith("-"):
-            top_parser().parse_args(words)
-            raise DataError("a command must be named; see dia --help")
+            top = top_parser()
+            top.parse_args(words)
+            top.print_help()
+            return 0
         name, words = command_of(words)
+        if name == "completion" and words[:1] == ["words"]:
+            print("\n".join(completed(words[1:])))
+            return 0
+        if not {"-h", "--help"} & {*words}:
+            _begin(name, words, stack, own)
         values = values_of(command_parser(name, words), words)
         target = str(values.get("out") or values.get("work") or "")
+        from ..deploy.outputs import check_outputs  # here, as `dia --help` needs no numpy
+
+        written = {f"--{flag}": values.get(flag) for flag in _WRITTEN}
+        check_outputs(written, [str(values[name]) for name in _READ if values.get(name)])
         function = _function_of(name)
         function(**arguments_of(function, values))
+        return 0
     except (DataError, TrainingError) as error:
-        _say(f"dia: {error}", "red")
-        sys.exit(2 if isinstance(error, DataError) else 1)
+        _fail(with_dashes(str(error)))
+        return 2 if isinstance(error, DataError) else 1
+    except BrokenPipeError:  # as `| head` leaves it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
-        _say("dia: stopped; the same command goes on with a grid, and with --resume a fit or a score")
-        sys.exit(130)
+        _fail("stopped; the same command goes on with a grid, and with --resume a fit or a score")
+        return 130
     except Exception as error:
         if not (line := system_error(error, target)):
+            logging.getLogger("dia").exception("dia %s failed", " ".join(argv))
             raise
-        _say(f"dia: {line}", "red")
-        sys.exit(2)
+        _fail(line)
+        return 2
 
 
-def _say(line: str, style: str | None = None) -> None:
-    from .options import remark  # here, as `dia --help` needs no console
+def _begin(name: str, words: Sequence[str], stack: contextlib.ExitStack, own: bool) -> None:
+    """Opens the log, shows that the command has begun, and looks how many cores are free."""
+    from ..core.running import progress, threads
+    from .options import speaking
 
-    remark(line, style)
+    given = configured(words, "log_file", "quiet", "verbose")
+    stack.enter_context(
+        speaking(
+            quiet=bool({"-q", "--quiet"} & {*words}) or given.get("quiet") == "True",
+            verbose=bool({"-v", "--verbose"} & {*words}) or given.get("verbose") == "True",
+            log_file=given.get("log_file"),
+        )
+    )
+    progress.log.info("dia %s %s (version %s)", name, with_dashes(" ".join(words)), version("dia-anomaly"))
+    progress.begin(f"Starting dia {name}")
+    if own:
+        threads.govern()
+
+
+def completion(shell: Literal["bash", "zsh"]) -> None:
+    """Print what lets a shell complete commands and options.
+
+    It belongs into your shell's start file.
+
+    Args:
+        shell: bash or zsh
+
+    Examples:
+        dia completion bash >> ~/.bashrc
+        dia completion zsh >> ~/.zshrc
+    """
+    print(SHELLS[shell] + _COMPLETES)
+
+
+def completed(typed: Sequence[str]) -> list[str]:
+    """Returns the words that may stand last in a command line, as the shell asks for them.
+
+    Args:
+        typed: the words after the program's name; the last is being typed.
+    """
+    if len(typed) < 2:
+        return list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    name, words = command_of(with_underscores(typed))
+    return candidates(command_parser(name, words[:-1]), words)
+
+
+SHELLS = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
+_COMPLETES = """_dia() {
+  local IFS=$'\\n'
+  COMPREPLY=($(compgen -W "$(dia completion words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)" \\
+    -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _dia dia"""
+
+
+def _warner() -> Callable[..., None]:
+    """Returns what prints warnings, each text once in a command: splits of one source have them in common."""
+    told: set[str] = set()
+
+    def warn(message: Warning | str, *_: object, **__: object) -> None:
+        from .options import remark  # here, as `dia --help` needs no console
+
+        if str(message) not in told:
+            told.add(str(message))
+            remark(f"warning: {message}", "yellow")
+
+    return warn
+
+
+def _fail(line: str) -> None:
+    from .options import failure
+
+    failure(line)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
-from rich.progress import Progress
 
 from ..core.errors import DataError
-from ..deploy.drift_monitor import DriftMonitor
-from ..deploy.scorefile import ScoreFile, write_heatmaps
-from ..deploy.scoring import BATCH, EXECUTORS, Job, hash_of, load_model
+from ..core.running.progress import Bar
+from ..deploy.heatmaps import Form, HeatmapFiles
+from ..deploy.scorefile import FIELDS, ScoreFile
+from ..deploy.scoring import BATCH, EXECUTORS, Job, hash_of, load_model, stamp_of
 from ..detectors.drift import RATE, SHARE
+from ..evaluate.drift_monitor import DriftMonitor
 from ..evaluate.volume_scores import TOP_K
-from .options import Cluster, Device, Images, Model, Output, Rate, err, finite, remark, remark_skipped, result
+from .options import (
+    Cluster,
+    Device,
+    Images,
+    Judged,
+    Model,
+    Output,
+    Rate,
+    finite,
+    remark,
+    remark_skipped,
+    result,
+)  # fmt: skip
 
 
 def score(
@@ -25,7 +38,10 @@ def score(
     images: Images,
     *,
     out: str = "scores.csv",
+    only_flagged: bool = False,
+    max: PositiveInt | None = None,
     heatmaps: str | None = None,
+    heatmaps_as: Sequence[Form] = ("overlay",),
     top_k: PositiveInt = TOP_K,
     drift_rate: OpenUnitInterval = RATE,
     anomalous_up_to: float = SHARE,
@@ -36,7 +52,7 @@ def score(
     cluster: Cluster,
     output: Output,
 ) -> None:
-    """Score images: one row each of path, score, p_value, flagged.
+    """Score images: one row each of path, score, p_value, flagged, and the further columns of a manifest.
 
     A higher score is more anomalous, on the method's own scale. The p-value is the share of held-out normals,
     including the image itself, that score at least as high; an image is flagged if its p-value is at most the
@@ -48,8 +64,13 @@ def score(
         run: a folder written by `dia fit`, or an .onnx file by `dia export`
         images: what to score.
         out: file of the rows: .csv or .jsonl
-        heatmaps: folder for a heatmap PNG of each image, under the image's own path; all have one colour
-            scale, which the first batch sets
+        only_flagged: keep the rows of flagged images alone; all images count for drift and volumes
+        max: score at most so many images, the first ones
+        heatmaps: folder for a heatmap of each image, under the image's own path and name; all have one colour
+            scale, and a contour around what is higher than nearly all normal images are anywhere
+        heatmaps_as: what to write there, as [overlay,npy]: overlay (PNG: the image at its own size under the
+            heatmap, with the scale), beside (PNG: the plain image, then the overlay), npy or tiff (float32:
+            the heatmap itself, at the image's own size)
         top_k: number of slices whose mean is a volume's second score, in NAME.volumes.csv for --out NAME.csv
         drift_rate: false-alarm rate of the drift alarm: the share of runs with images like the training
             normals that raise it
@@ -65,6 +86,7 @@ def score(
     Examples:
         dia score runs/mine scans/new --out scores.csv
         dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01
+        dia score runs/mine scans/new --heatmaps maps --heatmaps_as [beside,tiff] --only_flagged
         dia score runs/mine archive --out scores.jsonl --skip_bad --resume
         dia score runs/mine archive --executor ray --ray_address HOST:PORT
         dia score mine.onnx scans/new  # a model exported by `dia export`: needs no torch
@@ -77,64 +99,94 @@ def score(
     share = rate.of(detector)
     threshold = detector.threshold(share)
     listing = images.listing_for(detector)
+    if max is not None:
+        listing = listing.part(0, max)
     about = {
         "model": hash_of(Path(run)), "data": images.data, "split": images.split,
         "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
+        "content of the images (size or time of a file)": stamp_of(listing),
         "false-alarm rate": share, "threshold": finite(threshold), "--heatmaps": heatmaps,
+        "--heatmaps_as": [*heatmaps_as],
         "--window": images.options().as_fitted(detector.facts_).window,
     }  # fmt: skip
-    rows = ScoreFile(Path(out), about, listing.names, batch, resume=resume, gaps=images.skip_bad)
-    monitor = DriftMonitor(
-        detector, listing.names, listing.volumes, rate=drift_rate, share=anomalous_up_to,
-        before=rows.noted, resumed=rows.start > 0,
-    )  # fmt: skip
-    job = Job(
-        run, detector, listing, rows.start, batch, heatmaps is not None, device.device, images.workers,
-        cluster.ray_address,
-    )  # fmt: skip
-    first_bad = ""
-    done = rows.start
-    if resume:
-        remark(f"going on after {done} of {len(listing)} images")
-    with (
-        rows,
-        Progress(console=err, disable=not sys.stderr.isatty()) as bar,
-        closing(EXECUTORS[cluster.executor](job)) as batches,
-    ):
-        shown = bar.add_task("Scoring", total=len(listing), completed=done)
-        for names, scores, maps, skipped, acquisition in batches:
-            remark_skipped(skipped)
-            first_bad = first_bad or (skipped[0] if skipped else "")
-            if heatmaps and len(names):
-                if maps is None:
-                    raise DataError(f"{detector.method} has no heatmaps; fit dia+ for them")
-                write_heatmaps(maps, names, Path(heatmaps), rows)
-            p = detector.p_values(scores)
-            done += len(names) + len(skipped)
-            monitor.add(names, scores, acquisition)
-            rows.note(done, monitor.state())
-            rows.append([
-                (name, float(s), round(float(q), 6), bool(s > threshold))
-                for name, s, q in zip(names, scores, p, strict=True)
-            ])  # fmt: skip
-            bar.update(shown, completed=done)
+    from ..report.pictures import scale_of
+
+    first_bad, extra = "", _copied(listing.extra)
+    with ScoreFile(
+        Path(out), about, listing.names, batch, resume=resume, gaps=images.skip_bad, extra=extra
+    ) as rows:
+        monitor = DriftMonitor(
+            detector, listing.names, listing.volumes, units=listing.units, rate=drift_rate,
+            share=anomalous_up_to, before=rows.noted, resumed=rows.start > 0,
+        )  # fmt: skip
+        job = Job(
+            run, detector, listing, rows.start, batch, heatmaps is not None, device.device, images.workers,
+            cluster.ray_address,
+        )  # fmt: skip
+        done, fitted_on = rows.start, 0
+        if resume:
+            remark(f"going on after {done} of {len(listing)} images")
+        files = HeatmapFiles(Path(heatmaps), heatmaps_as, listing, done) if heatmaps else None
+        colours = detector.heat_
+        level = None if colours is None else finite(colours.level(share))
+        with (
+            Bar("Scoring", len(listing), "image") as bar,
+            closing(EXECUTORS[cluster.executor](job)) as batches,
+        ):
+            bar.update(done)
+            for names, scores, maps, skipped, acquisition, seen in batches:
+                remark_skipped(skipped)
+                fitted_on += 0 if seen is None else int(seen.sum())
+                first_bad = first_bad or (skipped[0] if skipped else "")
+                if files and len(names):
+                    if maps is None:
+                        raise DataError(f"{detector.method} has no heatmaps; fit dia+ for them")
+                    if (scale := rows.scale) is None:
+                        scale = rows.keep_scale(scale_of(maps) if colours is None else colours.scale)
+                    rows.check()
+                    files.write(names, maps, scale, level)
+                p = detector.p_values(scores)
+                done += len(names) + len(skipped)
+                monitor.add(names, scores, acquisition)
+                rows.note(done, monitor.state())
+                rows.append([
+                    (name, float(s), round(float(q), 6), bool(s > threshold))
+                    for name, s, q in zip(names, scores, p, strict=True)
+                ])  # fmt: skip
+                bar.update(done)
         if not rows.rows:
             raise DataError(f"none of {len(listing)} images could be read; the first: {first_bad}")
         of_volumes = rows.write_volumes(listing.names, listing.volumes, top_k, detector.p_values)
-        rows.finish()
+        rows.finish(only_flagged=only_flagged)
     facts = {"out": out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,
              "threshold": finite(threshold), "false_alarm_rate": share}  # fmt: skip
+    if listing.unread:
+        facts["not_read"] = sum(kind.files for kind in listing.unread)
     if of_volumes:
         facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
+    if fitted_on:
+        remark(f"the model was fitted on {fitted_on} of the images: their p-values say little", "yellow")
     drift = monitor.verdict()
     if drift["alarm"] is not False:
         remark(drift["words"], "bold red" if drift["alarm"] else "yellow")
     output.show(facts | {"drift": drift if output.json else drift["words"].partition(":")[0]})
 
 
+def _copied(extra: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Says which further columns of a manifest are copied: those that have no name of ours."""
+    columns = list(next(iter(extra.values()), ()))
+    ours = [name for name in columns if name.casefold() in FIELDS]
+    if copied := [name for name in columns if name not in ours]:
+        remark(f"copied from the manifest: {', '.join(copied)}")
+    if ours:
+        remark(f"not copied, as dia writes columns of these names: {', '.join(ours)}", "yellow")
+        extra = {n: {k: v for k, v in of.items() if k not in ours} for n, of in extra.items()}
+    return extra
+
+
 def evaluate(
     model: Model,
-    images: Images,
+    images: Judged,
     *,
     ledger: str | None = None,
     normals: str | None = None,
@@ -144,16 +196,19 @@ def evaluate(
     """Measure a model on labelled images: AUROC with its interval, AP, FPR at 95 % TPR.
 
     With masks and a method that has heatmaps, also pixel AUROC and PRO. All numbers come from raw scores: the
-    labels choose no threshold, no normalisation and no sign. Their context follows: the best untrained row on
-    the same images, near-duplicates within the test and of training images, class balance, which class is
-    normal, and a warning where the scores rank the other way.
+    labels choose no threshold, no normalisation and no sign. All images given are judged, but for those that
+    the model was fitted on, which are found by their pixels. The context of the numbers follows: the best
+    untrained row on the same images, near-duplicates within the test and of training images, class balance,
+    which class is normal, and a warning where the scores rank the other way.
 
     Args:
         model: the model to measure.
         images: the labelled images to measure it on.
-        ledger: append a line to this file, e.g. results/runs.jsonl
+        ledger: append a line to this file, e.g. results/runs.jsonl; the line is of all images of the test
+            split, so that it can be compared with others
         normals: the training normals, as a path or known set, to fit the untrained rows on and to look for
-            copies; default: the ledger's rows of the same images, or else where the model was fitted
+            copies; default: the ledger's rows of the same images, or else where you fitted the model, or the
+            known set that it names
         compare: show the context: best untrained row, copies, balance, direction
         output: how to print the result.
 
@@ -168,36 +223,47 @@ def evaluate(
     from ..report.gather import evaluation_context
 
     detector = model.load()
-    test = images.read_for(detector)
-    scored = score_set(detector, test)
-    if scored.metrics is None:
+    found, listing = images.unseen(detector, keep=ledger is not None, labelled=True)
+    test = found.images
+    if test.labels is None or not 0 < test.labels.sum() < len(test):
         raise DataError(
-            f"{images.data}: evaluation needs labels of both classes (normal and anomalous); "
-            f"without labels use `dia score`, or name the normal class with --normal"
+            f"{images.data}: a class is empty without the images that the model was fitted on; give others, "
+            "or keep them with --keep-seen"
         )
+    scored = score_set(detector, test)
     if ledger:
         Ledger(ledger).append(record(detector, scored, test, images.data))
-    facts = {"dataset": images.data, "method": detector.method, "images": len(test), **scored.metrics,
+    facts = {"dataset": images.data, "method": detector.method, **found.counts(), **(scored.metrics or {}),
              "images_per_second": round(scored.images_per_second, 1)}  # fmt: skip
     if test.volumes and test.labels is not None:
-        facts |= volume_metrics(test.labels, scored.scores, test.volumes)
+        facts |= volume_metrics(test.labels, scored.scores, test.volumes, patients=test.patients)
     lines: list[str] = []
     if compare:
-        found = evaluation_context(
-            detector, test, scored.metrics, dataset=images.data, normal=images.normal,
-            data_root=images.data_root, given=normals, ledger=ledger, say=remark,
+        beside = evaluation_context(
+            detector, test, scored, dataset=images.data, normal=images.normal,
+            data_root=images.data_root, given=normals, ledger=ledger, say=remark, files=listing.files,
         )  # fmt: skip
         if output.json:
-            facts["beside"] = found
+            facts["beside"] = beside
         else:
-            lines = found["sentences"]
+            judged = beside["verdict"]
+            lines = [*(f["words"] for f in judged["findings"]), *beside["sentences"]]
     output.show(facts)
+    if lines:
+        result(judged["headline"])
     for line in lines:
         result(f"- {line}")
 
 
 def report(
-    model: Model, images: Images, *, out: str = "report.html", compare: bool = True, rate: Rate
+    model: Model,
+    images: Judged,
+    *,
+    out: str = "report.html",
+    normals: str | None = None,
+    compare: bool = True,
+    curve: bool = False,
+    rate: Rate,
 ) -> None:
     """Write one self-contained HTML page about a model and the images it scored.
 
@@ -211,7 +277,11 @@ def report(
         model: the model that the page is about.
         images: the images that the model scores.
         out: the page to write
+        normals: the training normals, as a path or known set, for the untrained rows and the curve; default:
+            where you fitted the model, or the known set that it names
         compare: fit the untrained rows on the model's normals, for comparison, where the images have labels
+        curve: fit on fewer and fewer of the model's normals too, and draw whether more would help; with dia+
+            alone, some two dozen fits
         rate: the threshold.
 
     Examples:
@@ -220,18 +290,25 @@ def report(
         dia report benchmark --ledger results/runs.jsonl --out results/benchmark
     """
     from ..core.modelfiles import STRESS
-    from ..report.gather import compare_trivial, training_normals, write_run_report
+    from ..report.gather import compare_trivial, curve_of, training_normals, write_run_report
 
     detector = model.load()
-    test = images.read_for(detector)
+    if curve and not detector.leaves_one_out:
+        raise DataError(f"--curve is for dia+: each of its fits of {detector.method} would train anew")
+    found, listing = images.unseen(detector)
+    test = found.images
     comparison: list[dict[str, Any]] = []
-    normals = None
-    if compare and test.labels is not None:
-        normals = training_normals(detector, images.data_root)
-        if normals is None:
-            remark("the trivial rows are left out: this model does not say where its training images are")
-        else:
-            comparison = compare_trivial(normals, test, detector.seed)
+    training = None
+    points: list[Any] = []
+    if (compare or curve) and test.labels is not None:
+        training = training_normals(detector, images.data_root, normals, images.normal, judged=images.data)
+        if training is None:
+            what = " and the curve" if curve else ""
+            remark(f"the trivial rows{what} are left out: name the training images with --normals")
+    if training is not None and compare:
+        comparison = compare_trivial(training, test, detector.seed)
+    if training is not None and curve:
+        points = curve_of(detector, training, test)
     path = write_run_report(
         Path(out),
         detector,
@@ -240,7 +317,10 @@ def report(
         false_alarm_rate=rate.of(detector),
         comparison=comparison,
         stress=Path(model.run) / STRESS,
-        normals=normals,
+        normals=training,
+        curve=points,
         normal=images.normal,
+        notes=[found.remark()] if found.remark() else [],
+        files=listing.files,
     )
     Output().show({"out": str(path)})

@@ -1,28 +1,28 @@
-"""`dia stress` and `dia select`: lesions are pasted to see how fine a model sees, or which method to take."""
+"""`dia stress`: lesions are pasted into normal images, to see how fine a model sees."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt
 from rich.progress import Progress
-from rich.table import Table
 
 from ..core.errors import DataError
 from ..core.modelfiles import STRESS
+from ..core.storage import Owner
 from ..data.lesions import CONTRASTS, KINDS, SIZES
-from .options import Device, Model, Output, Preset, Rate, TrainingImages, err, remark, result
+from ..deploy.outputs import check_outputs
+from .options import Model, Normals, Output, Rate, err, remark, result
 from .options import out as console
 
 
 def stress(
     model: Model,
-    data: TrainingImages,
+    data: Normals,
     *,
     kinds: list[str] | None = None,
     sizes: Sequence[float] = SIZES,
@@ -33,6 +33,7 @@ def stress(
     out: str | None = None,
     format: Literal["png", "svg"] = "png",
     overwrite: bool = False,
+    keep_seen: bool = False,
     rate: Rate,
     output: Output,
 ) -> None:
@@ -40,8 +41,9 @@ def stress(
 
     Lesions of eight kinds, in several sizes and contrasts, are pasted into normal images that the model did
     not train on. Give the images it was fitted on, of which the held-out part is used, or other normals of
-    the same kind. The result is the share found at the calibrated threshold, with 95 % intervals, and the
-    smallest lesion found in 80 % of the images. `dia report` shows it too.
+    the same kind: those it was fitted on are found by their pixels and left out. The result is the share
+    found at the calibrated threshold, with 95 % intervals, and the smallest lesion found in 80 % of the
+    images. `dia report` shows it too.
 
     Results are kept: the same command continues an interrupted test, and adds more sizes or contrasts.
 
@@ -60,6 +62,7 @@ def stress(
             `dia report` finds it)
         format: file format of the figure
         overwrite: replace a different test in --out
+        keep_seen: paste into images that the model was fitted on, too
         rate: where the threshold is.
         output: how to print the result.
 
@@ -77,25 +80,33 @@ def stress(
     path = Path(out or Path(model.run) / STRESS)
     if path.suffix != ".json":
         raise DataError(f"--out {out}: the name must end in .json")
+    drawn = path.with_suffix(f".{format}"), path.with_name(f"{path.stem}-lesions.png")
+    for picture in drawn:
+        check_outputs({"--out": str(picture)}, [])
     detector = model.load()
     share = rate.of(detector)
     plan = test.Plan(tuple(kinds or KINDS), tuple(sizes), tuple(contrasts), seed)
-    ground = test.untrained_normals(detector, data.read_for(detector), images)
+    ground = test.untrained_normals(detector, data.read_for(detector), images, keep_seen=keep_seen)
     identity = test.identity_of(detector, ground, seed, share, localise)
-    kept = test.load_same(path, identity) if path.exists() and not overwrite else None
-    own = "held out for calibration" if ground.source == "calibration" else "not those it was fitted on"
+    own = {
+        "calibration": "held out for calibration",
+        "fifth": "a fifth, without which it was fitted anew",
+    }.get(ground.source, "not those it was fitted on")
     remark(f"{detector.method}: pasting lesions into {len(ground.images)} normal images, {own}")
-    with Progress(console=err, disable=not sys.stderr.isatty()) as bar:
+    with Owner(path) as owner, Progress(console=err, disable=not sys.stderr.isatty()) as bar:
+        # read by its owner alone: another may just have ended
+        kept = test.load_same(path, identity) if path.exists() and not overwrite else None
         task = bar.add_task("Kinds × sizes × contrasts", total=len(plan.cells()))
 
         def keep(made: dict[str, Any]) -> None:
+            owner.check()
             test.keep_stress(path, made)
             bar.update(task, advance=1)
 
         measured = test.stress(detector, ground, plan, share, localise=localise, kept=kept, on_cell=keep)
-    figure = save(partial(detection_curves, measured), path.with_suffix(f".{format}"))
+    figure = save(partial(detection_curves, measured), drawn[0])
     lesions = sheet(
-        path.with_name(f"{path.stem}-lesions.png"),
+        drawn[1],
         test.pasted_examples(detector, ground.images, plan),
         [f"contrast {c:g}" for c in plan.contrasts],
     )
@@ -115,107 +126,3 @@ def stress(
     for line in (*sentences(measured), path, figure, lesions):
         result(str(line))
     return None
-
-
-def select(
-    data: TrainingImages,
-    *,
-    methods: Sequence[str] = ("trivial:hog", "trivial:statistics", "trivial:blur", "csi", "dia+"),
-    presets: Sequence[Preset] = ("cpu",),
-    vary: dict[str, dict[str, list[Any]]] = {},  # noqa: B006 - never changed
-    fuse: int = 0,
-    splits: int = 3,
-    seed: int = 0,
-    size: int | None = None,
-    channels: int | None = None,
-    work: str = ".work",
-    out: str = "selection.json",
-    device: Device,
-    output: Output,
-) -> None:
-    """Choose method, preset, settings and fusion without labels, by pasted lesions.
-
-    The normals are split: each candidate is fitted on one part and ranked by lesions pasted into another; the
-    choice is judged on a third. The result is the lesion AUROC of each candidate with its interval over the
-    splits, the candidates that cannot be distinguished from the first, and the AUROC to expect of the choice.
-
-    Lesions are not disease. Within one family of methods this is a weak guide; across families it misleads.
-    Results are kept in --work, and the same command continues.
-
-    Args:
-        data: the normal images.
-        methods: names of `dia methods`, as [a,b]
-        presets: presets to try of each method: cpu, gpu, paper
-        vary: values of a method's settings, tried in all combinations, as '{csi: {amplify.steps: [60, 180]}}'
-        fuse: also try fusions of up to this many candidates, by their conformal p-values; costs no fit
-        splits: 1 to 5; each fits every candidate once
-        seed: decides splits, detectors and lesions
-        size: read images as squares of this side, as `dia fit`
-        channels: 1 or 3 (default: as the images are)
-        work: folder of finished stages; safe to delete
-        out: file of results
-        device: where to train.
-        output: how to print the result.
-
-    Examples:
-        dia select scans/normal --methods [trivial:hog,trivial:blur,trivial:statistics] --fuse 2
-        dia select scans/normal --methods [csi] --vary '{csi: {amplify.steps: [60, 180, 540]}}'
-        dia select pneumoniamnist --data_root data --methods [csi,dia,dia+] --presets [cpu,gpu]
-    """
-    from ..detectors.presets import MAX_SIZE
-    from ..evaluate.selection import candidates, fit_command, measure_all, warning
-
-    wanted = {c.name: c for c in candidates(methods, presets, vary)}
-    if fuse < 0 or fuse == 1:
-        raise DataError(f"--fuse must be 0, or 2 and more, not {fuse}")
-    sides: dict[str, int] = {preset: MAX_SIZE[preset] for preset in presets}
-    by_side = {
-        side: data.read(size=size, max_size=side, channels=channels).normals() for side in set(sides.values())
-    }
-    normals = {preset: by_side[side] for preset, side in sides.items()}
-    count = len(normals[presets[0]])
-    remark(f"{len(wanted)} candidates × {splits} splits of {count} normal images; labels are not looked at")
-    found = measure_all(
-        [*wanted.values()], normals, splits, seed=seed, fuse=fuse, device=device.device, workdir=Path(work),
-        progress=sys.stderr.isatty(),
-        on_run=lambda name, split: remark(f"{name}: split {split + 1} of {splits}"),
-    )  # fmt: skip
-    parts = found["members"].get(found["choice"], (found["choice"],))
-    found |= {
-        "data": data.data, "normals": count, "splits": splits, "seed": seed,
-        "fit": [fit_command(data.data, wanted[name]) for name in parts], "warning": warning(found),
-    }  # fmt: skip
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(found, indent=1), encoding="utf-8")
-    if output.json:
-        return output.show(found)
-    _show_selection(found)
-    return result(out)
-
-
-def _show_selection(found: Mapping[str, Any]) -> None:
-    """Prints the result of `choose` as a table, and the choice."""
-
-    def number(value: float, ends: Sequence[float] | None) -> str:
-        return f"{value:.3f}" + ("" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]")
-
-    table = Table(
-        "candidate", "family", "lesion AUROC [95 %]", "behind the first [95 %]", "worst kind", "s a split"
-    )
-    for row in found["rows"]:
-        kind, worst = min(row["by_kind"].items(), key=lambda item: item[1])
-        behind = "–" if row["name"] == found["choice"] else number(row["behind"], row["behind_ci"])
-        own = number(row["inner"], row["inner_ci"])
-        table.add_row(row["name"], row["family"], own, behind, f"{kind} {worst:.2f}", f"{row['seconds']:.1f}")
-    console.print(table)
-    for name, reason in found["failed"].items():
-        remark(f"left out: {name}: {reason}", "yellow")
-    worth = number(found["estimate"], found["estimate_ci"])
-    said = [
-        f"choice: {found['choice']}",
-        f"lesion AUROC of the choice, on normals that were not used to choose: {worth}",
-    ]
-    if like := found["like_it"]:
-        said.append(f"not distinguishable from the first by these splits: {', '.join(like)}")
-    for line in [*said, *found["fit"], f"warning: {found['warning']}"]:
-        result(line)

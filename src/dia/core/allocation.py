@@ -1,10 +1,11 @@
-"""Limits the memory of networks while they are built from settings that a stranger may have written.
+"""Limits what networks cost that are built from settings of a stranger: memory, and work of a first pass.
 
 Knows torch's functions that make tensors; knows no network.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,3 +49,33 @@ class AllocationLimit(TorchFunctionMode):
                     "tensors, which its weights cannot fill"
                 )
         return func(*args, **kwargs)
+
+
+class Enough(Exception):
+    """Work that was stopped since it costs much; it says nothing against whoever wanted it."""
+
+
+class WorkLimit(TorchFunctionMode):
+    """A context that stops torch between two operations.
+
+    Args:
+        seconds: after which the next operation is not begun.
+        nbytes: of a tensor, after which likewise.
+
+    Raises:
+        Enough: from within, where it stops.
+    """
+
+    def __init__(self, seconds: float, nbytes: int):
+        super().__init__()
+        self.until, self.most = time.monotonic() + seconds, nbytes
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if time.monotonic() > self.until:
+            raise Enough
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.nbytes > self.most:
+            raise Enough
+        return made

@@ -6,19 +6,31 @@ Knows torch; knows no model and no data.
 from __future__ import annotations
 
 import os
-from typing import Any
+import re
+import sys
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from .errors import TrainingError
+from .errors import DataError, TrainingError
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Resolves `auto`: the CUDA device of this process if there is one, otherwise the CPU."""
+    """Resolves `auto`: the CUDA device of this process if there is one, otherwise the CPU.
+
+    Raises:
+        DataError: there is no such device.
+    """
     if device == "auto":
         own = int(os.environ.get("LOCAL_RANK", 0)) if processes()[1] > 1 else 0
         return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
+    known = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if known is None:
+        raise DataError(f"device {device} is not known; there are auto, cpu, cuda and cuda:N")
+    if device != "cpu" and int(known[1] or 0) >= (count := torch.cuda.device_count()):
+        there = f"there are {count} CUDA devices, from cuda:0" if count else "there is no CUDA device here"
+        raise DataError(f"device {device}: {there}; take auto or cpu")
     return torch.device(device)
 
 
@@ -39,6 +51,21 @@ def join_processes() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def end_process(status: int) -> NoReturn:
+    """Waits for all processes and ends this one at once, where `torchrun` started it.
+
+    The threads of gloo may end the interpreter with SIGABRT while it tears itself down.
+
+    Args:
+        status: the exit status; others are not waited for where it is not 0.
+    """
+    if not status:
+        barrier()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def processes() -> tuple[int, int]:

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from math import inf
 from operator import le, lt
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .errors import DataError
 
@@ -47,8 +47,8 @@ def chosen(settings: Any, name: str) -> None:
         SettingsError: the value is none of them.
     """
     words = get_args(get_type_hints(type(settings))[name])
-    value = getattr(settings, name)
-    require(value in words, name, f"must be one of {', '.join(map(str, words))}, not {value!r}")
+    if (value := getattr(settings, name)) not in words:
+        _refuse_word(name, words, value)
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
         The copy.
 
     Raises:
-        SettingsError: no such setting, or values that contradict each other.
+        SettingsError: no such setting, a value of another type, or values that contradict each other.
     """
     known = flat(settings)
     if unknown := [name for name in values if name not in known]:
@@ -126,7 +126,7 @@ def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
         if rest:
             changes.setdefault(head, {})[rest] = value
         else:
-            changes[head] = _as_typed(get_type_hints(type(settings))[head], value)
+            changes[head] = _typed(type(settings), head, value)
     for head, value in changes.items():
         if is_dataclass(nested := getattr(settings, head)):
             changes[head] = replaced(nested, value)
@@ -149,10 +149,7 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(cls)
     if unknown := set(values) - set(hints):
         raise SettingsError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
-    typed = {name: _as_typed(hints[name], value) for name, value in values.items()}
-    if wrong := [name for name, value in typed.items() if not fits(hints[name], value)]:
-        raise SettingsError(f"{cls.__name__}.{wrong[0]} cannot be {str(values[wrong[0]])[:50]!r}")
-    return cls(**typed)
+    return cls(**{name: _typed(cls, name, value) for name, value in values.items()})
 
 
 def fits(hint: Any, value: Any) -> bool:
@@ -180,13 +177,28 @@ def fits(hint: Any, value: Any) -> bool:
     return hint is Any or isinstance(value, origin or hint)
 
 
+def _typed(cls: type, name: str, value: Any) -> Any:
+    """Returns a field's value as its type wants it, or raises SettingsError."""
+    hint = get_type_hints(cls)[name]
+    if not fits(hint, made := _as_typed(hint, value)):
+        if get_origin(hint) is Literal:
+            _refuse_word(name, get_args(hint), value)
+        raise SettingsError(f"{cls.__name__}.{name} cannot be {str(value)[:50]!r}")
+    return made
+
+
+def _refuse_word(name: str, words: tuple[Any, ...], value: Any) -> NoReturn:
+    raise SettingsError(f"{name} must be one of {', '.join(map(str, words))}, not {str(value)[:50]!r}")
+
+
 def _as_typed(hint: Any, value: Any) -> Any:
     """Converts lists to tuples, dicts to nested settings and whole numbers to floats, as the field wants."""
     if is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value)  # type: ignore[arg-type]
     if isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):
         return tuple(value)
-    return float(value) if hint is float and type(value) is int else value
+    kinds = get_args(hint) or (hint,)
+    return float(value) if type(value) is int and float in kinds and int not in kinds else value
 
 
 def check(settings: Any, prefix: str = "", **intervals: str) -> None:

@@ -1,28 +1,28 @@
-"""Curves of training into CSV files, TensorBoard or MLflow, by Lightning's own loggers. Knows no model.
+"""Where curves of training go: CSV files, TensorBoard or MLflow, by Lightning's own loggers. Knows no model.
 
 `with tracking("tensorboard", "logs"): detector.fit(images)` logs each stage of that fit as a run of its own:
 its settings, and every so many steps the loss, its terms and the learning rate. Nothing is drawn at random
-and the training does not change. No image, name or path of the data is logged, and nothing is sent except to
-the server that MLFLOW_TRACKING_URI names, if it is set. MLflow itself adds the names of user and program.
+and the training does not change; several may log into one folder at once. No image, name or path of the data
+is logged, and nothing is sent except to the server that MLFLOW_TRACKING_URI names, if it is set. MLflow
+itself adds the names of user and program.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import is_dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
-from typing import Any
-
-import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
-from .settings import flat
+from .storage import locked
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 LOGGERS = ("none", "csv", "tensorboard", "mlflow")
 EVERY = 10  # steps; the first and the last are logged too
@@ -37,6 +37,12 @@ def logging_curves() -> bool:
     return _make.get() is not None
 
 
+def stage_logger(stage: str) -> tuple[Logger, Mapping[str, Any]] | None:
+    """Returns the logger of a stage, and what is logged with its settings; None where `tracking` is off."""
+    make = _make.get()
+    return None if make is None else (make(stage), _about.get())
+
+
 def check_logger(logger: str) -> None:
     """Checks, before anything is trained, that a logger is known and installed.
 
@@ -47,6 +53,17 @@ def check_logger(logger: str) -> None:
         raise DataError(f"logger {logger} is not known; there are: {', '.join(LOGGERS)}")
     if logger in ("tensorboard", "mlflow") and find_spec(logger) is None:
         raise DataError(f"logger {logger} needs {logger}: pip install 'dia-anomaly[tracking]'")
+
+
+def _new_version(folder: Path) -> str:
+    """Makes the next folder `version_N`, which no other process has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(p.name[8:]) for p in folder.glob("version_*") if p.name[8:].isdecimal()]
+    for number in count(max(numbers, default=-1) + 1):
+        with suppress(FileExistsError):  # another was faster
+            (folder / f"version_{number}").mkdir()
+            return f"version_{number}"
+    raise AssertionError("there is always a next number")
 
 
 @contextmanager
@@ -69,15 +86,27 @@ def tracking(
     folder = Path(folder)
 
     def make(stage: str) -> Logger:
+        from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+
         if logger == "csv":
-            return CSVLogger(folder, name=stage, flush_logs_every_n_steps=EVERY)
+            version = _new_version(folder / stage)
+            return CSVLogger(folder, name=stage, version=version, flush_logs_every_n_steps=EVERY)
         if logger == "tensorboard":
-            return TensorBoardLogger(folder, name=stage, default_hp_metric=False)
-        # no telemetry; and a folder is all that MLflow's small package can write without a server
-        for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_ALLOW_FILE_STORE"):
-            os.environ.setdefault(name, "true")
-        store = os.environ.get("MLFLOW_TRACKING_URI") or folder.resolve().as_uri()
-        return MLFlowLogger(EXPERIMENT, f"{run}/{stage}" if run else stage, store)
+            version = _new_version(folder / stage)
+            return TensorBoardLogger(folder, name=stage, version=version, default_hp_metric=False)
+        # no telemetry; and a folder is all that MLflow's small package can write without a server. A server
+        # that does not answer is asked for seconds, where MLflow would ask for minutes
+        own = dict.fromkeys(("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_ALLOW_FILE_STORE"), "true")
+        own |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+        for name, value in own.items():
+            os.environ.setdefault(name, value)
+        named = f"{run}/{stage}" if run else stage
+        if there := os.environ.get("MLFLOW_TRACKING_URI"):
+            return MLFlowLogger(EXPERIMENT, named, there)
+        made = MLFlowLogger(EXPERIMENT, named, folder.resolve().as_uri())
+        with locked(folder.with_name(f".{folder.name}.mlflow.lock")):
+            made.experiment  # noqa: B018 - makes the store's folders, which no two processes may do at once
+        return made
 
     tokens = _make.set(None if logger == "none" else make), _about.set(about or {})
     try:
@@ -85,48 +114,3 @@ def tracking(
     finally:
         _make.reset(tokens[0])
         _about.reset(tokens[1])
-
-
-def curves(stage: str, settings: Any, seed: int) -> list[Callback]:
-    """Makes the callbacks with which a `Trainer` logs a stage.
-
-    Args:
-        stage: its name, as "encoder".
-        settings: the settings of the stage, logged with it.
-        seed: logged with it.
-
-    Returns:
-        One callback; none where `tracking` is off.
-    """
-    make = _make.get()
-    if make is None:
-        return []
-    own = flat(settings) if is_dataclass(settings) else {}
-    return [_Curves(make(stage), {**_about.get(), "stage": stage, "seed": seed, **own})]
-
-
-class _Curves(Callback):
-    def __init__(self, logger: Logger, facts: dict[str, Any]):
-        self.logger, self.rate = logger, float("nan")
-        plain = (bool, int, float, str, type(None))
-        logger.log_hyperparams({k: v if isinstance(v, plain) else str(v) for k, v in facts.items()})
-
-    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:  # type: ignore[no-untyped-def]
-        self.rate = optimizer.param_groups[0]["lr"]  # before the schedule moves on
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        step = trainer.fit_loop.total_batch_idx + 1  # batches; `global_step` counts each optimiser's
-        if step % EVERY and step not in (1, trainer.max_steps):
-            return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        # anomalib's modules log for themselves
-        values = {**trainer.callback_metrics, "loss": loss, "learning_rate": self.rate}
-        values |= {f"loss_{k}": v for k, v in getattr(module, "terms", {}).items()}
-        known = {k: float(v) for k, v in values.items() if isinstance(v, float | torch.Tensor)}
-        self.logger.log_metrics(known, step)
-
-    def teardown(self, trainer, module, stage) -> None:  # type: ignore[no-untyped-def]
-        self.logger.finalize("success")
-
-    def on_exception(self, trainer, module, exception) -> None:  # type: ignore[no-untyped-def]
-        self.logger.finalize("failed")

@@ -1,43 +1,26 @@
-"""Runs a Lightning module for a number of steps: checkpoints, resume, precision, processes. Knows no model.
+"""What a training is: a module whose every step is decided by (seed, step) alone. Knows no model.
 
-The modules it runs draw every batch and every random number from (seed, step) alone, through
+The modules draw every batch and every random number from (seed, step) alone, through
 `batch_indices` and `seed_step`, so a run killed at any moment and resumed ends with the same weights.
 
 Several processes (`torchrun ... dia fit ...`) share each batch: all draw the whole of it, and each works on
-its `share`. So the settings mean the same whatever the number of processes.
+its `share`. So the settings mean the same whatever the number of processes. `running/loop.py` runs the steps:
+this file imports no Lightning, which takes seconds, as scoring needs none.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-import warnings
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from torch.utils.data import DataLoader
 
 from .errors import TrainingError
-from .processes import barrier, bf16_is_fast, choose_device, is_main, processes
-from .tracking import curves
 
 CHECKPOINT = "last.ckpt"
 Precision = Literal["auto", "32", "bf16"]
-
-
-class _StopOnNonFinite(Callback):
-    """Stops before the weights are changed."""
-
-    def on_before_backward(self, trainer, module, loss) -> None:  # type: ignore[no-untyped-def]
-        if not torch.isfinite(loss):
-            step = trainer.global_step
-            raise not_finite(loss.item(), step, module.batch_at(step), len(module.images))
 
 
 def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingError:
@@ -58,10 +41,14 @@ def not_finite(loss: float, step: int, index: np.ndarray, n: int) -> TrainingErr
     )  # fmt: skip
 
 
-class Timed(L.LightningModule):
-    """A module whose checkpoints hold how long it was trained before an interruption.
+class Timed(torch.nn.Module):
+    """A module that `loop.train` trains, whose checkpoints hold how long it was trained before.
+
+    Its `training_step(batch, index)` returns the loss of the batch that follows from `global_step`, and its
+    `configure_optimizers` what Lightning takes.
 
     Attributes:
+        global_step: the step that comes next, from 0.
         seconds_before: seconds of training in the runs before this one.
         terms: the terms of the last loss, detached, by name, where it has several.
     """
@@ -69,6 +56,8 @@ class Timed(L.LightningModule):
     s: Any  # settings
     seed: int
     images: np.ndarray
+    clip: float | None = None  # the greatest norm of all gradients together
+    global_step: int = 0
 
     def batch_at(self, step: int) -> np.ndarray:
         """Returns the indices of the images in a step's batch."""
@@ -78,6 +67,28 @@ class Timed(L.LightningModule):
         super().__init__()
         self.terms: dict[str, torch.Tensor] = {}
         self.started, self.seconds_before = time.perf_counter(), 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights; the CPU where there are none."""
+        first = next(self.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        """Returns the loss of the batch of `global_step`.
+
+        Args:
+            batch: what Lightning's loader gives, which is not used.
+            index: likewise.
+        """
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """Returns the optimiser, and where there is one the schedule, as Lightning takes them."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Runs after each step of the optimiser, before a checkpoint of that step is written."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the seconds so far."""
@@ -139,71 +150,3 @@ def used_indices(n: int, batch: int, seed: int, steps: int, per_epoch: int | Non
 @lru_cache(maxsize=8)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def train(
-    module: Timed,
-    *,
-    steps: int,
-    workdir: Path,
-    resume: bool = False,
-    device: str = "auto",
-    precision: Precision = "auto",
-    progress: bool = False,
-    checkpoint_every: int = 100,
-) -> None:
-    """Trains `module` for `steps` optimiser steps, with a checkpoint in `workdir` every so many.
-
-    Args:
-        module: its `training_step` makes its own batch from `self.global_step`.
-        steps: optimiser steps in all, those before an interruption included.
-        workdir: holds `last.ckpt` while training; a finished run leaves it there. Curves are logged under
-            its name, up to the hash.
-        resume: continue from that checkpoint if there is one; otherwise it is ignored and overwritten.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `32`, `bf16` (mixed), or `auto`: bf16 where the hardware has it, else 32.
-        progress: show a bar.
-        checkpoint_every: steps between checkpoints.
-
-    Raises:
-        TrainingError: the loss is NaN or infinite; names the step, and holds the batch.
-    """
-    where, (_, size) = choose_device(device), processes()
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint = workdir / CHECKPOINT
-    if not resume and is_main():
-        checkpoint.unlink(missing_ok=True)
-    barrier()
-    low = precision == "bf16" or (precision == "auto" and bf16_is_fast(where))
-    devices: int | list[int] = [where.index or 0] if where.type == "cuda" else 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    saved = ModelCheckpoint(
-        workdir, filename=checkpoint.stem, every_n_train_steps=checkpoint_every,
-        save_on_train_epoch_end=False, enable_version_counter=False,
-    )  # fmt: skip
-    callbacks = [_StopOnNonFinite(), saved]
-    if progress and is_main():
-        callbacks.append(RichProgressBar(leave=True))
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.random.fork_rng():
-        warnings.simplefilter("ignore")
-        if is_main():
-            callbacks += curves(workdir.name.rpartition("-")[0] or workdir.name, module.s, module.seed)
-        trainer = L.Trainer(
-            max_steps=steps,
-            accelerator="gpu" if where.type == "cuda" else "cpu",
-            devices=devices if size == 1 else local,
-            num_nodes=size // local,
-            # with one shift, the shift head has no gradient
-            strategy="auto" if size == 1 else "ddp_find_unused_parameters_true",
-            sync_batchnorm=size > 1 and where.type == "cuda",  # torch has it for accelerators only
-            use_distributed_sampler=False,  # the loader only counts steps
-            precision="bf16-mixed" if low else "32-true",
-            callbacks=callbacks, default_root_dir=workdir, logger=False,
-            enable_progress_bar=progress and is_main(), enable_model_summary=False,
-        )  # fmt: skip
-        loader: Any = DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]
-        going_on = checkpoint if checkpoint.exists() else None
-        trainer.fit(module, loader, ckpt_path=going_on, weights_only=True)
-    module.to(where).eval()

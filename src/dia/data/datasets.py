@@ -20,8 +20,10 @@ from ..core.errors import DataError
 from ..core.settings import from_dict
 from ..core.yamlfile import read_yaml
 from . import readers
+from .formats.spreadsheet import SHEETS
 from .imageset import ImageSet
 from .layouts import SUFFIXES, Entry
+from .levels import survey
 from .npz import joined
 from .options import ReadOptions
 from .volumes import of_split, with_fixed_split
@@ -38,7 +40,8 @@ class DataSet:
 
     Args:
         name: as the user types it.
-        path: its folder, `.npz` or `.csv`; a known set's lies under the data root; empty if it is generated.
+        path: its folder, `.npz` or manifest; a known set's lies under the data root; empty if it is
+            generated.
         normal: comma-separated class folders, or label values, that are normal.
         title: one line for people.
         split: where the division into train and test comes from.
@@ -47,9 +50,11 @@ class DataSet:
         citation: whom to cite.
         normal_label: the label value that is normal where the set is an `.npz`; as `normal` if empty.
         anomalous: comma-separated class folders that are anomalous; all that are not normal if empty.
-        train_normals: share or number of normals that train where the folder has no split of its own.
+        train_normals: share or number of normals that train where the folder has no split of its own. Where a
+            user's own set leaves it out, only `dia fit` divides the folder, by the usual share.
         split_folders: the names of its folders for "train", "val" and "test", where they differ.
         masks: the folder of its masks, where not "ground_truth".
+        group_by: how the names of its images tell the patient: "folder", or a regular expression.
         size: (H, W), or n for n × n, to which its images are resized, where they differ in size.
         pool: the split of the .npz ("test", or "all") that is divided anew by the rule of such a folder,
             where its own train holds no normals; empty where the file's splits stand.
@@ -68,9 +73,10 @@ class DataSet:
     citation: str = ""
     normal_label: str = ""
     anomalous: str = ""
-    train_normals: int | float = 0.8
+    train_normals: int | float | None = None
     split_folders: Mapping[str, str] | None = None
     masks: str | None = None
+    group_by: str | None = None
     size: int | tuple[int, int] | None = None
     pool: str = ""
     channels: int | None = None
@@ -88,8 +94,9 @@ class DataSet:
             The options to read the set with.
         """
         in_folder = path.is_dir()
-        named = ("train_normals", "split_folders", "masks", "size", "channels")
-        return options.or_else(
+        named = ("train_normals", "split_folders", "masks", "group_by", "size", "channels")
+        divide = options.divide or self.name in CATALOG or self.train_normals is not None
+        return replace(options, divide=divide).or_else(
             normal=(self.normal if in_folder else self.normal_label or self.normal) or None,
             anomalous=(in_folder and self.anomalous) or None,
             **{name: getattr(self, name) for name in named},
@@ -136,7 +143,7 @@ def declared(file: PathLike) -> DataSet:
     file = Path(file)
     values = read_yaml(file)
     if not isinstance(values, dict) or not values.get("path"):
-        raise DataError(f"{file}: a data set needs a path: the folder, .npz or .csv of its images")
+        raise DataError(f"{file}: a data set needs a path: the folder, .npz or manifest of its images")
     if file.stem in CATALOG:
         raise DataError(f"{file}: {file.stem} is a known data set already; rename the file")
     known = _declaration(file.stem, values, str(file))
@@ -147,14 +154,16 @@ def known_set(name: str, data_root: PathLike | None = None) -> DataSet:
     """Finds the declaration of a data set.
 
     Args:
-        name: a name in `CATALOG`, that of a file `NAME.yaml` in the data root, or the path of such a file.
+        name: a name in `CATALOG`, that of a file `NAME.yaml` in the data root, the path of such a file, or
+            that of a folder, .npz or manifest of a user's own.
         data_root: the folder that holds the data sets, by default `$DIA_DATA`.
 
     Returns:
         What is known of the set.
 
     Raises:
-        DataError: there is no such set; the message lists the known names and the nearest.
+        DataError: there is no such set; the message lists the known names and the nearest. Or a path of the
+            user's own has the name of a known set.
     """
     if name in CATALOG:
         return CATALOG[name]
@@ -163,6 +172,10 @@ def known_set(name: str, data_root: PathLike | None = None) -> DataSet:
     if name in (own := _own_files(data_root)):
         return declared(own[name])
     names = [*CATALOG, *own]
+    if os.path.exists(name):
+        if name_of(name) in names:
+            raise DataError(f"{name}: {name_of(name)} is a known data set already; rename yours")
+        return DataSet(name_of(name), path=os.path.abspath(name))
     near = difflib.get_close_matches(name.lower(), names, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise DataError(f"{name}: no such path or data set{hint} (known: {', '.join(names)})")
@@ -184,9 +197,26 @@ def known_sets(data_root: PathLike | None = None) -> dict[str, DataSet]:
     return known
 
 
+def is_path(spec: str, data_root: PathLike | None = None) -> bool:
+    """Returns whether `known_set` takes a text as the path of images, as it is no set's name.
+
+    Args:
+        spec: as for `known_set`.
+        data_root: the folder that holds the data sets, by default `$DIA_DATA`.
+    """
+    named = spec in CATALOG or Path(spec).suffix.lower() in DECLARATION or spec in _own_files(data_root)
+    return not named and os.path.exists(spec)
+
+
 def name_of(spec: str) -> str:
-    """Returns the name that ledgers and tables show: the stem of a YAML file, otherwise `spec` itself."""
-    return Path(spec).stem if Path(spec).suffix.lower() in DECLARATION else spec
+    """Returns the name of ledgers and tables: of a path its last part, without .yaml, .npz or the like.
+
+    Example:
+        >>> [name_of(spec) for spec in ("breastmnist", "sets/mine.yaml", "../scans/labelled/", "a.b/x.npz")]
+        ['breastmnist', 'mine', 'labelled', 'x']
+    """
+    name = Path(os.path.abspath(spec)).name if os.path.basename(spec) != spec or spec in (".", "..") else spec
+    return Path(name).stem if Path(name).suffix.lower() in (*DECLARATION, ".npz", *SHEETS) else name
 
 
 def find(known: DataSet, data_root: PathLike | None = None) -> Path:
@@ -337,7 +367,7 @@ def open_listing(
     if suffix not in DECLARATION:
         if os.path.exists(spec):
             return _listing(Path(spec), split, data_root, options)
-        if os.path.basename(spec) != spec or suffix in (".npz", ".csv", ".gz", *SUFFIXES):
+        if os.path.basename(spec) != spec or suffix in (".npz", ".gz", *SHEETS, *SUFFIXES):
             raise DataError(f"{spec}: no such file or folder")
     return _listing(known_set(spec, data_root), split, data_root, options)
 
@@ -345,7 +375,7 @@ def open_listing(
 def open_splits(
     spec: PathLike, data_root: PathLike | None = None, options: ReadOptions | None = None
 ) -> dict[str, ImageSet]:
-    """Reads all splits, for `quality.check`.
+    """Reads all splits, for `evaluate.quality.check`.
 
     Args:
         spec: as for `open_data`.
@@ -367,6 +397,29 @@ def open_splits(
     return sets
 
 
+def grey_levels(
+    spec: PathLike, data_root: PathLike | None = None, options: ReadOptions | None = None
+) -> dict[str, Any]:
+    """Tells what values the files of the (training) normals store, and which of them are black and white.
+
+    Args:
+        spec: as for `open_data`.
+        data_root: the folder that holds the data sets, by default `$DIA_DATA`.
+        options: how to read it.
+
+    Returns:
+        The facts of `levels.Survey`, ready for JSON, of at most 64 images; of an `.npz` `black_and_white`
+        alone.
+    """
+    try:
+        found = open_listing(spec, "train", data_root, options)
+    except readers.MissingSplit:
+        found = open_listing(spec, None, data_root, options)
+    if found.whole is not None:
+        return {"black_and_white": found.options.levels}
+    return survey(found.normals or found.entries, found.options.view).facts()
+
+
 def _listing(
     source: DataSet | Path, split: str | None, data_root: PathLike | None, options: ReadOptions
 ) -> readers.Listing:
@@ -374,7 +427,7 @@ def _listing(
     if isinstance(source, Path):
         return readers.listing(source, options, split)
     if not source.path:
-        return _phantoms(split, options)
+        return _phantoms(split, options.or_else(size=source.size))
     path = find(source, data_root)
     options, pool = source.options(path, options), "" if path.is_dir() else source.pool
     found = readers.listing(path, options, pool or split)
@@ -383,7 +436,9 @@ def _listing(
     if found.labels is None:
         raise DataError(f"{path}: it has no labels, by which its images would be divided")
     # the rule for class folders, because the .npz has no such split
-    entries = [Entry(path, "plain", n, int(y)) for n, y in zip(found.names, found.labels, strict=True)]
+    patients = found.whole.patients or (None,) * len(found)
+    facts = zip(found.names, found.labels, patients, strict=True)
+    entries = [Entry(path, "plain", n, int(y), patient=p) for n, y, p in facts]
     kept = {e.name for e in of_split(path, with_fixed_split(entries, options.train_normals), split)}
     return replace(found, whole=found.whole.subset(np.array([n in kept for n in found.names])))
 

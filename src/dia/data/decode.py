@@ -6,10 +6,9 @@ entries are listed (`layouts`, `volumes`), nor data sets or models. The rules:
 - Grey stays 1 channel, colour is 3. A set is grey only when all its images are; grey files in a colour
   set are repeated to RGB. An RGB file with three equal channels is colour, unless `channels=1`.
 - Transparency is composited over black. Palette images become RGB.
-- 16-bit grey (also 32-bit integers within 0–65535) is divided by 257 and rounded: a fixed rule, the same
-  for every image; 16-bit colour too, where the extra `medical` is installed (Pillow keeps its high byte).
-  Float images are refused, as no fixed rule fits their unknown range, unless a window is stated.
-- DICOM and NIfTI: see `formats.dicom` and `formats.nifti`.
+- Images of more than 8 bits, and floats, become 8 bits by the rule of `formats.windowing`; 16-bit colour
+  where the extra `medical` is installed (Pillow keeps its high byte).
+- DICOM, NIfTI, MetaImage, NRRD and `.npy`: see `formats.dicom`, `nifti`, `itk` and `npy`.
 - EXIF orientation is applied; of a GIF's, WebP's or PNG's frames the first is read.
 - Channels are converted first, then images are resized straight to the asked size (Lanczos).
 - A mask pixel is True where the file is not zero (black); a mask has the size of its image.
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,19 +30,20 @@ from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
 from ..core.errors import DataError, first_line, printable
+from ..core.running.progress import Bar
 from ..core.storage import take_room
 from .formats import tiff
 from .formats.dicom import Dicom
+from .formats.itk import Itk
 from .formats.limits import OPENED, check_opened, optional
 from .formats.nifti import Nifti
-from .formats.windowing import View, Window
+from .formats.npy import Npy
+from .formats.volume import Volumes
+from .formats.windowing import Stored, View, Window, toned
 from .imageset import ImageSet
-from .layouts import Entry, Kind, labels_of
+from .layouts import VOLUMES, Entry, Kind, labels_of
 from .options import ReadOptions
 
 _CHUNK = 16  # images that a thread takes at once
@@ -68,10 +69,9 @@ def decode(
             sizes, or no room for the memory map.
     """
     load = partial(_load, options=options, files=Files(options.view))
-    bar = Progress(console=Console(stderr=True), disable=not options.progress)
+    bar = Bar(f"Reading {title}".rstrip(), len(entries), "image", shown=options.progress)
     with bar, closing(_map(load, entries, workers or options.workers)) as loaded:
-        shown = bar.track(loaded, len(entries), description=escape(f"Reading {title}"))
-        whole = _collect(entries, shown, options)
+        whole = _collect(entries, bar.track(loaded), options)
     if not len(whole):
         raise DataError(f"none of {len(entries)} images could be read; the first: {whole.skipped[0]}")
     return whole
@@ -106,8 +106,8 @@ class Files:
 
     def __init__(self, view: View):
         self.view = view
-        self._kept: OrderedDict[tuple[Path, bool], Future] = OrderedDict()
-        self._lock = Lock()
+        self._kept: OrderedDict[Path, Future] = OrderedDict()
+        self._lock, self._told = Lock(), False
 
     def image(self, entry: Entry) -> np.ndarray:
         """Reads the pixels of an entry as `(H, W, 1 or 3)` uint8, 0–255, at the file's own size.
@@ -115,16 +115,36 @@ class Files:
         Raises:
             DataError: a file that its reader refuses; on damaged bytes Pillow raises nearly anything else.
         """
-        file, kind, page, window = entry.file, entry.kind, entry.number or 0, self.view.stated
-        if kind in ("dicom", "nifti"):
-            return self._opened(file, kind, entry.number).image(page)
+        found = self.stored(entry)
+        if isinstance(found, Stored):
+            found = toned(found, self.view)
+        elif entry.kind not in VOLUMES and isinstance(self.view.levels, Window) and not self._told:
+            self._told = True
+            warnings.warn(
+                printable(
+                    f"{entry.file}: of 8 bits, taken as it is, though black and white were learned from "
+                    "deeper images; give images of the depth that the model was fitted on"
+                ),
+                stacklevel=2,
+            )
+        return found if found.ndim == 3 else found[..., None]
+
+    def stored(self, entry: Entry) -> Stored | np.ndarray:
+        """Reads the values of an entry, `(H, W)` or `(H, W, 1 or 3)`; as uint8 what nothing is asked of.
+
+        Raises:
+            DataError: as `image`.
+        """
+        file, kind, page = entry.file, entry.kind, entry.number or 0
+        if kind in VOLUMES:
+            return self._opened(file, kind, entry.number).stored(page)
         if kind in ("tiff", "png"):
-            deep = tiff.read_png(file) if kind == "png" else tiff.read(file, page, window)
+            deep = tiff.read_png(file) if kind == "png" else tiff.read(file, page)
             if deep is not None:
                 return deep
         try:
             with _open_page(file, page) as image:
-                return _pixels(ImageOps.exif_transpose(image), window)
+                return values(ImageOps.exif_transpose(image))
         except (DataError, MemoryError):
             raise
         except Exception:
@@ -133,8 +153,8 @@ class Files:
             if not optional("tifffile"):
                 more = "pip install 'dia-anomaly[medical]' for more kinds of TIFF"
                 raise DataError(f"Pillow cannot read it; repair it, or {more}") from None
-            if (shallow := tiff.read(file, page, window, shallow=True)) is not None:
-                return shallow
+            if (shallow := tiff.read(file, page, shallow=True)) is not None:
+                return shallow.values if shallow.shallow else shallow
             raise
 
     def mask(self, file: Path, entry: Entry, shape: tuple[int, int]) -> np.ndarray:
@@ -151,8 +171,8 @@ class Files:
         Raises:
             DataError: a mask of another size than its image.
         """
-        if entry.mask_kind in ("dicom", "nifti"):
-            found = self._opened(file, entry.mask_kind, entry.number, mask=True).mask(entry.number or 0)
+        if entry.mask_kind in VOLUMES:
+            found = self._opened(file, entry.mask_kind, entry.number).mask(entry.number or 0)
         else:
             with _open_page(file, entry.number or 0) as opened:
                 image = ImageOps.exif_transpose(opened)
@@ -163,17 +183,19 @@ class Files:
             raise DataError(f"mask {file} is {_size(found.shape)}, its image {_size(shape)}; make them equal")
         return found
 
-    def _opened(self, file: Path, kind: Kind, number: int | None, *, mask: bool = False) -> Dicom | Nifti:
-        def open_it() -> Dicom | Nifti:
-            return Dicom(file, self.view) if kind == "dicom" else Nifti(file, self.view, mask=mask)
+    def _opened(self, file: Path, kind: Kind, number: int | None) -> Dicom | Volumes:
+        def open_it() -> Dicom | Volumes:
+            if kind == "dicom":
+                return Dicom(file)
+            return (Itk if kind == "itk" else Npy if kind == "npy" else Nifti)(file, self.view)
 
         if number is None:  # a file of one image is not kept
             return open_it()
         with self._lock:
-            future = self._kept.get((file, mask))
+            future = self._kept.get(file)
             if ours := future is None:
-                future = self._kept[file, mask] = Future()
-            self._kept.move_to_end((file, mask))
+                future = self._kept[file] = Future()
+            self._kept.move_to_end(file)
         if ours:
             try:
                 future.set_result(open_it())
@@ -202,10 +224,17 @@ def _open_page(file: Path, page: int) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image, window: Window | None) -> np.ndarray:
-    """Converts to `(H, W, 1 or 3)` uint8 by the rules above."""
+def values(image: Image.Image) -> Stored | np.ndarray:
+    """Returns the values of an opened image, `(H, W)`, where it has more than 8 bits.
+
+    Args:
+        image: of any mode.
+
+    Returns:
+        The values, or `(H, W, 1 or 3)` uint8, by the rules above.
+    """
     if image.mode[0] in "IF":  # 16 bits and more
-        return tiff.to_8_bits(np.asarray(image), window)[..., None]
+        return Stored.of(np.asarray(image))
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
@@ -259,7 +288,7 @@ def _map(
 
 
 def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options: ReadOptions) -> ImageSet:
-    """Puts each result into its place in one array, and adds labels, names and volumes of the entries."""
+    """Puts each result into its place in one array, and adds what the entries know of it."""
     images = masks = None
     kept: list[Entry] = []
     skipped: list[str] = []
@@ -286,7 +315,7 @@ def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options
         kept.append(entry)
     if images is None:  # empty, but of the size and channels asked for
         images = options.conform(ImageSet(np.zeros((1, 1, 1, 3), np.uint8))).images
-    volumes = tuple(e.volume for e in kept)
+    volumes, patients = tuple(e.volume for e in kept), tuple(e.patient for e in kept)
     return ImageSet(
         images[: len(kept)],
         labels_of(kept),
@@ -294,6 +323,7 @@ def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options
         tuple(e.name for e in kept),
         tuple(skipped),
         volumes if any(volumes) else (),
+        patients=patients if any(patients) else (),
     )
 
 

@@ -6,28 +6,31 @@ Knows arrays and their names; knows nothing of image files.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import DataError, first_line
 from .formats.limits import TIMES, VOLUME_BYTES
-from .formats.tiff import from_16_bit
-from .imageset import ANOMALOUS, NORMAL, ImageSet
+from .formats.windowing import LOOKED, Stored, View, levels_of, sampled, toned
+from .imageset import ANOMALOUS, NORMAL, ImageSet, subsample
 from .layouts import MissingSplit, listed, words
 from .options import SPLITS, ReadOptions
 
 
-def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
+def read_npz(path: Path, options: ReadOptions, split: str | None) -> tuple[ImageSet, str | None]:
     """Reads one split, or all, of an `.npz` as `readers.read` describes it.
 
     Args:
         path: the file.
-        options: `normal`, the label values that are normal ("0" where it was not given), matters.
+        options: `normal`, the label values that are normal ("0" where it was not given), `window` and
+            `levels` matter.
         split: "train", "val" or "test"; None or "all" for everything.
 
     Returns:
-        The images at the size that they are stored in.
+        The images at the size that they are stored in, and the option `levels`, learned from the normals of
+        `train` (else of the first split) where images of more than 8 bits need it.
 
     Raises:
         MissingSplit: the file has no such split.
@@ -53,7 +56,13 @@ def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
             if values and not values & set(normal):
                 raise DataError(f"{path}: no label {' or '.join(normal)}; the labels are: {listed(values)}")
             wanted = available if split in (None, "all") else [split]
-            sets = [_npz_split(path, arrays, str(s), labels[str(s)], normal) for s in wanted]
+            view, levels = options.view, options.levels
+            if view.learns and (x := _numbers(path, arrays, available[0])).dtype != np.uint8:
+                of = labels[available[0]]
+                normals = x if of is None or not np.isin(of, normal).any() else x[np.isin(of, normal)]
+                levels = levels_of(map(sampled, subsample(normals, LOOKED)), view.percentiles)
+                view = replace(options, levels=levels).view
+            sets = [_npz_split(path, arrays, str(s), labels[str(s)], normal, view) for s in wanted]
     except DataError:
         raise
     except Exception as e:  # numpy and zipfile raise nearly anything on malformed bytes
@@ -61,7 +70,14 @@ def read_npz(path: Path, options: ReadOptions, split: str | None) -> ImageSet:
     out = sets[0] if len(sets) == 1 else joined(path, sets)
     if len(set(out.names)) < len(out):
         raise DataError(f"{path}: names occur twice; make them unique or leave the names out")
-    return out
+    return out, levels
+
+
+def _numbers(path: Path, arrays: np.lib.npyio.NpzFile, split: str) -> np.ndarray:
+    x = arrays[f"{split}_images"]
+    if x.dtype.kind not in "uif":
+        raise DataError(f"{path}: {split}_images are {x.dtype}; save them as integers or floats")
+    return x
 
 
 def _npz_labels(path: Path, arrays: np.lib.npyio.NpzFile, split: str) -> np.ndarray | None:
@@ -76,11 +92,14 @@ def _npz_labels(path: Path, arrays: np.lib.npyio.NpzFile, split: str) -> np.ndar
 
 
 def _npz_split(
-    path: Path, arrays: np.lib.npyio.NpzFile, split: str, labels: np.ndarray | None, normal: list[str]
+    path: Path,
+    arrays: np.lib.npyio.NpzFile,
+    split: str,
+    labels: np.ndarray | None,
+    normal: list[str],
+    view: View,
 ) -> ImageSet:
-    x = arrays[f"{split}_images"]
-    if x.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: {split}_images are {x.dtype}; save them as uint8, 0-255 (or uint16)")
+    x = _numbers(path, arrays, split)
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
         raise DataError(f"{path}: {split}_images must be (N, H, W) or (N, H, W, 3), not {x.shape}")
@@ -90,7 +109,7 @@ def _npz_split(
         names = tuple(map(str, arrays[f"{split}_names"].reshape(-1)))
     targets = None if labels is None else np.where(np.isin(labels, normal), NORMAL, ANOMALOUS)
     try:
-        return ImageSet(from_16_bit(x) if x.dtype == np.uint16 else x, targets, masks, names)
+        return ImageSet(x if x.dtype == np.uint8 else toned(Stored.of(x), view), targets, masks, names)
     except DataError as e:
         raise DataError(f"{path}, {split}: {e}") from e
 
@@ -119,4 +138,6 @@ def joined(source: object, sets: Sequence[ImageSet]) -> ImageSet:
         np.concatenate(labels) if len(labels) == len(sets) else None,
         np.concatenate(masks) if complete and any(s.masks is not None for s in sets) else None,
         tuple(n for s in sets for n in s.names),
+        patients=tuple(p for s in sets for p in s.patients) if all(s.patients for s in sets) else (),
+        levels=sets[0].levels if len({s.levels for s in sets}) == 1 else None,
     )

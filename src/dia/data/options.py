@@ -5,17 +5,18 @@ Knows values, and which of them a model keeps; knows nothing of files, layouts o
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..core.errors import DataError
-from .formats.windowing import View
+from .formats.windowing import Percentiles, View
 from .imageset import ImageSet
 
 SPLITS = ("train", "val", "test")
-KEPT = ("window", "axis", "slices")  # the options that a fitted model keeps
+KEPT = ("window", "axis", "slices", "channel", "levels")  # the options that a fitted model keeps
 
 
 @dataclass(frozen=True)
@@ -27,41 +28,53 @@ class ReadOptions:
         anomalous: comma-separated class folders that are anomalous; classes in neither list are left out.
         train_normals: share (float in 0–1) or number (int) of the normals in the train split that is made for
             class folders; 0.8 where None.
+        divide: class folders without a split of their own are divided into `train` and `test` by a fixed
+            rule; otherwise all of their images belong to every split.
         split_folders: the folder, or the word in a manifest's column `split`, of each of the splits "train",
             "val" and "test"; those names themselves (and "valid", "validation") where None.
         masks: the folder that holds the masks; "ground_truth" where None.
+        group_by: how names tell the patient: "folder", or a regular expression as for `layouts.patients_of`.
         size: (H, W) in pixels, or n for n × n; without it all images must share one size, after `max_size`.
         max_size: without `size`, images whose longer side exceeds it (in pixels) are shrunk to it, keeping
             the aspect.
         channels: 1 (grey) or 3 (RGB); as the files are where None.
-        window: of DICOM, NIfTI and float images: a preset in Hounsfield units ("lung", ...), "CENTER,WIDTH",
-            "voi" (each file's own, the default) or "full" (all that its bits allow).
+        window: black and white of images of more than 8 bits: a preset in Hounsfield units ("lung", ...),
+            "LOW:HIGH", "CENTER,WIDTH", "LOW%:HIGH%" (percentiles of training normals), "full" (all that a
+            type allows), "volume" (percentiles of each volume) or "voi", the default: a DICOM file's own
+            window where it has one, else the 0.1st and 99.9th percentile of training normals.
         axis: of NIfTI volumes: "axial" (the default), "coronal", "sagittal"; "0", "1" or "2" as stored.
         slices: of each volume, as "10:-10"; all where None.
+        channel: number, from 0, of the volume that is read of files of several (4-D); all where None.
+        levels: black and white as they were learned, "LOW:HIGH"; "full" where nothing had more than 8 bits.
+            Where None they are learned from the normals of the data themselves.
         skip_bad: leave unreadable files out; `ImageSet.skipped` has one line for each.
         workers: decoding threads, one per core where None; 1 decodes in the caller's thread.
         memmap_above: images of more bytes than this go to a memory map on an unlinked temporary file.
         progress: show a bar with the time left on stderr.
 
     Attributes:
-        view: `window`, `axis` and `slices`, parsed.
+        view: `window`, `axis`, `slices` and `channel`, parsed.
 
     Raises:
         DataError: a size below 1 pixel, channels other than 1 and 3, less than one thread, folders of splits
-            that do not exist, or a window, axis or range of slices that is not known.
+            that do not exist, or a window, axis, range of slices or `group_by` that is not known.
     """
 
     normal: str | None = None
     anomalous: str | None = None
     train_normals: int | float | None = None
+    divide: bool = True
     split_folders: Mapping[str, str] | None = None
     masks: str | None = None
+    group_by: str | None = None
     size: int | tuple[int, int] | None = None
     max_size: int | None = None
     channels: int | None = None
     window: str | None = None
     axis: str | None = None
     slices: str | None = None
+    channel: int | None = None
+    levels: str | None = None
     skip_bad: bool = False
     workers: int | None = None
     memmap_above: int = 2**30
@@ -79,7 +92,17 @@ class ReadOptions:
         folders = self.split_folders or {}
         if not set(folders) <= set(SPLITS) or not all(isinstance(f, str) and f for f in folders.values()):
             raise DataError(f"split_folders must name a folder for one or more of {', '.join(SPLITS)}")
-        object.__setattr__(self, "view", View.of(self.window, self.axis, self.slices))
+        if self.group_by is not None:
+            try:
+                if not self.group_by:
+                    raise re.error("it is empty")
+                re.compile(self.group_by)
+            except re.error as error:
+                raise DataError(
+                    f"--group-by {self.group_by}: no regular expression ({error}); as person(\\d+), or folder"
+                ) from None
+        view = View.of(self.window, self.axis, self.slices, self.levels, self.channel)
+        object.__setattr__(self, "view", view)
 
     @classmethod
     def of(cls, options: ReadOptions | None = None, **changes: Any) -> ReadOptions:
@@ -95,9 +118,9 @@ class ReadOptions:
         options = options or cls()
         return replace(options, **changes) if changes else options
 
-    def kept(self) -> dict[str, str | None]:
-        """Returns the options that a fitted model keeps (`window`, `axis`, `slices`), as they were typed."""
-        return {name: getattr(self, name) for name in KEPT}
+    def kept(self) -> dict[str, str | int | None]:
+        """Returns the options that a fitted model keeps: as they were typed, and the levels as learned."""
+        return {name: getattr(self, name) for name in KEPT} | {"levels": self.levels or "full"}
 
     def or_else(self, **values: Any) -> Self:
         """Makes a copy in which options that were not given (None) have these values."""
@@ -113,17 +136,25 @@ class ReadOptions:
             shape: its `shape_`, (H, W, C); sets `size` and `channels`. None leaves them.
 
         Returns:
-            The options with `window`, `axis` and `slices` as given, else as the model was fitted.
+            The options with `window`, `axis`, `slices` and `channel` as given, else as the model was fitted,
+            and its levels.
 
         Raises:
-            DataError: the model keeps a window, axis or range of slices that is not known.
+            DataError: the model keeps a window, axis, channel or range of slices that is not known, or
+                percentiles are given that it did not learn.
         """
-        read = facts.get("read") or {}
-        for name in KEPT:
+        read = dict(facts.get("read") or {})
+        if facts:  # a model of 0.1 knows no levels
+            read.setdefault("levels", "earlier" if read else "full")
+        percentiles = isinstance(View.of(self.window).window, Percentiles)
+        if facts and percentiles and self.window != read.get("window"):
+            raise DataError(f"--window {self.window}: percentiles are learned by a fit; give LOW:HIGH")
+        for name in KEPT[:-1]:  # levels are not the user's to give
             now, then = getattr(self, name), read.get(name)
             if name in read and now is not None and View.of(**{name: now}) != View.of(**{name: then}):
-                fitted = f"--{name} {now}: the model was fitted with {then or 'the default'}"
-                warnings.warn(f"{fitted}; its p-values and threshold do not hold", stacklevel=2)
+                fitted = "the default" if then is None else then
+                said = f"--{name} {now}: the model was fitted with {fitted}"
+                warnings.warn(f"{said}; its p-values and threshold do not hold", stacklevel=2)
         sized: dict[str, Any] = {} if shape is None else {"size": (shape[0], shape[1]), "channels": shape[2]}
         return replace(self.or_else(**{name: read.get(name) for name in KEPT}), **sized)
 

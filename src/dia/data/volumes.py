@@ -1,13 +1,15 @@
-"""From files to slices: frames of DICOM files, slices of NIfTI volumes, pages of TIFF files; and which of
-them make one volume, and stand in one split.
+"""From files to slices: frames of DICOM files, slices of volumes, pages of TIFF files; and which of them
+make one volume, and stand in one split.
 
 Knows headers, names and order; decodes no pixel. The slices of a file are named `FILE#NUMBER`, from 0.
 
-- Several single-frame DICOM files of one series in one folder are a volume, sorted by position along the
-  normal of their plane, else by instance number, else by name; it has the folder's name, and `#2`, `#3` where
-  the folder holds several.
-- A multi-frame DICOM file, a NIfTI file, and a TIFF file of several pages of one size are volumes each, with
-  the file's name.
+- Several single-frame DICOM files of one series in one folder are a volume, divided and sorted as
+  `formats.series` says; it has the folder's name, and `#2`, `#3` where the folder holds several.
+- A multi-frame DICOM file likewise, with the file's name, and `#part2`, `#part3` where it is divided.
+- A NIfTI, MetaImage, NRRD or `.npy` file is a volume with the file's name. Where it holds several, each is
+  one, `FILE#channel0` and so on, with slices `FILE#channel0#NUMBER`; `channel` reads one alone.
+- A TIFF file of several pages of one size is a volume with the file's name.
+- Localizers, on which a scan was planned, are left out where there is anything else.
 - All other images are no volumes.
 """
 
@@ -20,24 +22,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..core.errors import DataError, printable
-from .formats import dicom, nifti, tiff
+from .formats import dicom, itk, nifti, npy, tiff
 from .formats.limits import MissingLibrary
+from .formats.series import Place, Stacks, stacks
+from .formats.volume import CHANNEL, chosen
 from .imageset import NORMAL
 from .layouts import Entry, Kind, MissingSplit, listed
 from .options import ReadOptions
 
-SEVERAL: tuple[Kind, ...] = ("dicom", "nifti", "tiff")  # kinds of files that may hold several images
+SEVERAL: tuple[Kind, ...] = ("dicom", "nifti", "itk", "npy", "tiff")  # files that may hold several images
+_COUNTS = {"nifti": nifti.count, "itk": itk.count, "npy": npy.count}
+_SHOWN = 5  # lines about folders
 
 
 def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[Entry]:
     """Expands file entries to slice entries; the slices of a volume stand where its first file stood.
 
-    DICOM files without an image are left out of folders, with a warning.
+    DICOM files without an image are left out of folders, and localizers, with a warning. Another says how
+    series were divided, and what is odd about them.
 
     Args:
         entries: one for each file, with its kind.
-        options: `axis` of NIfTI volumes and `slices` of all volumes; with `skip_bad`, a file whose header
-            cannot be read stays, as an entry that says why. `window` decides which warnings are due.
+        options: `axis`, `channel` and `slices` of volumes; with `skip_bad`, a file whose header cannot be
+            read stays, as an entry that says why. `window` decides which warnings are due.
         root: the folder that names are relative to; a series that lies right in it has the folder's name.
 
     Returns:
@@ -47,22 +54,40 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
         DataError: a header that cannot be read, a library that is missing, nothing left, or two images of
             one name.
     """
-    view, empty = options.view, 0
-    headers: dict[Path, dicom.Header] = {}
-    groups: dict[str | tuple[Path, str], list[Entry]] = {}  # by file, or by folder and series
+    view, empty, several, large = options.view, 0, list[Entry](), list[Entry]()
+    headers: list[dicom.Header] = []
+    places: dict[tuple[str, int | None], Place] = {}
+    groups: dict[str | tuple[Path, str], list[Entry]] = {}  # by file and channel, or by folder and series
     for entry in entries:
         group: str | tuple[Path, str] = entry.name
-        numbers: Sequence[int] = ()
+        slices = [entry]
         try:
             if entry.kind == "dicom":
-                header = headers[entry.file] = dicom.header(entry.file)
-                numbers = range(header.frames)
+                header = dicom.header(entry.file)
+                headers.append(header)
+                entry = entry._replace(patient=entry.patient or header.patient or None)
+                slices = [entry]
                 if header.frames == 1 and header.series:
                     group = entry.file.parent, header.series
-            elif entry.kind == "nifti":
-                numbers = range(nifti.slices(entry.file, view))
+                if header.frames > 1:
+                    slices = _numbered(entry, range(header.frames))
+                for i, e in enumerate(slices):
+                    places[e.name, e.number] = header.places[i if len(header.places) > 1 else 0]
+            elif entry.kind in _COUNTS:
+                channels, depth = _COUNTS[entry.kind](entry.file, view)
+                wanted = chosen(channels, view)
+                several += [entry] * (channels > 1 and view.channel is None)
+                if channels > 1 or depth > 1 or entry.kind == "nifti":
+                    for channel in wanted:
+                        name = f"{entry.name}#channel{channel}" if channels > 1 else entry.name
+                        numbers = range(channel * CHANNEL, channel * CHANNEL + depth)
+                        groups[name] = _numbered(entry._replace(name=name), numbers)
+                    continue
             elif entry.kind == "tiff":
-                numbers = tiff.pages(entry.file)
+                pages = tiff.pages(entry.file)
+                large += [entry] * pages.large
+                if len(pages.numbers) > 1:
+                    slices = _numbered(entry, pages.numbers)
         except dicom.NoImage as error:
             if len(entries) == 1:
                 raise DataError(f"{entry.file}: {error}") from None
@@ -74,23 +99,34 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
             if not options.skip_bad:
                 remedy = "repair it, or leave such files out with --skip-bad"
                 raise DataError(f"{entry.file}: {error}; {remedy}") from None
-            entry = entry._replace(problem=str(error))
-        slices = [entry]
-        if len(numbers) > 1 or (numbers and entry.kind == "nifti"):
-            name = entry.name
-            slices = [entry._replace(name=f"{name}#{i}", number=i, volume=name) for i in numbers]
+            slices = [entry._replace(problem=str(error))]
         groups.setdefault(group, []).extend(slices)
-    _warn(root, empty, list(headers.values()), options)
+    scouts = {key for key, place in places.items() if place.scout}
+    if all((e.name, e.number) in scouts for group in groups.values() for e in group):
+        scouts = set()
     found: list[Entry] = []
     taken: Counter[str] = Counter()
+    odd: dict[Path, list[str]] = {}  # by folder or file
     for group, slices in groups.items():
-        if isinstance(group, tuple) and len(slices) > 1:  # a series; one file of it alone is no volume
-            folder = PurePosixPath(slices[0].name).parent.as_posix()
-            name = root.resolve().name or "/" if folder == "." else folder
-            taken[name] += 1
-            volume = name if taken[name] == 1 else f"{name}#{taken[name]}"
-            slices = [e._replace(volume=volume) for e in _in_order(slices, headers)]
-        found += slices if slices[0].volume is None else slices[slice(*view.slices)]
+        slices = [e for e in slices if (e.name, e.number) not in scouts]
+        own = [places[e.name, e.number] for e in slices if (e.name, e.number) in places]
+        if len(own) < 2:
+            found += slices if not slices or slices[0].volume is None else slices[slice(*view.slices)]
+            continue
+        stacked = stacks(own)
+        if isinstance(group, str):
+            name, mark, where = group, "#part", slices[0].file
+        else:
+            name, mark, where = _folder_of(slices[0], root), "#", group[0]
+        odd.setdefault(where, []).extend(_oddities(stacked))
+        for part in stacked.parts:
+            volume = None
+            if len(part) > 1:  # one image alone is no volume
+                taken[name] += 1
+                volume = name if taken[name] == 1 else f"{name}{mark}{taken[name]}"
+            sorted_ = [slices[i]._replace(volume=volume) for i in part]
+            found += sorted_ if volume is None else sorted_[slice(*view.slices)]
+    _warn(root, empty, len(scouts), several, large, headers, odd, options)
     if entries and not found:
         raise DataError(
             f"{root}: no image left; there are files without one, or --slices leaves none of them"
@@ -101,36 +137,75 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
     return found
 
 
-def _in_order(series: list[Entry], headers: Mapping[Path, dicom.Header]) -> list[Entry]:
-    """Sorts a series: by position where all files tell it for one plane, else by number, else as listed."""
-    own = [headers[entry.file] for entry in series]
-    placed = own[0].normal is not None and len({h.normal for h in own}) == 1
-    numbered = all(h.number is not None for h in own)
-
-    def key(entry: Entry) -> tuple[float, int]:
-        h = headers[entry.file]
-        return (h.position or 0.0) if placed else 0.0, (h.number or 0) if numbered else 0
-
-    return sorted(series, key=key)
+def _numbered(entry: Entry, numbers: Sequence[int]) -> list[Entry]:
+    """Returns the slices of a file, or of one of its volumes, which has the entry's name."""
+    return [entry._replace(name=f"{entry.name}#{i % CHANNEL}", number=i, volume=entry.name) for i in numbers]
 
 
-def _warn(root: Path, empty: int, headers: Sequence[dicom.Header], options: ReadOptions) -> None:
-    """Warns in one line of each thing that the user should know of the files."""
+def _folder_of(entry: Entry, root: Path) -> str:
+    """Returns the name of a series: that of the folder it lies in."""
+    folder = PurePosixPath(entry.name).parent.as_posix()
+    return (root.resolve().name or "/") if folder == "." else folder
+
+
+def _oddities(stacked: Stacks) -> list[str]:
+    """Says how a series was divided, and what is odd about its positions; nothing of most series."""
+    parts, by, missing, repeated = stacked
+    said = []
+    if len(parts) > 1:
+        sizes = ", ".join(str(len(part)) for part in parts[:6]) + ", …" * (len(parts) > 6)
+        said.append(f"a series is read as {len(parts)} of {sizes} images, by {' and '.join(by)}")
+    if missing:
+        said.append(f"{missing} slice{'s' * (missing > 1)} seem{'s' * (missing == 1)} to be missing")
+    if repeated:
+        said.append(f"{repeated} image{'s lie' if repeated > 1 else ' lies'} where another one does")
+    return said
+
+
+def _warn(
+    root: Path,
+    empty: int,
+    scouts: int,
+    several: Sequence[Entry],
+    large: Sequence[Entry],
+    headers: Sequence[dicom.Header],
+    odd: Mapping[Path, Sequence[str]],
+    options: ReadOptions,
+) -> None:
+    """Warns in one line of each thing that the user should know of the files, and of each odd folder."""
     burned = sum(h.burned_in for h in headers)
-    bare = sum(not h.windowed for h in headers) if options.view.window == "voi" else 0
-    for n, text in (
-        (empty, "without an image (reports, plans) left out"),
-        (burned, "with identifying text burned into the pixels: it will be seen"),
-        (bare, "of more than 8 bits without a window of their own; the whole range of their bits is shown, "
-         "with little contrast: see --window"),
-    ):  # fmt: skip
-        if n:
-            line = f"{root}: {n} DICOM file{'s' * (n > 1)} {text}"
-            warnings.warn(printable(line), stacklevel=5)  # names the caller of `read`
+    whole = options.view.window == "voi" and options.levels in ("full", "earlier")
+    bare = sum(not h.windowed for h in headers) if whole else 0
+    assumed = sum(h.assumed for h in headers)
+    lines = [
+        f"{root}: {n} DICOM {'files' if n > 1 else 'file'} {text}"
+        for n, text in (
+            (empty, "without an image (reports, plans) left out"),
+            (burned, "with identifying text burned into the pixels: it will be seen"),
+            (bare, "of more than 8 bits without a window of their own; the whole range of their bits is "
+             "shown, with little contrast: see --window"),
+            (assumed, "without PixelRepresentation: read as unsigned"),
+        ) if n
+    ]  # fmt: skip
+    if scouts:
+        lines.append(f"{root}: {scouts} localizer{'s' * (scouts > 1)} (images to plan a scan on) left out")
+    if several:
+        n, first = len(several), several[0].name
+        files = f"{n} files hold several volumes (as {first})" if n > 1 else f"{first} holds several volumes"
+        lines.append(f"{root}: {files}; each is read as a volume; --channel N reads one alone, from 0 on")
+    if large:
+        n, first = len(large), large[0].name
+        files = f"{n} images are (as {first})" if n > 1 else f"{first} is"
+        lines.append(f"{root}: {files} too large to be read whole: a reduced level is read in its place")
+    said = [f"{folder}: {'; '.join(what)}" for folder, what in odd.items() if what]
+    if len(said) > _SHOWN:
+        said[_SHOWN:] = [f"{root}: {len(said) - _SHOWN} more folders have such series"]
+    for line in (*lines, *said):
+        warnings.warn(printable(line), stacklevel=5)  # names the caller of `read`
 
 
 def with_fixed_split(entries: list[Entry], train_normals: int | float | None) -> list[Entry]:
-    """Makes the split of class folders, which have none; the slices of a volume stay together.
+    """Makes the split of class folders, which have none; patients and volumes stay whole.
 
     Args:
         entries: labelled, without a split.
@@ -140,14 +215,19 @@ def with_fixed_split(entries: list[Entry], train_normals: int | float | None) ->
         The same entries, each in `train` or `test`.
     """
     train_normals = 0.8 if train_normals is None else train_normals
-    order = list(dict.fromkeys(e.volume or e.name for e in entries if e.label == NORMAL))
+    first: dict[str, str] = {}  # a patient is known by the name of an image, as its own may change
+    for e in entries:
+        if e.patient is not None and e.label == NORMAL:
+            first.setdefault(e.patient, e.volume or e.name)
+
+    def unit(e: Entry) -> str:
+        return e.volume or e.name if e.patient is None else first[e.patient]
+
+    order = list(dict.fromkeys(unit(e) for e in entries if e.label == NORMAL))
     order.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
     number = train_normals if isinstance(train_normals, int) else int(train_normals * len(order))
     train = set(order[:number])
-    return [
-        e._replace(split="train" if e.label == NORMAL and (e.volume or e.name) in train else "test")
-        for e in entries
-    ]
+    return [e._replace(split="train" if e.label == NORMAL and unit(e) in train else "test") for e in entries]
 
 
 def of_split(path: Path, entries: list[Entry], split: str | None) -> list[Entry]:

@@ -24,10 +24,12 @@ import torch
 from scipy import ndimage
 
 from ..core.errors import DataError
+from ..core.running.progress import Bar
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
 from ..data.readers import Listing
 from ..detectors import Detector
+from . import onnx_check
 from .graph import ScoringGraph, scoring_graph
 from .onnx_model import FORMAT, OnnxModel
 
@@ -37,6 +39,9 @@ _BATCH = 64
 _EDGE = 0.02  # grey values: a pixel that lies as near to the middle between two values may become either
 _OLDEST_OPSET = 18
 _AXES = ("N", "H", "W", "C")
+_LARGEST = (
+    onnx_check.MAX_BYTES - 2**26
+)  # bytes of the weights of a file, beside which its operators have room
 
 
 def export(
@@ -65,15 +70,25 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         new = Path(folder, target.name)
         start = time.perf_counter()
-        with _quiet():
+        with Bar("Writing the graph"), _quiet():
             write_onnx(graph, _facts(detector), new, opset)
         seconds = time.perf_counter() - start
+        try:
+            onnx_check.check(onnx_check.read(new.read_bytes()))
+        except DataError as error:  # of a method from outside the package
+            reason = f"{error}, which scoring with an .onnx file refuses"
+            raise DataError(
+                f"{target}: not written; {detector.method} cannot be exported: {reason}"
+            ) from error
         comparison = Comparison(detector, OnnxModel(new, device="cpu").run)
-        for batch in _generated(detector):
-            comparison.add(batch)
-        for part in images.stream(_BATCH) if images is not None else ():
-            if len(part):
-                comparison.add(part.images)
+        with Bar("Comparing the file with the model", unit="image") as bar:
+            for batch in _generated(detector):
+                comparison.add(batch)
+                bar.update(comparison.facts["images"])
+            for part in images.stream(_BATCH) if images is not None else ():
+                if len(part):
+                    comparison.add(part.images)
+                    bar.update(comparison.facts["images"])
         if comparison.beyond:
             raise DataError(f"{target}: not written; it differs from the model in {comparison.beyond}")
         new.replace(target)
@@ -95,6 +110,7 @@ def _facts(detector: Detector) -> dict[str, Any]:
         "threshold": threshold if np.isfinite(threshold) else None,
         "held_out_normals": detector.n_calibration_,
         "held_out_normal_scores": detector.calibration_.scores.tolist(),
+        "heatmaps": None if detector.heat_ is None else detector.heat_.to_json(),
         "read": {name: value for name, value in read.items() if value},
     }  # fmt: skip
 
@@ -109,13 +125,18 @@ def write_onnx(graph: ScoringGraph, facts: dict[str, Any], path: Path, opset: in
         opset: version of the ONNX operators.
 
     Raises:
-        DataError: onnx is not installed, or torch's exporter does not know the opset.
+        DataError: onnx is not installed, the weights are more than one file holds, or torch's exporter does
+            not know the opset.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch's exporter imports it only when it is needed
     except ImportError as error:
         raise DataError("exporting needs onnx: pip install 'dia-anomaly[export]'") from error
+    weights = sum(x.nbytes for x in graph.state_dict().values())
+    if weights > _LARGEST:
+        most = f"{weights / 2**30:.1f} GiB of weights and normals; one ONNX file holds {_LARGEST / 2**30:.1f}"
+        raise DataError(f"{path.name}: {most}: fit with smaller banks (--settings.bank_size)")
     # no side or channel of the example is 1 or equals another, as either may be taken for a constant
     example = torch.randint(0, 256, (2, 37, 45, 3), dtype=torch.uint8)
     shapes = ({i: torch.export.Dim.DYNAMIC for i in range(4)},)
@@ -177,12 +198,14 @@ class Comparison:
                 self._keep(name, off := np.abs(got[name] - want))
                 self._keep(f"{name}, relative", off / np.maximum(np.abs(want), 1))
                 self._require(_near(got[name], want).all(), f"{name} by {off.max():.2g}")
+        if not np.isfinite(got["score"]).all():  # which has no p-value
+            return
         self._keep("p_value", np.abs(got["p_value"] - self.detector.p_values(known.score)))
         of_score = self.detector.p_values(got["score"])
         self._require(np.allclose(got["p_value"], of_score, rtol=0, atol=1e-9), "the p-value of its score")
         if "dissolved" in got:
             d: Any = self.detector
-            exact = d.dissolver_.dissolve(x, d.s.residual_ts, rounded=False).swapaxes(0, 1)
+            exact = d.dissolver_.dissolve(x, d.s.ts, rounded=False).swapaxes(0, 1)
             off = np.abs(exact - got["dissolved"]).max() - 0.5
             self._require(off <= _EDGE, f"dissolved images by {off:.2g} grey values")
 

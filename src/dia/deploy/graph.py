@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..core.errors import DataError
 from ..detectors import Detector
 from ..detectors.calibration import Calibration
-from ..detectors.features import double, with_channels
 from ..detectors.registry import METHODS
+from ..features.untrained import double, with_channels
 
 _UNIT = 2**22  # Pillow's weights are whole multiples of 1 / _UNIT
 _LOBES = 3  # of the Lanczos filter

@@ -17,17 +17,19 @@ import numpy as np
 from ..core.environment import environment
 from ..core.errors import DataError
 from ..data.datasets import open_listing
+from ..data.formats.spreadsheet import SHEETS
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
 from ..data.readers import Listing, listing
 from ..detectors import Detector
+from ..detectors.saving import is_own, training_set
 from ..report.pictures import scale_of
 from .scoring import hash_of
 
 _MOST_NORMALS = 2000  # among which neighbours are searched
 _BATCH = 256
 _FOR_SCALE = 64  # normals whose heatmaps set the scale of colours
-_NO_PICTURES = (".csv", ".npz")  # a manifest may name other files of this machine
+_NO_PICTURES = (*SHEETS, ".npz")  # a manifest may name other files of this machine
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,15 @@ class Inferencer:
     """A model folder, loaded once, for any number of threads.
 
     The folder keeps no training images. For neighbours and for the scale of colours they are read again, from
-    `normals` or from where the model was fitted: a bounded number, and only when asked for. They include the
-    normals that were held out for calibration.
+    `normals`, from the known data set that the model names, or where this user's account fitted it: a bounded
+    number, and only when asked for. They include the normals that were held out for calibration. A place that
+    a model from elsewhere names is not looked into.
 
     Args:
         run: a folder written by `dia fit`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         normals: path or known name of a data set whose (training) normals are shown as neighbours.
-        data_root: the folder of known data sets; the one used when the model was fitted where None.
+        data_root: the folder of known data sets, by default `$DIA_DATA`.
 
     Attributes:
         detector: the model.
@@ -147,7 +150,7 @@ class Inferencer:
         self._model = threading.RLock()  # networks and seeded draws serve one thread at a time
         self._neighbours = threading.Lock()  # so that the features of the normals are made once
         self._bank: tuple[ImageSet, np.ndarray] | None = None  # normals and their directions
-        self._scale: tuple[float, float] | None = None
+        self._scale = None if d.heat_ is None else d.heat_.scale
         self._reading = ReadOptions(skip_bad=True).as_fitted(d.facts_, self.shape)
         self.why_no_normals = ""
         self._listing = self._training_images(normals, data_root)
@@ -172,7 +175,7 @@ class Inferencer:
         """Reads the pictures in some files, at the model's size.
 
         A file that cannot be read does not keep others from being read. Only files with images are read: a
-        `.csv` or a folder could name other files of this machine.
+        manifest or a folder could name other files of this machine.
 
         Args:
             files: the files, on this machine.
@@ -224,8 +227,8 @@ class Inferencer:
     def heat_scale(self) -> tuple[float, float] | None:
         """The heatmap values at which the colours begin and end; the same for all pictures.
 
-        It comes from heatmaps of normals. If no normals can be read, it comes from the first images scored,
-        and is None before that.
+        The model keeps it, from heatmaps of normals. For an older model these are made anew; if no normals
+        can be read, it comes from the first images scored, and is None before that.
         """
         if self._scale is None and self.has_heatmaps:
             with self._model:
@@ -256,7 +259,9 @@ class Inferencer:
             DataError: the model has no dissolver, or a step lies outside 0 to `t_max` − 1.
         """
         if not self.can_dissolve:
-            raise DataError(f"{self.detector.method} has no dissolver; fit dia or dia+ for it")
+            raise DataError(
+                f"{self.detector.method} has no dissolver; fit dia, or dia+ with dissolver.kind diffusion"
+            )
         if bad := [t for t in ts if not 0 <= t < self.t_max]:
             raise DataError(f"t must lie in 0–{self.t_max - 1}, not {bad[0]}")
 
@@ -318,23 +323,22 @@ class Inferencer:
     def _training_images(self, normals: str | None, data_root: str | None) -> Listing | None:
         facts = self.detector.facts_
         read = facts.get("read") or {}
-        root = data_root or read.get("data_root")
         as_fitted = {"split": read.get("split"), "normal": read.get("normal")}
         if normals is not None:
             try:  # the model's own data set, at another place
-                return open_listing(normals, data_root=root, options=self._reading, **as_fitted)
+                return open_listing(normals, data_root=data_root, options=self._reading, **as_fitted)
             except DataError:  # a folder of normals
-                return open_listing(normals, "train", root, self._reading)
-        if not read or facts.get("dataset") is None:
-            self.why_no_normals = "the model does not say where its training images are"
+                return open_listing(normals, "train", data_root, self._reading)
+        name = training_set(facts, data_root) if read else None
+        if is_own(facts):
+            data_root = data_root or read.get("data_root")
+        if name is None:
+            self.why_no_normals = "the model was fitted elsewhere; name its training images with --normals"
             return None
         try:
-            return open_listing(facts["dataset"], data_root=root, options=self._reading, **as_fitted)
+            return open_listing(name, data_root=data_root, options=self._reading, **as_fitted)
         except DataError:
-            self.why_no_normals = (
-                "the training images are not where they were when the model was fitted; "
-                "name them with --normals"
-            )
+            self.why_no_normals = "its training images are not where they were; name them with --normals"
             return None
 
 

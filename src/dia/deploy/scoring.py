@@ -70,6 +70,7 @@ class Scored(NamedTuple):
         skipped: one line for each file that could not be read.
         acquisition: `(N, D)` statistics of `detectors.drift.acquisition`, if the model keeps those of its
             normals.
+        seen: `(N,)` bool, whether the model was fitted on the image; None where it does not know.
     """
 
     names: Sequence[str]
@@ -77,6 +78,7 @@ class Scored(NamedTuple):
     heatmaps: np.ndarray | None
     skipped: Sequence[str]
     acquisition: np.ndarray | None
+    seen: np.ndarray | None = None
 
 
 def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
@@ -169,7 +171,9 @@ class _Scorer:
 def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) -> Scored:
     found = detector.detect(images, heatmaps=heatmaps)
     whole = acquisition(images.images) if getattr(detector, "drift_", None) else None
-    return Scored(images.names, found.score, found.heatmap, images.skipped, whole)
+    known = getattr(detector, "was_fitted_on", None)  # an exported file keeps no digests
+    seen = known(images) if known and len(images) else None
+    return Scored(images.names, found.score, found.heatmap, images.skipped, whole, seen)
 
 
 def hash_of(run: Path) -> str:
@@ -181,4 +185,22 @@ def hash_of(run: Path) -> str:
         if path.name == STRESS:  # a result about the model, not a part of it
             continue
         h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return h.hexdigest()[:16]
+
+
+def stamp_of(listing: Listing) -> str:
+    """Returns 16 hex digits that change with the images: with a file's size and the time of its last change.
+
+    No file is read, so that a large archive is stamped at once; images of an `.npz` are hashed by their
+    pixels.
+    """
+    if listing.whole is not None:
+        return listing.whole.sha256()[:16]
+    h, known = hashlib.sha256(), dict[Path, str]()
+    for entry in listing.entries:
+        if entry.file not in known:
+            with contextlib.suppress(OSError):  # reading it says what is wrong
+                found = entry.file.stat()
+                known[entry.file] = f"{found.st_size} {found.st_mtime_ns}"
+        h.update(f"{known.get(entry.file)}\n".encode())
     return h.hexdigest()[:16]

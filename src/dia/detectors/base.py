@@ -1,4 +1,7 @@
-"""The base of every detector: fit, score, heatmap, save and load, calibrated on normals it did not train on.
+"""The base of every detector: fit, score, heatmap, save and load, calibrated on normals.
+
+The normals it is calibrated on are held out of training, or judged each by the others (`leaves_one_out`); no
+patient is on both sides, nor judged by images of their own.
 
 Knows image sets, settings and folders; knows no method. Saved models are JSON and safetensors, never
 pickles. Anomaly scores are raw, higher = more anomalous, everywhere but in scikit-learn's own methods.
@@ -7,10 +10,10 @@ pickles. Anomaly scores are raw, higher = more anomalous, everywhere but in scik
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,17 +27,29 @@ from torch import nn
 
 from ..core.allocation import AllocationLimit
 from ..core.errors import DataError, TrainingError
-from ..core.modelfiles import ModelFiles, write_sums
+from ..core.modelfiles import ModelFiles, check_facts, write_sums, written
 from ..core.processes import barrier, join_processes, of_all
+from ..core.running.progress import Bar
+from ..core.running.threads import adapt
 from ..core.settings import SettingsError, flat, from_dict, plain, replaced
-from ..core.storage import replace_folder, reserve
-from ..data.imageset import ImageSet, middle_slices
+from ..core.storage import reserve
+from ..data.imageset import NO_DIGEST, ImageSet, codes_of, digests, group_by_unit, middle_slices, subsample
+from ..features.untrained import as_tensor
 from . import drift, saving
-from .calibration import FALSE_ALARM_RATE, HOLDOUT, Calibration, Prediction, held_out
-from .features import as_tensor
+from .calibration import (
+    FALSE_ALARM_RATE,
+    HOLDOUT,
+    LOOKED,
+    Calibration,
+    HeatScale,
+    Prediction,
+    finite,
+    held_out,
+    one_of_each,
+)
 from .presets import settings as preset_settings
 from .registry import detector_class
-from .saving import StageCache, fingerprint, identity_of
+from .saving import DIGESTS, StageCache, fingerprint, identity_of
 
 MIN_NORMALS = 20
 _THUMBNAIL = 16
@@ -56,9 +71,14 @@ class Detector(OutlierMixin, BaseEstimator):
         false_alarm_rate: the rate of `predict`, `decision_function` and the threshold shown.
 
     Attributes:
-        calibration_: scores of the held-out normals.
+        calibration_: scores of the held-out normals, or of all, each judged by the others; of each patient
+            one, where patients are known and images are no slices.
         drift_: a few quantiles of acquisition statistics of all normals, by statistic; empty in folders
             written before they were kept.
+        heat_: what heatmaps of unseen normals are like, for colours and contours; None where the method has
+            none, and in folders written before it was kept.
+        digests_: `(M,)` uint64 digests of the images it was fitted on, ascending; None in folders written
+            before they were kept.
         shape_: (H, W, C) of the images.
         fit_seconds_: time of training, interrupted and shared parts included.
         facts_: facts that the saved folder remembers for the caller (data set, preset, versions).
@@ -72,8 +92,11 @@ class Detector(OutlierMixin, BaseEstimator):
     smallest: ClassVar[int] = 8  # side in pixels
     extra: ClassVar[str] = ""  # of the package, without which it cannot be fitted
     maps: ClassVar[bool] = False  # whether it has heatmaps
+    fewest: ClassVar[int] = MIN_NORMALS  # normals to fit on
+    leaves_one_out: ClassVar[bool] = False  # whether all normals train, and each is judged without itself
     exports: ClassVar[bool] = True  # whether its module is a graph of torch operations alone
     revision: ClassVar[int] = 1  # raised where equal settings come to other scores than before
+    heat_: HeatScale | None = None
     hash_: str | None = None  # as it was when the model was saved
     _made: tuple[Any, nn.Module] | None = None  # settings, and the module made with them
 
@@ -168,7 +191,8 @@ class Detector(OutlierMixin, BaseEstimator):
             progress: whether to show progress bars.
 
         Raises:
-            DataError: there are fewer than 20 normal images, they are too small, or not images at all.
+            DataError: there are fewer than 20 normal images, they are too small, of too few patients, or not
+                images at all.
             TrainingError: the loss became NaN or infinite; names the step and the images of the batch.
 
         Example:
@@ -181,15 +205,32 @@ class Detector(OutlierMixin, BaseEstimator):
         normals = images.normals() if isinstance(images, ImageSet) else ImageSet(_as_images(images))
         x, n, (h, w) = normals.images, len(normals.images), normals.images.shape[1:3]
         join_processes()
-        self.facts_, self.hash_, self._made = getattr(self, "facts_", {}), None, None
-        if n < MIN_NORMALS:
-            raise DataError(f"{n} normal image{'s' * (n != 1)} to fit on; at least {MIN_NORMALS} are needed")
+        self.facts_, self.hash_, self._made = dict(getattr(self, "facts_", {})), None, None
+        self.facts_.pop("patients", None)
+        read = dict(self.facts_.get("read") or {})
+        self.facts_["read"] = read | {"levels": normals.levels or read.get("levels") or "full"}
+        if normals.n_patients:
+            self.facts_["patients"] = normals.n_patients
+        if n < self.fewest:
+            raise DataError(f"{n} normal image{'s' * (n != 1)} to fit on; at least {self.fewest} are needed")
         if min(h, w) < self.smallest:
             needs = f"{self.method} needs at least {self.smallest} on each side: read them at a larger size"
             raise DataError(f"images of {h}×{w} pixels; {needs}")
         start = time.perf_counter()
-        calibration, reference, train = map(np.sort, held_out(n, self.holdout, self.seed, normals.volumes))
-        self.shape_, self.n_train_, self.n_calibration_ = x.shape[1:], len(train), len(calibration)
+        units, by_patient = normals.units, any(normals.patients) and not any(normals.volumes)
+        if any(normals.patients):  # known by their first image: what they are called may change
+            first = [members[0] for members in group_by_unit(n, units)]
+            owners = np.array([str(first[code]) for code in codes_of(units, n)])
+        else:
+            of = enumerate(_each(normals.volumes, n))
+            owners = np.array([str(i) if v is None else f"of {v}" for i, v in of])
+        if self.leaves_one_out:
+            calibration, reference, train = np.arange(n), np.arange(0), np.arange(n)
+        else:
+            parts = held_out(n, self.holdout, self.seed, units, whole=any(normals.patients))
+            calibration, reference, train = map(np.sort, parts)
+        self.shape_, self.n_train_ = x.shape[1:], len(train)
+        self._units = owners[train]  # equal for the images of a patient, or the slices of a volume
         with tempfile.TemporaryDirectory() as temporary:
             shared = Path(of_all(temporary)[0])  # several processes work in one folder
             stages = StageCache(Path(workdir or shared), resume=resume, progress=progress)
@@ -203,10 +244,25 @@ class Detector(OutlierMixin, BaseEstimator):
                 at_fault = f"{error}: {', '.join(names[:_NAMED])}{more}"
                 raise TrainingError(at_fault, error.batch, error.of) from None
             barrier()
-        parts = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
-        self.calibration_ = Calibration.of(np.concatenate([self._scored(x[part]).score for part in parts]))
+        del self._units
+        if self.leaves_one_out:
+            scores, self.heat_ = self.__dict__.pop("_left_out"), self.__dict__.pop("_heat", None)
+            if by_patient:
+                known = [units[int(i)] for i in subsample(calibration, len(scores))]
+                scores = scores[one_of_each(known, len(scores), self.seed)]
+        else:
+            if by_patient:
+                chosen = one_of_each([units[int(i)] for i in calibration], len(calibration), self.seed)
+                calibration = calibration[chosen]
+            few = (calibration[i : i + 512] for i in range(0, len(calibration), 512))
+            scores = np.concatenate([self._scored(x[part]).score for part in few])
+            some = x[subsample(calibration, LOOKED)]
+            maps = self._scored(some, heatmaps=True).heatmap if self.has_heatmaps() else None
+            self.heat_ = None if maps is None else HeatScale.of(maps)
+        self.calibration_, self.n_calibration_ = Calibration.of(scores), len(scores)
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
-        self.drift_ = drift.references(x, middle_slices(normals.volumes, n))
+        self.drift_ = drift.references(x, middle_slices(units, n))
+        self.digests_: np.ndarray | None = np.setdiff1d(digests(x), [NO_DIGEST])
         return self
 
     def _scored(
@@ -214,7 +270,12 @@ class Detector(OutlierMixin, BaseEstimator):
     ) -> Prediction:
         """Scores images pass by pass."""
         step = min(batch, self._at_once())
-        parts = [self._predict(x[i : i + step], heatmaps, dissolved) for i in range(0, len(x), step)]
+        parts = []
+        with Bar("Scoring", len(x), "image", after=2) as bar:
+            for i in range(0, len(x), step):
+                adapt()
+                parts.append(self._predict(x[i : i + step], heatmaps, dissolved))
+                bar.update(min(i + step, len(x)))
         if not parts:
             return Prediction(np.empty(0))
         columns: Any = zip(*parts, strict=True)
@@ -261,7 +322,7 @@ class Detector(OutlierMixin, BaseEstimator):
             The score of each image, and its heatmap and dissolved copies as far as they were asked for.
 
         Raises:
-            DataError: the images have another shape or type.
+            DataError: the images have another shape or type, or a score is not finite.
             UnfittedError: it is not fitted.
 
         Example:
@@ -271,7 +332,9 @@ class Detector(OutlierMixin, BaseEstimator):
             >>> found.score.shape, found.heatmap.shape, found.dissolved
             ((2,), (2, 16, 16), None)
         """
-        return self._scored(self._check(images), heatmaps and self.has_heatmaps(), dissolved, batch)
+        found = self._scored(self._check(images), heatmaps and self.has_heatmaps(), dissolved, batch)
+        finite(found.score, images.names if isinstance(images, ImageSet) else ())
+        return found
 
     def score(self, images: np.ndarray | ImageSet, y: None = None, *, batch: int = 512) -> np.ndarray:
         """Returns raw anomaly scores `(N,)` float64, higher = more anomalous, each image on its own.
@@ -328,6 +391,20 @@ class Detector(OutlierMixin, BaseEstimator):
         """Returns the raw score above which an image is flagged at a rate, by default the constructor's."""
         return self._fitted().calibration_.threshold(false_alarm_rate or self.false_alarm_rate)
 
+    def was_fitted_on(self, images: np.ndarray | ImageSet) -> np.ndarray | None:
+        """Returns whether each image has the very pixels of one that it was fitted or calibrated on.
+
+        Args:
+            images: `(N, H, W, C)` uint8 or an `ImageSet`, in the shape that was fitted.
+
+        Returns:
+            `(N,)` bool, False for images of one grey level alone; None where the model does not know, as it
+            was fitted by an earlier version.
+        """
+        x = self._check(images)
+        known = getattr(self, "digests_", None)
+        return None if known is None else np.isin(digests(x), known)
+
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """Returns minus the anomaly score, as scikit-learn has it: higher = more normal."""
         return -self.score(X)
@@ -356,6 +433,12 @@ class Detector(OutlierMixin, BaseEstimator):
     def _check(self, images: np.ndarray | ImageSet) -> np.ndarray:
         shape = self._fitted().shape_
         x = images.images if isinstance(images, ImageSet) else _as_images(images)
+        known = (self.facts_.get("read") or {}).get("levels")  # not in models of 0.1
+        if isinstance(images, ImageSet) and images.levels and known and images.levels != known:
+            raise DataError(
+                f"images read with black and white {images.levels}, the model was fitted with {known}; "
+                f"read them with levels={known!r}"
+            )
         if tuple(x.shape[1:]) != shape:
             h, w, c = shape
             raise DataError(
@@ -404,7 +487,7 @@ class Detector(OutlierMixin, BaseEstimator):
     # --- folders ------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str, card: str = "") -> Path:
-        """Writes the model folder: config, calibration, drift and checksums as JSON, weights, card.md.
+        """Writes the model folder: JSON, weights, digests of the images it was fitted on, checksums, card.md.
 
         The folder appears complete or not at all; one of the same name is replaced.
 
@@ -417,28 +500,26 @@ class Detector(OutlierMixin, BaseEstimator):
         """
         self._fitted()
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        facts = check_facts(json.loads(json.dumps(self.facts_)))  # so that what is written can be loaded
         config = saving.Config(
             saving.FORMAT, self.method, plain(self.s), self.seed, self.holdout, self.false_alarm_rate,
-            self.shape_, self.n_train_, self.n_calibration_, self.fit_seconds_, self.facts_, self.revision,
+            self.shape_, self.n_train_, self.n_calibration_, self.fit_seconds_, facts, self.revision,
             self.settings_hash(),
         )  # fmt: skip
         scores = {"held_out_normal_scores": self.calibration_.scores.tolist()}
-        try:
-            (new / "config.json").write_text(json.dumps(plain(config), indent=2))
+        with written(folder) as new:
             tensors = {k: np.ascontiguousarray(v) for k, v in self._tensors().items()}
             save_file(tensors, new / "weights.safetensors")
             (new / "calibration.json").write_text(json.dumps(scores))
             (new / "drift.json").write_text(json.dumps(drift.to_json(self.drift_)))
+            if self.heat_ is not None:
+                (new / "heatmaps.json").write_text(json.dumps(self.heat_.to_json()))
+            if (known := getattr(self, "digests_", None)) is not None:
+                save_file({"digests": known}, new / DIGESTS)
             (new / "card.md").write_text(card or self._card())
             self._save_parts(new)
+            (new / "config.json").write_text(json.dumps(plain(config), indent=2))  # without it, no model
             write_sums(new)
-            new.chmod(0o755)
-            replace_folder(new, folder)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
         return folder
 
     @staticmethod
@@ -474,12 +555,14 @@ class Detector(OutlierMixin, BaseEstimator):
     def _card(self) -> str:
         h, w, c = self.shape_
         try:
-            weights = self.weights_source()
+            loaded = self.hash_ is not None  # from a folder whose settings may name any file
+            weights = self.facts_.get("weights") or "not told" if loaded else self.weights_source()
         except DataError:  # the fitted model needs the file no more
             weights = "a file that is not there any more"
+        others = "of them, each judged without itself" if self.leaves_one_out else "others"
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
-            f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} others (seed {self.seed}). "
+            f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} {others} (seed {self.seed}). "
             f"Weights: {weights}. For research; not a medical device.\n"
         )
 
@@ -500,17 +583,18 @@ def _loaded(folder: Path, device: str) -> Detector:
     saving.check_settings(settings)
     kept = {"holdout": config.holdout, "false_alarm_rate": config.false_alarm_rate}
     self = cls(settings, seed=config.seed, device=device, **kept)
-    self.shape_, self.facts_, self.hash_ = config.shape, config.facts, config.settings_hash
+    self.shape_, self.facts_ = config.shape, config.facts
+    self.hash_ = config.settings_hash or fingerprint(config.method, settings, config.holdout)  # reads no file
     self.n_train_, self.n_calibration_ = config.n_train, config.n_calibration
     self.fit_seconds_, self.calibration_ = config.fit_seconds, Calibration.of(scores)
-    known = (folder / "drift.json").exists()  # not in older folders
-    self.drift_ = drift.from_json(files.json("drift.json")) if known else {}
+    self.drift_ = saving.read_drift(files)
+    if (folder / "heatmaps.json").exists():  # not in older folders
+        self.heat_ = HeatScale.from_json(files.json("heatmaps.json"))
+    self.digests_ = saving.read_digests(files) if (folder / DIGESTS).exists() else None
     weights = files.weights("weights.safetensors")
     with AllocationLimit(folder, files.nbytes):
         self._restore(load_file(weights), folder)
-    probe = np.resize(np.arange(256, dtype=np.uint8), (1, *self.shape_))
-    if self._predict(probe, False, False).score.shape != (1,):  # arrays of other shapes may fail only here
-        raise ValueError("its weights give no score")
+    saving.probe(self)  # arrays of other shapes may fail only here
     if files.sums is None:
         warnings.warn(
             f"{folder}: saved before checksums were, so damage to it may go unseen; "
@@ -518,6 +602,10 @@ def _loaded(folder: Path, device: str) -> Detector:
             stacklevel=3,
         )
     return self
+
+
+def _each(volumes: Sequence[str | None], n: int) -> Sequence[str | None]:
+    return volumes if len(volumes) else (None,) * n
 
 
 def _as_images(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The untrained rows every claim must beat: fixed numbers of an image, or its pixels, against normals.
 
 They may know the training normals and nothing else: no labels, no anomalies, no test images, no network, no
-random draw; nothing is tuned, and no sign is chosen. An image is its luma (ITU-R 601) in [0, 1].
+random draw but that of blur's folds; nothing is tuned, and no sign is chosen. An image is its luma (ITU-R
+601) in [0, 1]; for blur it is the mean of its channels.
 
 | row | what it measures | source |
 |---|---|---|
@@ -12,6 +13,7 @@ random draw; nothing is tuned, and no sign is chosen. An image is its luma (ITU-
 | lbp | histograms of uniform local binary patterns | Ojala et al., PAMI 24(7), 2002 |
 | pixels, pixels-normalised | distance to the nearest normal at 16×16 | Cover and Hart, 1967 |
 | pca | error of reconstruction from principal components | Turk and Pentland, 1991 (eigenfaces) |
+| blur | the most unusual place in what blurs remove, the control of `dia+` | `places.py` |
 
 Statistics, spectrum, hog and lbp: features standardised by the normals, mean distance to the nearest three.
 """
@@ -32,15 +34,21 @@ from skimage.feature import hog, local_binary_pattern
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from . import features
+from ..data.imageset import subsample
+from ..features import untrained as features
+from ..features.backbone import Squares
+from ..features.untrained import CONSTANT, Linear, as_tensor, luma, measured, resizer, resizing, with_channels
 from .base import Detector
-from .features import CONSTANT, Linear, double, luma, measured, resizing, with_channels
 from .nearest import Nearest
-from .residual import Residual, blur
-from .saving import StageCache
+from .places import Places, Residuals, folds_of, greatest, owners_of
+from .saving import StageCache, module_tensors
 
 _LBP = ((8, 1), (16, 2))  # points, radius
 _LARGEST = 32  # side of what HOG and PCA see
+_SIDE = 256  # of the squares of which blurs take something, at most
+_BYTES = 2**29  # of the maps of the normals from which places are fitted, at most
+_ROOM = 2**20  # pixels of one pass of blurs
+_SOURCE = "residual"  # of the places
 
 
 @dataclass(frozen=True)
@@ -215,26 +223,27 @@ class Small(nn.Module):
         return self.small(luma(x)).flatten(1)
 
 
-class BlurResiduals(nn.Module):
-    """The evidence of what blurs remove, with a heatmap.
+class BlurPlaces(nn.Module):
+    """The most unusual place in what blurs remove, with a heatmap of all places.
 
     Args:
-        residual: fitted and calibrated.
+        maps: from `(N, C, H, W)` uint8 to what is fitted, `(N, 3·B, h, w)`.
+        places: fitted on them.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
     """
 
     outputs = ("heatmap",)
 
-    def __init__(self, residual: Residual):
+    def __init__(self, maps: nn.Module, places: Places, height: int, width: int):
         super().__init__()
-        self.residual = residual
+        self.maps, self.places = maps, places
+        self.to_image = resizer((places.grid, places.grid), (height, width))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Takes `(N, C, H, W)` uint8."""
-        seen = self.residual(x)
-        evidence = self.residual.parts(self.residual.columns(seen))
-        # the harmonic mean of the p-values (Wilson), as in `residual.joined`
-        score = evidence.logsumexp(1) - double(np.log(evidence.shape[1]))
-        return score, self.residual.heatmap(seen)
+        places = self.places({_SOURCE: self.maps(x)})
+        return greatest(places), self.to_image(places)
 
 
 # --- detectors ----------------------------------------------------------------------------------------------
@@ -398,37 +407,46 @@ class BlurSettings:
     """The settings of `trivial:blur`.
 
     Args:
-        sigmas: widths of the blurs in pixels of an image whose shorter side is 64; they scale with it.
+        sigmas: widths of the blurs in pixels of an image whose side is 64; they scale with each side.
     """
 
     sigmas: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0)
 
 
 class Blur(Detector):
-    """Judges what Gaussian blurs remove as `dia+` judges what dissolving removes."""
+    """Judges the places of what Gaussian blurs remove as `dia+` does; no backbone, no whole image."""
 
     method = "trivial:blur"
     family = "untrained"
     maps = True
-    revision = 2  # smooth evidence
+    revision = 3  # places; before, three statistics joined
     Settings: ClassVar[type] = BlurSettings
 
-    def _residual(self) -> Residual:
-        side = self.shape_[:2]
-        return Residual(blur(self.s.sigmas, *side), *side)
+    def _maps(self) -> nn.Module:
+        """Makes the module of what is judged. Images become squares of their longer side, or of 256 px."""
+        height, width, _ = self.shape_
+        side = min(max(height, width), _SIDE)
+        return nn.Sequential(Squares(height, width, side), Residuals(side, self.s.sigmas))
 
     def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
-        self.residual_ = self._residual().fit(images)
-        self.residual_.calibrate(self.residual_.measured(reference))
+        make, step = self._maps(), self._at_once()
+        with torch.inference_mode():
+            one: Tensor = make(as_tensor(images[:1]))
+            kept = subsample(np.arange(len(images)), max(_BYTES // one.nbytes, 2))
+            maps = one.new_empty(len(kept), *one.shape[1:])
+            for i in range(0, len(kept), step):
+                maps[i : i + step] = make(as_tensor(images[kept[i : i + step]]))
+            folds = folds_of(owners_of(self._units[kept]), self.seed)
+            self.places_, _ = Places.of({_SOURCE: maps}, folds)
 
     def _module(self) -> nn.Module:
-        return BlurResiduals(self.residual_)
+        return BlurPlaces(self._maps(), self.places_, *self.shape_[:2])
 
     def _at_once(self) -> int:
-        return 32  # more fall out of the caches
+        return max(min(32, _ROOM // max(self.shape_[:2]) ** 2), 1)  # more fall out of the caches
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        return self.residual_.tensors()
+        return module_tensors(self.places_, "places.")
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
-        self.residual_ = self._residual().restore(tensors)
+        self.places_ = Places.restored(tensors, "places.")

@@ -45,8 +45,8 @@ from ..dissolve.bank import DissolvedBank, LiveDissolving
 from ..dissolve.controls import Control
 from ..dissolve.matching import matched
 from ..dissolve.settings import STRENGTHS
+from ..features.untrained import measured, passes
 from .base import MIN_NORMALS, Detector
-from .features import measured, passes
 from .presets import PARTS, CSISettings, DIASettings, Part
 from .saving import StageCache, load_module, module_tensors
 

@@ -60,3 +60,25 @@ def nearest_squared(x: Tensor, bank: Tensor, k: int) -> Tensor:
         best = torch.cat(values, -1).topk(k, largest=False).indices
         place = torch.cat(places, -1).gather(-1, best)
     return ((bank[place].double() - x[..., None, :]) ** 2).sum(-1)
+
+
+def left_out(bank: Tensor, owner: np.ndarray, k: int = 1, rows: np.ndarray | None = None) -> np.ndarray:
+    """Returns the mean distance of vectors of a bank to the nearest that belong to others, `(R,)` float64.
+
+    Args:
+        bank: `(M, D)`, finite.
+        owner: `(M,)` whole numbers: vectors of one owner (copies of an image, slices of a volume) are not
+            compared.
+        k: how many are averaged over; as many as there are where that is fewer.
+        rows: `(R,)`, which vectors are measured; all by default.
+    """
+    x, owners, made = bank.float().double(), torch.from_numpy(owner), []
+    measured = torch.arange(len(x)) if rows is None else torch.from_numpy(rows)
+    norms = (x**2).sum(1)
+    k = min(k, int(len(owner) - np.unique(owner, return_counts=True)[1].max()))
+    for part in measured.split(1024):
+        squared = norms[part, None] + norms - 2 * x[part] @ x.T
+        squared[owners[part, None] == owners] = torch.inf
+        place = squared.topk(k, largest=False).indices
+        made.append(((x[place] - x[part, None]) ** 2).sum(2).sqrt().mean(1))
+    return torch.cat(made).numpy()

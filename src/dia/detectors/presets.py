@@ -86,6 +86,10 @@ class DIASettings:
         _check_scoring(self)
         check_dissolved(self)
 
+    def idle(self) -> tuple[str, ...]:
+        """Returns the settings that do nothing, as the others stand."""
+        return tuple(f"dissolver.{name}" for name in self.dissolver.idle())
+
 
 def check_dissolved(s: Any) -> None:
     """Checks settings of training against dissolved copies; raises SettingsError."""
@@ -97,7 +101,18 @@ def check_dissolved(s: Any) -> None:
 PRESETS = ("cpu", "gpu", "paper")
 
 # Larger images are read at this longer side at most (`--size` overrides it).
-MAX_SIZE = {"cpu": 64, "gpu": 128, "paper": 224}
+MAX_SIZE = {"cpu": 128, "gpu": 128, "paper": 224}
+
+
+def longest_side(settings_class: type, preset: str) -> int:
+    """Returns the longer side in pixels at which larger images are read.
+
+    Args:
+        settings_class: of the method, which may have a `longest` of its own.
+        preset: `cpu`, `gpu` or `paper`.
+    """
+    return int(getattr(settings_class, "longest", 0) or MAX_SIZE[preset])
+
 
 _GENTLE = AugmentSettings(jitter=(0.2, 0.2, 0.2, 0.05), crop=(0.3, 1.0))
 _DISSOLVER = {

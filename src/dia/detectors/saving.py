@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,32 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ..core.errors import DataError
-from ..core.modelfiles import ModelFiles, sha256
+from ..core.allocation import Enough, WorkLimit
+from ..core.errors import DataError, printable
+from ..core.modelfiles import ModelFiles, check_facts, sha256
 from ..core.processes import barrier, is_main, of_all
+from ..core.seal import seal, sealed
 from ..core.settings import check, flat, from_dict, plain, require
 from ..core.storage import locked
-from ..core.training import Timed, train
+from ..core.training import Timed
+from ..data.datasets import known_sets
+from ..data.options import ReadOptions
+from ..features.backbone import LITE
+from ..features.own import OWN
+from .drift import Reference, from_json
 
 FORMAT = 1  # of model folders
 MAX_SIDE = 8192  # pixels of the images a model takes, and of every size in its settings
 MAX_SAMPLES = 1000  # augmentations averaged for one score
+MAX_NORMALS = 2**22  # that a test of drift may count, which keeps tables of so many numbers
+# the greatest numbers among settings that say what scoring costs, by the last part of their names; lists of
+# them may be no longer than the last
+_MOST = {"samples": MAX_SAMPLES, "layers": 100, "coupling_blocks": 100, "flow_steps": 100} | dict.fromkeys(
+    ("size", "place_size", "map_size", "patch", "kernel", "sigma", "sigmas"), MAX_SIDE
+)  # fmt: skip
+_MOST_LISTED = 100
+_PROBED, _SECONDS, _LARGE = 2**20, 10.0, 2**28  # pixels, seconds and bytes that a probe may cost
+DIGESTS = "digests.safetensors"  # of the images that a model was fitted on
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Config:
         n_train: normals trained on.
         n_calibration: normals calibrated on.
         fit_seconds: the time of training.
-        facts: whatever the caller wanted the folder to remember.
+        facts: whatever the caller wanted the folder to remember; `check_facts` says what may be there.
         revision: of the method's scores.
         settings_hash: of method, revision, settings and hold-out.
     """
@@ -105,10 +122,14 @@ def read(files: ModelFiles) -> tuple[Config, np.ndarray]:
         raise DataError(f"format {str(config['format'])[:20]} is not known here; there is {FORMAT}")
     known = {f.name for f in fields(Config)}
     made: Config = from_dict(Config, {k: v for k, v in config.items() if k in known})
+    made = replace(made, facts=check_facts(made.facts))
     scores = files.json("calibration.json").get("held_out_normal_scores")
     numbers = isinstance(scores, list) and all(type(v) in (int, float) for v in scores)
     if not scores or not numbers or not np.isfinite(np.array(scores, np.float64)).all():
         raise DataError("calibration.json must list finite held_out_normal_scores")
+    if len(scores) != made.n_calibration:
+        counted = f"config.json says {made.n_calibration}"
+        raise DataError(f"calibration.json lists {len(scores)} held_out_normal_scores, and {counted}")
     return made, np.array(scores, np.float64)
 
 
@@ -124,12 +145,116 @@ def config_of(folder: Path) -> Config | None:
         return read(ModelFiles(folder))[0]
 
 
+def read_digests(files: ModelFiles) -> np.ndarray:
+    """Returns the digests of the images that a model was fitted on, `(M,)` uint64, ascending."""
+    found = load_file(files.weights(DIGESTS)).get("digests")
+    if found is None or found.dtype != np.uint64 or found.ndim != 1:
+        raise DataError(f"{DIGESTS} must hold digests, a list of 64-bit numbers")
+    return np.sort(found)
+
+
+def read_drift(files: ModelFiles) -> dict[str, Reference]:
+    """Returns what a model knows of its normals' acquisition, by statistic; empty in folders before it was.
+
+    Raises:
+        DataError: a statistic is of more normals than can be counted.
+    """
+    if not (files.folder / "drift.json").exists():
+        return {}
+    found = from_json(files.json("drift.json"))
+    if too_many := [name for name, reference in found.items() if reference.n > MAX_NORMALS]:
+        raise DataError(f"drift.json: {printable(too_many[0])} is of more than {MAX_NORMALS} normals")
+    return found
+
+
+def training_set(facts: Mapping[str, Any], data_root: str | None, given: str | None = None) -> str | None:
+    """Returns the data set that a model was fitted on, if it is a declared one, or one that the caller names.
+
+    Any other place that facts name is opened only where this user's account sealed it: whoever made the
+    folder would choose what is read here.
+
+    Args:
+        facts: the detector's `facts_`.
+        data_root: the caller's folder of known data sets, by default `$DIA_DATA`; that of the facts is not
+            looked into.
+        given: images that the caller names anyway, as a path or known set.
+    """
+    name = facts.get("dataset")
+    if not isinstance(name, str):
+        return None
+    if is_own(facts):
+        return name
+    if given and os.path.abspath(name) == os.path.abspath(given):
+        return given
+    # a folder here may bear the name of a set
+    return name if name in known_sets(data_root) and not os.path.exists(name) else None
+
+
+def with_reading(
+    facts: Mapping[str, Any],
+    options: ReadOptions,
+    *,
+    split: str,
+    data_root: str | None,
+    contamination: float = 0.0,
+) -> dict[str, Any]:
+    """Adds to the facts of a fit how its images were read, with a seal on the place that they name.
+
+    Args:
+        facts: with `dataset`.
+        options: as the images were read.
+        split: the split that was read.
+        data_root: the folder of known data sets.
+        contamination: share of anomalies mixed among the normals.
+    """
+    read = {"split": split, "normal": options.normal, "data_root": data_root, "contamination": contamination,
+            "group_by": options.group_by, **options.kept()}  # fmt: skip
+    made = {**facts, "read": read}
+    return made | {"read": read | {"sealed": seal(*_sealed(made))}}
+
+
+def is_own(facts: Mapping[str, Any]) -> bool:
+    """Returns whether this user's account wrote these facts: the place that they name may be opened."""
+    return sealed((facts.get("read") or {}).get("sealed"), *_sealed(facts))
+
+
+def _sealed(facts: Mapping[str, Any]) -> list[str | None]:
+    read = facts.get("read") or {}
+    return [facts.get("dataset"), *(read.get(name) for name in ("split", "normal", "data_root", "group_by"))]
+
+
+def probe(detector: Any) -> None:
+    """Scores one image as far as that costs little, to find arrays that fit neither one another nor settings.
+
+    A few bytes can claim a large image, or settings that make a small one large. So an image of more than
+    `_PROBED` pixels, and whatever takes longer than `_SECONDS` or makes a tensor of more than `_LARGE` bytes,
+    is left to the first image that is scored.
+
+    Args:
+        detector: loaded, all but this.
+
+    Raises:
+        ValueError: there is no score, or it is not finite.
+    """
+    h, w, _ = detector.shape_
+    if h * w > _PROBED:
+        return
+    image = np.resize(np.arange(256, dtype=np.uint8), (1, *detector.shape_))
+    with suppress(Enough), WorkLimit(_SECONDS, _LARGE):
+        score = detector._predict(image, False, False).score
+        if score.shape != (1,) or not np.isfinite(score).all():
+            raise ValueError("its weights give no score")
+
+
 def check_settings(settings: Any) -> None:
-    """Refuses settings by which a small image would cost much: sizes and samples above their limits."""
+    """Refuses settings by which a small image would cost much: sizes, samples, lists above their limits."""
     for name, value in flat(settings).items():
-        most = {"size": MAX_SIDE, "samples": MAX_SAMPLES}.get(name.rpartition(".")[2])
-        if most is not None and isinstance(value, int) and value > most:
-            raise DataError(f"settings.{name} is {value}; at most {most} is read of a folder")
+        most = _MOST.get(name.rpartition(".")[2], 2**63)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > _MOST_LISTED:
+            raise DataError(f"settings.{name} lists {len(values)} values; at most {_MOST_LISTED} are read")
+        if above := [v for v in values if isinstance(v, int | float) and v > most]:
+            raise DataError(f"settings.{name} is {above[0]}; at most {most} is read of a folder")
 
 
 def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
@@ -155,15 +280,12 @@ def load_module(module: torch.nn.Module, tensors: dict[str, np.ndarray], prefix:
     module.load_state_dict(state)
 
 
-OWN = "dia:"  # before the folder of a fitted csi or dia, whose encoder is meant
-
-
 def identity_of(weights: str) -> str:
     """Returns the identity of weights: a file's by its sha256, `dia:RUN` by how the run was made.
 
     Weights that are no longer there keep their name.
     """
-    if weights in ("none", "imagenet"):
+    if weights in ("none", "imagenet", *LITE):
         return weights
     path = Path(weights.removeprefix(OWN))
     if not weights.startswith(OWN):
@@ -243,6 +365,8 @@ class StageCache:
         file = path / "trained.safetensors"
 
         def make() -> float:
+            from ..core.running.loop import train
+
             start = time.perf_counter()
             steps = s.epochs * (images // min(s.batch, images))
             train(

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core.errors import DataError
 from ..core.processes import choose_device, share
 from ..core.settings import from_dict
-from ..core.training import Timed, batch_indices, seed_step, train
+from ..core.training import Timed, batch_indices, seed_step
 from .base import T_MAX, DissolverSettings, Dissolving, fit_in, saved_facts, to_tensor
 from .controls import Control
 from .pretrained import check_network, load_pipeline, to_epsilon
@@ -70,6 +70,8 @@ class Dissolver(Dissolving):
         s = self.settings
         if s.pretrained:
             return self._adopt(*load_pipeline(s.pretrained))
+        from ..core.running.loop import train
+
         start = time.perf_counter()
         module = _Training(images, s, self.seed)
         train(
@@ -237,8 +239,7 @@ class _Training(Timed):
         estimate = estimate.float()
         return F.l1_loss(estimate, noise) if self.s.loss == "l1" else F.mse_loss(estimate, noise)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def after_step(self) -> None:
         self.average.update_parameters(self.unet)  # here, so that a checkpoint of this step holds it
 
     def configure_optimizers(self) -> Any:

@@ -9,6 +9,10 @@ from ..core.settings import SettingsError, check
 from ..core.training import Precision
 
 T_MAX = 1000
+_NETWORK = (
+    "patch", "widths", "layers", "attention", "loss", "steps", "batch", "lr", "cosine", "ema", "ema_weights",
+    "hflip", "precision",
+)  # fmt: skip
 Kind = Literal["diffusion", "gaussian", "median", "noise", "shrink", "bottleneck", "identity", "none"]
 # the setting that says how much a control removes
 STRENGTHS = {
@@ -98,3 +102,12 @@ class DissolverSettings:
                 raise SettingsError(
                     f"dissolver.{name} is for kind diffusion; leave it out with kind {self.kind}"
                 )
+
+    def idle(self) -> tuple[str, ...]:
+        """Returns the settings that do nothing with this kind of dissolver."""
+        used = {STRENGTHS.get(self.kind)}
+        if self.kind == "gaussian" and self.sigma is None:
+            used = {"kernel", "sigma"}
+        other = [name for name in STRENGTHS.values() if name not in used]
+        trained = self.kind == "diffusion" or self.matched
+        return (*other, *(() if trained and not self.pretrained else _NETWORK))

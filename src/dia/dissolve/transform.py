@@ -230,7 +230,7 @@ def _dissolving(model: Any, scheduler: Any) -> Dissolving:
         if (folder / "dissolver").is_dir():
             return load_dissolver(folder / "dissolver", device="cpu")
         if (folder / "calibration.json").is_file():
-            raise DataError(f"{folder}: this method has no dissolver; fit dia or dia+")
+            raise DataError(f"{folder}: no dissolver here; fit dia, or dia+ with dissolver.kind diffusion")
         return load_dissolver(model, device="cpu")
     if isinstance(model, Dissolving):
         model._check_fitted()

@@ -2,8 +2,9 @@
 
 Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver
 Operating Characteristic Curves", Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014, for its
-computation by midranks; Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006,
-for ranks; Holm, Scandinavian Journal of Statistics 1979, for many tests at once.
+computation by midranks; Obuchowski, "Nonparametric Analysis of Clustered ROC Curve Data", Biometrics 1997,
+for several images of one patient; Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets",
+JMLR 2006, for ranks; Holm, Scandinavian Journal of Statistics 1979, for many tests at once.
 """
 
 from __future__ import annotations
@@ -75,12 +76,15 @@ def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
     return of_anomalous, of_normal
 
 
-def paired_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference:
+def paired_difference(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, units: np.ndarray | None = None
+) -> Difference:
     """The mean AUROC of `first` over its seeds minus that of `second`, paired by seed and image.
 
     Two sources of chance are counted. The images: DeLong's paired variance of the difference averaged over
     the seeds. The seeds: the variance of the differences by seed, over their number. Their sum counts what
-    image and seed do together twice, so that the interval is, if anything, too wide. Its width is Student's,
+    image and seed do together twice, so that the interval is, if anything, too wide. Where a patient has
+    several images, the variance of the images is Obuchowski's, which counts patients. Its width is Student's,
     with degrees of freedom by Welch and Satterthwaite: few seeds make it wide. With one seed, images alone
     count, and nothing is known of other seeds.
 
@@ -88,6 +92,7 @@ def paired_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray)
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         first: `(S, N)` raw scores, a row for each seed.
         second: `(S, N)`, rows of the same seeds.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
 
     Returns:
         The difference with its 95 % interval and p-value.
@@ -105,19 +110,44 @@ def paired_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray)
     pairs = [(_placements(labels, a), _placements(labels, b)) for a, b in zip(first, second, strict=True)]
     by_seed = np.array([a[0].mean() - b[0].mean() for a, b in pairs])
     value = float(by_seed.mean())
-    parts = []  # (variance, degrees of freedom)
-    for side in (0, 1):
-        d = np.mean([a[side] - b[side] for a, b in pairs], axis=0)
-        parts.append((d.var(ddof=1) / len(d), len(d) - 1))
+    parts, shared = list[tuple[float, float]](), 0.0  # (variance, degrees of freedom)
+    sides = [np.mean([a[side] - b[side] for a, b in pairs], axis=0) for side in (0, 1)]
+    if units is None or len(np.unique(units)) == len(labels):
+        parts += [(d.var(ddof=1) / len(d), len(d) - 1) for d in sides]
+    else:
+        parts, shared = _clustered(labels, sides, np.asarray(units))
     if len(by_seed) > 1:
         parts.append((by_seed.var(ddof=1) / len(by_seed), len(by_seed) - 1))
-    variance = sum(v for v, _ in parts)
+    apart = sum(v for v, _ in parts)
+    variance = apart + shared if apart + shared > 0 else apart
     if variance == 0:  # the same scores
         return Difference(value, value, value, 1.0 if value == 0 else 0.0)
     freedom = variance**2 / sum(v**2 / f for v, f in parts if v)
+    freedom = freedom if units is None else min(freedom, len(np.unique(units)) - 1)
     error = float(np.sqrt(variance))
     width = float(student.ppf(0.975, freedom)) * error
     return Difference(value, value - width, value + width, float(2 * student.sf(abs(value) / error, freedom)))
+
+
+def _clustered(
+    labels: np.ndarray, sides: Sequence[np.ndarray], units: np.ndarray
+) -> tuple[list[tuple[float, float]], float]:
+    """Returns Obuchowski's variances of both sides with degrees of freedom, and twice their covariance.
+
+    Args:
+        labels: `(N,)`.
+        sides: of the anomalous images, and of the normal ones, what is averaged, in the order of the images.
+        units: `(N,)`.
+    """
+    code, parts, sums = np.unique(units, return_inverse=True)[1], list[tuple[float, float]](), []
+    for d, own in zip(sides, (labels == 1, labels == 0), strict=True):
+        of_unit = np.bincount(code[own], d - d.mean(), code.max() + 1) / len(d)
+        count = len(np.unique(code[own]))
+        known = count / (count - 1) * float(of_unit @ of_unit) if count > 1 else np.nan  # as of one image
+        parts.append((known, max(count - 1, 1)))
+        sums.append(of_unit)
+    count = len(sums[0])
+    return parts, 2 * count / (count - 1) * float(sums[0] @ sums[1])
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -131,7 +161,10 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def compared(
-    labels: np.ndarray, scores: Mapping[str, Mapping[int, np.ndarray]], pairs: Iterable[tuple[str, str]]
+    labels: np.ndarray,
+    scores: Mapping[str, Mapping[int, np.ndarray]],
+    pairs: Iterable[tuple[str, str]],
+    units: np.ndarray | None = None,
 ) -> list[Compared]:
     """Takes the `paired_difference` of pairs of methods on one data set, over the seeds that both have.
 
@@ -139,6 +172,7 @@ def compared(
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: by method, by seed, `(N,)`.
         pairs: names of two methods each; those without a seed in common are left out.
+        units: as for `paired_difference`.
 
     Returns:
         One comparison for each pair that is left, in order.
@@ -147,8 +181,8 @@ def compared(
     for first, second in pairs:
         one, other = scores.get(first, {}), scores.get(second, {})
         if seeds := tuple(sorted(set(one) & set(other))):
-            sides = (np.stack([side[s] for s in seeds]) for side in (one, other))
-            found.append((first, second, paired_difference(labels, *sides), seeds))
+            a, b = (np.stack([side[s] for s in seeds]) for side in (one, other))
+            found.append((first, second, paired_difference(labels, a, b, units), seeds))
     corrected = holm([d.p for _, _, d, _ in found])
     return [Compared(a, b, d, float(p), s) for (a, b, d, s), p in zip(found, corrected, strict=True)]
 

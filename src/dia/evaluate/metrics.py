@@ -2,6 +2,10 @@
 
 Higher score = more anomalous. Only the order of scores counts: every number here is unchanged by a strictly
 increasing transform. Knows nothing of models, detectors, thresholds or files.
+
+Images of one patient are no independent draws. Where units (patients, volumes) are given, intervals are those
+of the cluster bootstrap: units are drawn, with all their images, within three strata: units whose images are
+all normal, all anomalous, or of both kinds. With few units such intervals are somewhat too narrow themselves.
 """
 
 from __future__ import annotations
@@ -15,17 +19,26 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 PRO_LIMIT = 0.3  # highest false positive rate of the PRO integral, as in MVTec AD
 
 
-def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000, seed: int = 0) -> dict:
+def image_metrics(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    units: np.ndarray | None = None,
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> dict:
     """Measures AUROC with its interval, average precision, and the false alarms at 95 % sensitivity.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)`, raw, higher = more anomalous. Ties count as in scikit-learn.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
         n_boot: resamples for the interval; 0 for none (both ends NaN).
         seed: of the resamples.
 
     Returns:
-        `auroc`; `auroc_ci` [low, high] (95 %, percentile bootstrap, resampled within each class); `ap`;
+        `auroc`; `auroc_ci` [low, high] (95 %, percentile bootstrap, resampled within each class or
+        stratum); `ap`;
         `fpr95` (lowest false positive rate at a true positive rate of at least .95).
 
     Raises:
@@ -38,7 +51,7 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000,
     """
     labels, scores = _checked(labels, scores)
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-    aurocs = [_auroc(pos, neg) for pos, neg in _resampled(labels, scores, n_boot, seed)]
+    aurocs = [_auroc(pos, neg) for pos, neg in _resampled(labels, scores, units, n_boot, seed)]
     low, high = np.quantile(np.concatenate(aurocs), (0.025, 0.975)) if aurocs else (np.nan, np.nan)
     return {
         "auroc": float(roc_auc_score(labels, scores)),
@@ -49,13 +62,20 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 2000,
 
 
 def roc_band(
-    labels: np.ndarray, scores: np.ndarray, *, n_boot: int = 500, seed: int = 0, points: int = 201
+    labels: np.ndarray,
+    scores: np.ndarray,
+    units: np.ndarray | None = None,
+    *,
+    n_boot: int = 500,
+    seed: int = 0,
+    points: int = 201,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws the pointwise 95 % band of the ROC curve, by the bootstrap of `image_metrics`.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)`, raw, higher = more anomalous.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
         n_boot: resamples, at least 1.
         seed: of the resamples.
         points: false positive rates, evenly spaced from 0 to 1.
@@ -70,7 +90,7 @@ def roc_band(
     grid = np.linspace(0, 1, points)
     curves = [
         np.interp(grid, np.r_[0, f], np.r_[0, t])
-        for pos, neg in _resampled(labels, scores, n_boot, seed)
+        for pos, neg in _resampled(labels, scores, units, n_boot, seed)
         for f, t in zip(_share_above(neg), _share_above(pos), strict=True)
     ]
     low, high = np.quantile(curves, (0.025, 0.975), axis=0)
@@ -139,15 +159,51 @@ def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     return labels.astype(np.int8), scores
 
 
+def resampled_units(
+    labels: np.ndarray, units: np.ndarray | None, n_boot: int, seed: int, width: int
+) -> Iterator[np.ndarray]:
+    """Draws units with replacement within their strata.
+
+    Args:
+        labels: `(N,)`, 0 = normal, 1 = anomalous.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
+        n_boot: resamples.
+        seed: of the draws.
+        width: of the arrays that are made of a resample, which bounds how many come at once.
+
+    Yields:
+        How often each image is drawn, `(b, N)`.
+    """
+    rng = np.random.default_rng(seed)
+    unit = np.arange(len(labels)) if units is None else np.unique(units, return_inverse=True)[1]
+    kinds = [np.bincount(unit, labels == c) > 0 for c in (0, 1)]
+    stratum = kinds[0] + 2 * kinds[1]  # 1: all normal, 2: all anomalous, 3: of both kinds
+    block = max(1, 4_000_000 // width)  # bounds memory, about 64 MB
+    for start in range(0, n_boot, block):
+        drawn = np.empty((min(block, n_boot - start), len(stratum)), np.int64)
+        for kind in np.unique(stratum):
+            own = np.flatnonzero(stratum == kind)
+            drawn[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), len(drawn))
+        yield drawn[:, unit]
+
+
 def _resampled(
-    labels: np.ndarray, scores: np.ndarray, n_boot: int, seed: int
+    labels: np.ndarray, scores: np.ndarray, units: np.ndarray | None, n_boot: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Stratified bootstrap as counts per distinct score, ascending: blocks of (b, K) anomalous, normal.
 
-    A resample with replacement is a multinomial draw over the distinct values, so ties need no special care.
+    Of single images, a resample with replacement is a multinomial draw over the distinct values, so ties need
+    no special care.
     """
-    rng = np.random.default_rng(seed)
     values, where = np.unique(scores, return_inverse=True)
+    if units is not None and len(np.unique(units)) < len(units):
+        order = np.argsort(where, kind="stable")
+        starts = np.searchsorted(where[order], np.arange(len(values)))
+        for drawn in resampled_units(labels, units, n_boot, seed, len(labels)):
+            pos, neg = (np.add.reduceat((drawn * (labels == c))[:, order], starts, axis=1) for c in (1, 0))
+            yield pos, neg
+        return
+    rng = np.random.default_rng(seed)
     share = {c: np.bincount(where[labels == c], minlength=len(values)) / np.sum(labels == c) for c in (0, 1)}
     n_pos, n_neg = np.sum(labels == 1), np.sum(labels == 0)
     block = max(1, 4_000_000 // len(values))  # bounds memory, about 64 MB
@@ -159,9 +215,9 @@ def _resampled(
 def _auroc(pos: np.ndarray, neg: np.ndarray) -> np.ndarray:
     """(b, K) counts per ascending distinct score -> (b,) P(anomalous > normal) + P(equal) / 2."""
     below = np.cumsum(neg, axis=1) - neg / 2
-    return (pos * below).sum(1) / (pos[0].sum() * neg[0].sum())
+    return (pos * below).sum(1) / (pos.sum(1) * neg.sum(1))
 
 
 def _share_above(counts: np.ndarray) -> np.ndarray:
     """(b, K) counts per ascending distinct score -> (b, K) share at or above each score, descending score."""
-    return np.cumsum(counts[:, ::-1], axis=1) / counts[0].sum()
+    return np.cumsum(counts[:, ::-1], axis=1) / counts.sum(1, keepdims=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
+from sklearn.base import clone
 
 from ..core.errors import DataError
 from ..data.imageset import ImageSet
@@ -26,6 +27,7 @@ from ..detectors import Detector
 from ..detectors.calibration import held_out
 from ..detectors.saving import fingerprint
 from .metrics import pixel_metrics
+from .unseen import Unseen, unseen
 
 FORMAT = 1
 FOUND = 0.8  # detection rate at which a lesion counts as found
@@ -73,50 +75,98 @@ class Ground:
 
     Args:
         images: normal images, in the detector's shape.
-        source: `calibration` where they set the threshold themselves, `given` otherwise.
+        source: `calibration` where they set the threshold themselves, `fifth` where the detector was fitted
+            anew without them, `given` otherwise.
         remark: a caution for the reader; empty where none is needed.
+        stand_in: the detector to test in place of the fitted one, if that has seen the images; else None.
     """
 
     images: ImageSet
     source: str
     remark: str = ""
+    stand_in: Detector | None = None
 
 
-def untrained_normals(detector: Detector, normals: ImageSet, most: int = 200) -> Ground:
+def untrained_normals(
+    detector: Detector, normals: ImageSet, most: int = 200, *, keep_seen: bool = False
+) -> Ground:
     """Selects normals that a fitted detector did not train on.
 
-    If they are the very images it was fitted on (by their hash), its calibration part is taken, since the
-    hold-out is drawn by seed and number alone. Otherwise all are taken.
+    If the very images it was fitted on (by their hash) are among them, its calibration part is taken, since
+    the hold-out is drawn by seed and number alone; or the others, if these are more. A detector that holds
+    nothing out is fitted anew without a fifth of them, which is taken. If only some of the images it was
+    fitted on are there (by their pixels), they are left out.
 
     Args:
         detector: fitted, or loaded.
         normals: images in the detector's shape; those known to be anomalous are left out.
         most: images to take at most, evenly spaced; 0 for all.
+        keep_seen: leave none out because it was fitted on.
 
     Returns:
         The images, and where they come from.
 
     Raises:
-        DataError: no normal image.
+        DataError: no normal image, or the detector was fitted on all of them and on others.
     """
     normals = normals.normals()
     if not len(normals):
         raise DataError("a stress test needs normal images; see --normal and --split")
-    as_read = [normals, *(replace(normals, labels=v) for v in (None, np.zeros(len(normals), np.int8)))]
+    stand_in = None
     source, remark = "given", (
         "The normals are not, as a whole, the images the model was fitted on. If some of them were "
         "trained on, rates are distorted: such images look more normal than new ones."
     )  # fmt: skip
-    if detector.facts_.get("train_sha256") in {n.sha256() for n in as_read}:
-        source, remark = "calibration", (
-            "The normals are those that set the threshold, so their own false alarms are as promised by "
-            "construction and say nothing."
-        )  # fmt: skip
-        calibration = held_out(len(normals), detector.holdout, detector.seed, normals.volumes)[0]
-        normals = normals.subset(np.sort(calibration))
+    fresh = Unseen(normals, known=False) if keep_seen else unseen(detector, normals)
+    own = None if keep_seen else _training_among(detector, normals, fresh.seen)
+    if own is not None and (own is normals or len(fresh.images) < len(own) * _held(detector)):
+        if detector.leaves_one_out:
+            source, remark = "fifth", (
+                "The model holds no normals out, so the detector that was tested is another one, fitted with "
+                "the same settings on four fifths of them; lesions are pasted into the others."
+            )  # fmt: skip
+            fifth, *others = held_out(len(own), 2 * _held(detector), detector.seed, own.units)
+            stand_in = clone(detector).fit(own.subset(np.sort(np.concatenate(others))))
+            normals = own.subset(np.sort(fifth))
+        else:
+            source, remark = "calibration", (
+                "The normals are those that set the threshold, so their own false alarms are as promised by "
+                "construction and say nothing."
+            )  # fmt: skip
+            calibration = held_out(
+                len(own), detector.holdout, detector.seed, own.units, whole=any(own.patients)
+            )[0]
+            normals = own.subset(np.sort(calibration))
+    elif fresh.known:
+        normals, n = fresh.images, len(fresh.seen)
+        remark = f"{n} images that the model was fitted on are left out." if n else ""
+        if not len(normals):
+            raise DataError(
+                f"the model was fitted on all {n} normals given, and on others; give all of those (with "
+                "--group-by, if fit had it), or new ones, or --keep-seen"
+            )
     if most and len(normals) > most:
         normals = normals.subset(np.unique(np.linspace(0, len(normals) - 1, most).round().astype(int)))
-    return Ground(normals, source, remark)
+    return Ground(normals, source, remark, stand_in)
+
+
+def _training_among(detector: Detector, normals: ImageSet, seen: Sequence[str]) -> ImageSet | None:
+    """Returns those of the normals that a detector was fitted on, if all are there and in their order."""
+    among = set(seen)
+    own = (normals, normals.subset([i for i, name in enumerate(normals.names) if name in among]))
+    for images in own:
+        as_read = [replace(images, labels=v) for v in (images.labels, None, np.zeros(len(images), np.int8))]
+        if detector.facts_.get("train_sha256") in {n.sha256() for n in as_read}:
+            return images
+        as_read = [replace(n, patients=()) for n in as_read]
+        if any(images.patients) and detector.facts_.get("train_sha256") in {n.sha256() for n in as_read}:
+            return replace(images, patients=())  # fitted without regard to patients
+    return None
+
+
+def _held(detector: Detector) -> float:
+    """Returns the share of its normals that a test takes of those that a detector was fitted on."""
+    return 0.2 if detector.leaves_one_out else detector.holdout / 2
 
 
 def stress(
@@ -150,11 +200,12 @@ def stress(
     Raises:
         DataError: a threshold that no score can pass, or heatmaps asked of a method without.
     """
+    fitted, detector = detector, ground.stand_in or detector
     threshold = detector.threshold(rate)
     if not np.isfinite(threshold):
         n = detector.n_calibration_
         raise DataError(
-            f"{n} normals were held out, too few for a false-alarm rate of {rate:g}: nothing can be flagged; "
+            f"{n} normals to calibrate on, too few for a false-alarm rate of {rate:g}: nothing is flagged; "
             f"give --false_alarm_rate {np.ceil(1000 / (n + 1)) / 1000:g} or fit with more normals"
         )
     if localise and not detector.has_heatmaps():
@@ -162,7 +213,7 @@ def stress(
     x = ground.images.images
     before = detector.score(x)
     made: dict[str, Any] = {
-        "identity": identity_of(detector, ground, plan.seed, rate, localise),
+        "identity": identity_of(fitted, ground, plan.seed, rate, localise),
         "method": detector.method,
         "threshold": threshold,
         "false_alarm_rate": rate,

@@ -63,7 +63,11 @@ def volume_scores(slices: Iterable[tuple[str | None, str, float]], k: int = TOP_
 
 
 def volume_metrics(
-    labels: np.ndarray, scores: np.ndarray, volumes: Sequence[str | None], k: int = TOP_K
+    labels: np.ndarray,
+    scores: np.ndarray,
+    volumes: Sequence[str | None],
+    k: int = TOP_K,
+    patients: Sequence[str | None] = (),
 ) -> dict[str, Any]:
     """Measures AUROC over volumes; a volume is anomalous where any of its slices is.
 
@@ -72,6 +76,7 @@ def volume_metrics(
         scores: `(N,)`, raw, higher = more anomalous.
         volumes: the N slices' volumes, grouped; None for a slice of no volume.
         k: how many of a volume's highest scores are averaged, at least 1.
+        patients: the N slices' patients, by which intervals are made; empty where they are not known.
 
     Returns:
         `volumes`, `volume_auroc_max`, `volume_auroc_max_ci`, `volume_auroc_top_k`, `volume_auroc_top_k_ci`;
@@ -85,8 +90,11 @@ def volume_metrics(
     of_volumes = np.array([f.volume in anomalous for f in found], np.int8)
     if not 0 < of_volumes.sum() < len(found):
         return {}
+    of_whom = dict(zip(volumes, patients or volumes, strict=True))
+    owners = [of_whom[f.volume] or f.volume for f in found]
+    units = np.unique(owners, return_inverse=True)[1] if len(set(owners)) < len(found) else None
     out: dict[str, Any] = {"volumes": len(found)}
     for name, column in (("max", [f.max for f in found]), ("top_k", [f.top_k_mean for f in found])):
-        metrics = image_metrics(of_volumes, np.array(column))
+        metrics = image_metrics(of_volumes, np.array(column), units)
         out |= {f"volume_auroc_{name}": metrics["auroc"], f"volume_auroc_{name}_ci": metrics["auroc_ci"]}
     return out

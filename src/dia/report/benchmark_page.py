@@ -22,6 +22,8 @@ from ..benchmark.ledger import update_section
 from ..benchmark.published import BASE, paper_gains, paper_table
 from ..benchmark.results import BenchmarkResults, FailureKey, about, benchmark_results, headline_gain
 from ..benchmark.runs import current_lines, scores_path
+from ..core.errors import DataError
+from ..detectors.registry import DEFAULT, TRIVIAL
 from ..evaluate.compare import Compared, compared
 from . import context, render, table, text
 from .figures import critical_difference_diagram, mean_curve, roc_overlay
@@ -43,12 +45,14 @@ class Scores:
         rows: `(N,)` scores by name and seed.
         absent: names whose scores are missing, at least for some of their seeds.
         others: names whose scores are of other images than most rows'.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
     """
 
     labels: np.ndarray
     rows: Mapping[str, Mapping[int, np.ndarray]]
     absent: tuple[str, ...]
     others: tuple[str, ...]
+    units: np.ndarray | None = None
 
 
 class Context(NamedTuple):
@@ -72,11 +76,13 @@ def load_scores(results: BenchmarkResults, folder: Path) -> dict[str, Scores]:
     found = {}
     for d in results.datasets:
         read, absent = [], dict[str, None]()
+        units = dict[tuple[str, int], np.ndarray | None]()
         for r in results.rows:
             for run in r.cells[d].runs if d in r.cells else ():
                 path = scores_path(folder, run)
                 if path.is_file():
                     with np.load(path) as kept:
+                        units[r.name, run["seed"]] = kept.get("units")
                         read.append((r.name, run["seed"], kept["labels"], kept["scores"]))
                 else:
                     absent[r.name] = None
@@ -91,7 +97,8 @@ def load_scores(results: BenchmarkResults, folder: Path) -> dict[str, Scores]:
                 rows.setdefault(name, {})[seed] = scores
             else:
                 others[name] = None
-        found[d] = Scores(read[images.index(common)][2], rows, tuple(absent), tuple(others))
+        name, seed, labels, _ = read[images.index(common)]
+        found[d] = Scores(labels, rows, tuple(absent), tuple(others), units[name, seed])
     return found
 
 
@@ -113,7 +120,7 @@ def comparisons(
         best = results.best_trivial.get(d)
         for reference in (*([best.name] if best else []), BASE):
             pairs = [(name, reference) for name in names if name != reference]
-            if made := compared(of_set.labels, of_set.rows, pairs):
+            if made := compared(of_set.labels, of_set.rows, pairs, of_set.units):
                 found.setdefault(d, {})[reference] = made
     return found
 
@@ -122,7 +129,7 @@ def pairs_table(scores: Mapping[str, Scores]) -> Table:
     """Every two rows on each data set; p_holm is corrected for all pairs of its data set."""
     rows = []
     for d, of_set in scores.items():
-        for pair in compared(of_set.labels, of_set.rows, combinations(of_set.rows, 2)):
+        for pair in compared(of_set.labels, of_set.rows, combinations(of_set.rows, 2), of_set.units):
             numbers = map(str, (*pair.difference, pair.p_holm))
             rows.append([d, pair.first, pair.second, *numbers, " ".join(map(str, pair.seeds))])
     head = ("dataset", "first", "second", "difference", "low", "high", "p", "p_holm", "seeds")
@@ -196,7 +203,7 @@ def write_benchmark_report(
         "text": text,
         "of_sets": context.set_table(results, labels, {d: of.facts for d, of in sets.items()}),
         "copies": {
-            d: context.copies_table(results, scores[d].rows, of.labels, of.copied)
+            d: context.copies_table(results, scores[d].rows, of.labels, of.copied, scores[d].units)
             for d, of in sets.items()
             if of.copied.mean() >= context.ENOUGH and d in scores and np.array_equal(of.labels, labels[d])
         },
@@ -233,28 +240,41 @@ def write_benchmark_report(
     return written
 
 
-def readme_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the ledger's `cpu` rows and the paper's values into the README, and says who beats whom.
+def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the ledger's `cpu` rows and the paper's values into a text, and says who beats whom.
 
     Only lines of the preset as it is now are drawn: those of earlier settings stay in the ledger as history.
 
     Args:
-        path: the README, with its marks RESULTS and HEATMAPS.
+        path: a text file with a pair of the marks SETS, RESULTS or HEATMAPS, or with several.
         rows: lines of the ledger.
+
+    Raises:
+        DataError: it has none of them.
     """
     today = current_lines(rows, "cpu")
-    shown = [r for r in today if r["dataset"] != "phantom"]  # generated: no result, but its heatmaps are
-    words = "No run yet."
-    if shown:
-        words = render.markdown_page("readme.md.j2", results=benchmark_results(shown), table=table, text=text)
-    update_section(path, "RESULTS", words)
+    # generated images are no result, but their heatmaps are
+    real = [r for r in today if not r["dataset"].startswith("phantom")]
+    compared = {r["dataset"] for r in real if r["method"] != DEFAULT and r["method"] not in TRIVIAL}
+    shown = [r for r in real if r["dataset"] in compared] or real
     mapped = [r for r in today if "pixel_auroc" in r]
-    found = (
-        render.markdown(table.heatmap_table(benchmark_results(mapped)))
-        if mapped
-        else "No run with masks yet."
-    )
-    update_section(path, "HEATMAPS", found)
+    made = {
+        "SETS": render.markdown(table.default_table(benchmark_results(real))) if real else "",
+        "RESULTS": "No run yet.",
+        "HEATMAPS": "No run with masks yet.",
+    }
+    if shown:
+        page = render.markdown_page("readme.md.j2", results=benchmark_results(shown), table=table, text=text)
+        made["RESULTS"] = page
+    if mapped:
+        made["HEATMAPS"] = render.markdown(table.heatmap_table(benchmark_results(mapped)))
+    there = [name for name in made if f"<!-- {name}:begin -->" in path.read_text(encoding="utf-8")]
+    if not there:
+        raise DataError(
+            f"{path} holds none of the marks <!-- NAME:begin --> with NAME one of {', '.join(made)}"
+        )
+    for name in there:
+        update_section(path, name, made[name])
 
 
 def ablation_page(grid: Grid, made: Mapping[str, Sequence[Measured]], picture: str = "") -> str:

@@ -5,7 +5,7 @@ Knows image sets, numbers and the ledger; fits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from statistics import mean
 from typing import Any
@@ -16,7 +16,8 @@ from ..benchmark.results import TRIVIAL, BenchmarkResults
 from ..core.errors import DataError
 from ..data.datasets import known_set
 from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
-from ..data.quality import has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
+from ..evaluate.metrics import resampled_units
+from ..evaluate.quality import has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
 from .style import lines
 from .table import Table, table
 from .text import signed
@@ -38,7 +39,7 @@ def facts_of_set(test: ImageSet, normals: ImageSet | None, direction: str) -> di
     """
     labels = np.zeros(len(test), np.int8) if test.labels is None else test.labels
     limit = near_duplicate_limit((test if normals is None else normals).images)
-    within = nearest_images(thumbnails(test.images), volumes=test.volumes).distance <= limit
+    within = nearest_images(thumbnails(test.images), units=test.units).distance <= limit
     found: dict[str, Any] = {
         "normal": int((labels == NORMAL).sum()),
         "anomalous": int((labels == ANOMALOUS).sum()),
@@ -140,7 +141,12 @@ def against_untrained(method: str, metrics: Mapping[str, Any], best: Mapping[str
 
 
 def sentences(
-    facts: Mapping[str, Any], metrics: Mapping[str, Any], best: Mapping[str, Any] | None, method: str
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    best: Mapping[str, Any] | None,
+    method: str,
+    *,
+    compared: bool = False,
 ) -> list[str]:
     """The context in plain words, the gravest first.
 
@@ -149,11 +155,12 @@ def sentences(
         metrics: metrics of the result, of `image_metrics`.
         best: the best untrained row, of `best_of` or `best_in_ledger`; None where it is not known.
         method: name of the method.
+        compared: whether the verdict compares the result with that row, image by image; then it is not said.
 
     Returns:
         The sentences. Scores that rank the other way are named, and never reversed.
     """
-    shown = {"facts": facts, "metrics": metrics, "best": best, "method": method}
+    shown = {"facts": facts, "metrics": metrics, "best": best, "method": method, "compared": compared}
     return lines("context.txt.j2", **shown, against_untrained=against_untrained)
 
 
@@ -181,11 +188,15 @@ def set_table(
         balance, near, copies = "not known: no raw scores", *["not known: give --data_root"] * 2
         if y is not None:
             balance = f"{(y == NORMAL).sum()} + {(y == ANOMALOUS).sum()} ({np.mean(y == ANOMALOUS):.0%})"
+            runs = (run for r in results.rows if d in r.cells for run in r.cells[d].runs)
+            if patients := next((n for run in runs if (n := run.get("n_patients"))), None):
+                balance += f" of {patients} patients"
         if of is not None:
             anomalous = f" ({of['copies_anomalous']} anomalous)" if of["copies_of_training"] else ""
             near, copies = str(of["near_duplicates"]), f"{of['copies_of_training']}{anomalous}"
         untrained = "–" if best is None else f"{best.name} ({best.cells[d].mean:.3f})"
-        rows.append([d, balance, direction_of(d), untrained, near, copies])
+        direction = direction_of(d) if of is None else of["direction"]
+        rows.append([d, balance, direction, untrained, near, copies])
     head = ("data set", "test images: normal + anomalous", "direction", "best untrained row")
     return table((*head, "near-duplicates in the test", "copies of training images"), rows)
 
@@ -195,6 +206,7 @@ def copies_table(
     scores: Mapping[str, Mapping[int, np.ndarray]],
     labels: np.ndarray,
     copied: np.ndarray,
+    units: np.ndarray | None = None,
 ) -> Table:
     """AUROC of each row on one data set, with and without copies of training images.
 
@@ -203,13 +215,14 @@ def copies_table(
         scores: `(N,)` raw scores by row and seed.
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         copied: `(N,)` bool, True where training has a near-duplicate.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
 
     Returns:
         The table.
     """
     rows = []
     for name in (r.name for r in results.rows if r.name in scores):
-        found = effect_of_copies(labels, np.stack(list(scores[name].values())), copied)
+        found = effect_of_copies(labels, np.stack(list(scores[name].values())), copied, units)
         shown = ["–", "–"]
         if found["auroc_without"] is not None:
             low, high = map(signed, found["difference_ci"])
@@ -219,7 +232,13 @@ def copies_table(
 
 
 def effect_of_copies(
-    labels: np.ndarray, scores: np.ndarray, copied: np.ndarray, *, n_boot: int = 2000, seed: int = 0
+    labels: np.ndarray,
+    scores: np.ndarray,
+    copied: np.ndarray,
+    units: np.ndarray | None = None,
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """AUROC of all test images, without those that have a copy in training, and the difference.
 
@@ -227,6 +246,8 @@ def effect_of_copies(
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)` or `(S, N)`, raw, higher = more anomalous; AUROCs are means over S seeds.
         copied: `(N,)` bool, True where training has a near-duplicate.
+        units: `(N,)` whole numbers, equal for the images of a patient, which are drawn together; None where
+            each image is one.
         n_boot: number of resamples for the interval.
         seed: seed of the resamples.
 
@@ -258,24 +279,14 @@ def effect_of_copies(
     }
     if np.isnan(without):
         return found | dict.fromkeys(("auroc_without", "difference", "difference_ci"))
-    differences = [mean_auroc(d) - mean_auroc(d * kept) for d in _resamples(labels, n_boot, seed)]
+    resamples = resampled_units(labels, units, n_boot, seed, len(labels))
+    differences = [mean_auroc(d) - mean_auroc(d * kept) for d in resamples]
     ends = np.nanquantile(np.concatenate(differences), (0.025, 0.975))  # a resample may leave a class empty
     return found | {
         "auroc_without": without,
         "difference": auroc - without,
         "difference_ci": ends.tolist(),
     }
-
-
-def _resamples(labels: np.ndarray, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, in blocks `(B, N)` that bound memory."""
-    rng = np.random.default_rng(seed)
-    block = max(1, 4_000_000 // len(labels))
-    for first in range(0, n_boot, block):
-        drawn = np.zeros((min(block, n_boot - first), len(labels)))
-        for own in (np.flatnonzero(labels == c) for c in (0, 1)):
-            drawn[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), len(drawn))
-        yield drawn
 
 
 def _auroc(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_curve
 
 from ..benchmark.grid import Grid, Measured
 from ..benchmark.results import Ranking
+from ..evaluate.learning_curve import Point
 from ..evaluate.stress import FOUND, in_pixels, smallest
 from .style import axes, lines, save
 from .table import Table, table
@@ -133,6 +134,19 @@ def roc_overlay(
 
 COLUMNS = 4
 MARKERS = "os^Dvp"
+
+
+def normals_curve(points: Sequence[Point]) -> Figure:
+    """Image AUROC by the number of normals, on a logarithmic scale: a mark for each draw, a line of means."""
+    figure, ax = axes("normals", "image AUROC")
+    for point in points:
+        ax.plot([point.normals] * len(point.aurocs), point.aurocs, "o", color="C1", markersize=3.5, alpha=0.6)
+    count = [point.normals for point in points]
+    ax.plot(count, [point.mean for point in points], color="C1", linewidth=1.6)
+    ax.set(xscale="log", xticks=count, xticklabels=[str(n) for n in count])
+    ax.minorticks_off()
+    ax.tick_params(axis="x", labelsize=8)
+    return figure
 
 
 def detection_curves(result: Mapping[str, Any]) -> Figure:

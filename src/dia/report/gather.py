@@ -9,6 +9,7 @@ import csv
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,20 @@ import numpy as np
 from ..benchmark.ledger import LEDGER, Ledger
 from ..benchmark.runs import Scored, images_sha256, score_set
 from ..core.errors import DataError
+from ..core.running.progress import Bar
 from ..data import datasets
+from ..data.formats.spreadsheet import plain_cell
 from ..data.imageset import ImageSet
+from ..data.layouts import FOLDER
 from ..data.options import ReadOptions
-from ..data.quality import check, has_near_duplicate
-from ..detectors import Detector
+from ..detectors import Detector, drift
 from ..detectors.registry import TRIVIAL
+from ..detectors.saving import is_own, training_set
+from ..evaluate import verdict
+from ..evaluate.drift_monitor import DriftMonitor
+from ..evaluate.learning_curve import Point, learning_curve
+from ..evaluate.properties import properties_of
+from ..evaluate.quality import check, has_near_duplicate
 from ..evaluate.stress import is_of, load_stress
 from .benchmark_page import Context
 from .context import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
@@ -42,10 +51,16 @@ def compare_trivial(normals: ImageSet, test: ImageSet, seed: int) -> list[dict[s
         seed: seed of the fits.
 
     Returns:
-        A row for each, of `comparison_row`; none where the test set lacks a class.
+        A row for each, of `comparison_row` with its `scores`; none where the test set lacks a class.
     """
-    scored = {method: score_set(cls(seed=seed).fit(normals), test) for method, cls in TRIVIAL.items()}
-    return [comparison_row(m, s.metrics) for m, s in scored.items() if s.metrics is not None]
+    with Bar("Fitting the untrained rows", len(TRIVIAL), "row") as bar:
+        rows = bar.track(TRIVIAL.items())
+        scored = {method: score_set(cls(seed=seed).fit(normals), test) for method, cls in rows}
+    return [
+        comparison_row(m, s.metrics) | {"scores": s.scores}
+        for m, s in scored.items()
+        if s.metrics is not None
+    ]
 
 
 def comparison_row(method: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +88,11 @@ def write_run_report(
     scored: Scored | None = None,
     stress: Path | None = None,
     normals: ImageSet | None = None,
+    curve: Sequence[Point] = (),
     normal: str | None = None,
     name: str | None = None,
     notes: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
 ) -> Path:
     """Writes the report page of one detector on one set of images.
 
@@ -89,9 +106,11 @@ def write_run_report(
         scored: output of the detector on the images; computed where None.
         stress: file of `dia stress`; shown where it exists and is of this model.
         normals: normal images of training, to look for copies of them.
+        curve: of `curve_of`.
         normal: value of the option `--normal`.
         name: name of the detector in `comparison`, where another row has its method.
         notes: sentences to be added.
+        files: the file of each image by its name, where they come from files.
 
     Returns:
         The path.
@@ -104,13 +123,18 @@ def write_run_report(
         if rows and name not in {r["method"] for r in rows}:
             rows.insert(0, comparison_row(name, scored.metrics))
         of_set = facts_of_set(test, normals, direction_of(dataset, normal))
-        said = sentences(of_set, scored.metrics, best_of(rows, _SOURCE), name)
-    trained_on, n = facts.get("dataset", dataset), detector.n_calibration_
+        paired = any("scores" in r for r in rows)
+        said = sentences(of_set, scored.metrics, best_of(rows, _SOURCE), name, compared=paired)
+    trained_on = facts.get("dataset") or "images that were given in Python"
+    n = detector.n_calibration_
+    calibrated = f"calibrated on {n} further normals"
+    if detector.leaves_one_out:
+        calibrated = "calibrated on the same, each judged by the others"
     h, w, c = detector.shape_
     run_facts = [
         ("preset", facts.get("preset", "–")),
         ("trained on", f"{trained_on}: {detector.n_train_} normal images of {h}×{w}×{c}"),
-        ("held out for calibration", f"{n} normal images"),
+        ("calibration", calibrated),
         ("weights", facts.get("weights", "–")),
         ("seed", detector.seed),
         ("fit", f"{detector.fit_seconds_:.0f} s"),
@@ -130,24 +154,98 @@ def write_run_report(
         images=test.images,
         lead=(
             f"{name} was trained on {detector.n_train_} normal images of {trained_on} and no anomalous ones, "
-            f"calibrated on {n} further normals, and scored {len(test)} images of {dataset}."
+            f"{calibrated}, and scored {len(test)} images of {dataset}."
         ),
         facts=run_facts,
         metrics=scored.metrics,
         labels=test.labels if scored.metrics is not None else None,
+        verdict=verdict_of(detector, test, scored, false_alarm_rate, rows, files=files, name=name),
+        normal_scores=detector.calibration_.scores,
         p_values=detector.p_values(scored.scores),
         threshold=detector.threshold(false_alarm_rate),
         false_alarm_rate=false_alarm_rate,
+        held_out=not detector.leaves_one_out,
         heatmaps=scored.heatmaps,
         masks=test.masks,
         volumes=test.volumes or None,
+        units=test.unit_codes,
+        patients=test.patients or None,
         dissolve_strip=_strip(detector, test, scored.scores),
         comparison=[{**r, "kind": "ours"} if r["method"] == name else r for r in rows],
         stress=None if stress is None else _stress(stress, detector),
+        curve=curve,
         notes=notes,
         context=said,
     )
     return write_report(path, content)
+
+
+def curve_of(detector: Detector, normals: ImageSet, test: ImageSet) -> list[Point]:
+    """Fits a model's method and settings anew on fewer of its normals.
+
+    Args:
+        detector: fitted or loaded.
+        normals: those it was fitted on.
+        test: labelled images, of both kinds.
+
+    Returns:
+        Points by rising number of normals.
+    """
+
+    def fit(some: ImageSet, draw: int) -> Callable[[ImageSet], np.ndarray]:
+        made = type(detector)(detector.s, seed=detector.seed, device=detector.device)
+        return made.fit(some).score
+
+    return learning_curve(fit, normals, test, fewest=detector.fewest)
+
+
+def verdict_of(
+    detector: Detector,
+    test: ImageSet,
+    scored: Scored,
+    rate: float,
+    untrained: Sequence[Mapping[str, Any]] = (),
+    *,
+    files: Mapping[str, Path] | None = None,
+    name: str | None = None,
+) -> verdict.Verdict:
+    """Judges a result before it is believed.
+
+    With labels, drift is looked for among the normals alone, which must all be like those of training;
+    without, half of the images may be anomalous.
+
+    Args:
+        detector: fitted or loaded.
+        test: the images scored, with labels where they are known.
+        scored: the detector's output on them.
+        rate: false-alarm rate of the flags, in (0, 1).
+        untrained: rows of `compare_trivial`, or others with `method` and `auroc`.
+        files: the file of each image by its name, where they come from files.
+        name: of the detector among the rows; its method's where None.
+
+    Returns:
+        The verdict.
+    """
+    labels = test.labels if scored.metrics is not None else None
+    flagged = scored.scores > detector.threshold(rate)
+    which, about, share = np.arange(len(test)), "these images", drift.SHARE
+    if labels is not None:
+        which, about, share = np.flatnonzero(labels == 0), "the normal images", 0.0
+    part = test.subset(which)
+    monitor = DriftMonitor(detector, part.names, part.volumes, units=part.units, rate=drift.RATE, share=share)
+    if monitor.references:
+        monitor.add(part.names, scored.scores[which], drift.acquisition(part.images))
+    units = test.unit_codes
+    found = [
+        verdict.false_alarms(flagged, labels, rate, detector.n_calibration_, units),
+        verdict.drift(monitor.verdict(), about),
+    ]
+    if labels is not None:
+        rows = [r for r in untrained if r["method"].startswith(tuple(TRIVIAL))]
+        found += verdict.ranking(name or detector.method, labels, scored.scores, rows, units)
+        found.append(verdict.properties(labels, scored.scores, properties_of(test, files), units))
+    found.append(verdict.sample(test.names, labels, test.volumes, test.patients))
+    return verdict.Verdict(found, labels is not None)
 
 
 def _stress(path: Path, detector: Detector) -> tuple[dict[str, Any], bytes | None] | None:
@@ -179,32 +277,41 @@ def _strip(detector: Detector, test: ImageSet, scores: np.ndarray) -> list[list[
 
 
 def training_normals(
-    detector: Detector, data_root: str | None, given: str | None = None, normal: str | None = None
+    detector: Detector,
+    data_root: str | None,
+    given: str | None = None,
+    normal: str | None = None,
+    *,
+    judged: str | None = None,
 ) -> ImageSet | None:
     """Reads again the normals that a model was fitted on.
 
     Args:
         detector: fitted or loaded.
-        data_root: folder of known data sets, where the model does not name one.
+        data_root: folder of known data sets, by default `$DIA_DATA`.
         given: a path or known set's name to be read instead.
         normal: the classes of `given` that are normal.
+        judged: a path or known set's name that is read anyway, which the model may have been fitted on.
 
     Returns:
-        The images; None where the model does not say where they are.
+        The images; None where none are given, and the model was fitted elsewhere, on no known set and not
+        on `judged`.
 
     Raises:
         DataError: they cannot be read.
     """
-    read = detector.facts_.get("read")
-    if given is None and read is None:
+    read, options = detector.facts_.get("read"), ReadOptions().as_fitted(detector.facts_, detector.shape_)
+    if given is not None:
+        options = replace(options, divide=False)
+        return datasets.open_data(given, "train", data_root, options, normal=normal).normals()
+    name = training_set(detector.facts_, data_root, judged)
+    group_by = (read or {}).get("group_by")  # absent in older models
+    own = is_own(detector.facts_)
+    if name is None or not read or not (own or group_by in (None, FOLDER)):  # a pattern can take for ever
         return None
-    options = ReadOptions().as_fitted(detector.facts_, detector.shape_)
-    if given is not None or read is None:
-        return datasets.open_data(str(given), "train", data_root, options, normal=normal).normals()
-    root = read["data_root"] or data_root
-    train = datasets.open_data(
-        detector.facts_["dataset"], read["split"], root, options, normal=read["normal"]
-    )
+    data_root = data_root or (read.get("data_root") if own else None)
+    options = replace(options, group_by=group_by)
+    train = datasets.open_data(name, read.get("split"), data_root, options, normal=read.get("normal"))
     share = read.get("contamination", 0.0)  # absent in older models
     return train.normals().contaminated(train.anomalies(), share, detector.seed)
 
@@ -212,7 +319,7 @@ def training_normals(
 def evaluation_context(
     detector: Detector,
     test: ImageSet,
-    metrics: Mapping[str, Any],
+    scored: Scored,
     *,
     dataset: str,
     normal: str | None,
@@ -220,6 +327,7 @@ def evaluation_context(
     given: str | None,
     ledger: str | None,
     say: Callable[[str], None],
+    files: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """The context that `dia evaluate` adds to its numbers.
 
@@ -229,23 +337,24 @@ def evaluation_context(
     Args:
         detector: fitted or loaded.
         test: labelled test images.
-        metrics: metrics of the detector on them, of `image_metrics`.
+        scored: the detector's output on them, with metrics.
         dataset: name or path of the test images.
         normal: value of the option `--normal`.
         data_root: folder of known data sets.
         given: path or known set of training normals, None for those of the model.
         ledger: file of the ledger, None for the usual one.
         say: called with remarks for the user.
+        files: the file of each image by its name, where they come from files.
 
     Returns:
-        `best_untrained` (of `best_of`), the facts of `facts_of_set`, and `sentences`.
+        `best_untrained` (of `best_of`), the facts of `facts_of_set`, `sentences` and the `verdict`.
 
     Raises:
         DataError: `given` cannot be read.
     """
-    normals, best = None, None
+    normals, best, rows = None, None, list[Mapping[str, Any]]()
     try:
-        normals = training_normals(detector, data_root, given, normal)
+        normals = training_normals(detector, data_root, given, normal, judged=dataset)
     except DataError as error:
         if given:
             raise DataError(f"--normals: {error}") from error
@@ -255,14 +364,19 @@ def evaluation_context(
         best = best_in_ledger(Ledger(file).rows(), identity)
         if best:
             best["source"] = f"on the same images, in {file}"
+            rows = [best]
     if best is None and normals is not None:
         say(
             f"fitting the {len(TRIVIAL)} untrained rows on {len(normals)} normal images; --compare false "
             "leaves them out"
         )
-        best = best_of(compare_trivial(normals, test, detector.seed), _SOURCE)
+        rows = list(compare_trivial(normals, test, detector.seed))
+        best = best_of(rows, _SOURCE)
     facts = facts_of_set(test, normals, direction_of(dataset, normal))
-    return {"best_untrained": best, **facts, "sentences": sentences(facts, metrics, best, detector.method)}
+    paired = any("scores" in r for r in rows)
+    said = sentences(facts, scored.metrics or {}, best, detector.method, compared=paired)
+    judged = verdict_of(detector, test, scored, detector.false_alarm_rate, rows, files=files)
+    return {"best_untrained": best, **facts, "sentences": said, "verdict": judged.to_json()}
 
 
 def check_data(
@@ -285,7 +399,8 @@ def check_data(
         row: untrained row to be fitted instead.
 
     Returns:
-        The facts of `data.quality.check`, and `effect_of_copies` where one of the three is given.
+        The facts of `evaluate.quality.check`; `grey_levels`, what the (training) normals' files store and
+        which values are black and white; and `effect_of_copies` where one of the three is given.
 
     Raises:
         DataError: the data cannot be read or lack labels, or more than one of the three is given.
@@ -293,7 +408,10 @@ def check_data(
     if sum(x is not None for x in (run, scores, row)) > 1:
         raise DataError("--run, --scores and --row are three ways to one thing; give one of them")
     sets = datasets.open_splits(name, data_root, options)
-    result = check(sets)
+    result = check(sets) | {"grey_levels": datasets.grey_levels(name, data_root, options)}
+    if options.group_by:
+        example = next(s.patients[0] for s in sets.values())
+        result["patients_by"] = f"--group-by {options.group_by}, as {example!r}"
     which = run or scores or row
     if which is None:
         return result
@@ -315,7 +433,7 @@ def check_data(
         detector = Detector.load(which, device="cpu")
         fitted = options.as_fitted(detector.facts_, detector.shape_)
         found = detector.score(datasets.open_data(name, "test", data_root, fitted))
-    effect = effect_of_copies(labels, found, has_near_duplicate(test, normals))
+    effect = effect_of_copies(labels, found, has_near_duplicate(test, normals), test.unit_codes)
     return result | {"effect_of_copies": {"scores": which, **effect}}
 
 
@@ -333,9 +451,11 @@ def scores_by_name(path: Path, names: Sequence[str]) -> np.ndarray:
         DataError: there is no such file, it has another form, or an image has no score.
     """
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = (
-                list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+                [row | {"path": plain_cell(row["path"])} for row in csv.DictReader(file)]
+                if path.suffix == ".csv"
+                else [json.loads(line) for line in file]
             )
         found = {row["path"]: float(row["score"]) for row in rows}
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -363,16 +483,18 @@ def set_contexts(
         The contexts by data set; and a remark for each set that is absent or has other images than the runs.
     """
     found, remarks = dict[str, Context](), list[str]()
-    for name, sha256 in dict.fromkeys((line["dataset"], line["data_sha256"]) for line in lines):
+    by_set = {(line["dataset"], line["data_sha256"]): line.get("source") for line in lines}
+    for (name, sha256), source in by_set.items():
+        place, normal = (source["path"], source["normal"]) if source else (name, None)
         try:
-            test = datasets.load(name, "test", data_root, max_size=side)
-            normals = datasets.load_training(name, data_root, max_size=side)
+            test = datasets.load(place, "test", data_root, max_size=side, normal=normal)
+            normals = datasets.load_training(place, data_root, max_size=side, normal=normal)
         except DataError as error:
             remarks.append(f"{name}: duplicates and copies are not counted ({error})")
             continue
         if sha256 != images_sha256(normals.sha256(), test.sha256()) or test.labels is None:
             remarks.append(f"{name}: duplicates and copies are not counted, as the runs are of other images")
             continue
-        facts = facts_of_set(test, normals, direction_of(name))
+        facts = facts_of_set(test, normals, direction_of(name, normal))
         found[name] = Context(facts, test.labels, has_near_duplicate(test, normals))
     return found, remarks

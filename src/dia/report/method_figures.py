@@ -25,6 +25,7 @@ from ..amplify.loss import targets
 from ..amplify.resident import training_rows
 from ..amplify.shifts import SHIFTS
 from ..core.errors import DataError
+from ..data.formats.mark import MARK
 from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
 from ..detectors import Detector
 from ..detectors.dia import DIA
@@ -32,6 +33,7 @@ from ..dissolve import Dissolving
 from ..dissolve.bank import LiveDissolving
 from .pictures import DISSOLVE_TS, dissolved_columns, sheet
 
+FIGURES = ("target_matrices", "similarity", "strips", "residual_energy")  # the names of the files
 EXCLUDED, NEGATIVE, POSITIVE = 0, 1, 2  # values of a cell of the target matrix
 MEANINGS = {  # colours as in the paper's poster
     POSITIVE: ("#2f5fb3", "positive: pulled to the anchor"),
@@ -66,13 +68,15 @@ def illustrate(
         form: file format of all figures but the strips, which are always PNG.
 
     Returns:
-        The files `target_matrices`, `similarity`, `strips` and `residual_energy`.
+        Those of `FIGURES` that there are.
 
     Raises:
         DataError: the detector has no dissolver, no image is labelled normal, or `count` or `ts` is empty.
     """
     if not isinstance(detector, DIA) or not hasattr(detector, "dissolver_"):
-        raise DataError(f"{detector.method} has no dissolver to draw; fit dia or dia+")
+        raise DataError(
+            f"{detector.method} has no dissolver to draw; fit dia, or dia+ with dissolver.kind diffusion"
+        )
     if images.labels is None or not (images.labels == NORMAL).any():
         raise DataError("figures of the method need at least one image labelled normal; see --normal")
     if count < 1 or not ts:
@@ -93,7 +97,7 @@ def illustrate(
             figures["target_matrices"] = _target_figure(batch=2, shifts=2)
             figures["similarity"] = _similarity_figure(detector, normal[:BATCH], seed)
         figures["residual_energy"] = _energy_figure(detector.dissolver_, normals, anomalies, sorted(set(ts)))
-        dates = {"png": {"Software": None}, "svg": dict.fromkeys(("Creator", "Date"))}[form]
+        dates = {"png": {"Software": MARK}, "svg": dict.fromkeys(("Creator", "Date"))}[form]
         for name, figure in figures.items():
             figure.savefig(out / f"{name}.{form}", metadata=dates)  # no dates: the same figure, the same file
     return [*(out / f"{name}.{form}" for name in figures), out / "strips.png"]

@@ -10,11 +10,21 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.formats.mark import save_marked
+
 if TYPE_CHECKING:
     from ..dissolve import Dissolving
 
 DISSOLVE_TS = (50, 100, 200, 400)  # diffusion steps of the paper's poster
 COLOURS = mpl.colormaps["inferno"]
+_MOST_HEAT = 0.65  # of a colour over an image
+_CONTOUR = (0, 255, 255)  # no colour of the heatmap
+_BAR, _LOWEST, _HIGHEST, _GREY = (
+    12,
+    64,
+    320,
+    110,
+)  # of the scale: width, least and greatest height, background
 
 
 def scale_of(heatmaps: np.ndarray) -> tuple[float, float]:
@@ -42,6 +52,70 @@ def colour(heatmaps: np.ndarray, scale: tuple[float, float] | None = None) -> np
     return (COLOURS(scaled)[..., :3] * 255).astype(np.uint8)
 
 
+def overlay(
+    image: np.ndarray, heatmap: np.ndarray, scale: tuple[float, float], level: float | None = None
+) -> np.ndarray:
+    """An image with its heatmap over it, clearer where it is low, and a contour.
+
+    Args:
+        image: `(H, W, 1 or 3)` uint8.
+        heatmap: `(H, W)` float.
+        scale: the values at the ends of the colours.
+        level: the value around which the contour is drawn; None for none.
+
+    Returns:
+        `(H, W, 3)` uint8.
+    """
+    low, high = scale
+    weight = _MOST_HEAT * np.clip((heatmap - low) / max(high - low, 1e-9), 0, 1)[..., None]
+    mixed = (1 - weight) * image + weight * colour(heatmap, scale)
+    if level is not None:
+        inside, width = heatmap > level, max(round(min(heatmap.shape) / 250), 1)
+        mixed[inside & ~_eroded(inside, width)] = _CONTOUR
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
+    """Takes the border off a region, `(H, W)` bool; no scipy, as scoring an exported file needs none."""
+    for _ in range(width):
+        x = np.pad(inside, 1, mode="edge")
+        inside = x[1:-1, 1:-1] & x[:-2, 1:-1] & x[2:, 1:-1] & x[1:-1, :-2] & x[1:-1, 2:]
+    return inside
+
+
+def with_scale(
+    pictures: Sequence[np.ndarray], scale: tuple[float, float], level: float | None = None
+) -> Image.Image:
+    """Pictures of one size side by side, pixel by pixel, and at their right the scale of colours.
+
+    Args:
+        pictures: each `(H, W, 1 or 3)` uint8.
+        scale: the values at the ends of the colours.
+        level: the value of the contour, which the scale marks; None for none.
+
+    Returns:
+        The picture; its top left is that of the first picture. Low ones leave room for the scale below them.
+    """
+    height, width = pictures[0].shape[:2]
+    font = ImageFont.load_default(11)
+    ends = {scale[1]: "white", scale[0]: "white"} | ({} if level is None else {level: _CONTOUR})
+    names = {value: f"{value:.3g}" for value in ends}
+    strip = _BAR + 12 + max(round(font.getlength(name)) for name in names.values())
+    canvas = Image.new("RGB", (len(pictures) * width + strip, max(height, _LOWEST)))
+    for i, picture in enumerate(pictures):
+        canvas.paste(Image.fromarray(np.broadcast_to(picture, (height, width, 3))), (i * width, 0))
+    left, top, bottom = len(pictures) * width + 4, 7, min(canvas.height, _HIGHEST) - 7
+    values = np.linspace(scale[1], scale[0], bottom - top)[:, None].repeat(_BAR, 1)
+    grey = np.full((*values.shape, 1), _GREY, np.uint8)
+    canvas.paste(Image.fromarray(overlay(grey, values, scale)), (left, top))
+    pen, room = ImageDraw.Draw(canvas), max(scale[1] - scale[0], 1e-9)
+    for value, ink in ends.items():
+        y = top + (bottom - top) * (1 - np.clip((value - scale[0]) / room, 0, 1))
+        pen.line([(left, y), (left + _BAR + 2, y)], fill=ink)
+        pen.text((left + _BAR + 5, y), names[value], fill=ink, font=font, anchor="lm")
+    return canvas
+
+
 def dissolved_columns(
     dissolver: Dissolving, images: np.ndarray, ts: Sequence[int] = DISSOLVE_TS
 ) -> list[tuple[str, np.ndarray]]:
@@ -65,7 +139,7 @@ def sheet(
     """Writes a grid of images.
 
     Args:
-        path: the PNG, whose folder is made if absent.
+        path: the picture, marked as no scan; its folder is made if absent.
         columns: caption and N images of each column, `(N, H, W, C)` uint8 or `(N, H, W)` bool.
         rows: captions of the N rows.
         side: height in pixels to which small images are enlarged, by a whole factor.
@@ -95,5 +169,5 @@ def sheet(
     for i, caption in enumerate(rows):
         pen.text((left - 6, top + i * (h + gap) + h / 2), caption, fill="black", font=font, anchor="rm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    save_marked(canvas, path)
     return path

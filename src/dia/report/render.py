@@ -5,8 +5,6 @@ Knows forms of output; no results.
 
 from __future__ import annotations
 
-import csv as csv_module
-import io
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +13,7 @@ from markupsafe import Markup
 from rich.markup import escape as rich_escape
 from rich.table import Table as RichTable
 
+from ..data.formats.spreadsheet import csv_text, marked
 from .style import environment
 from .table import Marked, Table, Value
 
@@ -77,12 +76,8 @@ def markdown_page(template: str, **content: Any) -> str:
 
 
 def csv(table: Table) -> str:
-    """Head and rows as CSV; marks, notes and headings are left out."""
-    out = io.StringIO()
-    writer = csv_module.writer(out, lineterminator="\n")
-    writer.writerow(table.head)
-    writer.writerows([_marked(v).text for v in row] for row in table.rows)
-    return out.getvalue()
+    """Head and rows as CSV that spreadsheets open right; marks, notes and headings are left out."""
+    return marked(csv_text([table.head, *([_marked(v).text for v in row] for row in table.rows)]))
 
 
 def tex(text: str) -> str:

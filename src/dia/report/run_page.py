@@ -22,15 +22,21 @@ from PIL import Image
 from skimage.measure import find_contours
 from sklearn.metrics import roc_curve
 
+from ..evaluate.learning_curve import Point, climbs
 from ..evaluate.metrics import roc_band
+from ..evaluate.verdict import Verdict
 from ..evaluate.volume_scores import TOP_K, volume_metrics, volume_scores
 from . import figures, render
 from .pictures import COLOURS, colour, scale_of
 from .style import LIMITS, axes, environment, svg
 from .table import Table, table
 
-SHOWN = 8  # images at each end of the ranking
+SHOWN = 8  # images of each kind
+MARKS = {"good": "✓", "care": "!", "bad": "✗", "unknown": "?"}
+SPOKEN = {"good": "speaks for it", "care": "with care", "bad": "speaks against it", "unknown": "not known"}
+STRIP = (120, 20)  # of the small histogram of normals, in its own units
 DETECTION = "Share of pasted lesions found, by kind, over size, for each contrast"
+CURVE = "Image AUROC by the number of normals"
 VOLUMES_SHOWN = 100
 MAX_SIDE = 320  # pixels; larger images are reduced for the page
 PIXELATED_UP_TO = 96  # sides up to this are enlarged with sharp pixels
@@ -51,17 +57,23 @@ class ReportContent:
         facts: (label, value) pairs about the run.
         metrics: as of `image_metrics` and `pixel_metrics`; None without labels.
         labels: `(N,)` 0 = normal, 1 = anomalous.
+        verdict: what speaks for and against the result; None to leave it out.
+        normal_scores: `(M,)` scores of the normals that the model was calibrated on.
         p_values: `(N,)` conformal p-values.
         threshold: images with a score above it are flagged; infinite if nothing can be.
-        false_alarm_rate: rate in (0, 1) that the threshold promises, if it was set on held-out normals.
+        false_alarm_rate: rate in (0, 1) that the threshold promises, if it was set on normals.
+        held_out: whether those were held out of training; else each was judged by the others.
         heatmaps: `(N, H, W)` raw, higher = more anomalous.
         masks: `(N, H, W)` bool.
         volumes: N names of the volume that an image is a slice of, None for other images; the slices of a
             volume follow each other.
+        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
+        patients: N patients, for comparing alone; None where they are not known.
         dissolve_strip: rows of (caption, `(H, W, C)` uint8) pairs.
         comparison: dicts with `method`, `auroc`, `kind` ('ours', 'control' or 'trivial'), and if known
             `auroc_ci` and `pixel_auroc`.
         stress: measurements of `evaluate.stress.stress`, and a picture of the lesions as PNG.
+        curve: of fits on fewer normals, `evaluate.learning_curve`.
         notes: plain sentences.
         context: plain sentences to be read with the AUROC.
     """
@@ -76,15 +88,21 @@ class ReportContent:
     facts: Sequence[tuple[str, Any]] = ()
     metrics: Mapping[str, Any] | None = None
     labels: np.ndarray | None = None
+    verdict: Verdict | None = None
+    normal_scores: np.ndarray | None = None
     p_values: np.ndarray | None = None
     threshold: float | None = None
     false_alarm_rate: float | None = None
+    held_out: bool = True
     heatmaps: np.ndarray | None = None
     masks: np.ndarray | None = None
     volumes: Sequence[str | None] | None = None
+    units: np.ndarray | None = None
+    patients: Sequence[str | None] | None = None
     dissolve_strip: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     stress: tuple[Mapping[str, Any], bytes | None] | None = None
+    curve: Sequence[Point] = ()
     notes: Sequence[str] = ()
     context: Sequence[str] = ()
 
@@ -103,18 +121,19 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     scores = np.asarray(c.scores, dtype=float)
     flagged = None if c.threshold is None else scores > c.threshold
     both = labels is not None and len(np.unique(labels)) == 2
-    rank = np.argsort(-scores, kind="stable")
     scale = None if c.heatmaps is None else scale_of(c.heatmaps)
-    # a set too small for both lists shows no image twice
-    most, least = rank[:SHOWN][: (len(rank) + 1) // 2], rank[::-1][:SHOWN][: len(rank) // 2]
 
     def heat(i: int) -> str | None:
         if c.heatmaps is None or scale is None:
             return None
         return _png(_overlay(c.images[i], c.heatmaps[i], scale))
 
+    strip = None if c.normal_scores is None else _Strip.of(np.asarray(c.normal_scores, float), scores)
     histogram = partial(_histogram, scores, labels, c.threshold)
-    roc = partial(_roc, np.asarray(labels), scores, flagged, c.metrics or {})
+    roc = partial(_roc, np.asarray(labels), scores, flagged, c.metrics or {}, c.units)
+    of_volumes: dict[str, Any] = {}
+    if labels is not None and c.volumes:
+        of_volumes = volume_metrics(labels, scores, c.volumes, patients=c.patients or ())
     page = environment().get_template("report.html.j2")
     html = page.render(
         c=c,
@@ -126,9 +145,12 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
         histogram=svg(histogram, "Histogram of scores" + ("" if labels is None else " by label")),
         roc=svg(roc, "ROC curve with its 95 % bootstrap interval") if both else None,
         volumes=None if c.volumes is None or not any(c.volumes) else _volumes(c, c.volumes, flagged),
-        volume_metrics=volume_metrics(labels, scores, c.volumes) if labels is not None and c.volumes else {},
+        volume_metrics=of_volumes,
         top_k=TOP_K,
-        ends={"Most anomalous": most, "Least anomalous": least},
+        shown=_chosen(scores, labels if both else None, c.threshold),
+        strip=strip,
+        marks=MARKS,
+        spoken=SPOKEN,
         png=_png,
         heat=heat,
         outline=lambda i: "" if c.masks is None else _outline(c.masks[i]),
@@ -137,6 +159,8 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
         gradient=", ".join(mpl.colors.to_hex(COLOURS(t)) for t in np.linspace(0, 1, 9)),
         figures=figures,
         curves=c.stress and svg(partial(figures.detection_curves, c.stress[0]), DETECTION),
+        normals_curve=c.curve and svg(partial(figures.normals_curve, c.curve), CURVE),
+        climbs=climbs(c.curve) if c.curve else "",
         html=render.html,
         data_uri=_data_uri,
         limits=LIMITS,
@@ -145,6 +169,108 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8", errors="replace")  # file names may hold what UTF-8 cannot
     return path
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Images that are shown together.
+
+    Args:
+        heading: over them.
+        note: which they are, in words.
+        images: their numbers.
+        of: how many there are of the kind, those shown as border cases included.
+    """
+
+    heading: str
+    note: str
+    images: np.ndarray
+    of: int
+
+
+def _chosen(scores: np.ndarray, labels: np.ndarray | None, threshold: float | None) -> list[Chosen]:
+    """The images to show: found, missed, false alarms, border cases; the ends of the ranking without labels.
+
+    No image is shown twice.
+    """
+    rank = np.argsort(-scores, kind="stable")
+    reachable = threshold is not None and math.isfinite(threshold)
+    groups: list[tuple[str, str, np.ndarray]] = []
+    after: list[tuple[str, str, np.ndarray]]
+    border = np.array([], int)
+    if threshold is not None and reachable:
+        near = rank[np.argsort(np.abs(scores[rank] - threshold), kind="stable")]
+        spread = max(float(np.std(scores)), 1e-12)
+        border = near[np.abs(scores[near] - threshold) < 0.25 * spread][: min(SHOWN, len(rank) // 4)]
+    if threshold is None or not reachable or labels is None:
+        inner = rank[~np.isin(rank, border)]
+        half = (len(inner) + 1) // 2
+        groups = [("Most anomalous", "The highest scores.", inner[:half])]
+        after = [("Least anomalous", "The lowest scores.", inner[half:][::-1])]
+    else:
+        high, sick = scores[rank] > threshold, labels[rank] == 1
+        groups = [
+            ("Found", "Labelled anomalous and flagged; the highest scores first.", rank[sick & high]),
+            ("Missed", "Labelled anomalous and not flagged; the lowest scores, the clearest misses, first.",
+             rank[sick & ~high][::-1]),
+            ("False alarms", "Labelled normal and flagged; the highest scores first.",
+             rank[~sick & high]),
+        ]  # fmt: skip
+        after = [
+            ("Rightly not flagged", "Labelled normal and not flagged; the lowest scores first.",
+             rank[~sick & ~high][::-1])
+        ]  # fmt: skip
+    border = border[np.argsort(-scores[border], kind="stable")]
+    groups += [("Border cases", "Nearest to the threshold on either side: a little decides.", border), *after]
+    shown = []
+    for heading, note, found in groups:
+        own = found if found is border else found[~np.isin(found, border)]
+        shown.append(
+            Chosen(heading, note, own[: SHOWN // 2 if heading.startswith("Rightly") else SHOWN], len(found))
+        )
+    return shown
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """The small histogram of the normals' scores that stands on each card, in units of `STRIP`.
+
+    Args:
+        path: SVG path of its bars.
+        low: score at the left end.
+        high: score at the right end.
+        n: the number of normals.
+        ordered: their scores, ascending.
+    """
+
+    path: str
+    low: float
+    high: float
+    n: int
+    ordered: np.ndarray
+
+    @classmethod
+    def of(cls, normals: np.ndarray, scores: np.ndarray) -> _Strip:
+        """Makes it wide enough for the normals and for most of the images."""
+        low = float(min(normals.min(), np.quantile(scores, 0.01)))
+        high = float(max(normals.max(), np.quantile(scores, 0.95)))
+        high = high if high > low else low + 1
+        counts, edges = np.histogram(normals, 30, (low, high))
+        width, height = STRIP
+        x = (edges - low) / (high - low) * width
+        y = height * (1 - counts / max(counts.max(), 1))
+        bars = "".join(
+            f"M{x[i]:.1f} {height}V{y[i]:.1f}H{x[i + 1]:.1f}V{height}Z" for i in np.flatnonzero(counts)
+        )
+        return cls(bars, low, high, len(normals), np.sort(normals))
+
+    def at(self, score: float) -> float:
+        """Returns the place of a score, from 0 to the width; one beyond an end stands at that end."""
+        return STRIP[0] * min(max((score - self.low) / (self.high - self.low), 0), 1)
+
+    def above(self, score: float) -> int:
+        """Returns how many of the normals score lower."""
+        return int(np.searchsorted(self.ordered, score, side="left"))
 
 
 def _volumes(c: ReportContent, volumes: Sequence[str | None], flagged: np.ndarray | None) -> Table:
@@ -223,10 +349,14 @@ def _histogram(scores: np.ndarray, labels: np.ndarray | None, threshold: float |
 
 
 def _roc(
-    labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None, metrics: Mapping[str, Any]
+    labels: np.ndarray,
+    scores: np.ndarray,
+    flagged: np.ndarray | None,
+    metrics: Mapping[str, Any],
+    units: np.ndarray | None,
 ) -> Figure:
     figure, ax = axes("false positive rate", "true positive rate")
-    grid, low, high = roc_band(labels, scores)
+    grid, low, high = roc_band(labels, scores, units)
     fpr, tpr, _ = roc_curve(labels, scores)
     ax.plot([0, 1], [0, 1], color=mpl.rcParams["grid.color"], linewidth=1.2, linestyle="--")
     ax.fill_between(grid, low, high, color="C0", alpha=0.22, linewidth=0, label="95 % interval")

@@ -19,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from ..data.formats.mark import MARK
+
 LIMITS = (
     "For research use only. Not a medical device: not for diagnosis, triage or any decision about a patient. "
     "A high score says that an image differs from the normal images of training, not that there is disease; "
@@ -116,7 +118,7 @@ def save(draw: Callable[[], Figure], path: Path) -> Path:
         The path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    dates = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    dates = {"Date": None} if path.suffix == ".svg" else {"Software": MARK}
     with _painted(path.name, *_FILE):
         draw().savefig(path, dpi=130, facecolor="white", metadata=dates)
     return path

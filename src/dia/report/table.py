@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from ..benchmark.grid import Grid, Measured
 from ..benchmark.published import BASE, paper_gains, paper_table
 from ..benchmark.results import BenchmarkResults, Row
+from ..detectors.registry import DEFAULT
 from . import text
 from .text import difference
 
@@ -167,6 +168,23 @@ def heatmap_table(results: BenchmarkResults) -> Table:
     return table(("data set", "method", "seeds", "image AUROC", "pixel AUROC", "PRO"), rows)
 
 
+def default_table(results: BenchmarkResults) -> Table:
+    """Rows of data sets: the best untrained row, the default with each of its weights, the paper's DIA."""
+    own = [r for r in results.rows if r.method == DEFAULT]
+    rows = []
+    for d in results.datasets:
+        if not any(d in r.cells for r in own):
+            continue
+        best = results.best_trivial.get(d)
+        untrained = "–" if best is None else f"{best.name} {best.cells[d].mean:.3f}"
+        cells = [r.cells.get(d) for r in own]
+        made = [Marked(text.mean_and_spread(c.mean, c.std), c.mark) if c else "–" for c in cells]
+        paper = next((r.cells[d] for r in results.rows if r.method == "dia" and d in r.cells), None)
+        rows.append([d, untrained, *made, text.paper_value(paper, True) if paper else ""])
+    heads = [f"{r.method}, {r.kind}" for r in own]
+    return table(("data set", "best untrained row", *heads, "DIA as published"), rows)
+
+
 def cost_table(results: BenchmarkResults) -> Table:
     """Weights, what the publication starts from, size and cost of each row that trains."""
     head = (
@@ -232,7 +250,7 @@ def printed_table() -> Table:
 
 
 def ablation_table(grid: Grid, made: Sequence[Measured]) -> Table:
-    """The cells of a grid on one data set: AUROC, the published value if any has one, difference.
+    """The cells of a grid on one data set: AUROC; published values and measures of heatmaps, if any.
 
     Args:
         grid: a grid of `dia ablate`.
@@ -241,8 +259,9 @@ def ablation_table(grid: Grid, made: Sequence[Measured]) -> Table:
     Returns:
         The table.
     """
-    published = any(m.published is not None for m in made)
+    published, mapped = any(m.published is not None for m in made), any(m.maps for m in made)
     head = [*grid.factors, "AUROC", *(["published", "ours − published"] if published else [])]
+    head += ["pixel AUROC", "PRO"] if mapped else []
     rows = []
     for m in made:
         values, seeds, d = list(m.aurocs.values()), len(grid.seeds), m.difference
@@ -251,6 +270,8 @@ def ablation_table(grid: Grid, made: Sequence[Measured]) -> Table:
         if published:
             both = values and m.published is not None
             row += [_number(m.published), text.signed(mean(values) - (m.published or 0)) if both else "–"]
+        if mapped:
+            row += map(_number, m.maps or (None, None))
         last = "–" if d is None else Marked(difference(d), "clear" if d.low > 0 or d.high < 0 else "")
         rows.append([*row, "reference" if m.cell.names == grid.reference else last])
     return table([*head, "difference [95 %]"], rows, len(grid.factors))

@@ -36,9 +36,10 @@ from ..deploy.predictor import Inferencer, Picture, Reading, Verdict
 from ..evaluate.volume_scores import TOP_K, volume_scores
 from ..report.pictures import DISSOLVE_TS, colour
 from ..report.style import LIMITS
+from .attempts import Attempts
 from .batching import Batcher
 from .limits import Deadline, Limits, Refused
-from .middleware import LOOPBACK, Counter, Guard, Work
+from .middleware import LOG, LOOPBACK, Counter, Guard, Work
 from .uploads import Unpacking, plain_name
 
 PATHS = ("/score", "/dissolve", "/model", "/health")
@@ -158,9 +159,10 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
 _ANY: dict[int | str, dict[str, Any]] = {
     400: _problem("a malformed request, or a host name that is not served"),
     401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
+    429: _problem("too many wrong tokens", Retry_After="2"),
     500: _problem("an error of the service"),
 }
-_HEALTH = {400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
+_HEALTH: dict[int | str, dict[str, Any]] = {400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     **_ANY,
     403: _problem("sent by a page of another site"),
@@ -194,12 +196,13 @@ def build_app(
     """
     Image.MAX_IMAGE_PIXELS = max(limits.max_pixels // 2, 1)  # Pillow refuses what is above twice this
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # and warns below
-    batcher, counter = Batcher(inferencer.score, limits), Counter()
+    batcher, counter, attempts = Batcher(inferencer.score, limits), Counter(), Attempts()
     threads = ThreadPoolExecutor(limits.max_concurrent, "dia-request")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        attempts.close()
         batcher.close()
         threads.shutdown(wait=False, cancel_futures=True)
 
@@ -211,7 +214,10 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, paths=PATHS, limits=limits, token=token, hosts=hosts, counter=counter)
+    app.state.attempts = attempts
+    app.add_middleware(
+        Guard, paths=PATHS, limits=limits, token=token, hosts=hosts, counter=counter, attempts=attempts
+    )
     app.add_exception_handler(RequestValidationError, _invalid)
     # the guard asks for the token; this tells the documentation of it
     needs = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
@@ -283,9 +289,7 @@ def build_app(
         """Facts of the model; and the limits of the service."""
         return {**inferencer.about(), "limits": vars(limits)}
 
-    @app.get(
-        "/health", response_model=Health, responses={400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
-    )
+    @app.get("/health", response_model=Health, responses=_HEALTH)
     async def health(response: Response) -> Health:
         """Returns state and load of the service. Needs no token."""
         if not batcher.alive:
@@ -317,7 +321,12 @@ def _read(
     """The pictures of the uploads, and the number of pictures of each file."""
     pictures: list[Picture] = []
     counts: list[tuple[str, int]] = []
-    with tempfile.TemporaryDirectory(prefix="dia-request-") as folder:
+    try:
+        kept = tempfile.TemporaryDirectory(prefix="dia-request-")
+    except OSError as error:
+        LOG.error("no temporary folder can be written: %s", error)
+        raise Refused(503, "the service cannot keep files now; try again later") from error
+    with kept as folder:
         unpacked = Unpacking(Path(folder), limits, deadline)
         for sent in files:
             unpacked.add(sent.filename or "", sent.file)
@@ -410,13 +419,16 @@ def _as_zip(
     copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]
 ) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:  # stored: PNGs are small already
+    # stored: PNGs are small already; without the time, which a clock that is wrong may put before 1980
+    with zipfile.ZipFile(buffer, "w") as packed:
         for i, (name, pngs) in enumerate(copies):
             safe = re.sub(r"[^\w.#-]+", "_", name)
             for t, png in pngs:
-                packed.writestr(f"{i:04d}_{safe}_t{t:03d}.png", png)
+                packed.writestr(zipfile.ZipInfo(f"{i:04d}_{safe}_t{t:03d}.png"), png)
         if errors:
-            packed.writestr("errors.json", json.dumps([{"name": n, "error": e} for n, e in errors]))
+            packed.writestr(
+                zipfile.ZipInfo("errors.json"), json.dumps([{"name": n, "error": e} for n, e in errors])
+            )
     return buffer.getvalue()
 
 

@@ -16,10 +16,9 @@ from concurrent.futures import Future
 import numpy as np
 
 from ..deploy.predictor import Verdict
-from .limits import Deadline, Limits, Refused
+from .limits import STOPPING, Deadline, Limits, Refused
 
 Score = Callable[[np.ndarray, bool], Verdict]  # images (N, H, W, C) uint8, with heatmaps or without
-_STOPPING = "the service is stopping"
 
 
 class _Job:
@@ -82,7 +81,7 @@ class Batcher:
             if waiting and waiting + len(images) > self._limits.max_waiting:
                 raise Refused(503, "too many images are waiting for the model; try again later")
             if not self._open:
-                raise Refused(503, _STOPPING)
+                raise Refused(503, STOPPING)
             self._jobs.append(job)
             self._changed.notify_all()
         try:
@@ -119,7 +118,7 @@ class Batcher:
                 if self._open and (batch := self._take()):
                     return batch
             for job in self._jobs:
-                job.future.set_exception(Refused(503, _STOPPING))
+                job.future.set_exception(Refused(503, STOPPING))
             return []
 
     def _full(self) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 from ..core.errors import DataError
 
+STOPPING = "the service is stopping"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -59,14 +61,18 @@ class Refused(Exception):
     """A request that is not answered: an HTTP status and one line for the client.
 
     Args:
-        status: 4xx where the client can do better, 503 or 504 where it can only wait.
+        status: 4xx where the client can do better, 429, 503 or 504 where it can only wait.
         line: what and why, without a place on this machine.
     """
 
     def __init__(self, status: int, line: str):
         super().__init__(line)
         self.status, self.line = status, line
-        of_status = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+        of_status = {
+            401: {"WWW-Authenticate": "Bearer"},
+            429: {"Retry-After": "2"},
+            503: {"Retry-After": "1"},
+        }
         self.headers: dict[str, str] = of_status.get(status, {})
 
 
@@ -89,6 +95,10 @@ class Deadline:
         """Raises `Refused` when the time is over."""
         if not self.left():
             raise self.late()
+
+    def end(self) -> None:
+        """Ends the time now, as nobody waits any more."""
+        self._end = time.monotonic()
 
     def late(self) -> Refused:
         """Returns the refusal."""

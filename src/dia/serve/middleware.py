@@ -9,25 +9,29 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .limits import Deadline, Limits, Refused
+from ..core.errors import first_line, printable
+from .attempts import LOG, Attempts, Client
+from .limits import STOPPING, Deadline, Limits, Refused
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-LOG = logging.getLogger("dia.serve")
 _OPEN = ("/health",)  # of the paths that are guarded, those that need no token
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
+_NEEDED = "a token is needed: Authorization: Bearer TOKEN"
+_GUESSES = (401, 429)  # answers that are counted in lines of their own, which a flood of them does not fill
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Guard:
         hosts: that may be named in `Host`, without ports; None for any. On loopback this keeps a page of
             another site, whose name was made to lead here, from reading answers (DNS rebinding).
         counter: counts requests worked on.
+        attempts: counts wrong tokens.
     """
 
     def __init__(
@@ -68,8 +73,10 @@ class Guard:
         token: str | None,
         hosts: Sequence[str] | None,
         counter: Counter,
+        attempts: Attempts,
     ):
         self.app, self.paths, self.limits, self.counter = app, paths, limits, counter
+        self.attempts = attempts
         self.token = None if token is None else token.encode()
         self.hosts = None if hosts is None else [h.lower() for h in hosts]
 
@@ -82,6 +89,7 @@ class Guard:
         headers = Headers(scope=scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # as routes are matched
         guarded = path in self.paths
+        guessed = self.token is not None and "authorization" in headers
         reply = _Reply(send)
         start = time.perf_counter()
         work = Work(Deadline(self.limits.max_seconds))
@@ -89,19 +97,26 @@ class Guard:
             self._check_origin(scope, headers)
             if guarded:
                 if path not in _OPEN:
-                    self._check_token(headers)
+                    self._check_token(headers, client_of(scope))
                 await self._guarded(scope, headers, receive, reply, work)
             else:
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, reply)
         except Refused as refused:
             await reply.refuse(refused)
-        except Exception:
-            if not guarded:
-                raise
-            LOG.exception("%s failed", path)
+        except asyncio.CancelledError:  # the server stops, and waits no longer
+            work.deadline.end()
+            await reply.refuse(Refused(503, STOPPING))
+            await reply.end()
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
+        except Exception as error:
+            if not guarded and reply.status:  # as where a window's stream is of a window that is not known
+                LOG.warning("an answer of the page broke off: %s", printable(first_line(error)[:200]))
+                return await reply.end()
+            LOG.exception("%s failed", path if guarded else "the page")
             await reply.refuse(Refused(500, "an error of the service; its log says more"))
         finally:
-            if guarded:
+            if guarded and not (guessed and reply.status in _GUESSES):
                 took = time.perf_counter() - start
                 LOG.info("%s %s %s %.3f s%s", scope["method"], path, reply.status, took, work.note)
 
@@ -111,7 +126,7 @@ class Guard:
         scope.setdefault("state", {})["work"] = work
         if scope["method"] != "POST":
             return await self.app(scope, receive, reply)
-        body = _Body(receive, headers, self.limits)
+        body = Body(receive, headers, self.limits.max_bytes)
         self.counter.enter(self.limits.max_concurrent)
         try:
             async with asyncio.timeout(work.deadline.left()):
@@ -136,14 +151,24 @@ class Guard:
         if scope["method"] in _UNSAFE and origin is not None and urlsplit(origin).netloc.lower() != host:
             raise Refused(403, "requests from pages of other sites are not answered")
 
-    def _check_token(self, headers: Headers) -> None:
+    def _check_token(self, headers: Headers, client: Client) -> None:
         if self.token is None:
             return
+        if "authorization" not in headers:  # no guess
+            raise Refused(401, _NEEDED)
+        self.attempts.begin(client)
         scheme, _, given = headers.get("authorization", "").partition(" ")
         # as bytes: compare_digest takes only ASCII text
         right = hmac.compare_digest(given.strip().encode("latin-1"), self.token)
         if scheme.lower() != "bearer" or not right:
-            raise Refused(401, "a token is needed: Authorization: Bearer TOKEN")
+            self.attempts.wrong(client)
+            raise Refused(401, _NEEDED)
+        self.attempts.right(client)
+
+
+def client_of(scope: Scope) -> Client:
+    """Returns address and port of who asks."""
+    return tuple(scope.get("client") or ("", 0))
 
 
 class Counter:
@@ -172,30 +197,45 @@ class Counter:
             self.active -= 1
 
 
-class _Body:
-    """A request's body on its way: counted piece by piece, whatever its header promises."""
+class Body:
+    """A request's body on its way: counted piece by piece, whatever its header promises.
 
-    def __init__(self, receive: Receive, headers: Headers, limits: Limits):
-        self._receive, self._limits = receive, limits
+    Args:
+        receive: where it comes from.
+        headers: of the request.
+        most: the bytes that it may have.
+
+    Attributes:
+        complete: whether all has come.
+        refused: the refusal, once there was more.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, most: int):
+        self._receive, self._most = receive, most
         self._count = 0
         self.complete = False
         self.refused: Refused | None = None
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limits.max_bytes:
+        if length.isdecimal() and int(length) > most:
             raise self._too_large()
 
     async def __call__(self) -> Message:
+        """Returns the next piece.
+
+        Raises:
+            Refused: there are too many bytes.
+        """
         message = await self._receive()
         if message["type"] == "http.request":
             self._count += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
-            if self._count > self._limits.max_bytes:
+            if self._count > self._most:
                 self.refused = self._too_large()
                 raise self.refused
         return message
 
     def _too_large(self) -> Refused:
-        return Refused(413, f"more than {self._limits.max_mb:g} MB; send fewer files at a time")
+        return Refused(413, f"more than {self._most / 1e6:g} MB; send fewer files at a time")
 
 
 class _Reply:
@@ -218,6 +258,11 @@ class _Reply:
                 await self(message)
 
         return send
+
+    async def end(self) -> None:
+        """Ends an answer that has begun, where its length was not promised."""
+        with suppress(Exception):
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def refuse(self, refused: Refused) -> None:
         """Sends one line as JSON, where no answer has begun."""

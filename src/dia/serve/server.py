@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..deploy.predictor import Inferencer
+from .alone import alone
 from .limits import Limits
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ def serve(
     if not 0 <= port < 2**16:
         raise DataError(f"--port must lie in 0–65535, not {port}")
     listening = _listen(host, port)
-    with listening:
+    _check_temporary()
+    with listening, alone(listening.getsockname()[1]):
         local = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
         if not (local or token or allow_open):
             raise DataError(
@@ -96,23 +99,37 @@ def serve(
         at = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
         say(f"serving {inferencer.detector.method} at {at}{'' if page else '/docs'}; Ctrl-C stops")
         with _logged(), _stopped_quietly():
-            make_server(app).run(sockets=[listening])
+            make_server(app, behind_proxy=bool(hosts)).run(sockets=[listening])
     say("stopped")
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: FastAPI, *, behind_proxy: bool = False) -> uvicorn.Server:
     """Returns the server that `dia serve` runs; it logs no requests, whose addresses may be private.
 
     uvicorn closes a connection that asks nothing for some seconds after an answer. Clients that send the head
     of a request slowly, or do not take their answer, are for a proxy before the service to stop.
+
+    Args:
+        app: the application.
+        behind_proxy: whether a proxy on this machine says, in X-Forwarded-For, who asks.
     """
     import uvicorn
 
     config = uvicorn.Config(
         app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False,
+        loop="asyncio", proxy_headers=behind_proxy,
         timeout_keep_alive=_IDLE, timeout_graceful_shutdown=_GRACE,
     )  # fmt: skip
     return uvicorn.Server(config)
+
+
+def _check_temporary() -> None:
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x")
+    except OSError as error:
+        why = error.strerror or error
+        raise DataError(f"no temporary folder can be written ({why}); name one in TMPDIR") from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

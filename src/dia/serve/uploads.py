@@ -103,7 +103,7 @@ class Unpacking:
         """Copies one file under a number, with the suffix that says what it is."""
         if len(self.files) >= self.limits.max_files:
             raise self._too_many()
-        suffix = re.search(r"(\.nii)?\.[a-z0-9]{1,8}$", name.lower())
+        suffix = re.search(r"(\.(nii|dcm|dicom)(?=\.gz$))?\.[a-z0-9]{1,8}$", name.lower())
         target = self.folder / f"{len(self.files):05d}{suffix[0] if suffix else ''}"
         with target.open("w+b") as kept:
             shutil.copyfileobj(file, kept, _PIECE)

@@ -230,7 +230,7 @@ def test_a_teacher_of_a_file_is_taken_and_one_that_is_none_is_refused(needs_anom
 
 
 def test_a_file_fills_the_backbone(needs_anomalib, normals, tmp_path):
-    from dia.detectors.peers.backbones import backbone
+    from dia.features.networks import backbone
 
     file = tmp_path / "resnet18.pth"
     torch.save(backbone("resnet18", "none", seed=7).state_dict(), file)

@@ -10,9 +10,9 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from dia.detectors import KDAD
-from dia.detectors.peers.backbones import to_input
 from dia.detectors.peers.kdad import KDADSettings, _cloner_of, _disagreement, _pooled, _steepness
 from dia.detectors.peers.pretrained import Learner
+from dia.features.networks import to_input
 
 pytest.importorskip("timm")
 

@@ -9,8 +9,8 @@ import torch
 from dia.amplify.augment import AugmentSettings
 from dia.detectors import MSC
 from dia.detectors.peers import msc
-from dia.detectors.peers.backbones import MEAN, STD, backbone
 from dia.detectors.peers.msc import MeanShifted, MSCSettings, _blurred, _features
+from dia.features.networks import MEAN, STD, backbone
 
 pytest.importorskip("timm")
 

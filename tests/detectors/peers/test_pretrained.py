@@ -12,10 +12,10 @@ from dia.amplify.contrast import AmplifySettings
 from dia.core.settings import SettingsError
 from dia.detectors import Detector
 from dia.detectors.dia import CSI, CSISettings
-from dia.detectors.peers.backbones import backbone
 from dia.detectors.peers.pretrained import Learner
 from dia.detectors.presets import settings
 from dia.detectors.registry import METHODS
+from dia.features.networks import backbone
 
 pytest.importorskip("timm")
 
@@ -86,7 +86,7 @@ def test_checkpoints_do_not_hold_the_frozen_network(method, fitted, normals):
 )
 def test_settings_of_the_score_alone_train_nothing_anew(method, changes, fitted, normals, monkeypatch):
     detector, work = fitted(method)
-    monkeypatch.setattr("dia.detectors.saving.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("dia.core.running.loop.train", lambda *_, **__: pytest.fail("trained again"))
     found = fresh(method, seed=2, **changes).fit(normals, workdir=work)
     name = "network_" if method == "msc" else "trained_"
     for one, other in zip(

@@ -11,7 +11,6 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
 from dia.detectors import Transformaly
-from dia.detectors.peers.backbones import backbone
 from dia.detectors.peers.pretrained import Learner
 from dia.detectors.peers.transformaly import (
     LogLikelihood,
@@ -20,6 +19,7 @@ from dia.detectors.peers.transformaly import (
     _gaussian,
     _tokens,
 )
+from dia.features.networks import backbone
 
 pytest.importorskip("timm")
 

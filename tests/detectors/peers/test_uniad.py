@@ -10,7 +10,6 @@ from torch import nn
 from dia.core.settings import SettingsError, replaced
 from dia.detectors import UniAD
 from dia.detectors.peers import uniad
-from dia.detectors.peers.backbones import backbone, to_input
 from dia.detectors.peers.pretrained import Learner
 from dia.detectors.peers.uniad import (
     Rebuilder,
@@ -21,6 +20,7 @@ from dia.detectors.peers.uniad import (
     _jittered,
     _neighbour_mask,
 )
+from dia.features.networks import backbone, to_input
 
 pytest.importorskip("timm")
 
@@ -174,10 +174,10 @@ def test_training_rebuilds_the_features_without_their_jitter(normals):
 def test_gradients_are_clipped_together(normals, monkeypatch, clip, low, high):
     norms = []
 
-    def on_train_batch_end(self, *_):
+    def after_step(self):
         norms.append(float(torch.stack([p.grad.norm() for p in self.network.parameters()]).norm()))
 
-    monkeypatch.setattr(Learner, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(Learner, "after_step", after_step)
     UniAD(replace(TINY, clip=clip, precision="32"), device="cpu").fit(normals)
     assert len(norms) == 4
     assert low < max(norms) < high

@@ -50,7 +50,7 @@ def service(temporary, inferencer):
 WATCHED = re.compile(
     r"open|os\.(?!putenv|unsetenv)|(shutil|tempfile|glob|pathlib|subprocess)\.|ctypes\.dlopen"
 )
-NUMBERED = re.compile(r"\d{5}(\.nii)?(\.[a-z0-9]{1,8})?|member")
+NUMBERED = re.compile(r"\d{5}(\.nii|\.dcm|\.dicom)?(\.[a-z0-9]{1,8})?|member")
 EVENTS: list[list[tuple[str, str]]] = []  # lists that are written to now: a hook stays for ever
 
 

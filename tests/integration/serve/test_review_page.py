@@ -97,6 +97,27 @@ def test_an_image_is_listed_once_and_is_known_by_its_pixels(worklist, files, tmp
     assert problems == [("another name.png", "has the pixels of case 0.png; listed once")]
 
 
+def test_images_unlike_those_of_training_are_told_from_a_dozen_on(worklist, tmp_path):
+    from dia.serve.review import view
+
+    rng = np.random.default_rng(0)
+    others = tmp_path / "others"
+    others.mkdir()
+    for i in range(30):  # noise, much brighter than the phantoms
+        noise = rng.integers(200, 256, (SIDE, SIDE, 3), np.uint8)
+        Image.fromarray(noise).save(others / f"{i}.png")
+    paths = sorted(others.iterdir())
+    _filled(worklist, paths[:2])
+    assert worklist.drift()["alarm"] is None
+    assert "cannot be judged from 2 images" in view.drift(worklist.drift())
+    _filled(worklist, paths)  # two of them are listed already
+    assert worklist.drift()["images"] == 30
+    assert worklist.drift()["alarm"]
+    assert 'role="alert"' in view.drift(worklist.drift())
+    assert "differ as a whole from the normals of training" in view.drift(worklist.drift())
+    assert view.drift(None).strip() == ""
+
+
 def test_a_full_list_says_so_and_keeps_what_it_has(worklist, files, monkeypatch):
     monkeypatch.setattr("dia.serve.review.worklist.MOST_IMAGES", 2)
     good = [f for f in files if f.name != BAD]

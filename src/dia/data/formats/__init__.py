@@ -1,1 +1,1 @@
-"""Files of images to pixels: Pillow's formats, DICOM, NIfTI, deep TIFF and PNG."""
+"""Files of images to pixels: DICOM, volumes of several formats, deep TIFF and PNG, and Pillow's formats."""

@@ -1,38 +1,63 @@
 """DICOM: the frames and their order by a file's header, and frames as 8-bit pixels.
 
 Knows the standard's rules for pixels; decoding is pydicom's and pylibjpeg's. Only the attributes named here
-are read, none of which tells who the patient is, and no text of an error or a warning of those libraries
-goes further: they quote what they stumble over.
+are read. One of them tells who the patient is: it is hashed at once, with a number that each process draws
+anew. No text of an error or a warning of those libraries goes further: they quote what they stumble over. A
+file may be packed by gzip as a whole.
 
-From stored values to grey: modality LUT or rescale; then the window stated, or the file's first VOI LUT or
-window, or else the whole range that its stored bits allow, never that of the image itself; then inverted
-for MONOCHROME1 (or the presentation LUT shape INVERSE). Colour of any kind becomes RGB and takes no window.
-Overlays, padding values and further windows are ignored.
+Without PixelRepresentation stored values are taken as unsigned, which `Header.assumed` tells; another
+attribute that is missing and needed is named in the refusal.
+
+From stored values to grey: modality LUT or rescale; then black and white by the rule of `windowing`, where
+the file's own window is its first VOI LUT or window; then inverted for MONOCHROME1 (or the presentation LUT
+shape INVERSE). Padding takes the darkest value of the other pixels. Colour of any kind becomes RGB and takes
+no window. Overlays and further windows are ignored.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ...core.errors import DataError
 from . import limits
-from .limits import check_size, refusing
-from .windowing import View, Window, to_bytes
+from .limits import check_size, refusing, unfolded
+from .series import MARKS, Place
+from .windowing import Stored, Window, to_bytes, without_padding
 
 _SHAPE = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
 ]
-_ORDER = ["SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
+_ORDER = [
+    *("SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("PixelSpacing", *MARKS),
+]
+# what a frame says of its place: the sequence, the attribute in it, and that of a file of one frame
+_OF_FRAMES = [
+    ("PlanePositionSequence", "ImagePositionPatient", "ImagePositionPatient"),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", "ImageOrientationPatient"),
+    ("PixelMeasuresSequence", "PixelSpacing", "PixelSpacing"),
+    ("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier"),
+    ("FrameContentSequence", "FrameAcquisitionNumber", "AcquisitionNumber"),
+    ("FrameContentSequence", "StackID", "StackID"),
+    ("MREchoSequence", "EffectiveEchoTime", "EchoTime"),
+    ("MRDiffusionSequence", "DiffusionBValue", "DiffusionBValue"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", "TriggerTime"),
+    *((f"{kind}ImageFrameTypeSequence", "FrameType", "ImageType") for kind in ("CT", "MR", "PET", "XAXRF")),
+]
 _TONE = [
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
 ]
 _PALETTE = [
     f"{segmented}{colour}PaletteColorLookupTable{part}"
@@ -40,6 +65,7 @@ _PALETTE = [
     for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
 ]
 _ROWS = 256
+_FAR = 1e7  # mm, which no place is away
 _MALFORMED = "a malformed DICOM header"
 _UNDECODED = "its pixels cannot be decoded", "pydicom", "pylibjpeg"
 _DEFLATED, _PIECE = b"1.2.840.10008.1.2.1.99", 2**20
@@ -48,6 +74,9 @@ _PIXELS = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
+
+
+_SALT = os.urandom(32)  # of this process: its hashes say nothing to another
 
 
 class NoImage(DataError):
@@ -60,20 +89,20 @@ class Header(NamedTuple):
     Args:
         frames: number of frames.
         series: identifies the series; for comparing only, never to be kept or shown.
-        position: along the normal of the image's plane, mm; None where the file does not say.
-        normal: of that plane, rounded; None where the file does not say.
-        number: of the image in its series; None where the file does not say.
+        places: of each frame, or one for all.
         windowed: it has a window of its own, or colour, or needs none with its 8 bits.
         burned_in: it says that its pixels hold writing that identifies the patient.
+        assumed: it does not say whether stored values have a sign; they are taken as without.
+        patient: a salted hash of the patient's ID, empty where the file has none; as `series`.
     """
 
     frames: int
     series: str
-    position: float | None
-    normal: tuple[float, ...] | None
-    number: int | None
+    places: Sequence[Place]
     windowed: bool
     burned_in: bool
+    assumed: bool
+    patient: str = ""
 
 
 def header(path: Path) -> Header:
@@ -83,20 +112,21 @@ def header(path: Path) -> Header:
         NoImage: the file has no pixels.
         DataError: no DICOM file, damaged, or promising more pixels than it can hold.
     """
-    ds = _read(path, [*_SHAPE, *_ORDER, *_TONE, "BurnedInAnnotation"], pixels=False)
+    ds, available = _read(
+        path, [*_SHAPE, *_ORDER, *_TONE, *_GROUPS, "BurnedInAnnotation", "PatientID"], pixels=False
+    )
     with refusing(_MALFORMED):
-        position, normal = _position(ds)
-        number, bits = ds.get("InstanceNumber"), ds.get("BitsStored", 8)
+        bits = ds.get("BitsStored") or 8
         windowed = bool(ds.get("VOILUTSequence")) or _own_window(ds) is not None
-        frames = _check(path, ds)
+        frames = _check(ds, available)
         return Header(
             frames,
             str(ds.get("SeriesInstanceUID") or ""),
-            position,
-            normal,
-            None if number is None else int(number),
+            _places(ds, frames),
             windowed or frames > 1 or bits <= 8 or int(ds.get("SamplesPerPixel") or 1) > 1,
             str(ds.get("BurnedInAnnotation") or "").upper() == "YES",
+            ds.get("PixelRepresentation") is None and ds.get("BitsStored") is not None,
+            _hashed(str(ds.get("PatientID") or "").strip()),
         )
 
 
@@ -107,19 +137,14 @@ class Dicom:
         DataError: as `header`.
     """
 
-    def __init__(self, path: Path, view: View):
-        self.ds = _read(path, [*_SHAPE, *_TONE, *_PALETTE, *_GROUPS, *_PIXELS], pixels=True)
+    def __init__(self, path: Path):
+        self.ds, available = _read(path, [*_SHAPE, *_TONE, *_PALETTE, *_GROUPS, *_PIXELS], pixels=True)
         with refusing(_MALFORMED):
-            _check(path, self.ds)
+            _check(self.ds, available)
+            _check_pixels(self.ds)
             if self.ds.file_meta.TransferSyntaxUID.is_encapsulated:
                 limits.check_streams(self.ds.PixelData, int(self.ds.Rows) * int(self.ds.Columns))
-        self.window = view.window
         self.nbytes = max(len(self.ds.get(name) or b"") for name in _PIXELS[:3])
-
-    def image(self, index: int) -> np.ndarray:
-        """Returns frame `index` (from 0), `(H, W, 1 or 3)` uint8."""
-        with refusing(*_UNDECODED):
-            return self._image(index)
 
     def mask(self, index: int) -> np.ndarray:
         """Returns frame `index` of a mask, `(H, W)` bool, True where the stored value is not 0."""
@@ -134,7 +159,12 @@ class Dicom:
         plugin = "pylibjpeg" if "pylibjpeg" in decoder.available_plugins else ""  # the same pixels everywhere
         return pixel_array(self.ds, index=index, decoding_plugin=plugin)
 
-    def _image(self, index: int) -> np.ndarray:
+    def stored(self, index: int) -> Stored | np.ndarray:
+        """Returns frame `index` (from 0): the values of grey `(H, W)`, or colour, `(H, W, 3)` uint8."""
+        with refusing(*_UNDECODED):
+            return self._values(index)
+
+    def _values(self, index: int) -> Stored | np.ndarray:
         from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
         ds, x = self._of_frame(index), self._stored(index)
@@ -143,25 +173,21 @@ class Dicom:
             return _by_rows(lambda x: to_bytes(apply_color_lut(x, self.ds) / (2**bits - 1)), x)
         if x.ndim == 3:
             return _by_rows(lambda x: to_bytes(x / (2**self.ds.BitsStored - 1)), x)
-        own, full = _own_window(ds), _range(ds, x)
         shape = str(ds.get("PresentationLUTShape") or "")
         inverted = ds.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
-
-        def tone(x: np.ndarray) -> np.ndarray:
-            x = apply_modality_lut(x, ds)
-            if isinstance(self.window, Window):
-                y = self.window.apply(x)
-            elif self.window == "voi" and ds.get("VOILUTSequence"):
-                y = apply_voi(x, ds) / (2 ** int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-            elif self.window == "voi" and own is not None:
-                y = own.apply(x)
-            elif full is not None:
-                y = full.apply(x)
-            else:
-                raise DataError("float pixels without a window of their own; give --window CENTER,WIDTH")
-            return to_bytes(1 - y if inverted else y)[..., None]
-
-        return _by_rows(tone, x)
+        padding, limit = _first(ds.get("PixelPaddingValue")), _first(ds.get("PixelPaddingRangeLimit"))
+        if padding is not None:
+            low, high = sorted((padding, padding if limit is None else limit))
+            x = without_padding(x, low, high, inverted=inverted)
+        window, own = _own_window(ds), None
+        if ds.get("VOILUTSequence"):
+            top = 2 ** int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1
+            own = _guarded(lambda values: apply_voi(values, ds) / top)
+        elif window is not None:
+            own = window.apply
+        scaled = bool(ds.get("ModalityLUTSequence")) or "RescaleSlope" in ds
+        real = _guarded(lambda stored: apply_modality_lut(stored, ds)) if scaled else None
+        return Stored(x, _ends(ds, x), real, own, inverted=inverted)
 
     def _of_frame(self, index: int) -> Any:
         """Returns the tone attributes of one frame: its own, else the shared ones, else the file's."""
@@ -182,46 +208,60 @@ class Dicom:
         return tone
 
 
-def _read(path: Path, keywords: list[str], *, pixels: bool) -> Any:
-    """Reads the attributes named, of a file that has pixels."""
+def _guarded(tone: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function, which is called when the file is long read, with errors that quote nothing."""
+
+    def guarded(values: np.ndarray) -> np.ndarray:
+        with refusing(*_UNDECODED):
+            return tone(values)
+
+    return guarded
+
+
+def _read(path: Path, keywords: list[str], *, pixels: bool) -> tuple[Any, int]:
+    """Reads the attributes named, of a file that has pixels; returns them and the bytes of the file."""
     pydicom = limits.required("pydicom")
+    packed = unfolded(path) if path.suffix.lower() == ".gz" else None
+    available = path.stat().st_size if packed is None else len(packed)
     with refusing("no DICOM file, or damaged"):
-        bare = not _has_preamble(path)
+        with path.open("rb") if packed is None else io.BytesIO(packed) as file:
+            bare = not _has_preamble(file, available)
         ds = pydicom.dcmread(
-            path, stop_before_pixels=not pixels, specific_tags=["SOPClassUID", *keywords], force=bare
-        )
+            path if packed is None else io.BytesIO(packed),
+            stop_before_pixels=not pixels, specific_tags=["SOPClassUID", *keywords], force=bare,
+        )  # fmt: skip
         if "TransferSyntaxUID" not in ds.file_meta:  # a bare data set, as from before part 10
             syntaxes = {(True, True): "ImplicitVRLittleEndian", (False, True): "ExplicitVRLittleEndian"}
             name = syntaxes.get(ds.original_encoding, "ExplicitVRBigEndian")
             ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, name)
-        image = bool(ds.get("Rows")) and bool(ds.get("Columns"))
-    if not image and bare and "SOPClassUID" not in ds:
+        sides = [name for name in ("Rows", "Columns") if not ds.get(name)]
+    if sides and bare and "SOPClassUID" not in ds:
         raise DataError("no DICOM file, or damaged")
-    if not image:
+    if len(sides) == 1:
+        raise DataError(f"its header lacks {sides[0]}")
+    if sides:
         raise NoImage("a DICOM file without an image")
-    return ds
+    return ds, available
 
 
-def _has_preamble(path: Path) -> bool:
+def _has_preamble(file: IO[bytes], available: int) -> bool:
     """Returns whether the file begins as part 10 says; refuses a deflated one that unfolds to too much.
 
     Pydicom would inflate it whole before it looks at it.
     """
-    available = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return False
-        deflated = False
-        while (head := file.read(8))[:2] == b"\x02\x00":  # the group that is never deflated
-            long = head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT")
-            value = file.read(int.from_bytes(file.read(4) if long else head[6:8], "little"))
-            deflated |= head[:4] == b"\x02\x00\x10\x00" and value.rstrip(b"\0 ") == _DEFLATED
-        if deflated:
-            file.seek(-len(head), 1)
-            inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-            while piece := inflate.unconsumed_tail or file.read(_PIECE):
-                total += len(inflate.decompress(piece, _PIECE))
-                check_size(1, 1, 1, total, available, math.inf)
+    if file.read(132)[128:] != b"DICM":
+        return False
+    deflated = False
+    while (head := file.read(8))[:2] == b"\x02\x00":  # the group that is never deflated
+        long = head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT")
+        value = file.read(int.from_bytes(file.read(4) if long else head[6:8], "little"))
+        deflated |= head[:4] == b"\x02\x00\x10\x00" and value.rstrip(b"\0 ") == _DEFLATED
+    if deflated:
+        file.seek(-len(head), 1)
+        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while piece := inflate.unconsumed_tail or file.read(_PIECE):
+            total += len(inflate.decompress(piece, _PIECE))
+            check_size(1, 1, 1, total, available, math.inf)
     return True
 
 
@@ -244,12 +284,13 @@ def _by_rows(tone: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndar
     return np.concatenate([tone(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
 
 
-def _check(path: Path, ds: Any) -> int:
+def _check(ds: Any, available: int) -> int:
     """Refuses a header that the file cannot hold or that cannot be decoded; returns the number of frames."""
+    _need(ds, "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
     frames = int(ds.get("NumberOfFrames") or 1)
     _decoder(ds.file_meta.TransferSyntaxUID)
-    rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1)
-    syntax, available = ds.file_meta.TransferSyntaxUID, path.stat().st_size
+    rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel)
+    syntax = ds.file_meta.TransferSyntaxUID
     nbytes = frames * rows * columns * samples * int(ds.BitsAllocated) // 8
     if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422":
         nbytes = nbytes * 2 // 3
@@ -263,13 +304,86 @@ def _check(path: Path, ds: Any) -> int:
     return frames
 
 
-def _position(ds: Any) -> tuple[float | None, tuple[float, ...] | None]:
-    place, plane = ds.get("ImagePositionPatient"), ds.get("ImageOrientationPatient")
-    if not place or not plane or len(place) != 3 or len(plane) != 6:
-        return None, None
-    along = np.array(plane, float)
-    normal = np.cross(along[:3], along[3:])
-    return float(normal @ np.array(place, float)), tuple((np.round(normal, 2) + 0.0).tolist())
+def _check_pixels(ds: Any) -> None:
+    """Refuses a file without pixels, or without what these need; stored values without a sign are assumed."""
+    if not any(ds.get(name) for name in _PIXELS[:3]):
+        raise DataError("its header lacks PixelData, though it has Rows and Columns")
+    if "PixelData" in ds:
+        _need(ds, "BitsStored")
+        if ds.get("PixelRepresentation") is None:
+            ds.PixelRepresentation = 0
+        if ds.PhotometricInterpretation == "PALETTE COLOR":
+            _need(ds, *(name for name in _PALETTE if name.endswith("Descriptor") and "Segm" not in name))
+        elif int(ds.SamplesPerPixel) > 1:
+            _need(ds, "PlanarConfiguration")
+
+
+def _need(ds: Any, *keywords: str) -> None:
+    for keyword in keywords:
+        if ds.get(keyword) in (None, ""):
+            raise DataError(f"its header lacks {keyword}")
+
+
+def _places(ds: Any, frames: int) -> list[Place]:
+    """Returns the places of the frames; one for all, where no frame has its own."""
+    shared, own = (ds.get(name) or [] for name in _GROUPS)
+    if not own and frames > 1:  # what the file says of its place is said of all: a film, or unknown
+        return [_place(ds, {}, None)._replace(plane=None, point=None)]
+    if not own and not shared:
+        return [_place(ds, {}, None)]
+    made = []
+    for i in range(frames):
+        said: dict[str, Any] = {}
+        for group in (*shared[:1], *own[i : i + 1]):
+            for sequence, keyword, name in _OF_FRAMES:
+                for item in (group.get(sequence) or [])[:1]:
+                    if (value := item.get(keyword)) is not None:
+                        said[name] = value
+        made.append(_place(ds, said, None if frames == 1 else i))
+    return made
+
+
+def _place(ds: Any, said: dict[str, Any], frame: int | None) -> Place:
+    """Returns the place of an image by the file's attributes and those that its frame has."""
+
+    def of(name: str) -> Any:
+        try:
+            return said[name] if name in said else ds.get(name)
+        except Exception:  # a value that is none: it tells nothing
+            return None
+
+    def numbers(name: str, many: int) -> tuple[float, ...] | None:
+        value = said.get(name, ds.get(name))
+        fits = hasattr(value, "__len__") and not isinstance(value, str) and len(value) == many
+        found = tuple(map(float, value)) if fits else ()
+        return found if found and all(abs(x) < _FAR for x in found) else None  # NaN is not less
+
+    kind, number = str(of("ImageType") or ""), ds.get("InstanceNumber")
+    return Place(
+        (int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel)),
+        numbers("ImageOrientationPatient", 6),
+        numbers("PixelSpacing", 2),
+        numbers("ImagePositionPatient", 3),
+        frame if frame is not None else None if number is None else int(number),
+        "LOCALIZER" in kind.upper(),
+        tuple(_mark(of(name)) for name in MARKS),
+    )
+
+
+def _mark(value: Any) -> str | float | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, int | float):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def _hashed(patient: str) -> str:
+    return (
+        hashlib.blake2b(patient.encode(errors="replace"), key=_SALT, digest_size=16).hexdigest()
+        if patient
+        else ""
+    )
 
 
 def _own_window(ds: Any) -> Window | None:
@@ -288,15 +402,15 @@ def _first(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _range(ds: Any, stored: np.ndarray) -> Window | None:
-    """Returns the range of the stored bits, after the modality LUT or rescale; None for floats."""
+def _ends(ds: Any, stored: np.ndarray) -> tuple[float, float] | None:
+    """Returns what the stored bits allow, after the modality LUT or rescale; None for floats."""
     if stored.dtype.kind == "f":
         return None
     if ds.get("ModalityLUTSequence"):
-        return Window.between(0, 2 ** int(ds.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
+        return 0.0, float(2 ** int(ds.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
     bits = int(ds.BitsStored)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if ds.PixelRepresentation else (0, 2**bits - 1)
     if ds.get("RescaleSlope") is not None and ds.get("RescaleIntercept") is not None:
         ends = [float(ds.RescaleSlope) * end + float(ds.RescaleIntercept) for end in (low, high)]
         low, high = min(ends), max(ends)
-    return Window.between(low, high)
+    return float(low), float(high)

@@ -5,6 +5,7 @@ Knows sizes, compressed streams and packages; reads no pixels and knows nothing 
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import logging
 import math
@@ -20,9 +21,10 @@ from PIL import Image
 from ...core.errors import DataError
 
 # The formats that Pillow may try: it goes by the content, and for some of its formats starts other programs.
-OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+OPENED = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF", "AVIF")
 
 _NAMES = {"pydicom": "DICOM", "nibabel": "NIfTI"}
+_PIECE = 2**20  # bytes that are inflated at a time
 INFLATED = 1032  # the most bytes that deflate makes of one
 # bytes that packed pixels may unfold to: of one image, of a volume; or so many times their file, if more
 IMAGE_BYTES, VOLUME_BYTES, TIMES = 2**27, 2**30, 32
@@ -132,6 +134,21 @@ def check_opened(image: Image.Image, path: Path, depth: int | None = None) -> No
     deep = 4 if image.mode in ("I", "F") else 2 if image.mode.startswith("I;16") else 1
     nbytes = image.height * image.width * len(image.getbands()) * (depth or deep)
     check_size(image.height, image.width, 1, nbytes, path.stat().st_size, math.inf)
+
+
+def unfolded(path: Path) -> bytes:
+    """Returns what a gzip file holds, within the limits of one image.
+
+    Raises:
+        DataError: no gzip file, damaged, or it unfolds to too much.
+    """
+    available, pieces, total = path.stat().st_size, list[bytes](), 0
+    with refusing("a damaged gzip file"), gzip.open(path) as file:
+        while piece := file.read(_PIECE):
+            total += len(piece)
+            check_size(1, 1, 1, total, available, math.inf)
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 MOST_SAMPLES = 4  # of a pixel

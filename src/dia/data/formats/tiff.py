@@ -2,20 +2,23 @@
 
 Knows pages and samples. The libraries (tifffile, imagecodecs) are optional: without them pages are counted
 and read by Pillow alone, which keeps the high byte of deep colour.
+
+An image of more pixels than one may have, as of a whole slide, is never held: in its place the largest of its
+reduced levels (a pyramid's) is read that is small enough.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ...core.errors import DataError
 from .limits import OPENED, check_opened, check_size, check_streams, optional
-from .windowing import Window, to_bytes
+from .windowing import Stored
 
 _ORIENTATION = 274  # the tag, in EXIF as in TIFF
 _REDUCED = 254  # the tag whose lowest bit marks a page as another's thumbnail
@@ -27,22 +30,36 @@ _STREAMS = (
     *("JPEG", "OJPEG", "JPEG2000", "APERIO_JP2000_YCBC", "APERIO_JP2000_RGB", "JPEG_2000_LOSSY"),
     "JPEG_LOSSY",
 )
+_ASPECT = 0.02  # by which a reduced level may be wider or narrower
 _UNASSOCIATED = 2  # alpha that the colours are not yet multiplied by
 
 
-def pages(path: Path) -> list[int]:
-    """Numbers, from 0, of the pages of the first one's size and type; thumbnails are no pages.
+class Pages(NamedTuple):
+    """The images of a file.
+
+    Args:
+        numbers: from 0, of the pages of the first one's size and type; thumbnails are no pages.
+        large: these are too large to be read whole: a reduced level of each is read.
+    """
+
+    numbers: list[int]
+    large: bool
+
+
+def pages(path: Path) -> Pages:
+    """Lists the pages that are images; reads no pixel.
 
     Raises:
         DataError: pages that lie in each other or go round in a circle.
     """
     try:
         kinds = _page_kinds(path)
+        large = math.prod(n for n in kinds[0][0] if n > 4) > _most()  # sides, not samples
     except DataError:
         raise
     except Exception:  # damage, which decoding explains better
-        return [0]
-    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
+        return Pages([0], False)
+    return Pages([i for i, kind in enumerate(kinds) if kind == kinds[0]], large)
 
 
 def _page_kinds(path: Path) -> list[Any]:
@@ -66,17 +83,44 @@ def _page_kinds(path: Path) -> list[Any]:
     return kinds
 
 
-def read(path: Path, page: int, window: Window | None, *, shallow: bool = False) -> np.ndarray | None:
+def _most() -> float:
+    """Returns how many pixels an image may have."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else math.inf
+
+
+def _level(tiff: Any, ifd: Any) -> Any:
+    """Returns a page, or the largest of its reduced levels that is small enough.
+
+    Labels and overviews that slide scanners add have another shape, or are not tiled.
+    """
+    if ifd.imagelength * ifd.imagewidth <= _most():
+        return ifd
+    found = [
+        page
+        for page in (*(ifd.pages or ()), *tiff.pages)
+        if page.is_tiled
+        and (page.dtype, page.samplesperpixel) == (ifd.dtype, ifd.samplesperpixel)
+        and page.imagelength * page.imagewidth <= _most() / 2
+        and abs(page.imagewidth * ifd.imagelength / (page.imagelength * ifd.imagewidth) - 1) < _ASPECT
+    ]
+    if not found:
+        raise DataError(
+            f"its header promises {ifd.imagelength}x{ifd.imagewidth} pixels, above the limit of {_most()}, "
+            "and no reduced level; cut it into tiles, or save it with a pyramid"
+        )
+    return max(found, key=lambda page: page.imagewidth)
+
+
+def read(path: Path, page: int, *, shallow: bool = False) -> Stored | None:
     """Reads a page of more than 8 bits of a TIFF file, which Pillow does not read rightly.
 
     Args:
         path: a TIFF file.
         page: number of the page, from 0.
-        window: for floats, which are refused without one.
         shallow: read a page of 8 bits too, because Pillow could not.
 
     Returns:
-        `(H, W, 1 or 3)` uint8; None where Pillow is to read the page, or without the library.
+        Its values, `(H, W, 1 or 3)`; None where Pillow is to read the page, or without the library.
 
     Raises:
         DataError: pixels for which there is no rule, or more of them than the file can hold.
@@ -84,10 +128,15 @@ def read(path: Path, page: int, window: Window | None, *, shallow: bool = False)
     if not (tifffile := optional("tifffile")):
         return None
     with tifffile.TiffFile(path) as tiff:
-        ifd: Any = tiff.pages[page]
-        if ifd.dtype is None or (ifd.dtype.itemsize == 1 and not shallow):
+        whole: Any = tiff.pages[page]
+        if whole.dtype is None:
+            return None
+        ifd = _level(tiff, whole)
+        if ifd.dtype.itemsize == 1 and not shallow and ifd is whole:
             return None
         photometric = ifd.photometric.name
+        if photometric == "YCBCR" and ifd.compression.name == "JPEG":
+            photometric = "RGB"  # to which it is decoded
         if photometric not in ("MINISBLACK", "MINISWHITE", "RGB") or not set(ifd.axes) <= set("YXS"):
             raise DataError(f"{ifd.dtype} pixels of type {photometric}; convert it to grey or RGB")
         if ifd.dtype.kind not in "buif":
@@ -104,14 +153,24 @@ def read(path: Path, page: int, window: Window | None, *, shallow: bool = False)
     colours = x.shape[-1] - len(alpha)
     if alpha and alpha[0]:
         x = np.concatenate([_over_black(x[..., :colours], x[..., colours : colours + 1])], -1)
-    return _oriented(to_8_bits(x[..., :colours], window), turned.value if turned else 1)
+    return Stored.of(_oriented(x[..., :colours], turned.value if turned else 1))
 
 
-def read_png(path: Path) -> np.ndarray | None:
+def is_deep(path: Path) -> bool:
+    """Returns whether a file is a PNG of 16 bits, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:
+        return False
+    return head[:4] == b"\x89PNG" and head[24:25] == b"\x10"
+
+
+def read_png(path: Path) -> Stored | None:
     """Reads a PNG file of 16-bit colour; Pillow would keep its high byte alone.
 
     Returns:
-        `(H, W, 1 or 3)` uint8; None where Pillow is to read the file, or without the library.
+        Its values, `(H, W, 1 or 3)`; None where Pillow is to read the file, or without the library.
 
     Raises:
         DataError: more pixels than the file can hold.
@@ -126,38 +185,7 @@ def read_png(path: Path) -> np.ndarray | None:
     colours = 1 if x.shape[-1] == 2 else 3
     if x.shape[-1] > colours:
         x = _over_black(x[..., :colours], x[..., colours:])
-    return _oriented(from_16_bit(x), turned)
-
-
-def to_8_bits(x: np.ndarray, window: Window | None) -> np.ndarray:
-    """Converts grey or colour of any depth to uint8: integers by a fixed rule, floats by a stated window.
-
-    Args:
-        x: pixels, of any shape: bool, integers 0–65535 or floats.
-        window: for floats.
-
-    Returns:
-        uint8 of the same shape, 0–255.
-
-    Raises:
-        DataError: integers outside 0–65535, floats without a window.
-    """
-    if x.dtype == np.uint8:
-        return x
-    if x.dtype == bool:
-        return x * np.uint8(255)
-    if x.dtype.kind == "f":
-        if window is None:
-            raise DataError("float pixels; convert it to 8 or 16 bits, or give --window CENTER,WIDTH")
-        return to_bytes(window.apply(x))
-    if x.min() < 0 or x.max() > 65535:
-        raise DataError(f"integer pixels of {x.min()} to {x.max()}; convert it to 8 or 16 bits")
-    return from_16_bit(x)
-
-
-def from_16_bit(x: np.ndarray) -> np.ndarray:
-    """Maps 0–65535 to 0–255: x / 257, rounded; 257 is odd, so there are no ties."""
-    return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return Stored.of(_oriented(x, turned))
 
 
 def _check(page: Any, path: Path) -> None:
@@ -172,7 +200,14 @@ def _check(page: Any, path: Path) -> None:
         nbytes = height * width * page.samplesperpixel * page.dtype.itemsize
         check_size(height, width, 1, nbytes, available, math.inf)
     if streams:
-        check_streams(path.read_bytes(), max(height * width for height, width in sizes))
+        pixels = max(height * width for height, width in sizes)
+        if sum(page.databytecounts) > available:  # they lie in each other
+            return check_streams(path.read_bytes(), pixels)
+        with path.open("rb") as file:  # of a large file, what is decoded alone
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                file.seek(offset)
+                check_streams(file.read(count), pixels)
+    return None
 
 
 def _over_black(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:

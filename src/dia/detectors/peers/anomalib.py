@@ -41,14 +41,16 @@ from torch.utils.data import DataLoader
 
 from ...core.errors import DataError
 from ...core.processes import choose_device, processes
+from ...core.running.loop import Shown, curves, interruptible
+from ...core.running.progress import Bar
 from ...core.settings import require
-from ...core.tracking import curves
 from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
+from ...features.networks import backbone, one_line
+from ...features.own import OwnFeatures, OwnResNet
 from ..base import Detector
 from ..calibration import Prediction
 from ..registry import PREFIX
 from ..saving import StageCache, fingerprint, module_tensors
-from .backbones import OwnFeatures, OwnResNet, backbone, one_line
 from .pretrained import Presets, Pretrained, PretrainedSettings
 
 _PIXELS = 2**18  # of one forward pass when scoring
@@ -384,15 +386,17 @@ class Peer(Pretrained):
         checkpoint = path / CHECKPOINT
         if not stages.resume:
             checkpoint.unlink(missing_ok=True)
+        bar = Bar(f"Training the {stage}", unit="step", shown=stages.progress)
+        shown = Shown(bar)
         arguments = {"max_epochs": -1 if steps > 0 else getattr(s, "epochs", 1), "max_steps": steps}
         trainer = L.Trainer(
             **arguments | module.trainer_arguments
             | {
                 "accelerator": "gpu" if self.where_.type == "cuda" else "cpu",
                 "devices": [self.where_.index or 0] if self.where_.type == "cuda" else 1,
-                "callbacks": [watch] if bank else [watch, kept, *curves(stage, s, self.seed)],
+                "callbacks": [watch, shown] if bank else [watch, shown, kept, *curves(stage, s, self.seed)],
                 "enable_checkpointing": not bank,
-                "enable_progress_bar": stages.progress,
+                "enable_progress_bar": False,
                 "limit_val_batches": 0, "logger": False, "enable_model_summary": False,
                 "use_distributed_sampler": False, "default_root_dir": path,
                 "reload_dataloaders_every_n_epochs": 1
@@ -401,7 +405,8 @@ class Peer(Pretrained):
         normals = self._normals(images, _EPOCH if steps > 0 else None)
         normals.bank = bank
         found = checkpoint if checkpoint.exists() else None
-        trainer.fit(module, datamodule=normals, ckpt_path=found, weights_only=True)
+        with bar, interruptible():
+            trainer.fit(module, datamodule=normals, ckpt_path=found, weights_only=True)
         return watch.before
 
     @torch.no_grad()

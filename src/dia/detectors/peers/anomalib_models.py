@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from ...core.errors import DataError
 from ...core.settings import require
 from ...data.imageset import subsample
+from ...features.networks import describe, one_line, read_state
+from ...features.own import OwnFeatures
 from .anomalib import BackboneSettings, Normals, Peer, PeerSettings
-from .backbones import OwnFeatures, describe, one_line, read_state
 from .pretrained import Presets
 
 _PART = 2048  # patches whose distances are computed at a time

@@ -34,8 +34,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ...core.training import Precision, seed_step
+from ...features.networks import as_input, to_input
 from ..calibration import Prediction
-from .backbones import as_input, to_input
 from .pretrained import Distilled, Presets, PretrainedSettings
 
 CLONER = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # channels; a pool after each

@@ -38,9 +38,9 @@ from ...core.processes import choose_device, gather, processes, share
 from ...core.settings import require
 from ...core.training import Precision, Timed, batch_indices, seed_step
 from ...data.imageset import subsample
+from ...features.networks import as_input, backbone, normalised, restored, to_input
 from ..nearest import nearest_squared
 from ..saving import StageCache, module_tensors
-from .backbones import as_input, backbone, normalised, restored, to_input
 from .pretrained import Presets, Pretrained, PretrainedSettings
 
 TRAINED = ("layer3", "layer4")

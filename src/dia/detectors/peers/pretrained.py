@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ...core.processes import choose_device, share
 from ...core.settings import check, plain, require
 from ...core.training import Timed, seed_step
+from ...features.networks import backbone, describe, restored, to_input
+from ...features.own import MEAN, OWN, STD, Channels
 from ..base import Detector
-from ..saving import OWN, StageCache, load_module, module_tensors
-from .backbones import MEAN, STD, Channels, backbone, describe, restored, to_input
+from ..saving import StageCache, load_module, module_tensors
 
 Presets = dict[str, dict[str, Any]]
 

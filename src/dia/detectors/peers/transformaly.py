@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from ...core.settings import require
 from ...core.training import Precision
 from ...data.imageset import subsample
-from ..features import as_tensor, double
+from ...features.networks import as_input, backbone
+from ...features.untrained import as_tensor, double
 from ..saving import StageCache
-from .backbones import as_input, backbone
 from .pretrained import Distilled, Presets, PretrainedSettings
 
 _STUDENT = 2**31  # added to the seed: a random teacher must not be its own student

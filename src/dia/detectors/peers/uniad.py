@@ -44,8 +44,8 @@ from torch import Tensor, nn
 
 from ...core.settings import require
 from ...core.training import Precision, seed_step
-from ..features import Linear, resizing
-from .backbones import as_input
+from ...features.networks import as_input
+from ...features.untrained import Linear, resizing
 from .pretrained import Distilled, Learner, Presets, PretrainedSettings
 
 STRIDE = 16  # pixels per token
@@ -109,8 +109,9 @@ class UniADSettings(PretrainedSettings):
 class _Learner(Learner):
     """AdamW, with the norm of all gradients together clipped."""
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.s.clip)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.clip = self.s.clip
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.network.parameters(), self.s.lr, weight_decay=self.s.weight_decay)

@@ -16,19 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from ...core.errors import DataError
 from ...deploy.predictor import Inferencer
+from ..middleware import LOG
 from . import view
+from .door import Door
 from .store import AGREE, DISAGREE, Reviews, as_csv
 from .worklist import SHOWN, Row, Worklist, Worklists
 
 try:
     import gradio as gr
+    import gradio.routes
 except ImportError as error:
     raise DataError("the review page needs gradio: pip install 'dia-anomaly[serve]'") from error
 
-MOST_BYTES = "1gb"  # of one file
+MOST_BYTES = "1gb"  # of one file; `door.py` limits what is dropped at once
+_MOST_NAME = 100  # characters of a reviewer's name, which stands in every mark
 _T = 200  # where the dissolve slider starts: the third strength of the poster's four
 _ABANDONED = 600  # seconds after which an upload that was never read is deleted
 _HERE = Path(__file__).parent
@@ -63,16 +68,21 @@ def mount(app: FastAPI, inferencer: Inferencer, *, store: Path, token: str | Non
     reviews = Reviews(store)
     uploads = tempfile.TemporaryDirectory(prefix="dia-uploads-")  # for its owner only; deleted at exit
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
+    # read when gradio was imported; it makes a folder there, which may be another user's
+    gradio.routes.DEFAULT_TEMP_DIR = uploads.name
     page = _Page(inferencer, reviews)
     page.uploads = uploads
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, ssr_mode=False,
-        max_file_size=MOST_BYTES, show_error=True, theme=_theme(),
+        max_file_size=MOST_BYTES, show_error=False, theme=_theme(),
         head=f"<style>{(_HERE / 'page.css').read_text()}</style>"
         f"<script>{(_HERE / 'page.js').read_text()}</script>",
         auth=None if token is None else lambda _, said: hmac.compare_digest(said.encode(), token.encode()),
         auth_message="Your name is kept with your marks. The password is the token that dia serve was given.",
     )  # fmt: skip
+    mounted = next(r for r in app.routes if isinstance(r, Mount) and r.path == "")
+    mounted.app = Door(mounted.app, Path(uploads.name), app.state.attempts if token else None)
+    return app
 
 
 def _theme() -> Any:
@@ -162,6 +172,7 @@ class _Page:
                     label="Drop images here, one or many", file_count="multiple", height=110, elem_id="drop"
                 )
                 self.status = _html("status")
+                self.drift = _html("drift")
                 self.rate = _slider("rate", "False-alarm rate, %", 0.1, 50, percent, step=0.1)
                 self.meaning = _html("meaning", view.meaning(percent / 100, self.n))
                 choices = [(s.capitalize(), s) for s in SHOWN]
@@ -211,7 +222,7 @@ class _Page:
             event.then(self._on(self.draw_dissolved), [*shown, self.t], self.dissolved, **direct)
             event.then(self._on(self.draw_nearest), shown, self.nearest, **direct)
 
-        outputs = [self.files, *opened]
+        outputs = [self.files, self.drift, *opened]
         opens(self.files.upload(self.take, [self.files, *shown], outputs, concurrency_limit=4, **quiet))
         opens(self.table.pick(self._on_event(self.pick), shown, opened, **direct))
         for button, by in ((self.next, 1), (self.previous, -1)):
@@ -237,7 +248,7 @@ class _Page:
 
     def _ask(self, request: gr.Request, sha: str, percent: float, order: str, show: str) -> _Asked:
         lst = self.lists[request.session_hash or ""]
-        return _Asked(lst, request.username or "", sha, percent / 100, order, show)
+        return _Asked(lst, (request.username or "")[:_MOST_NAME], sha, percent / 100, order, show)
 
     def _on(self, fn: Callable[..., Any], *first: Any) -> Callable[..., Any]:
         """`fn` of what is asked, of `first`, and of the inputs after those of `_Asked`."""
@@ -270,7 +281,10 @@ class _Page:
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
-        update: Update = {self.status: view.done(len(paths), len(a.work) - before, problems)}
+        update: Update = {
+            self.status: view.done(len(paths), len(a.work) - before, problems),
+            self.drift: view.drift(a.work.drift() if len(a.work) else None),
+        }
         if not a.sha and (rows := a.rows(a.show)):
             update |= self.open(a, rows[0].sha256)
         yield update
@@ -352,7 +366,8 @@ class _Page:
         try:
             row = a.work.mark(a.sha, a.rate, reviewer=a.reviewer, **what)
         except DataError as error:
-            raise gr.Error(str(error), duration=None) from error
+            LOG.error("%s", error)
+            raise gr.Error("Not saved: the server's log says why.", duration=None) from error
         if row is None:
             raise gr.Error("Not saved: this window's images are held no more; please drop them again.")
         return self.refresh(a)

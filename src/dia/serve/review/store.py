@@ -6,8 +6,6 @@ pixels and that of the model, so a mark is found again whatever the file is call
 
 from __future__ import annotations
 
-import csv
-import io
 import sqlite3
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -16,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ...core.errors import DataError
+from ...data.formats.spreadsheet import csv_text, marked
 
 AGREE, DISAGREE = "agree", "disagree"
 VERDICTS = (AGREE, DISAGREE, "")
 _FORMAT = 1
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets may run
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,6 @@ class Reviews:
 
 
 def as_csv(marks: Iterable[Mark]) -> str:
-    """Returns marks as CSV with a header line; what looks like a spreadsheet's formula begins with `'`."""
-    out = io.StringIO()
-    rows = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    for mark in marks:
-        values = [str(v).lower() if isinstance(v, bool) else v for v in astuple(mark)]
-        rows.writerow(f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for v in values)
-    return out.getvalue()
+    """Returns marks as CSV with a header line, which spreadsheets open right and run nothing of."""
+    rows = ([str(v).lower() if isinstance(v, bool) else v for v in astuple(mark)] for mark in marks)
+    return marked(csv_text([COLUMNS, *rows], quoted=True))

@@ -34,6 +34,7 @@ _macros: Any = (
 )  # fmt: skip
 
 header, keys, progress, done = _macros.header, _macros.keys, _macros.progress, _macros.done
+drift = _macros.drift
 gone, title, state, no_dissolver = _macros.gone, _macros.title, _macros.state, _macros.no_dissolver
 
 

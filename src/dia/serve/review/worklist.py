@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ...deploy.predictor import Inferencer, Nearest, Picture
+from ...detectors.drift import RATE, SHARE, acquisition
+from ...evaluate.drift_monitor import DriftMonitor
 from .store import Mark, Reviews
 
 MOST_IMAGES = 500  # in one list
@@ -86,6 +88,7 @@ class Worklist:
         self.model = str(inferencer.about()["model"])
         self._rows: dict[str, Row] = {}
         self._nearest: dict[str, Nearest | None] = {}
+        self._drift = DriftMonitor(inferencer.detector, (), (), rate=RATE, share=SHARE)
         self._lock = threading.Lock()
         self.open = ""  # sha256 of the image that is looked at
 
@@ -113,11 +116,16 @@ class Worklist:
                 problems += self._score(pictures)
             yield start + len(part), problems
 
+    def drift(self) -> dict[str, Any]:
+        """Returns whether the images differ as a whole from the training normals, as `dia score` says it."""
+        with self._lock:
+            return self._drift.verdict()
+
     def _score(self, pictures: list[Picture]) -> list[tuple[str, str]]:
         """Adds rows of pictures; returns (name, line) of each whose pixels are listed under another name."""
         images = np.stack([p.image for p in pictures])
         verdict = self.inferencer.score(images)
-        repeated = []
+        repeated, new = [], []
         for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
             sha = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
             heatmap = None if verdict.heatmaps is None else verdict.heatmaps[i].astype(np.float16)
@@ -126,8 +134,15 @@ class Worklist:
                 _thumbnail(image), mark=self.reviews.find(self.model, sha),
             )  # fmt: skip
             with self._lock:
-                if (same := self._rows.setdefault(sha, row)) is not row and same.name != row.name:
+                if (same := self._rows.setdefault(sha, row)) is row:
+                    new.append(i)
+                elif same.name != row.name:
                     repeated.append((row.name, f"has the pixels of {same.name}; listed once"))
+        if new:
+            with self._lock:
+                self._drift.add(
+                    [pictures[i].name for i in new], verdict.scores[new], acquisition(images[new])
+                )
         return repeated
 
     def rows(self, rate: float, sort: str = "score", descending: bool = True, show: str = "all") -> list[Row]:

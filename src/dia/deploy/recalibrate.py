@@ -1,0 +1,88 @@
+"""A model folder's calibration, replaced by that of another site's normals, and brought back.
+
+Knows the files of a model folder; knows no method, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import DataError
+from ..core.modelfiles import ModelFiles, write_sums, written
+from ..detectors import drift
+
+_REPLACED = ("config.json", "calibration.json", "drift.json")
+
+
+def _keep_first(new: Path, name: str) -> None:
+    """Copies a file as the fit wrote it, once."""
+    first = new / name.replace(".json", ".fitted.json")
+    if (new / name).exists() and not first.exists():
+        shutil.copyfile(new / name, first)
+
+
+def calibrate_folder(
+    folder: Path,
+    target: Path,
+    scores: np.ndarray,
+    references: Mapping[str, drift.Reference],
+    about: Mapping[str, Any],
+    false_alarm_rate: float,
+) -> None:
+    """Gives a model folder another calibration; what the fit found stays in it.
+
+    Args:
+        folder: the model folder, checked.
+        target: where the result goes: the folder itself, or a place where nothing is.
+        scores: of the normals that the model is calibrated on now, `(n,)`.
+        references: the values of the same normals for the test of drift.
+        about: facts of the calibration, kept as `facts.calibrated`.
+        false_alarm_rate: the rate of the threshold.
+    """
+    with _edited(folder, target) as new:
+        for name in _REPLACED:
+            _keep_first(new, name)
+        config = json.loads((new / "config.json").read_text())
+        config["n_calibration"], config["false_alarm_rate"] = len(scores), false_alarm_rate
+        config["facts"]["calibrated"] = dict(about)
+        (new / "config.json").write_text(json.dumps(config, indent=2))
+        held = {"held_out_normal_scores": np.sort(np.asarray(scores, np.float64)).tolist()}
+        (new / "calibration.json").write_text(json.dumps(held))
+        (new / "drift.json").write_text(json.dumps(drift.to_json(references)))
+
+
+def restore_folder(folder: Path, target: Path) -> None:
+    """Brings back what the fit found, where `calibrate_folder` replaced it.
+
+    Args:
+        folder: the model folder, checked.
+        target: as for `calibrate_folder`.
+
+    Raises:
+        DataError: the folder has its first calibration.
+    """
+    if not (folder / "calibration.fitted.json").is_file():
+        raise DataError(f"{folder}: it has the calibration of its fit; there is nothing to bring back")
+    with _edited(folder, target) as new:
+        for name in _REPLACED:
+            if (first := new / name.replace(".json", ".fitted.json")).exists():
+                first.replace(new / name)
+
+
+@contextmanager
+def _edited(folder: Path, target: Path) -> Iterator[Path]:
+    """Yields a copy of a folder, which replaces the target whole, with new checksums, or not at all."""
+    sums = ModelFiles(folder).sums
+    with written(target) as new:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        yield new
+        known = {*(sums or {}), *(f"{n[:-5]}{kind}.json" for n in _REPLACED for kind in ("", ".fitted"))}
+        if sums is not None:
+            write_sums(new, (name for name in known if (new / name).is_file()))

@@ -1,0 +1,334 @@
+"""The most unusual place of an image, and the heatmap: how far each place is from what normals have there.
+
+Knows maps, of the backbone and of what blurs remove; knows no view of whole images. At each place a Gaussian
+of the normals' features gives a Mahalanobis distance (Defard et al., "PaDiM", ICPR 2021); its logarithm is
+standardised by place by normals that the Gaussian has not seen, and the sources are added. The greatest place
+is the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..features.untrained import Linear, blurring, pooling, resizer, smoothed, smoothing
+
+GRID = 32  # places on a side at least; more where a map has more
+SIGMAS = (0.7, 1.5, 3.0, 6.0)  # of the blurs, in pixels of an image whose side is 64
+FOLDS = 5  # of the normals: each is measured by Gaussians of the others
+_RIDGE = 0.02
+_SPREAD = 0.02  # added to the spread of log distances
+_TINY = 1e-3  # distances below are as good as this
+
+
+class Moments(NamedTuple):
+    """Sums over normals' maps.
+
+    Attributes:
+        number: N.
+        total: `(C, h, w)`, or `(C, 1, 1)` where one Gaussian is for all places.
+        square: `(g, g, C, C)`, the sum of outer products, averaged over the places that share a covariance.
+    """
+
+    number: int
+    total: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, grid: int) -> Moments:
+        """Sums up maps.
+
+        Args:
+            z: `(N, C, h, w)`.
+            grid: g; 1 for one Gaussian.
+        """
+        total = z.sum(0) if grid > 1 else z.sum(0).mean((1, 2), keepdim=True)
+        return cls(len(z), total, _outer(z, grid))
+
+    @classmethod
+    def sum(cls, parts: Sequence[Moments]) -> Moments:
+        """Returns the moments of all maps of several parts."""
+        return cls(*(sum(column) for column in zip(*parts, strict=True)))
+
+
+def _outer(z: Tensor, grid: int) -> Tensor:
+    folded = _folded(z, grid)
+    return folded @ folded.transpose(2, 3) * (grid**2 / (z.shape[2] * z.shape[3]))
+
+
+def _folded(z: Tensor, grid: int) -> Tensor:
+    """Brings `(N, C, h, w)` to `(g, g, C, N·h·w/g²)`: the values of all places that share a covariance."""
+    channels, height, width = (int(k) for k in z.shape[1:])
+    z = z.reshape(z.shape[0], channels, grid, height // grid, grid, width // grid)
+    return z.permute(2, 4, 1, 0, 3, 5).flatten(3)
+
+
+class Gaussians(nn.Module):
+    """A Gaussian of features at each place of a map, or one for all places.
+
+    Args:
+        mean: `(C, h, w)`; h = w = 1 for one Gaussian.
+        root: `(g, g, C, C)`, each of h/g × w/g places; its product with its transpose is the inverse
+            covariance.
+    """
+
+    mean: Tensor
+    root: Tensor
+
+    def __init__(self, mean: Tensor, root: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("root", root.contiguous())  # as it is when loaded: products round by the layout
+
+    @classmethod
+    def of(cls, moments: Moments) -> Self:
+        """Fits Gaussians, with covariances shrunk towards their mean over all places."""
+        grid, channels = moments.square.shape[0], moments.square.shape[2]
+        mean = moments.total / moments.number
+        second, one = moments.square / moments.number, torch.eye(channels, dtype=mean.dtype)
+        rounding = torch.finfo(mean.dtype).eps * channels * second.diagonal(dim1=2, dim2=3).mean(2)
+        # what rounding may take is added, or it may be no covariance
+        covariance = second - _outer(mean[None], grid) + rounding[..., None, None] * one
+        if grid > 1:
+            flat = covariance.flatten(2).permute(2, 0, 1)[:, None]
+            covariance = smoothed(flat).squeeze(1).permute(1, 2, 0).view_as(covariance)
+        whole, some = covariance.mean((0, 1)), channels / (channels + moments.number)
+        covariance = (1 - some) * covariance + some * whole
+        size = covariance.diagonal(dim1=2, dim2=3).mean(2).clamp(min=1e-6)
+        covariance = covariance + _RIDGE * size[..., None, None] * one
+        return cls(mean, torch.linalg.cholesky(torch.linalg.inv(covariance)))
+
+    def moved(self, mean: Tensor, scale: Tensor) -> Gaussians:
+        """Returns the Gaussians of x, where these are of (x − mean) / scale.
+
+        Args:
+            mean: like the own mean.
+            scale: `(C, 1, 1)`.
+        """
+        return Gaussians(self.mean * scale + mean, self.root / scale[:, :, 0])
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Returns log Mahalanobis distances `(N, h, w)` of maps `(N, C, h, w)`."""
+        n, grid = maps.shape[0], int(self.root.shape[0])  # the number of images stays open in a graph
+        height, width = (int(k) for k in maps.shape[2:])
+        z = _folded(maps - self.mean, grid).transpose(2, 3) @ self.root
+        squared = (z**2).sum(-1).view(grid, grid, n, height // grid, width // grid).permute(2, 0, 3, 1, 4)
+        return squared.reshape(n, height, width).clamp(min=_TINY**2).sqrt().log()
+
+
+class Standard(nn.Module):
+    """Values in standard deviations of normals, place by place.
+
+    Args:
+        mean: `(h, w)`, or `(1, 1)` for all places.
+        std: `(h, w)`, or `(1, 1)`.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    @classmethod
+    def of(cls, values: Tensor, *, one: bool = False) -> Self:
+        """Fits mean and deviation, averaged over neighbouring places.
+
+        Args:
+            values: `(N, h, w)` of normals.
+            one: whether one mean and deviation is for all places.
+        """
+        if one:
+            return cls(values.mean()[None, None], values.std(correction=0)[None, None] + _SPREAD)
+        mean, std = smoothed(torch.stack([values.mean(0), values.std(0, correction=0)])[:, None])[:, 0]
+        return cls(mean, std + _SPREAD)
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, np.ndarray], prefix: str) -> Self:
+        """Restores a fitted one.
+
+        Args:
+            tensors: its state as arrays by name, others among them.
+            prefix: of the names of the state.
+        """
+        return cls(*(torch.from_numpy(tensors[f"{prefix}{name}"]) for name in ("mean", "std")))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Standardises `(N, h, w)`."""
+        return (values - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+class Source(nn.Module):
+    """The standardised distances of one kind of map.
+
+    Args:
+        gaussians: of the maps.
+        standard: of the log distances.
+    """
+
+    def __init__(self, gaussians: Gaussians, standard: Standard):
+        super().__init__()
+        self.gaussians, self.standard = gaussians, standard
+
+    @classmethod
+    def of(cls, maps: Tensor, folds: Sequence[np.ndarray], *, one: bool = False) -> tuple[Self, Tensor]:
+        """Fits a source.
+
+        Args:
+            maps: `(N, C, h, w)` of normals.
+            folds: a partition of them; each part is measured by a Gaussian of the others.
+            one: whether one Gaussian is for all places.
+
+        Returns:
+            The source, and the normals' standardised distances `(N, h, w)`, each by Gaussians that have not
+            seen it.
+        """
+        side = int(maps.shape[2])
+        grid = 1 if one else max(g for g in range(1, GRID + 1) if side % g == 0)
+        mean = maps.mean((0, 2, 3) if one else 0, keepdim=True)[0]
+        scale = maps.std((0, 2, 3), correction=0).clamp(min=_TINY)[:, None, None]
+        z = (maps - mean) / scale
+        parts = [Moments.of(z[part], grid) for part in folds]
+        crossed = maps.new_empty(len(maps), *maps.shape[2:])
+        for i, part in enumerate(folds):
+            # summed anew: a difference of sums cancels where normals equal one another
+            crossed[part] = Gaussians.of(Moments.sum(parts[:i] + parts[i + 1 :]))(z[part])
+        made = cls(Gaussians.of(Moments.sum(parts)).moved(mean, scale), Standard.of(crossed, one=one))
+        return made, made.standard(crossed)
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, np.ndarray], prefix: str) -> Self:
+        """Restores a fitted source.
+
+        Args:
+            tensors: its state as arrays by name, others among them.
+            prefix: of the names of the state.
+        """
+        mean, root = (torch.from_numpy(tensors[f"{prefix}gaussians.{name}"]) for name in ("mean", "root"))
+        return cls(Gaussians(mean, root), Standard.restored(tensors, f"{prefix}standard."))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps `(N, C, h, w)` to `(N, h, w)`."""
+        standardised: Tensor = self.standard(self.gaussians(maps))
+        return standardised
+
+
+def owners_of(units: np.ndarray) -> np.ndarray:
+    """Numbers the patients or volumes of normals, `(N,)`; where there is one alone, its images, which judge
+    one another.
+
+    Args:
+        units: `(N,)`, equal for the images of a patient or the slices of a volume.
+    """
+    owner = np.unique(units, return_inverse=True)[1]
+    return owner if owner.max() > 0 else np.arange(len(owner))
+
+
+def folds_of(owner: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Splits normals into at most `FOLDS` parts by a seeded draw; those of one owner stay together.
+
+    Args:
+        owner: `(N,)` whole numbers, equal for the images of a patient or the slices of a volume.
+        seed: decides the draw.
+    """
+    owners, unit = np.unique(owner, return_inverse=True)
+    dealt = np.random.default_rng([seed, 2]).permutation(len(owners)) % min(FOLDS, len(owners))
+    return [np.flatnonzero(dealt[unit] == fold) for fold in np.unique(dealt)]
+
+
+class Residuals(nn.Module):
+    """Maps of what blurs of several widths remove: of each two signed means, and the log energy of detail.
+
+    Args:
+        side: of the squares, in pixels.
+        sigmas: widths, in pixels of a square of 64.
+    """
+
+    def __init__(self, side: int, sigmas: Sequence[float] = SIGMAS):
+        super().__init__()
+        unit, pool = side / 64, pooling(side, min(side, GRID))
+        # in 64 bits: the difference of an image and its blur is small
+        self.blurs = nn.ModuleList(blurring(side, sigma * unit, torch.float64) for sigma in sigmas)
+        self.fine, self.wider = (blurring(side, k * unit) for k in (1, 3))
+        wide = [pool @ torch.from_numpy(smoothing(side, k * unit, np.float64)) for k in (2, 3)]
+        self.pool, *means = (Linear(line.float(), line.float()) for line in (pool, *wide))
+        self.means = nn.ModuleList(means)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps squares `(N, C, S, S)` in [0, 1] to `(N, 3·B, h, w)`."""
+        y = x.double().mean(1) * 255
+        made = []
+        for blur in self.blurs:
+            r = (y - blur(y)).float()
+            detail = (self.wider((r - self.fine(r)) ** 2).clamp(min=0) + 1).log()
+            made += [*(mean(r) for mean in self.means), self.pool(detail)]
+        return torch.stack(made, 1)
+
+
+class Places(nn.Module):
+    """The sum of sources at each place, standardised anew.
+
+    Args:
+        sources: by name.
+        sides: of the map of each source.
+        standard: of the sum.
+    """
+
+    def __init__(self, sources: dict[str, Source], sides: dict[str, int], standard: Standard):
+        super().__init__()
+        self.sources, self.standard, self.sides = nn.ModuleDict(sources), standard, sides
+        self.grid = max(GRID, *sides.values())
+        to = self.grid, self.grid
+        self.larger = nn.ModuleDict({name: resizer((side, side), to) for name, side in sides.items()})
+
+    def added(self, maps: dict[str, Tensor]) -> Tensor:
+        """Adds standardised distances `(N, h, w)` of each source on one grid, `(N, g, g)`."""
+        total = [self.larger[name](z) for name, z in maps.items()]
+        return torch.stack(total).sum(0)
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Maps the maps `(N, C, h, w)` of each source to `(N, g, g)`."""
+        total = self.added({name: self.sources[name](m) for name, m in maps.items()})
+        standardised: Tensor = self.standard(total)
+        return standardised
+
+    @classmethod
+    def of(cls, maps: dict[str, Tensor], folds: Sequence[np.ndarray]) -> tuple[Self, Tensor]:
+        """Fits sources and their sum.
+
+        Args:
+            maps: `(N, C, h, w)` of normals, by source.
+            folds: a partition of the normals.
+
+        Returns:
+            The places, and the normals' own `(N, g, g)`, measured by others.
+        """
+        made = {name: Source.of(m, folds) for name, m in maps.items()}
+        sides = {name: int(m.shape[-1]) for name, m in maps.items()}
+        sources = {name: source for name, (source, _) in made.items()}
+        places = cls(sources, sides, Standard(*torch.zeros(2, 1, 1)))
+        total = places.added({name: z for name, (_, z) in made.items()})
+        places.standard = Standard.of(total)
+        return places, places.standard(total)
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, np.ndarray], prefix: str) -> Self:
+        """Restores fitted places.
+
+        Args:
+            tensors: their state as arrays by name, others among them.
+            prefix: of the names of the state.
+        """
+        start = f"{prefix}sources."
+        names = sorted({key.removeprefix(start).split(".")[0] for key in tensors if key.startswith(start)})
+        sources = {name: Source.restored(tensors, f"{start}{name}.") for name in names}
+        sides = {name: int(source.gaussians.mean.shape[-1]) for name, source in sources.items()}
+        return cls(sources, sides, Standard.restored(tensors, f"{prefix}standard."))
+
+
+def greatest(places: Tensor) -> Tensor:
+    """Returns the greatest place `(N,)` float64 of `(N, g, g)`."""
+    return places.amax((1, 2)).double()
