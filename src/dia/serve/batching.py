@@ -47,7 +47,7 @@ class Batcher:
         self._score, self._limits = score, limits
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._open = True
+        self._open, self._finishing = True, False
         self._thread = threading.Thread(target=self._work, name="dia-batches", daemon=True)
         self._thread.start()
 
@@ -100,6 +100,12 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join()
 
+    def finish(self) -> None:
+        """Ends the thread once those who wait have their scores; it takes no more."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+
     def _work(self) -> None:
         while batch := self._next():
             try:
@@ -113,7 +119,10 @@ class Batcher:
         """The next batch, as parts of jobs; empty when closed."""
         with self._changed:
             while self._open:
-                self._changed.wait_for(lambda: self._jobs or not self._open)
+                self._changed.wait_for(lambda: self._jobs or self._finishing or not self._open)
+                if self._finishing and not self._jobs:
+                    self._open = False
+                    break
                 self._changed.wait_for(self._full, self._limits.batch_wait_ms / 1000)
                 if self._open and (batch := self._take()):
                     return batch
