@@ -1,8 +1,8 @@
 """The application: the HTTP service, and the reading room where there is one, behind one guard.
 
 The service's routes are here: scores, heatmaps and dissolved copies of images that are sent. It keeps nothing
-of a request once it is answered. Knows requests; `batching.py`, `uploads.py` and `answers.py` do the work, and
-`middleware.py` guards it. Imports no torch, so that a page is there before a model is.
+of a request once it is answered. Knows requests; `batching.py`, `uploads.py` and `answers.py` do the work,
+and `middleware.py` guards it. Imports no torch, so that a page is there before a model is.
 """
 
 from __future__ import annotations

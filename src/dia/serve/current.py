@@ -1,4 +1,4 @@
-"""The model that the service answers with: none at first where `dia serve` was given none, and exchanged whole.
+"""The model that the service answers with: none where `dia serve` was given none, and exchanged whole.
 
 A request holds on to the one that it began with. The first may be loaded while the page is served already,
 as libraries and weights take seconds. Knows models and the batches of their scoring; knows no requests,

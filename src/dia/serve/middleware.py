@@ -1,4 +1,4 @@
-"""The middleware before every route: hosts, origins, token or session, sizes, time limits, headers, and the log.
+"""The middleware before every route: hosts, origins, token or session, sizes, times, headers, and the log.
 
 An ASGI middleware, so that a request is refused before its body is read. Knows headers, cookies, bytes and
 seconds; knows nothing of images, models or marks.
@@ -106,9 +106,9 @@ class Keys:
 class Guard:
     """The middleware.
 
-    A route gets, as `request.state`: `work`; `session`, None where there is none; `foreign`, whether a link of
-    another site leads here, for which no session is taken or made; and of the service's own `served`, the
-    model with which the request is answered.
+    A route gets, as `request.state`: `work`; `session`, None where there is none; `foreign`, whether a link
+    of another site leads here, for which no session is taken or made; and, of the service's own, `served`,
+    the model with which the request is answered.
 
     Args:
         app: the application that it guards.
@@ -195,8 +195,8 @@ class Guard:
             if body.refused:
                 raise body.refused
         except TimeoutError:
-            arriving = upload and not body.complete
-            raise (body.refused or (body.late() if arriving else work.deadline.late())) from None
+            late = body.late() if upload and not body.complete else work.deadline.late()
+            raise (body.refused or late) from None
         finally:
             reply.begun = lambda: None
             if upload:
@@ -236,9 +236,9 @@ class Guard:
             connection.trusted = True
         if session is None and self.sessions is not None and _ROOM.fullmatch(path):
             raise Refused(401, NO_SESSION)
-        if self.keys.needed and not (session or shown or _OPEN.fullmatch(path)):
-            if not (self.sessions is not None and path in PAGES and scope["method"] in ("GET", "HEAD")):
-                raise Refused(401, _NEEDED)
+        leads_to_login = self.sessions is not None and path in PAGES and scope["method"] in ("GET", "HEAD")
+        if self.keys.needed and not (session or shown or leads_to_login or _OPEN.fullmatch(path)):
+            raise Refused(401, _NEEDED)
         if self.keys.needed and not shown and path in SCORING and not _has_origin(headers):
             raise Refused(401, _NEEDED)  # a session alone is a browser's, which says where it asks from
         return session

@@ -1,7 +1,7 @@
 """`dia serve`: the reading room and the HTTP service on one address, until stopped.
 
-Knows addresses, tokens and signals; the rest is `api.py`. FastAPI and uvicorn are imported only from here; and
-torch in a thread, so that the page is there at once.
+Knows addresses, tokens and signals; the rest is `api.py`. FastAPI and uvicorn are imported only from here;
+and torch in a thread, so that the page is there at once.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ def serve(
         )
         with _logged(), _stopped_quietly():
             server.run(sockets=[listening])
-        if error := loading.exception():  # waits: what is half imported cannot be left
-            raise error
+        loading.result()  # waits: what is half imported cannot be left
     say("stopped")
 
 

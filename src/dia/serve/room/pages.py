@@ -1,7 +1,7 @@
-"""HTML pages of the reading room, its static files, login and logout; and the page that describes the service.
+"""HTML pages of the reading room, its static files, login and logout; and the service's description.
 
-Files are read once, at the start: no name in an address is ever a path. Knows templates, sessions and cookies;
-knows no images, models' results or marks.
+Files are read once, at the start: no name in an address is ever a path. Knows templates, sessions and
+cookies; knows no images, models' results or marks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _File(NamedTuple):
 
 
 def docs() -> APIRouter:
-    """Returns the routes of the service's description for readers, `/docs`, which loads nothing from elsewhere."""
+    """Returns the routes of the service's description, `/docs`, which loads nothing from elsewhere."""
     router = APIRouter(include_in_schema=False)
     swagger = Path(str(files("fastapi_offline"))) / "static"
     paths = [
@@ -90,7 +90,7 @@ def routes(room: Room, keys: Keys) -> APIRouter:
         if here == "read" and not room.current.there:
             answer: Response = RedirectResponse("/train", 303)
         else:
-            values = {"here": here, "session": True, "token": keys.needed, "model": _model_of(room)}
+            values: dict[str, Any] = {"here": here, "session": True, "token": keys.needed, "model": _model_of(room)}
             values["loading"] = room.current.loading
             answer = _page(template, reader=found.reader, **values)
         if session is None:
