@@ -165,6 +165,8 @@ def joined(
 ) -> tuple[list[list[Finding]], list[Lesion]]:
     """Joins findings whose pixels overlap in neighbouring slices of one volume to lesions.
 
+    Slices are neighbours where their numbers, `Finding.slice`, differ by 1.
+
     Args:
         slices: the findings of each slice that was looked at, in the order of the volume.
         distance: mm between neighbouring slices; None where not known, or not the same everywhere.
@@ -340,7 +342,9 @@ class _Place:
 
 
 def _overlap(a: Finding, b: Finding) -> bool:
-    """Returns whether two findings of one volume have a pixel in common."""
+    """Returns whether two findings of neighbouring slices have a pixel in common."""
+    if abs(a.slice - b.slice) != 1:  # a slice between them is missing
+        return False
     left, top = max(a.box[0], b.box[0]), max(a.box[1], b.box[1])
     right = min(a.box[0] + a.box[2], b.box[0] + b.box[2])
     bottom = min(a.box[1] + a.box[3], b.box[1] + b.box[3])
