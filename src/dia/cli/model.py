@@ -13,7 +13,7 @@ from ..core.errors import DataError
 from ..core.running.progress import Bar
 from ..core.storage import Owner
 from ..data.imageset import middle_slices
-from ..detectors.calibration import Calibration, fewest_for, one_of_each
+from ..detectors.calibration import LOOKED, Calibration, HeatScale, fewest_for, one_of_each
 from ..serve.limits import Limits
 from .options import DataRoot, Device, Images, Model, Output, Rate, Reading, finite, remark, result
 
@@ -102,7 +102,7 @@ def calibrate(
     """Give a model the threshold and p-values of a site's own normals, without training.
 
     Every normal is scored, and these scores replace those that the model was calibrated on; the test for
-    drift compares with these normals too. The earlier ones stay in the folder, and --original brings them
+    drift, the colours of heatmaps and the level of findings are those of these normals too. The earlier ones stay in the folder, and --original brings them
     back. The normals must be such as the model will see, and none that it was fitted on. A file of
     `dia export` keeps the old threshold: export again.
 
@@ -161,10 +161,14 @@ def calibrate(
             f"{normals}: {len(images)} normal images; a rate of {share:g} needs {needed}: give more, {remedy}"
         )
     scores = detector.score(images)
+    heat = None
+    if detector.has_heatmaps():
+        few = (detector.heatmap(images.images[i : i + LOOKED]) for i in range(0, len(images), LOOKED))
+        heat = HeatScale.of_parts(maps for maps in few if maps is not None)
     about = {"on": normals, "images": len(images), "flagged_before": float((scores > before).mean())}
     known = references(images.images, middle_slices(images.units, len(images)))
     with Owner(target):
-        calibrate_folder(folder, target, scores, known, about, share)
+        calibrate_folder(folder, target, scores, known, about, share, heat)
     return output.show({
         "run": str(target), "normals": len(images), "false_alarm_rate": share,
         "threshold_before": finite(before), "threshold": finite(Calibration.of(scores).threshold(share)),

@@ -33,6 +33,7 @@ from pydantic.json_schema import SkipJsonSchema
 from ..core.environment import environment
 from ..core.errors import DataError
 from ..deploy.predictor import Inferencer, Picture, Reading, Verdict
+from ..evaluate.findings import why_none
 from ..evaluate.volume_scores import TOP_K, volume_scores
 from ..report.pictures import DISSOLVE_TS, colour
 from ..report.style import LIMITS
@@ -57,6 +58,11 @@ class ScoreForm(BaseModel):
         description="png: coloured, on one scale for all answers; raw: float32, little-endian, row by row; "
         "both of the model's height and width, as base64",
     )
+    findings: Literal["none", "list"] = Field(
+        "none",
+        description="list: what is higher in the heatmap than the given share of normal images is anywhere, "
+        "with box, contour, area and p-value",
+    )
     false_alarm_rate: float | SkipJsonSchema[None] = Field(
         None,
         description="share of normal images flagged; default: the model's",
@@ -79,6 +85,20 @@ class FileError(BaseModel):
     error: str
 
 
+class Found(BaseModel):
+    """One place of an image, in pixels of its file, x and y from the outer edge of the first."""
+
+    slice: int = Field(description="number of the image in its file, from 0")
+    box: tuple[int, int, int, int] = Field(description="x, y, width, height")
+    contour: list[list[tuple[float, float]]] = Field(description="rings of x, y; the last may be holes")
+    area_px: int
+    area_mm2: float | None = Field(description="null where the file does not tell the size of pixels")
+    centroid: tuple[float, float]
+    peak: float = Field(description="greatest value of the heatmap in it")
+    p_value: float = Field(description="share of normal images with such a peak, at most")
+    lesion: int = Field(description="equal for findings that touch from slice to slice of a file")
+
+
 class Scored(BaseModel):
     """One image, frame or slice."""
 
@@ -87,6 +107,7 @@ class Scored(BaseModel):
     p_value: float = Field(description="conformal: share of normal images at least as anomalous, at most")
     flagged: bool = Field(description="score above the threshold")
     heatmap: str | None = Field(None, description="base64, where asked for")
+    findings: list[Found] | None = Field(None, description="where asked for")
 
 
 class Volume(BaseModel):
@@ -109,6 +130,7 @@ class ScoreAnswer(BaseModel):
     false_alarm_rate: float
     threshold: float | None = Field(description="null where the held-out normals are too few for the rate")
     heat_scale: tuple[float, float] | None = Field(description="where the colours of a png begin and end")
+    no_findings: str = Field("", description="why nothing can be found at this rate, where that is so")
     model: dict[str, Any]
 
 
@@ -232,20 +254,31 @@ def build_app(
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
         sent = await request.form()
-        if twice := [name for name in ("heatmaps", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
+        if twice := [name for name in ("heatmaps", "findings", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
             raise Refused(422, f"{twice[0]}: sent more than once")
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
-        if form.heatmaps != "none" and not inferencer.has_heatmaps:
-            raise Refused(422, f"{inferencer.detector.method} has no heatmaps; send heatmaps=none")
+        find = form.findings == "list"
+        if (form.heatmaps != "none" or find) and not inferencer.has_heatmaps:
+            raise Refused(422, f"{inferencer.detector.method} has no heatmaps; send heatmaps=none, findings=none")
 
         def make(deadline: Deadline) -> Response:
-            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline)
-            verdict = batcher.score(reading.images(inferencer.shape), form.heatmaps != "none", deadline)
+            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
+            wanted = form.heatmaps != "none"
+            verdict = batcher.score(reading.images(inferencer.shape), wanted or find, deadline)
             heat_scale = inferencer.heat_scale if form.heatmaps == "png" else None
             request.state.work.note = _note(reading)
+            images = _scored(reading, verdict, threshold, heat_scale, wanted)
+            if find and verdict.heatmaps is not None:
+                first = 0
+                for _, count in counts:  # findings are joined within a file
+                    own = slice(first, first := first + count)
+                    found = inferencer.findings(reading.pictures[own], verdict.heatmaps[own], rate)
+                    for image, places in zip(images[own], found, strict=True):
+                        image.findings = [Found(**place) for place in places]
             answer = ScoreAnswer(
-                images=_scored(reading, verdict, threshold, heat_scale),
+                images=images,
+                no_findings=why_none(inferencer.detector.heat_, rate) if find else "",
                 volumes=_volumes(counts, verdict, threshold),
                 errors=_errors(reading),
                 false_alarm_rate=rate,
@@ -316,7 +349,12 @@ def build_app(
 
 
 def _read(
-    inferencer: Inferencer, files: Sequence[UploadFile], limits: Limits, most: int, deadline: Deadline
+    inferencer: Inferencer,
+    files: Sequence[UploadFile],
+    limits: Limits,
+    most: int,
+    deadline: Deadline,
+    spacing: bool = False,
 ) -> tuple[Reading, list[tuple[str, int]]]:
     """The pictures of the uploads, and the number of pictures of each file."""
     pictures: list[Picture] = []
@@ -333,7 +371,7 @@ def _read(
         errors = unpacked.errors
         for file, name in zip(unpacked.files, unpacked.names, strict=True):
             deadline.check()
-            one = inferencer.read([file], names=[name], most=most - len(pictures))
+            one = inferencer.read([file], names=[name], most=most - len(pictures), spacing=spacing)
             if one.left_out:
                 raise Refused(413, f"more than {most} images; send fewer at a time")
             pictures += one.pictures
@@ -370,10 +408,10 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 
 def _scored(
-    reading: Reading, verdict: Verdict, threshold: float, scale: tuple[float, float] | None
+    reading: Reading, verdict: Verdict, threshold: float, scale: tuple[float, float] | None, drawn: bool
 ) -> list[Scored]:
     heat: list[str] | list[None] = [None] * len(reading.pictures)
-    if verdict.heatmaps is not None:
+    if drawn and verdict.heatmaps is not None:
         shown = verdict.heatmaps if scale is None else colour(verdict.heatmaps, scale)
         heat = [_base64(m.astype("<f4").tobytes() if scale is None else _png(m)) for m in shown]
     return [
