@@ -167,7 +167,9 @@ def test_a_seg_lies_where_the_lesion_does(tmp_path):
     files.write(case)
     assert not files.left_out
     made = segread(mask_path(tmp_path / "m", "ct", "seg"))
-    assert made.PatientID == "P1" and made.StudyInstanceUID == "1.2.3" and made.SeriesInstanceUID != "1.2.4"
+    assert made.PatientID == "P1"
+    assert made.StudyInstanceUID == "1.2.3"
+    assert made.SeriesInstanceUID != "1.2.4"
     space = made.get_volume(combine_segments=True)
     found = np.argwhere(space.array > 0) @ space.affine[:3, :3].T + space.affine[:3, 3]
     found = found[np.lexsort(found.round(3).T)]
@@ -183,7 +185,8 @@ def test_what_lacks_what_a_seg_needs_is_told_without_its_texts(tmp_path):
     files = MaskFiles(tmp_path / "m", ["seg"], "test")
     files.write(case)
     (line,) = files.left_out
-    assert "lack what the standard asks for" in line and "A^B" not in line
+    assert "lack what the standard asks for" in line
+    assert "A^B" not in line
     assert not list((tmp_path / "m").rglob("*.dcm"))
 
 
@@ -207,17 +210,24 @@ def test_the_json_is_that_of_coco_and_its_shapes_are_the_masks(tmp_path):
     kept = kept_of(images(tmp_path / "in"), tmp_path / "s.csv")
     many, with_any = write_list(tmp_path / "f.json", kept, {"model": "m"})
     found = json.loads((tmp_path / "f.json").read_text())
-    assert (many, with_any) == (4, 3) == (len(found["annotations"]), len({a["image_id"] for a in found["annotations"]}))
+    assert (
+        (many, with_any)
+        == (4, 3)
+        == (len(found["annotations"]), len({a["image_id"] for a in found["annotations"]}))
+    )
     assert [i["file_name"] for i in found["images"]] == [f"{i}.png" for i in range(5)]
     names = {i["id"]: i["file_name"] for i in found["images"]}
     for a in found["annotations"]:
         truth = np.asarray(Image.open(tmp_path / "in" / names[a["image_id"]])) > 0
         x, y, w, h = a["bbox"]
-        assert a["p_value"] <= 0.05 and a["area_mm2"] is None and a["category_id"] == 1
+        assert a["p_value"] <= 0.05
+        assert a["area_mm2"] is None
+        assert a["category_id"] == 1
         if isinstance(a["segmentation"], dict):  # the ring, with its hole
             counts, size = a["segmentation"]["counts"], a["segmentation"]["size"]
             values = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
-            assert np.array_equal(values, truth) and a["area"] == truth.sum() == 200
+            assert np.array_equal(values, truth)
+            assert a["area"] == truth.sum() == 200
         else:
             (ring,) = a["segmentation"]
             drawn = polygon2mask((30, 40), np.reshape(ring, (-1, 2))[:, ::-1] - 0.5)
@@ -231,9 +241,12 @@ def test_csv_has_a_row_for_each_finding(tmp_path):
     kept = kept_of(images(tmp_path / "in"), tmp_path / "s.csv")
     write_list(tmp_path / "f.csv", kept, {})
     rows = [*csv.DictReader((tmp_path / "f.csv").read_text().splitlines())]
-    assert tuple(rows[0]) == COLUMNS and len(rows) == 4
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 4
     assert [r["path"] for r in rows] == ["1.png", "2.png", "2.png", "3.png"]
-    assert rows[0]["x"] == "5" and rows[0]["width"] == "6" and rows[0]["area_mm2"] == ""
+    assert rows[0]["x"] == "5"
+    assert rows[0]["width"] == "6"
+    assert rows[0]["area_mm2"] == ""
 
 
 def test_a_run_that_was_killed_anywhere_ends_with_the_same_files(tmp_path):
@@ -259,10 +272,12 @@ def test_png_masks_have_the_size_of_their_images_and_are_no_scans(tmp_path):
     for case in kept.cases():
         MaskFiles(tmp_path / "m", ["png"], "test").write(case)
     made = sorted((tmp_path / "m").iterdir())
-    assert len(made) == 5 and all(map(is_marked, made))
+    assert len(made) == 5
+    assert all(map(is_marked, made))
     drawn = np.asarray(Image.open(made[1]))
     truth = np.asarray(Image.open(tmp_path / "in" / "1.png")) > 0
-    assert drawn.shape == (30, 40) and set(np.unique(drawn)) == {0, 255}
+    assert drawn.shape == (30, 40)
+    assert set(np.unique(drawn)) == {0, 255}
     assert ((drawn > 0) & truth).sum() / ((drawn > 0) | truth).sum() > 0.6
 
 

@@ -21,14 +21,14 @@ def heatmap(*blocks, shape=(10, 12)):
 
 
 def test_p_is_the_rank_of_the_peak_among_those_of_normals():
-    found = findings_of(
-        heatmap((slice(1, 3), slice(1, 4), 39.0), (7, 8, 100.0), (5, 1, 38.0)), HEAT, 0.05
-    )
+    found = findings_of(heatmap((slice(1, 3), slice(1, 4), 39.0), (7, 8, 100.0), (5, 1, 38.0)), HEAT, 0.05)
     assert [f.peak for f in found] == [100.0, 39.0]  # 38 is the level, and not above it
     assert [f.p_value for f in found] == [1 / 40, 2 / 40]
     assert [f.box for f in found] == [(8, 7, 1, 1), (1, 1, 3, 2)]
     assert [f.peak_at for f in found] == [(8.5, 7.5), (1.5, 1.5)]
-    assert found[1].area_px == 6 and found[1].centroid == (2.5, 2.0) and found[1].area_mm2 is None
+    assert found[1].area_px == 6
+    assert found[1].centroid == (2.5, 2.0)
+    assert found[1].area_mm2 is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,11 +45,19 @@ def test_no_finding_has_a_p_above_the_rate_and_every_place_above_the_level_is_fo
     assert bool(why_none(heat, rate)) == np.isinf(level)
     for f in found:
         x, y, w, h = f.box
-        assert 0 <= x and 0 <= y and x + w <= size[1] and y + h <= size[0] and f.mask.shape == (h, w)
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= size[1]
+        assert y + h <= size[0]
+        assert f.mask.shape == (h, w)
         assert f.mask.any(0).all() or f.area_px >= 1  # a box is no larger than its mask
-        assert f.mask[0].any() and f.mask[-1].any() and f.mask[:, 0].any() and f.mask[:, -1].any()
+        assert f.mask[0].any()
+        assert f.mask[-1].any()
+        assert f.mask[:, 0].any()
+        assert f.mask[:, -1].any()
         ends = np.concatenate(f.contour)
-        assert (ends >= 0).all() and (ends <= np.array(size[::-1]) + 1e-9).all()
+        assert (ends >= 0).all()
+        assert (ends <= np.array(size[::-1]) + 1e-9).all()
 
 
 def test_the_share_of_normals_with_a_finding_is_the_rate_at_most():
@@ -85,7 +93,8 @@ def test_the_contour_encloses_the_mask_with_its_hole():
 
     values = heatmap((slice(2, 9), slice(2, 9), 80.0), (slice(4, 7), slice(4, 7), 0.0), shape=(12, 12))
     (found,) = findings_of(values, HEAT, 0.05, size=(240, 240))
-    assert len(found.contour) == 2 and found.holes == 1
+    assert len(found.contour) == 2
+    assert found.holes == 1
     drawn = np.zeros((240, 240), bool)
     for ring in found.contour:
         drawn ^= polygon2mask((240, 240), ring[:, ::-1] - 0.5)
@@ -111,22 +120,29 @@ def test_lesions_join_overlapping_findings_of_neighbouring_slices():
     )
     assert [lesion.slices for lesion in lesions] == [(0, 1, 2), (4,), (5,)]
     assert [f.lesion for own in slices for f in own] == [1, 1, 1, 1, 2, 3]
-    assert lesions[0].volume_mm3 == (9 + 9 + 9 + 18) * 3.0 and lesions[0].peak == 90.0
+    assert lesions[0].volume_mm3 == (9 + 9 + 9 + 18) * 3.0
+    assert lesions[0].peak == 90.0
     assert [lesion.p_value for lesion in lesions] == pytest.approx([6 / 40] * 3)  # six slices were looked at
 
 
 def test_of_unknown_spacing_there_is_no_area_and_no_volume():
     found = of_case([heatmap((2, 2, 50.0))] * 2, HEAT, 0.05, spacing=None)
-    assert found["findings"][0]["area_mm2"] is None and found["lesions"][0]["volume_mm3"] is None
+    assert found["findings"][0]["area_mm2"] is None
+    assert found["lesions"][0]["volume_mm3"] is None
     found = of_case([heatmap((2, 2, 50.0))] * 2, HEAT, 0.05, spacing=(1.0, 1.0, None))
-    assert found["findings"][0]["area_mm2"] == 1.0 and found["lesions"][0]["volume_mm3"] is None
-    assert found["level"] == 38.0 and [f["lesion"] for f in found["findings"]] == [1, 1]
+    assert found["findings"][0]["area_mm2"] == 1.0
+    assert found["lesions"][0]["volume_mm3"] is None
+    assert found["level"] == 38.0
+    assert [f["lesion"] for f in found["findings"]] == [1, 1]
 
 
 def test_too_few_normals_give_no_finding_and_one_line():
     found = of_case([np.full((4, 4), 1e9)], HEAT, 0.01)
-    assert found["findings"] == [] and found["level"] is None
-    assert "99 normals" in found["words"] and "\n" not in found["words"] and "0.025" in found["words"]
+    assert found["findings"] == []
+    assert found["level"] is None
+    assert "99 normals" in found["words"]
+    assert "\n" not in found["words"]
+    assert "0.025" in found["words"]
     assert "no heatmaps of normals" in of_case([np.zeros((4, 4))], None, 0.05)["words"]
 
 

@@ -106,8 +106,8 @@ class Predictions:
             false_alarm_rate: that share; the table's where None.
 
         Returns:
-            The findings of each row, the highest peak first, in pixels of the image as it was given. `slice` is
-            the row's number; `dia.evaluate.findings.joined` joins those of a volume to lesions.
+            The findings of each row, the highest peak first, in pixels of the image as it was given. `slice`
+            is the row's number; `dia.evaluate.findings.joined` joins those of a volume to lesions.
 
         Raises:
             DataError: the table has no heatmaps, or the normals are too few for the rate.

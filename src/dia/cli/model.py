@@ -102,9 +102,9 @@ def calibrate(
     """Give a model the threshold and p-values of a site's own normals, without training.
 
     Every normal is scored, and these scores replace those that the model was calibrated on; the test for
-    drift, the colours of heatmaps and the level of findings are those of these normals too. The earlier ones stay in the folder, and --original brings them
-    back. The normals must be such as the model will see, and none that it was fitted on. A file of
-    `dia export` keeps the old threshold: export again.
+    drift, the colours of heatmaps and the level of findings are those of these normals too. The earlier ones
+    stay in the folder, and --original brings them back. The normals must be such as the model will see, and
+    none that it was fitted on. A file of `dia export` keeps the old threshold: export again.
 
     Args:
         run: a folder written by `dia fit`

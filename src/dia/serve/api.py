@@ -254,13 +254,17 @@ def build_app(
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
         sent = await request.form()
-        if twice := [name for name in ("heatmaps", "findings", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
+        if twice := [
+            name for name in ("heatmaps", "findings", "false_alarm_rate") if len(sent.getlist(name)) > 1
+        ]:
             raise Refused(422, f"{twice[0]}: sent more than once")
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
         find = form.findings == "list"
         if (form.heatmaps != "none" or find) and not inferencer.has_heatmaps:
-            raise Refused(422, f"{inferencer.detector.method} has no heatmaps; send heatmaps=none, findings=none")
+            raise Refused(
+                422, f"{inferencer.detector.method} has no heatmaps; send heatmaps=none, findings=none"
+            )
 
         def make(deadline: Deadline) -> Response:
             reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
@@ -415,7 +419,9 @@ def _scored(
         shown = verdict.heatmaps if scale is None else colour(verdict.heatmaps, scale)
         heat = [_base64(m.astype("<f4").tobytes() if scale is None else _png(m)) for m in shown]
     return [
-        Scored(name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h)
+        Scored(
+            name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h, findings=None
+        )
         for p, s, q, h in zip(reading.pictures, verdict.scores.tolist(), verdict.p_values, heat, strict=True)
     ]
 

@@ -64,7 +64,12 @@ def test_frames_of_one_file_have_the_distance_of_their_positions(tmp_path):
 
 @pytest.mark.parametrize(
     ("unit", "codes", "expected"),
-    [("mm", 0, (2, 1, 3)), ("micron", 1, (2e-3, 1e-3, 3e-3)), ("unknown", 1, (2, 1, 3)), ("unknown", 0, None)],
+    [
+        ("mm", 0, (2, 1, 3)),
+        ("micron", 1, (2e-3, 1e-3, 3e-3)),
+        ("unknown", 1, (2, 1, 3)),
+        ("unknown", 0, None),
+    ],
 )
 def test_nifti_by_its_unit(tmp_path, unit, codes, expected):
     import nibabel
@@ -126,7 +131,9 @@ def test_tiff_only_where_a_unit_is_told_that_programs_do_not_write_by_default(tm
         (2.5e-4, 5e-4)
     )
     assert found(description="ImageJ=1.53\nunit=pixel\n", resolution=(2, 4)) is None
-    assert found(description="Aperio Image Library\nx|AppMag = 20|MPP = 0.5")[:2] == pytest.approx((5e-4, 5e-4))
+    assert found(description="Aperio Image Library\nx|AppMag = 20|MPP = 0.5")[:2] == pytest.approx(
+        (5e-4, 5e-4)
+    )
     ome = '<OME><Image><Pixels PhysicalSizeX="3" PhysicalSizeY="2" PhysicalSizeXUnit="{0}"'
     ome += ' PhysicalSizeYUnit="{0}"/></Image></OME>'
     assert found(description=ome.format("mm"))[:2] == (2, 3)
@@ -145,7 +152,8 @@ def place(z, **more):
 
 def test_a_series_is_a_grid_where_its_positions_are():
     grid, numbers = grid_of_places([place(z) for z in (10, 8, 4, 2)])
-    assert numbers == [0, 1, 3, 4] and grid.shape == (6, 8, 5)
+    assert numbers == [0, 1, 3, 4]
+    assert grid.shape == (6, 8, 5)
     assert grid.spacing[:3] == pytest.approx((0.5, 0.25, 2.0))
     assert grid.affine @ [1, 1, 1, 1] == pytest.approx([-1.25, -2.5, 8, 1])  # to right, front and top
     assert grid_of_places([place(0), place(1), place(2.4), place(3)]) is None

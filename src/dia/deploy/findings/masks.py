@@ -1,9 +1,9 @@
 """Masks of findings: PNG at an image's own size; NIfTI and DICOM SEG in the geometry of their source.
 
-A PNG is white where a finding is. A NIfTI file has the voxels of the source (the same array, the same affine)
-or, of a DICOM series, those of its slices, and the number of the lesion in each. A SEG refers to the images of
-its source and takes patient and study from them, as the standard asks: it is as confidential as they are.
-Knows cases; reads headers, and no pixel.
+A PNG is white where a finding is. A NIfTI file has the voxels of the source (the same array, the same
+affine) or, of a DICOM series, those of its slices, and the number of the lesion in each. A SEG refers to the
+images of its source and takes patient and study from them, as the standard asks: it is as confidential as
+they are. Knows cases; reads headers, and no pixel.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _segmentation(case: Case, method: str) -> Any:
 
 
 def _sources(case: Case, looked: Sequence[Looked]) -> tuple[list[Any], np.ndarray]:
-    """Returns the headers of the images, and `(N, H, W)` uint16 numbers of lesions; of one file all frames."""
+    """Returns the headers of the images, and `(N, H, W)` numbers of lesions; of one file all its frames."""
     import pydicom
 
     files = dict.fromkeys(i.entry.file for i in looked if i.entry)
