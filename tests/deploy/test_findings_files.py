@@ -9,6 +9,8 @@ from medical_files import dicom_file, meta_file, nifti_file, nrrd_file
 from PIL import Image
 
 from dia.core.errors import DataError
+from dia.data.formats import geometry
+from dia.data.formats.windowing import View
 from dia.data.readers import listing
 from dia.deploy.findings.kept import FindingsKept
 from dia.deploy.findings.lists import COLUMNS, write_list
@@ -287,3 +289,23 @@ def test_what_has_no_geometry_gets_no_volume_mask_and_one_line(tmp_path):
     for case in kept.cases():
         files.write(case)
     assert dict(files.left_out) == {"--masks-as nifti: not of images that are no volumes": 5}
+
+
+def test_a_volume_sent_to_the_service_is_measured_and_joined(tmp_path):
+    """As `Inferencer.findings` is called: pictures of one file, with what its header says."""
+    from types import SimpleNamespace
+
+    from dia.deploy.predictor import Inferencer, Picture
+
+    file = nifti_file(tmp_path / "a.nii.gz", volume(), oblique())
+    found = listing(file).read()
+    entries = listing(file).entries
+    mm = geometry.spacing_of(file, "nifti", 0, View.of())
+    pictures = [
+        Picture(e.name, x, 0, x.shape[:2], mm, e.volume) for e, x in zip(entries, found.images, strict=True)
+    ]
+    model = SimpleNamespace(detector=SimpleNamespace(heat_=HEAT))
+    told = Inferencer.findings(model, pictures, found.images[..., 0].astype(float), 0.05)
+    assert [len(own) for own in told] == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+    assert {f["lesion"] for own in told for f in own} == {1}
+    assert told[3][0]["area_mm2"] == pytest.approx(5 * 6 * 0.7 * 0.9, rel=1e-4)

@@ -276,6 +276,7 @@ def build_app(
             if find and verdict.heatmaps is not None:
                 first = 0
                 for _, count in counts:  # findings are joined within a file
+                    deadline.check()
                     own = slice(first, first := first + count)
                     found = inferencer.findings(reading.pictures[own], verdict.heatmaps[own], rate)
                     for image, places in zip(images[own], found, strict=True):

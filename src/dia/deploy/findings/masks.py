@@ -101,6 +101,8 @@ class MaskFiles:
             return f"not of more than {_MOST_SEGMENTS} lesions"
         try:
             made = _segmentation(case, self.method)
+        except DataError as error:
+            return str(error)
         except Exception as error:  # pydicom and highdicom raise nearly anything; they may quote the header
             return f"not of files that lack what the standard asks for ({_told(error)})"
         made.save_as(self._place(case.name, "seg"))
@@ -155,7 +157,10 @@ def _sources(case: Case, looked: Sequence[Looked]) -> tuple[list[Any], np.ndarra
         data = io.BytesIO(unfolded(file)) if file.suffix.lower() == ".gz" else file
         headers[file] = pydicom.dcmread(data, stop_before_pixels=True)
     drawn = [mask_of(i.findings, i.size) for i in looked]
-    frames = int(next(iter(headers.values())).get("NumberOfFrames") or 1)
+    first = next(iter(headers.values()))
+    frames = int(first.get("NumberOfFrames") or 1)
+    if max(frames, len(looked)) > 1 and not first.get("FrameOfReferenceUID"):
+        raise DataError("not of several frames that have no place in the body (no FrameOfReferenceUID)")
     if len(files) == 1 and frames > 1:
         whole = np.zeros((frames, *looked[0].size), np.uint16)
         for i, mask in zip(looked, drawn, strict=True):
