@@ -261,9 +261,9 @@ def mask_of(findings: Sequence[Finding], size: tuple[int, int]) -> np.ndarray:
         size: its (height, width).
 
     Returns:
-        `(height, width)` uint16: the lesion's number (1 where they are not joined), 0 where nothing is.
+        `(height, width)` uint32: the lesion's number (1 where they are not joined), 0 where nothing is.
     """
-    drawn = np.zeros(size, np.uint16)
+    drawn = np.zeros(size, np.uint32)
     for f in findings:
         x, y, w, h = f.box
         drawn[y : y + h, x : x + w][f.mask] = max(f.lesion, 1)

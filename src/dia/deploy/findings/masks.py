@@ -80,7 +80,7 @@ class MaskFiles:
         import nibabel
 
         many = max((lesion.number for lesion in case.lesions), default=0)
-        voxels = np.zeros(grid.shape, np.uint8 if many < 256 else np.uint16)
+        voxels = np.zeros(grid.shape, np.min_scalar_type(many))
         slices = grid.slices(voxels)
         for looked, number in zip(case.images, case.numbers, strict=True):
             if looked.size != slices.shape[1:]:
@@ -156,7 +156,7 @@ def _sources(case: Case, looked: Sequence[Looked]) -> tuple[list[Any], np.ndarra
     for file in files:
         data = io.BytesIO(unfolded(file)) if file.suffix.lower() == ".gz" else file
         headers[file] = pydicom.dcmread(data, stop_before_pixels=True)
-    drawn = [mask_of(i.findings, i.size) for i in looked]
+    drawn = [mask_of(i.findings, i.size).astype(np.uint16) for i in looked]
     first = next(iter(headers.values()))
     frames = int(first.get("NumberOfFrames") or 1)
     if max(frames, len(looked)) > 1 and not first.get("FrameOfReferenceUID"):
