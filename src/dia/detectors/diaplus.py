@@ -32,7 +32,8 @@ from ..data.imageset import ImageSet, subsample
 from ..dissolve import Control, DissolverSettings, load_dissolver
 from ..dissolve.settings import T_MAX
 from ..dissolve.several import SeveralT
-from ..features.backbone import LITE, Maps, Squares, load_backbone, restore_backbone, weights_of
+from ..features.backbone import Maps, Squares, load_backbone, restore_backbone, weights_of
+from ..features.package import LITE
 from ..features.untrained import (
     Shape,
     Statistics,
