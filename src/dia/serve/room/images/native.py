@@ -1,6 +1,7 @@
-"""Images at their own size and depth, for a viewer: the values that a file stores, made real.
+"""Slices at their own size and depth, for a viewer: the values that files store, made real.
 
-Knows readers' values and black and white; knows no session, model or page. Nothing here holds on to a file.
+Knows readers' values and black and white; knows no drop, session, model or page. Nothing here holds on to a
+file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ...data.formats.windowing import Stored, View, Window, ends_of, sampled, toned
+from ....core.errors import DataError
+from ....data.formats.windowing import Stored, View, Window, ends_of, sampled, toned
+from ....data.imageset import ImageSet
+from ....data.options import ReadOptions
 
 PROPER = ("uint8", "uint16", "float32")  # types that are sent; int16 is kept, and sent as float32
 _TYPES: dict[str, tuple[int, int]] = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
@@ -38,7 +42,8 @@ class Native:
         real = found.numbers()
         values = _packed(real[..., 0] if real.ndim == 3 and real.shape[-1] == 1 else real)
         own = None if found.own is None else _free(found.own, values)
-        kept = Stored(values, found.ends, own=own, whole=found.whole, inverted=found.inverted)
+        same = None if found.real is None else _same
+        kept = Stored(values, found.ends, same, own, found.whole, found.inverted)
         return cls(values, kept)
 
     def toned(self, view: View) -> np.ndarray:
@@ -65,6 +70,10 @@ class Native:
         return int(self.values.nbytes)
 
 
+def _same(values: np.ndarray) -> np.ndarray:
+    return values  # made real before
+
+
 def _packed(real: np.ndarray) -> np.ndarray:
     """Brings values to the smallest type that holds them all exactly; others to float32."""
     if real.dtype == np.uint8 or not real.size:
@@ -72,7 +81,9 @@ def _packed(real: np.ndarray) -> np.ndarray:
     if real.dtype.kind == "b":
         return real.astype(np.uint8)
     low, high = float(np.min(real)), float(np.max(real))  # NaN fits nowhere
-    whole = real.dtype.kind in "iu" or (np.isfinite([low, high]).all() and bool((real == np.rint(real)).all()))
+    whole = real.dtype.kind in "iu" or (
+        np.isfinite([low, high]).all() and bool((real == np.rint(real)).all())
+    )
     for name in ("uint16", "int16"):
         least, most = _TYPES[name]
         if whole and least <= low and high <= most:
@@ -171,21 +182,44 @@ def levels_of(one: Native, view: View) -> tuple[float, float]:
         return window.center - window.width / 2, window.center + window.width / 2
     try:
         low, high = ends_of(sampled(one.values))
-    except ValueError:
+    except DataError:
         return 0.0, 1.0
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def shown(one: Native, levels: tuple[float, float], inverted: bool) -> np.ndarray:
+def shown(one: Native, levels: tuple[float, float], inverted: bool, whole: bool = False) -> np.ndarray:
     """Returns a slice as `(h, w)` or `(h, w, 3)` uint8 between two levels.
 
     Args:
         one: the slice.
         levels: real values that are black and white.
         inverted: low values are white.
+        whole: every pixel; else, of a large slice, as many as a small picture needs.
     """
     if one.values.dtype == np.uint8 and levels == (0.0, 255.0) and not inverted:
         return one.values
-    step = max(1, max(one.values.shape[:2]) // 512)  # a thumbnail needs no more
+    step = 1 if whole else max(1, max(one.values.shape[:2]) // 512)
     y = Window.between(*levels).apply(one.values[::step, ::step])
     return np.floor(np.nan_to_num(1 - y if inverted else y, nan=0.0) * 255 + 0.5).astype(np.uint8)
+
+
+def conformed(slices: Sequence[Native], options: ReadOptions) -> np.ndarray:
+    """Brings slices that were read for one model to the size and the grey of another.
+
+    Args:
+        slices: S of one case.
+        options: as the images of that model are read, with its size and channels.
+
+    Returns:
+        `(S, H, W, C)` uint8.
+    """
+    made = []
+    for one in slices:
+        try:
+            grey = one.toned(options.view)
+        except DataError:  # nothing says what is black: by its own values, as a viewer shows it
+            inverted = one.stored is not None and one.stored.inverted
+            grey = shown(one, levels_of(one, options.view), inverted, whole=True)
+        grey = grey if grey.ndim == 3 else grey[..., None]
+        made.append(options.conform(ImageSet(grey[None])).images[0])
+    return np.stack(made)
