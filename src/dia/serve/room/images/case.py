@@ -164,12 +164,6 @@ class Case:
         """The type in which slices are sent."""
         return type_of(self.slices)
 
-    @property
-    def inverted(self) -> bool:
-        """Whether low values are white."""
-        stored = self.slices[len(self.slices) // 2].stored
-        return stored is not None and stored.inverted
-
     def range(self) -> tuple[float, float]:
         """Returns the least and the greatest value of its slices."""
         self._range = self._range or range_of(self.slices)
@@ -179,7 +173,7 @@ class Case:
         """Returns a small JPEG of the slice with the greatest score."""
         if not self._thumb:
             one = self.slices[self.judged.worst if self.judged else 0]
-            small, buffer = Image.fromarray(shown(one, self.levels, self.inverted)), io.BytesIO()
+            small, buffer = Image.fromarray(shown(one, self.levels)), io.BytesIO()
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             small.save(buffer, "JPEG", quality=80)
             self._thumb = buffer.getvalue()

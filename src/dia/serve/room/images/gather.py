@@ -18,6 +18,8 @@ import numpy as np
 
 from ....core.errors import DataError, first_line
 from ....data.decode import Files
+from ....data.formats import dicom
+from ....data.formats.geometry import grid_of_places, spacing_of
 from ....data.formats.mark import is_marked
 from ....data.formats.windowing import Stored, toned
 from ....data.imageset import ImageSet
@@ -159,12 +161,29 @@ class Gatherer:
                     self.give(_sizes(kept))
                     self.problem(name, why)
                 elif kept:
+                    spacing = self._spacing(group, kept[0][0], pool)
                     whole = whole_of([native for native, _ in kept])
                     images = np.stack([image for _, image in kept])
-                    yield Gathered(name, [native.free(whole) for native, _ in kept], images, None)
+                    yield Gathered(name, [native.free(whole) for native, _ in kept], images, spacing)
         finally:
             for future in ahead:
                 future.cancel()
+
+    def _spacing(
+        self, group: Sequence[Entry], one: Native, pool: ThreadPoolExecutor
+    ) -> tuple[float, float, float | None] | None:
+        """Returns mm between rows, columns and slices, as far as the headers say."""
+        first = group[0]
+        height, width = one.values.shape[:2]
+        found = spacing_of(first.file, first.kind, first.number, self.options.view, (height, width))
+        if found is None:
+            return None
+        z = found.z
+        if z is None and len(group) > 1 and first.kind == "dicom" and first.number is None:
+            heads = list(pool.map(_header, [entry.file for entry in group]))
+            grid = grid_of_places([head.places[0] for head in heads if head is not None])
+            z = grid[0].spacing.z if grid and grid[0].spacing else None
+        return found.y, found.x, z
 
     def _load(self, entry: Entry) -> tuple[Native, np.ndarray] | str:
         """Reads one slice, or says why it cannot be read. Runs in the threads."""
@@ -203,6 +222,13 @@ class Gatherer:
                 line = line.replace(file, own)
         line = line.replace(str(self.drop.folder), "…")
         return line.removeprefix(f"{name}: ")
+
+
+def _header(file: Path) -> dicom.Header | None:
+    try:
+        return dicom.header(file)
+    except DataError:
+        return None
 
 
 def _size(native: Native, image: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ....core.errors import DataError
-from ....data.formats.windowing import Stored, View, Window, ends_of, sampled, toned
+from ....data.formats.windowing import Stored, View, Window, ends_of, sampled, to_bytes, toned
 from ....data.imageset import ImageSet
 from ....data.options import ReadOptions
 
@@ -26,7 +26,8 @@ class Native:
     """One slice.
 
     Args:
-        values: `(h, w)` or `(h, w, 3)`, real values in the smallest type that holds them.
+        values: `(h, w)` or `(h, w, 3)`, real values in the smallest type that holds them; turned round where
+            low ones are white.
         stored: the same for `toned`, its functions free of the file; None where the values are 8 bits as
             they are.
     """
@@ -40,11 +41,14 @@ class Native:
         if not isinstance(found, Stored):
             return cls(np.ascontiguousarray(found[..., 0] if found.shape[-1:] == (1,) else found))
         real = found.numbers()
-        values = _packed(real[..., 0] if real.ndim == 3 and real.shape[-1] == 1 else real)
-        own = None if found.own is None else _free(found.own, values)
-        same = None if found.real is None else _same
-        kept = Stored(values, found.ends, same, own, found.whole, found.inverted)
-        return cls(values, kept)
+        real = real[..., 0] if real.ndim == 3 and real.shape[-1] == 1 else real
+        own = None if found.own is None else _free(found.own, real)
+        back = None if found.real is None else _same
+        if found.inverted:  # turned round, as a viewer draws the greatest value white
+            ends = sum(found.ends or (0.0, 0.0))
+            real, back = ends - real.astype(np.float64), lambda values: ends - values.astype(np.float64)
+        values = _packed(real)
+        return cls(values, Stored(values, found.ends, back, own, found.whole, found.inverted))
 
     def toned(self, view: View) -> np.ndarray:
         """Returns it as `(h, w, 1 or 3)` uint8, as the model's images become it.
@@ -169,38 +173,38 @@ def levels_of(one: Native, view: View) -> tuple[float, float]:
     stored = one.stored
     if stored is None:
         return 0.0, 255.0
-    own = getattr(stored.own, "__self__", None)
+    window: Any = view.levels
     if isinstance(view.window, Window):
-        window: Any = view.window
+        window = view.window
     elif view.window == "voi" and stored.own is not None:
-        window = own
+        window = getattr(stored.own, "__self__", None)  # None of a table
     elif stored.shallow:
         return 0.0, 255.0
-    else:
-        window = view.levels
     if isinstance(window, Window):
-        return window.center - window.width / 2, window.center + window.width / 2
-    try:
-        low, high = ends_of(sampled(one.values))
-    except DataError:
-        return 0.0, 1.0
+        low, high = window.center - window.width / 2, window.center + window.width / 2
+        if stored.inverted:
+            ends = sum(stored.ends or (0.0, 0.0))
+            low, high = ends - high, ends - low
+    else:
+        try:
+            low, high = ends_of(sampled(one.values))
+        except DataError:  # none is a number
+            return 0.0, 1.0
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def shown(one: Native, levels: tuple[float, float], inverted: bool, whole: bool = False) -> np.ndarray:
+def shown(one: Native, levels: tuple[float, float], *, whole: bool = False) -> np.ndarray:
     """Returns a slice as `(h, w)` or `(h, w, 3)` uint8 between two levels.
 
     Args:
         one: the slice.
         levels: real values that are black and white.
-        inverted: low values are white.
         whole: every pixel; else, of a large slice, as many as a small picture needs.
     """
-    if one.values.dtype == np.uint8 and levels == (0.0, 255.0) and not inverted:
+    if one.values.dtype == np.uint8 and levels == (0.0, 255.0):
         return one.values
     step = 1 if whole else max(1, max(one.values.shape[:2]) // 512)
-    y = Window.between(*levels).apply(one.values[::step, ::step])
-    return np.floor(np.nan_to_num(1 - y if inverted else y, nan=0.0) * 255 + 0.5).astype(np.uint8)
+    return to_bytes(Window.between(*levels).apply(one.values[::step, ::step]))
 
 
 def conformed(slices: Sequence[Native], options: ReadOptions) -> np.ndarray:
@@ -218,8 +222,7 @@ def conformed(slices: Sequence[Native], options: ReadOptions) -> np.ndarray:
         try:
             grey = one.toned(options.view)
         except DataError:  # nothing says what is black: by its own values, as a viewer shows it
-            inverted = one.stored is not None and one.stored.inverted
-            grey = shown(one, levels_of(one, options.view), inverted, whole=True)
+            grey = shown(one, levels_of(one, options.view), whole=True)
         grey = grey if grey.ndim == 3 else grey[..., None]
         made.append(options.conform(ImageSet(grey[None])).images[0])
     return np.stack(made)
