@@ -169,10 +169,10 @@ class Marks:
         wanted = None if sha256 is None else set(sha256)
         return [m for m in found if wanted is None or m.key.sha256 in wanted]
 
-    def version(self, lineage: str) -> int:
-        """Returns a number that grows with each change to any mark of a lineage."""
+    def version(self) -> int:
+        """Returns a number that grows with each change to any mark."""
         with self._reading() as db:
-            found = db.execute("SELECT max(id) FROM changes WHERE lineage = ?", (lineage,)).fetchone()
+            found = db.execute("SELECT max(id) FROM changes").fetchone()
         return int(found[0] or 0)
 
     def _latest(self, where: str, *values: str) -> list[Mark]:

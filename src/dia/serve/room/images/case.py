@@ -182,8 +182,7 @@ class Case:
 
 def lineage_of(inferencer: Inferencer) -> str:
     """Returns the hash of a model as first fitted, which an update keeps."""
-    about = inferencer.about()
-    return str(about.get("lineage") or about["model"])
+    return str(inferencer.about()["lineage"])
 
 
 def reading_of(inferencer: Inferencer) -> ReadOptions:
