@@ -70,6 +70,7 @@ def test_it_learns_and_says_so_and_forgets(run, marked):
     about = Inferencer(run).about()
     assert about["lineage"] == named != about["model"]
     assert about["taught"]["at"] == made.at
+    assert about["taught"]["readers"] == 2  # counted, not named
     undo_folder(run)
     assert contents(run) == before
     assert Inferencer(run).about()["lineage"] == named
