@@ -80,7 +80,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 
 def _watched(taught: Mapping[str, Any]) -> str | None:
-    """Returns the p-values of missed anomalies before and after they were marked, the most anomalous first."""
+    """Returns the p-values of missed anomalies before and after, the most anomalous first."""
     watch = [w for w in taught.get("watch") or () if {"sha256", "p_before", "p_after"} <= set(w)]
     shown = [f"{str(w['sha256'])[:12]} p {w['p_before']:.3g} → {w['p_after']:.3g}" for w in watch[:5]]
     more = [f"and {len(watch) - 5} more"] if len(watch) > 5 else []
@@ -231,7 +231,9 @@ def update(
         undo_folder(run, out=out)
         now = Detector.load(out or run, device=device.device)
         threshold = finite(now.threshold())
-        return output.show({"run": out or run, "taught": "nothing: it is as it was fitted", "threshold": threshold})
+        return output.show(
+            {"run": out or run, "taught": "nothing: it is as it was fitted", "threshold": threshold}
+        )
     rows = read_marks(file := Path(str(marks)))
     detector = Detector.load(run, device=device.device)
     options = replace(reading.options(), divide=False).as_fitted(detector.facts_, detector.shape_)

@@ -91,6 +91,10 @@ def edited(folder: Path, target: Path) -> Iterator[Path]:
     with written(target) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
         yield new
-        known = {*(sums or {}), TAUGHT, *(f"{n[:-5]}{kind}.json" for n in _REPLACED for kind in ("", ".fitted"))}
+        known = {
+            *(sums or {}),
+            TAUGHT,
+            *(f"{n[:-5]}{kind}.json" for n in _REPLACED for kind in ("", ".fitted")),
+        }
         if sums is not None:
             write_sums(new, (name for name in known if (new / name).is_file()))
