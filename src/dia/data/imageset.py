@@ -248,6 +248,15 @@ class ImageSet:
         return h.hexdigest()
 
 
+def pixels_sha256(image: np.ndarray) -> str:
+    """Returns the SHA-256 of one image, in hex, by which marks of readers know it again.
+
+    Args:
+        image: `(H, W, C)` uint8, at the size that a model takes: its shape and its pixels are hashed.
+    """
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
 def digests(images: np.ndarray) -> np.ndarray:
     """Makes digests, by which images that a model was fitted on are known again, whatever their files' names.
 
