@@ -56,8 +56,8 @@ def ct(folder, n=5, seed=0, series="1.2.3", **more):
         dicom_file(
             folder / f"{(k * 7) % n:03d}-IM.dcm", voxels[k].astype(np.uint16), SeriesInstanceUID=series,
             InstanceNumber=k + 1, ImagePositionPatient=[0, 0, 2.5 * k], PixelSpacing=[0.7, 0.8],
-            ImageOrientationPatient=[1, 0, 0, 0, 1, 0], RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40,
-            WindowWidth=400, **more,
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0], RescaleSlope=1, RescaleIntercept=-1024,
+            WindowCenter=40, WindowWidth=400, **more,
         )  # fmt: skip
     return voxels
 
@@ -86,8 +86,8 @@ def test_series_of_different_folders_stay_apart(page, session, tmp_path):
 @pytest.mark.parametrize(
     ("write", "dtype", "slices", "spacing"),
     [
-        (lambda p: nifti_file(p / "a.nii.gz", noise(8, 9, 4).astype(np.int16), np.diag([2, 3, 4, 1])), "uint16", 4,
-         (3, 2, 4)),
+        (lambda p: nifti_file(p / "a.nii.gz", noise(8, 9, 4).astype(np.int16), np.diag([2, 3, 4, 1])),
+         "uint16", 4, (3, 2, 4)),
         (lambda p: meta_file(p / "a.mha", (noise(8, 9, 4) - 100).astype(np.int16)), "float32", 4, None),
         (lambda p: nrrd_file(p / "a.nrrd", noise(8, 9, 4).astype(np.uint8)), "uint8", 4, None),
         (lambda p: saved(p / "a.npy", noise(4, 8, 9).astype(np.uint8)), "uint8", 4, None),
@@ -163,7 +163,8 @@ def test_a_volume_that_cannot_be_read_is_one_line(page, session, tmp_path):
 def test_what_is_no_image_is_told_by_the_clients_name_and_no_place(page, session, tmp_path):
     good = noise(8, 9).astype(np.uint8)
     files = [
-        ("a/good.png", png(good)), ("a/cut.png", png(noise(64, 64).astype(np.uint8))[:200]), ("a/notes.txt", b"x"),
+        ("a/good.png", png(good)), ("a/cut.png", png(noise(64, 64).astype(np.uint8))[:200]),
+        ("a/notes.txt", b"x"),
         ("b/cut.dcm", b"\0" * 128 + b"DICM" + b"x" * 40), ("list.csv", b"path\n/etc/passwd\n"),
         ("evil.json", b'{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}'),
         ("far.mhd", b"ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\n"
@@ -356,7 +357,8 @@ def test_marked_gives_the_image_that_a_mark_is_about(page, session, tmp_path):
     volume, first, second, _ = cases.all()
     marks = page.room.marks
     for case, reader, verdict in (
-        (volume, "ann", "agree"), (first, "ann", "disagree"), (first, "ben", "agree"), (second, "ann", "unsure"),
+        (volume, "ann", "agree"), (first, "ann", "disagree"), (first, "ben", "agree"),
+        (second, "ann", "unsure"),
     ):  # fmt: skip
         key = Key(case.now.lineage, case.now.sha256, reader)
         marks.change(key, case.now.seen(0.2, case.shape), verdict=verdict)

@@ -269,7 +269,8 @@ def test_a_verdict_and_a_note_at_once_are_both_kept(client, dropped):
 @pytest.mark.parametrize(
     "sent",
     [
-        {}, {"rate": 0}, {"rate": 1}, {"rate": "NaN"}, {"rate": 0.2, "verdict": "yes"}, {"rate": 0.2, "name": "x"},
+        {}, {"rate": 0}, {"rate": 1}, {"rate": "NaN"}, {"rate": 0.2, "verdict": "yes"},
+        {"rate": 0.2, "name": "x"},
         {"rate": 0.2, "note": "x" * 2001}, {"rate": 0.2, "note": "a\x00"}, {"rate": 0.2, "note": "a\ud800"},
         {"rate": 0.2, "boxes": [{"slice": 1, "x": 0, "y": 0, "w": 1, "h": 1}]},
         {"rate": 0.2, "boxes": [{"x": 99, "y": 0, "w": 1, "h": 1}]},
@@ -366,7 +367,8 @@ def test_no_request_makes_the_server_open_a_file_that_was_not_sent(page, client,
     found = drop(client, [
         *((name, b"not an image") for name in names), ("x.json", json.dumps(claim).encode()),
         ("list.csv", f"path\n{secret}\n".encode()),
-        ("far.nhdr", f"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 9 9\nencoding: raw\ndata file: {secret}\n".encode()),
+        ("far.nhdr", f"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 9 9\nencoding: raw\n"
+                     f"data file: {secret}\n".encode()),
         ("far.mhd", f"ObjectType = Image\nNDims = 2\nDimSize = 9 9\nElementType = MET_UCHAR\n"
                     f"ElementDataFile = {secret}\n".encode()),
     ])  # fmt: skip

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 
 from dia.core.errors import DataError
 from dia.data.formats.spreadsheet import plain_cell
-from dia.serve.review.store import Mark as OldMark
-from dia.serve.review.store import Reviews
 from dia.serve.room.mark import COLUMNS, MOST_BOXES, Box, Key, Mark, Seen, as_coco, as_csv, checked_note
 from dia.serve.room.store import Marks
 
@@ -244,13 +242,16 @@ def test_another_file_is_named_and_left_alone(tmp_path):
 
 def test_marks_of_0_1_are_taken_over_without_the_names_of_files(tmp_path):
     path = tmp_path / "reviews.sqlite"
-    old = Reviews(path)
-    for i in range(30):
-        old.save(
-            OldMark(
-                f"Meyer^Anna-{i}.png", f"sha{i}", 1.5, 0.04, True, 0.05, "disagree", "n", "Dr. B", model="m"
-            )
+    with sqlite3.connect(path) as db:  # as 0.1 made it
+        db.execute(
+            "CREATE TABLE marks (name TEXT, sha256 TEXT, score REAL, p_value REAL, flagged INTEGER, rate REAL, "
+            "verdict TEXT, note TEXT, reviewer TEXT, time TEXT, model TEXT, PRIMARY KEY (model, sha256))"
         )
+        db.execute("PRAGMA user_version = 1")
+        for i in range(30):
+            row = (f"Meyer^Anna-{i}.png", f"sha{i}", 1.5, 0.04, 1, 0.05, "disagree", "n", "Dr. B", "t", "m")
+            db.execute(f"INSERT INTO marks VALUES ({', '.join('?' * 11)})", row)
+    db.close()
     path.chmod(0o644)
     marks = Marks(path)
     assert len(marks.of_lineage("m")) == 30
