@@ -307,7 +307,7 @@ def test_another_model_scores_all_anew_from_the_kept_pixels(page, session, serve
     cases = settled(Cases.of(session, page.room))
     for case, before in zip(cases.all(), old, strict=True):
         assert case.now.served is page.room.current.get()
-        assert case.now.heat is None
+        assert case.now.maps is None
         assert case.now.images.shape[1:] == (24, 24, 1)
         assert np.array_equal(case.now.scores, case.now.images.mean((1, 2, 3)))
         assert case.now.sha256 != before.sha256
@@ -346,6 +346,35 @@ def test_a_model_that_cannot_score_ends_in_a_line_and_not_in_a_loop(page, sessio
     cases = taken(page, session, [("a.png", png(noise(8, 9).astype(np.uint8)))])
     assert cases.all() == []
     assert cases.progress()[0].problems == [("", "not scored")]
+
+
+def test_heatmaps_are_made_behind_the_scores_and_are_those_of_the_model(page, session, inferencer):
+    cases = taken(page, session, [(f"{i}.png", png(noise(8, 9, seed=i).astype(np.uint8))) for i in range(3)])
+    for case in cases.all():
+        (heat,) = case.now.heat([0], 1)
+        expected = inferencer.score(case.images).heatmaps[0]
+        assert np.allclose(heat, expected, rtol=2e-3, atol=1e-3)
+        assert not case.now.cold
+
+
+def test_heatmaps_that_cannot_be_made_leave_the_scores(page, session, served_run, inferencer):
+    class Cold(Other):
+        def __init__(self, inferencer):
+            super().__init__(inferencer)
+            self.has_heatmaps, self.asked = True, threading.Event()
+
+        def score(self, images, heatmaps=True):
+            if heatmaps:
+                self.asked.set()
+                raise RuntimeError("no memory for it")
+            return super().score(images, heatmaps)
+
+    cold = Cold(inferencer)
+    page.room.current.use(cold, served_run.run)
+    cases = taken(page, session, [("a.png", png(noise(8, 9).astype(np.uint8)))])
+    assert cold.asked.wait(60)
+    assert [case.name for case in cases.all()] == ["a.png"]
+    assert cases.progress()[0].problems == []
 
 
 def test_marked_gives_the_image_that_a_mark_is_about(page, session, tmp_path):
