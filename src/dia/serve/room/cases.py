@@ -36,6 +36,7 @@ from .store import Marks
 _LOG = logging.getLogger("dia.serve")
 _READING = threading.BoundedSemaphore(4)  # sessions whose files are read at the same time
 _SECONDS = 600.0  # for one batch, behind those of others
+_HEATED = 8  # heatmaps that are made at a time, so that who asks for another waits little
 _WAIT = 0.2  # seconds until what was refused is tried again
 _MOST_PROBLEMS = 1000  # lines that are kept
 _KEPT = 48  # pictures of a session that are kept once made
@@ -62,10 +63,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Job:
-    """What the thread does: reads a drop, or scores all anew where there is none."""
+    """What the thread does: reads a drop, makes a case's heatmaps, or scores all anew where there is neither."""
 
     drop: Drop | None
     progress: Progress
+    cold: Case | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -87,7 +89,7 @@ class Cases:
         self._queue: deque[Drop] = deque()
         self._job: _Job | None = None
         self._worker: threading.Thread | None = None
-        self._closed = False
+        self._settled, self._closed = True, False
         self._given_up: Served | None = None  # a model that could not score
         self._progress = Progress()
         self._version, self._lock = 0, threading.RLock()
@@ -120,7 +122,7 @@ class Cases:
     def follow(self) -> None:
         """Begins to score anew where another model is served than the one that scored."""
         with self._lock:
-            if self._worker is None and self._outdated():
+            if self._settled and self._outdated():
                 self._start()
 
     def all(self) -> list[Case]:
@@ -149,7 +151,7 @@ class Cases:
         """Returns how far reading and scoring are, and whether both are done."""
         with self._lock:
             now = replace(self._progress, problems=list(self._progress.problems))
-            return now, self._worker is None
+            return now, self._settled
 
     def cancel(self, id: str) -> None:
         """Ends the reading of a drop; what is scored stays."""
@@ -246,6 +248,7 @@ class Cases:
 
     def _start(self) -> None:
         self._version += 1
+        self._settled = False
         if self._worker is None and not self._closed:
             self._worker = threading.Thread(target=self._work, name="dia-cases", daemon=True)
             self._worker.start()
@@ -260,7 +263,9 @@ class Cases:
     def _work(self) -> None:
         while job := self._next():
             try:
-                if job.drop is None:
+                if job.cold is not None:
+                    self._heat(job, job.cold)
+                elif job.drop is None:
                     self._score_anew(job)
                 else:
                     with _turn(job.stop):
@@ -281,14 +286,36 @@ class Cases:
         """Takes the next job; where there is none, says that all is done."""
         with self._lock:
             drop = self._queue.popleft() if self._queue else None
-            self._job = _Job(drop, self._progress) if drop or self._outdated() else None
-            if self._job is None:
-                self._worker = None
-                now = self._progress
+            if drop or self._outdated():
+                self._settled = False
+                self._job = _Job(drop, self._progress)
+                return self._job
+            if not self._settled:
+                self._settled, now = True, self._progress
                 now.files = now.read  # others were cancelled
                 now.images = now.scored = sum(len(case.slices) for case in self._cases.values())
                 self._version += 1
+            cold = (
+                c for c in self._cases.values() if c.judged and c.judged.cold and c.unheated is not c.judged
+            )
+            case = None if self._closed else next(cold, None)
+            self._job = None if case is None else _Job(None, self._progress, case)
+            if self._job is None:
+                self._worker = None
             return self._job
+
+    def _heat(self, job: _Job, case: Case) -> None:
+        """Makes a case's heatmaps while nothing else is to be done, so that they are there when it is opened."""
+        judged = case.now
+
+        def stopped() -> bool:
+            return bool(self._queue) or job.stop.is_set() or self.room.current.served is not judged.served
+
+        try:
+            judged.heat(range(len(case.slices)), _HEATED, stopped)
+        except Exception as error:
+            case.unheated = judged  # they are tried again when they are asked for
+            _LOG.warning("heatmaps of the page were not made: %s", type(error).__name__)
 
     def _read(self, job: _Job, drop: Drop) -> None:
         served = self.room.current.get()
@@ -367,7 +394,7 @@ class Cases:
             if job.stop.is_set():
                 return None
             try:
-                parts.append(served.batcher.score(every[start : start + batch], True, Deadline(_SECONDS)))
+                parts.append(served.batcher.score(every[start : start + batch], False, Deadline(_SECONDS)))
             except Refused as refused:
                 if self.room.current.get() is not served:
                     raise _Swapped from None

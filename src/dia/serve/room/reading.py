@@ -235,7 +235,7 @@ def routes(room: Room) -> APIRouter:
             "slices": [{"score": score, "p_value": round(p, 6)} for score, p in slices],
             "channels": case.channels, "dtype": case.dtype, "range": case.range(), "levels": case.levels,
             "spacing": case.spacing, "model_shape": judged.images.shape[1:3],
-            "heat": judged.heat is not None, "marks": [mark_told(mark, me) for mark in marks],
+            "heat": judged.maps is not None, "marks": [mark_told(mark, me) for mark in marks],
             "history": mine.history if mine else 0,
         })  # fmt: skip
 
@@ -256,24 +256,25 @@ def routes(room: Room) -> APIRouter:
     def heat(request: Request, id: Id, k: Slice, accept_encoding: Annotated[str, Header()] = "") -> Response:
         """The heatmap of a slice at the model's size, float32, little-endian."""
         _, case = slice_of(request, id, k)
-        if case.now.heat is None:
+        if case.now.maps is None:
             raise Refused(409, "this model has no heatmaps")
-        return _packed(case.now.heat[k].astype("<f4").tobytes(), accept_encoding)
+        (found,) = case.now.heat([k], 1)
+        return _packed(found.astype("<f4").tobytes(), accept_encoding)
 
     @router.get("/cases/{id}/findings")
     def findings(request: Request, id: Id, rate: Rate) -> JSONResponse:
         """The connected places above the level of heat at a rate, joined across slices."""
         cases = cases_of(request)
         case = cases.get(id)
-        heat, model = case.now.heat, case.now.served.inferencer.detector
+        judged = case.now
+        scale = None if judged.maps is None else judged.served.inferencer.detector.heat_
 
         def make() -> dict[str, Any]:
-            maps = np.empty((0, 1, 1), np.float32) if heat is None else heat
-            scale = None if heat is None else model.heat_
+            maps = [] if scale is None else judged.heat(range(len(case.slices)), room.limits.batch)
             return of_case(maps, scale, rate, size=case.shape, spacing=case.spacing)
 
         with session_of(request).hold(_Heavy, _Heavy).one():
-            return JSONResponse(cases.picture((id, case.now.served.number, "findings", rate), make))
+            return JSONResponse(cases.picture((id, judged.served.number, "findings", rate), make))
 
     def nearest_of(request: Request, id: str, k: int) -> Any:
         cases, case = slice_of(request, id, k)
@@ -372,11 +373,7 @@ def routes(room: Room) -> APIRouter:
         for case, mark in pairs:
             of.setdefault(case.id, []).append(mark)
         ranked = sorted(cases.all(), key=lambda case: -case.now.score)
-        return [
-            (case.name, m)
-            for case in ranked
-            for m in of.get(case.id) or [unmarked(case)]
-        ]
+        return [(case.name, m) for case in ranked for m in of.get(case.id) or [unmarked(case)]]
 
     @router.get("/export.csv", responses=_CSV)
     def export_csv(request: Request, what: Literal["list", "all"] = "list") -> Response:
