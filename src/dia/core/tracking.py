@@ -90,7 +90,7 @@ def tracking(
 
         if logger == "csv":
             version = _new_version(folder / stage)
-            return CSVLogger(folder, name=stage, version=version, flush_logs_every_n_steps=EVERY)
+            return CSVLogger(folder, name=stage, version=version, flush_logs_every_n_steps=1)  # of those logged
         if logger == "tensorboard":
             version = _new_version(folder / stage)
             return TensorBoardLogger(folder, name=stage, version=version, default_hp_metric=False)
