@@ -50,6 +50,8 @@ class Child:
         said: what it said last of each kind: `stage`, `done`, `total`, `unit`, `result`, `problem`, `stopped`.
     """
 
+    command = (sys.executable, "-m", "dia.serve.room.work")
+
     def __init__(self, job: Mapping[str, Any], ended: Callable[[Child], None]):
         environment = {k: v for k, v in os.environ.items() if k != "DIA_TOKEN"} | {"HF_HUB_OFFLINE": "1"}
         self.said: dict[str, Any] = {}
@@ -57,7 +59,7 @@ class Child:
         self.begun = self._stage_begun = time.monotonic()
         self._lock, self._ended = threading.Lock(), ended
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dia.serve.room.work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=environment, start_new_session=True,
         )  # fmt: skip
         with suppress(BrokenPipeError):

@@ -453,9 +453,10 @@ class Training:
                  "meaning": meaning(Path(folders[own]).name)} for own, n in counted.items()]  # fmt: skip
 
     def _serving(self) -> str | None:
-        if not self.room.current.there:
+        try:
+            run = Path(self.room.current.get().run).absolute()
+        except Refused:  # there is none, or none yet
             return None
-        run = Path(self.room.current.get().run).absolute()
         return run.name if run.parent == self.jobs.runs else None
 
     def _runs(self) -> list[dict[str, Any]]:
