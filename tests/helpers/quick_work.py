@@ -1,5 +1,5 @@
-"""Speaks as `dia.serve.room.work` does, without torch: a training is a number that counts up, a step each time
-that its gate is open. What a test needs to see of processes, files and states, in milliseconds."""
+"""Speaks as `dia.serve.room.train.work` does, without torch: a training is a number that counts up while its
+gate is open. What a test needs to see of processes, files and states, in milliseconds."""
 
 import json
 import os
@@ -39,9 +39,9 @@ def check(job):
         raise DataError(f"{job['folder']}: no images")
     copies = {"kind": "warn", "words": "1 image has a copy.", "examples": [names[:2]]}
     return {
-        "kinds": {"png": len(names)}, "sizes": [[8, 8, len(names)]], "size": None, "folders": [], "problems": [],
-        "thumbs": ["/9j/"], "images": len(names), "findings": [copies], "usable": len(names) > 1,
-        "headline": f"{len(names)} normal images can be trained on",
+        "kinds": {"png": len(names)}, "sizes": [[8, 8, len(names)]], "size": None, "folders": [],
+        "problems": [], "thumbs": ["/9j/"], "images": len(names), "findings": [copies],
+        "usable": len(names) > 1, "headline": f"{len(names)} normal images can be trained on",
     }  # fmt: skip
 
 
@@ -72,7 +72,9 @@ def fit(job):
         new.mkdir(exist_ok=True)
         facts = {"method": job["method"], "n_train": job["source"]["images"], "false_alarm_rate": job["rate"],
                  "shape": [8, 8, 1], "fit_seconds": 1.0, "facts": {}}  # fmt: skip
-        (new / "calibration.json").write_text(json.dumps({"held_out_normal_scores": [i / 99 for i in range(99)]}))
+        (new / "calibration.json").write_text(
+            json.dumps({"held_out_normal_scores": [i / 99 for i in range(99)]})
+        )
         (new / "config.json").write_text(json.dumps(facts))
         new.rename(target)
     return {"images": job["source"]["images"]}

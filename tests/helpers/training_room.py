@@ -3,11 +3,11 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import dia
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader
 
+import dia
 from dia.serve.limits import Deadline, Limits, Refused
 from dia.serve.room import training
 from dia.serve.room.drops import Drops
@@ -45,7 +45,11 @@ class NoModel:
 def app_of(runs, *, data_root=None, current=None):
     """The application; `app.state.room` is the room."""
     room = SimpleNamespace(
-        current=current or NoModel(), sessions=Sessions(), limits=Limits(), runs=Path(runs), data_root=data_root
+        current=current or NoModel(),
+        sessions=Sessions(),
+        limits=Limits(),
+        runs=Path(runs),
+        data_root=data_root,
     )
     app = FastAPI()
     app.state.room = room
@@ -85,7 +89,9 @@ def app_of(runs, *, data_root=None, current=None):
     @app.get("/train")
     def train():
         values = {"session": True, "token": False, "reader": "Ada", "model": "no model yet", "here": "train"}
-        return HTMLResponse(pages.get_template("train.html").render(limits=("For research.", "More."), **values))
+        return HTMLResponse(
+            pages.get_template("train.html").render(limits=("For research.", "More."), **values)
+        )
 
     @app.get("/")
     def read():
@@ -97,4 +103,3 @@ def app_of(runs, *, data_root=None, current=None):
         return Response(file.read_bytes(), media_type=KINDS[file.suffix])
 
     return app
-

@@ -14,8 +14,10 @@ from quick_drop import HELPERS, QUICK, Drop, until
 from dia.core.running import stopping
 from dia.core.storage import owned
 from dia.serve.limits import Refused
-from dia.serve.room.jobs import Checked, Child, Jobs
-from dia.serve.room.normals import Source
+from dia.serve.room.train.child import Child
+from dia.serve.room.train.jobs import Checked, Jobs
+from dia.serve.room.train.normals import Source
+
 
 @pytest.fixture
 def gate(tmp_path, monkeypatch):
@@ -46,7 +48,9 @@ def test_a_drop_is_trained_on_under_numbers_and_its_names_never_reach_the_disk(j
     jobs.start(one, "first")
     until(lambda: jobs.child is None)
     assert jobs.state("first", jobs.facts("first")) == "done"
-    kept = sorted(str(p.relative_to(jobs.normals_of("first"))) for p in jobs.normals_of("first").rglob("*.png"))
+    kept = sorted(
+        str(p.relative_to(jobs.normals_of("first"))) for p in jobs.normals_of("first").rglob("*.png")
+    )
     assert kept == ["00000/00000.png", "00000/00002.png", "00000/00004.png"]
     assert jobs.normals_of("first").stat().st_mode & 0o777 == 0o700
     assert not (tmp_path / "drop").exists()
@@ -55,7 +59,7 @@ def test_a_drop_is_trained_on_under_numbers_and_its_names_never_reach_the_disk(j
         assert path.is_dir() or b"Jane" not in path.read_bytes()
     stage, curve = jobs.curve("first")
     assert stage == "encoder"
-    assert curve[0] == [1, 1] and curve[-1] == [20, 1 / 20]
+    assert [curve[0], curve[-1]] == [[1, 1], [20, 1 / 20]]
 
 
 def test_one_at_a_time_and_no_name_twice(jobs, gate, tmp_path):
@@ -79,7 +83,8 @@ def test_one_at_a_time_and_no_name_twice(jobs, gate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "a\\b", "x.normals", "-x", "a b", "<b>", "ä", "a\n", "a\0", "x" * 61]
+    "name",
+    ["", ".", "..", "../x", "a/b", "a\\b", "x.normals", "-x", "a b", "<b>", "ä", "a\n", "a\0", "x" * 61],
 )
 def test_no_name_of_a_run_is_a_path(jobs, tmp_path, name):
     one = checked(jobs, tmp_path)
@@ -87,7 +92,7 @@ def test_no_name_of_a_run_is_a_path(jobs, tmp_path, name):
         jobs.start(one, name)
     assert refused.value.status == 422
     assert not (tmp_path / "runs").exists()
-    assert len(one.drop.names) == 6 and (tmp_path / "drop" / "00000" / "00000.png").exists()
+    assert (tmp_path / "drop" / "00000" / "00000.png").exists()
 
 
 def test_a_training_that_is_stopped_goes_on_where_it_was(jobs, gate, tmp_path):
@@ -164,7 +169,8 @@ def test_damaged_facts_and_strange_files_among_the_runs_harm_nothing(jobs, tmp_p
         (jobs.runs / name).write_bytes(data)
     (jobs.runs / "folder").mkdir()
     assert [*jobs.names()] == ["a", "b"]
-    assert jobs.facts("a") is None and jobs.state("b", jobs.facts("b")) == ""
+    assert jobs.facts("a") is None
+    assert jobs.state("b", jobs.facts("b")) == ""
     with pytest.raises(Refused):
         jobs.resume("a")
     jobs.delete("a")
@@ -176,8 +182,9 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {helpers!r})
 from quick_drop import Drop, QUICK
-from dia.serve.room.jobs import Checked, Child, Jobs
-from dia.serve.room.normals import Source
+from dia.serve.room.train.child import Child
+from dia.serve.room.train.jobs import Checked, Jobs
+from dia.serve.room.train.normals import Source
 Child.command = QUICK
 jobs, drop = Jobs(Path(sys.argv[1])), Drop(Path(sys.argv[2]))
 one = Checked(drop)

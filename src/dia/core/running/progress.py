@@ -72,7 +72,7 @@ _watchers: list[Callable[[Bar, int], None]] = []
 
 @contextmanager
 def watched(see: Callable[[Bar, int], None]) -> Iterator[None]:
-    """Gives each move of each bar to a function while it lasts; it is called in the thread that does the work.
+    """Gives each move of each bar to a function while it lasts, in the thread that does the work.
 
     Args:
         see: takes the bar and the units done.

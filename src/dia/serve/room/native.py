@@ -72,7 +72,9 @@ def _packed(real: np.ndarray) -> np.ndarray:
     if real.dtype.kind == "b":
         return real.astype(np.uint8)
     low, high = float(np.min(real)), float(np.max(real))  # NaN fits nowhere
-    whole = real.dtype.kind in "iu" or (np.isfinite([low, high]).all() and bool((real == np.rint(real)).all()))
+    whole = real.dtype.kind in "iu" or (
+        np.isfinite([low, high]).all() and bool((real == np.rint(real)).all())
+    )
     for name in ("uint16", "int16"):
         least, most = _TYPES[name]
         if whole and least <= low and high <= most:

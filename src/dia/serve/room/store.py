@@ -222,7 +222,11 @@ class Marks:
             old = _last(db, key)
             now: dict[str, Any] = dict.fromkeys(_FIELDS, "") | {"boxes": "[]", "history": 0, "before": None}
             now |= old or {}
-            if old and all(now[name] == value for name, value in given.items()) and not _again(now, seen, given):
+            if (
+                old
+                and all(now[name] == value for name, value in given.items())
+                and not _again(now, seen, given)
+            ):
                 return _mark(key, now)
             now |= given
             if "verdict" in given or not (old and old["verdict"]):
@@ -289,7 +293,9 @@ class Marks:
         return int(found[0] or 0)
 
     def _latest(self, where: str, *values: str) -> list[Mark]:
-        last = f"id IN (SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader) ORDER BY id"
+        last = (
+            f"id IN (SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader) ORDER BY id"
+        )
         with self._reading() as db:
             found = _rows(db, last, *values)
         marks = [_mark(Key(row["lineage"], row["sha256"], row["reader"]), row) for row in found]

@@ -1,15 +1,13 @@
 """The routes of the page that trains: what was dropped or chosen is checked, trained on, and served.
 
-Knows requests, sessions and words; the work is in `jobs.py` and, in processes of their own, in `work.py`.
-Names of a reader's files stay in the session: neither the disk nor the log learns them.
+Knows requests, sessions and words; the work is in `train/`, most of it in processes of their own. Names of a
+reader's files stay in the session: neither the disk nor the log learns them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,98 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from ...core.errors import DataError
-from ...data.layouts import meaning
 from ..limits import Refused
 from ..sessions import Session, session_of
-from .jobs import BUSY, Checked, Child, Jobs
-from .normals import Source, folders_of, place_of, sets_in, told_apart
+from .train.asked import CheckAsked, RunAsked, StartAsked, methods
+from .train.child import Child
+from .train.jobs import BUSY, Checked, Jobs
+from .train.normals import Source, folders_of, folders_told, own_names, place_of, sets_in, told_apart
+from .train.runs import Runs
 
 if TYPE_CHECKING:
     from .base import Room
 
 IDLE = 900.0  # seconds without a request of its session after which what was checked is deleted
 _LOOK = 15.0  # seconds between two looks for that
-_NUMBERED = re.compile(r"\d{5}/\d{5}\.[a-z0-9.]+")  # a file of a drop
-_MOST_JSON = 2**24  # bytes of a model's JSON that a list of runs reads
-METHODS: dict[str, tuple[str, str]] = {  # of this package that need no weights from elsewhere: line, warning
-    "dia+": ("Compares with all normals in the features of a pretrained network; minutes. The default.", ""),
-    "dia": (
-        "The published method: learns to dissolve fine structure, then what is left of normals.",
-        "Trains two networks: on a processor without a GPU, about ten minutes for 1,000 small images and hours "
-        "for large ones. No heatmaps.",
-    ),
-    "csi": (
-        "Contrastive learning without dissolving; a baseline to compare with.",
-        "Trains a network: minutes for small images, hours for large ones without a GPU. No heatmaps.",
-    ),
-}
-
-
-class CheckAsked(BaseModel):
-    """What is to be looked at: a drop, a set, or once more what the session has.
-
-    Args:
-        drop: id of a drop.
-        data: name of a set.
-        folders: those that hold normals; all that do not say otherwise where None.
-        patients: whether each folder is one patient's.
-        method: that will be trained.
-        rate: of false alarms.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    drop: str | None = Field(None, max_length=100)
-    data: str | None = Field(None, max_length=300)
-    folders: list[str] | None = Field(None, max_length=5000)
-    patients: bool = False
-    method: str = Field("dia+", max_length=100)
-    rate: float = Field(0.05, gt=0, lt=1)
-
-
-class StartAsked(BaseModel):
-    """The training of what was checked.
-
-    Args:
-        name: of the run.
-        drop: the drop that was checked.
-        data: or the set.
-        method: as it was checked for.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=100)
-    drop: str | None = Field(None, max_length=100)
-    data: str | None = Field(None, max_length=300)
-    method: str | None = Field(None, max_length=100)
-
-
-class RunAsked(BaseModel):
-    """A run.
-
-    Args:
-        run: its name.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    run: str = Field(max_length=100)
 
 
 def _take(session: Session, id: str) -> Any:
     from .drops import Drops
 
     return Drops.of(session).take(id)
-
-
-def methods() -> list[dict[str, str]]:
-    """Returns the methods that can be trained here: this package's, and those that plug-ins brought."""
-    from ...detectors import registry
-
-    own = [{"name": n, "line": line, "warning": warning} for n, (line, warning) in METHODS.items()]
-    others = [n for n in registry.METHODS if n not in registry._BUILT_IN]
-    return own + [{"name": n, "line": "A method of a plug-in.", "warning": ""} for n in others]
 
 
 def routes(room: Room, take: Callable[[Session, str], Any] = _take) -> APIRouter:
@@ -224,7 +151,7 @@ class Training:
 
     def __init__(self, room: Room, jobs: Jobs, take: Callable[[Session, str], Any]):
         self.room, self.jobs, self._take = room, jobs, take
-        self._read: dict[Path, tuple[int, dict[str, Any]]] = {}  # models, by the time of their config.json
+        self._runs = Runs(jobs)
         self._offered: tuple[float, dict[str, tuple[str, str]]] = (-1e9, {})
         self._all: dict[int, Checked] = {}  # of all sessions, for the sweeper
 
@@ -256,6 +183,10 @@ class Training:
 
     def check(self, session: Session, asked: CheckAsked) -> None:
         """Begins to look at a drop, a set, or once more at what the session has.
+
+        Args:
+            session: who asks.
+            asked: for what.
 
         Raises:
             Refused: something else is under way, or there is no such drop, set, method or folder.
@@ -308,6 +239,10 @@ class Training:
     def start(self, session: Session, asked: StartAsked) -> None:
         """Begins a training.
 
+        Args:
+            session: who asks.
+            asked: for what.
+
         Raises:
             Refused: see `Jobs.start`; or what is asked for is not what was checked (409).
         """
@@ -315,10 +250,12 @@ class Training:
         self.jobs.check_name(asked.name)
         source = checked.source
         other = asked.data is not None and (source is None or source.name != asked.data)
-        if other or asked.drop is not None and (checked.drop is None or checked.drop.id != asked.drop):
+        if other or (asked.drop is not None and (checked.drop is None or checked.drop.id != asked.drop)):
             raise Refused(409, "have the images checked first")
         if asked.method is not None and checked.result is not None and asked.method != checked.method:
-            raise Refused(409, f"the images were checked for {checked.method}; check them for the other method")
+            raise Refused(
+                409, f"the images were checked for {checked.method}; check them for the other method"
+            )
         self.jobs.start(checked, asked.name)
 
     def stop(self, session: Session) -> None:
@@ -382,6 +319,10 @@ class Training:
     def thumb(self, session: Session, number: int) -> bytes:
         """Returns a picture of one of the session's dropped images, JPEG.
 
+        Args:
+            session: who asks.
+            number: of the picture, from 0.
+
         Raises:
             Refused: there is none (404).
         """
@@ -399,7 +340,8 @@ class Training:
         if time.monotonic() - self._offered[0] > 10:
             self._offered = time.monotonic(), sets_in(self.jobs.data_root)
         return {
-            "job": self._job(checked), "check": self._check(checked), "runs": self._runs(),
+            "job": self._job(checked), "check": self._check(checked),
+            "runs": self._runs.rows(self._serving()),
             "sets": [{"name": name, "about": about} for name, (about, _) in self._offered[1].items()],
             "methods": methods(), "data_root": self.jobs.data_root is not None,
             "model": self.room.current.there,
@@ -429,28 +371,27 @@ class Training:
             "state": "checking" if checked.child else "ready" if checked.result else "failed",
             "kind": source.kind, "name": source.name, "patients": source.patients,
             "method": checked.method, "rate": checked.rate,
-            "problem": _own_names(checked.problem, names) or None,
+            "problem": own_names(checked.problem, names) or None,
             "left_out": [list(p) for p in checked.drop.problems][:50] if checked.drop is not None else [],
         }  # fmt: skip
         if not (found := checked.result):
             return made
-        made |= {k: _own_names(found[k], names) for k in ("headline", "findings", "usable", "images", "kinds",
+        made |= {k: own_names(found[k], names) for k in ("headline", "findings", "usable", "images", "kinds",
                                                           "sizes", "size", "problems")}  # fmt: skip
         made["thumbs"] = len(found["thumbs"]) if checked.drop is not None else 0
-        made["folders"] = self._folders(source, names, found)
+        made["folders"] = folders_told(source, names, found)
         return made
 
-    def _folders(self, source: Source, names: Mapping[str, str], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if source.kind == "set":
-            chosen = (source.normal or "").split(",") if source.normal else None
-            return [{"id": name, "name": name, "images": n, "chosen": chosen is None or name in chosen,
-                     "meaning": told} for name, n, told in found["folders"]]  # fmt: skip
-        counted = dict.fromkeys(folders := folders_of(names), 0)
-        for own in names:
-            counted[own.partition("/")[0]] += 1
-        return [{"id": own, "name": folders[own] or "(loose files)", "images": n,
-                 "chosen": own not in source.leave_out,
-                 "meaning": meaning(Path(folders[own]).name)} for own, n in counted.items()]  # fmt: skip
+    def facts(self, run: str) -> dict[str, Any]:
+        """Returns the facts of a run.
+
+        Raises:
+            Refused: there is none (404); the name cannot be one (422).
+        """
+        self.jobs.check_name(run)
+        if (found := self._runs.facts(run, self._serving())) is None:
+            raise Refused(404, "there is no such run")
+        return found
 
     def _serving(self) -> str | None:
         try:
@@ -459,91 +400,6 @@ class Training:
             return None
         return run.name if run.parent == self.jobs.runs else None
 
-    def _runs(self) -> list[dict[str, Any]]:
-        serving = self._serving()
-        made = []
-        for name in self.jobs.names():
-            facts = self.jobs.facts(name)
-            state = self.jobs.state(name, facts)
-            model = self._model(name) if state == "done" else {}
-            about = facts or {}
-            source = about.get("source") or {}
-            made.append({
-                "name": name, "state": state, "serving": name == serving,
-                "method": model.get("method") or about.get("method"),
-                "normals": model.get("normals") or source.get("images") or None,
-                "of": source.get("name") or None,
-                "when": about.get("begun") or model.get("when"), "seconds": about.get("seconds"),
-                "rate": model.get("rate") or about.get("rate"), "threshold": model.get("threshold"),
-                "problem": about.get("problem") if state == "failed" else None,
-                "kept": self.jobs.normals_of(name).is_dir(), "report": self.jobs.report_of(name).is_file(),
-                "step": None,
-            })  # fmt: skip
-        return sorted(made, key=lambda run: run["when"] or "", reverse=True)
-
-    def _model(self, name: str) -> dict[str, Any]:
-        """Returns facts of a model folder, read once; none where it is damaged."""
-        from datetime import datetime
-
-        from ...detectors.calibration import Calibration
-
-        folder = self.jobs.runs / name
-        try:
-            file = folder / "config.json"
-            stamp = file.stat().st_mtime_ns
-            if (known := self._read.get(folder)) and known[0] == stamp:
-                return known[1]
-            if max(file.stat().st_size, (folder / "calibration.json").stat().st_size) > _MOST_JSON:
-                return {}
-            config = json.loads(file.read_bytes())
-            scores = json.loads((folder / "calibration.json").read_bytes())["held_out_normal_scores"]
-            rate = float(config["false_alarm_rate"])
-            calibration = Calibration.of(scores)
-            threshold = calibration.threshold(rate)
-            made = {
-                "method": str(config["method"]), "normals": int(config["n_train"]), "rate": rate,
-                "calibrated": len(scores), "threshold": threshold if threshold < float("inf") else None,
-                "few": calibration.too_few_for(rate), "shape": config["shape"],
-                "fit_seconds": config["fit_seconds"], "scores": calibration.scores.tolist(),
-                "versions": config["facts"].get("versions"), "device": config["facts"].get("device"),
-                "patients": config["facts"].get("patients"), "weights": config["facts"].get("weights"),
-                "when": datetime.fromtimestamp(stamp / 1e9).astimezone().isoformat(timespec="seconds"),
-            }  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        self._read[folder] = stamp, made
-        return made
-
-    def facts(self, run: str) -> dict[str, Any]:
-        """Returns the facts of a run, for its own report: what is known of it without any labelled image.
-
-        Raises:
-            Refused: there is none (404).
-        """
-        self.jobs.check_name(run)
-        rows = {row["name"]: row for row in self._runs()}
-        if run not in rows:
-            raise Refused(404, "there is no such run")
-        model = dict(self._model(run))
-        scores = model.pop("scores", [])
-        stage, curve = self.jobs.curve(run)
-        return {**rows[run], **model, "histogram": histogram(scores), "curve": curve, "curve_of": stage}
-
-
-def histogram(scores: list[float], bins: int = 30) -> list[list[float]]:
-    """Returns [from, to, count] of scores, in bins of equal width.
-
-    Args:
-        scores: ascending.
-        bins: how many.
-    """
-    import numpy as np
-
-    if not scores:
-        return []
-    counts, edges = np.histogram(scores, bins)
-    return [[float(a), float(b), int(n)] for a, b, n in zip(edges, edges[1:], counts, strict=True)]
-
 
 def _far(child: Child, moved: Mapping[str, Any]) -> str:
     if child.asked_to_stop:
@@ -551,22 +407,6 @@ def _far(child: Child, moved: Mapping[str, Any]) -> str:
     unit = f" {moved['unit']}" if moved["unit"] else ""
     far = f":{unit} {moved['step']} of {moved['steps']}" if moved["steps"] else ""
     return f"{moved['stage']}{far}"
-
-
-def _own_names(value: Any, names: Mapping[str, str]) -> Any:
-    """Puts a reader's own names in the place of a drop's numbers."""
-    if not names or not value:
-        return value
-    if isinstance(value, dict):
-        return {k: _own_names(v, names) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_own_names(v, names) for v in value]
-    if not isinstance(value, str):
-        return value
-    file, mark, number = value.partition("#")
-    if file in names:
-        return names[file] + mark + number
-    return _NUMBERED.sub(lambda m: names.get(m[0], m[0]), value)
 
 
 def _said(content: Any, status: int = 200) -> JSONResponse:

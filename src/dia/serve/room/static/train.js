@@ -228,7 +228,7 @@ function findings(check) {
     make("input", { type: "checkbox", checked: one.chosen, value: one.id, name: "folders" }),
     make("span", {}, make("b", {}, one.name), ` ${plural(one.images, "file")}${one.meaning === "anomalous" ? ": by its name, anomalies" : ""}`));
   const patients = make("input", { type: "checkbox", id: "patients", checked: check.patients });
-  const several = check.folders.length > 1;
+  const several = check.folders.length > 1 || check.folders.some((f) => f.meaning === "anomalous");
   return [
     make("p", { class: "headline", id: "headline" }, check.kind === "set" ? `${check.name}: ${check.headline}` : check.headline),
     thumbs.length > 0 && make("ul", { class: "thumbs", "aria-label": "some of the images" }, ...thumbs),

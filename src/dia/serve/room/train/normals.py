@@ -7,19 +7,21 @@ root, links included, and no other place can be named. Knows folders and how the
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import DataError
-from ...data.layouts import ANOMALOUS, Entry, MissingSplit, meaning
+from ....core.errors import DataError
+from ....data.layouts import ANOMALOUS, Entry, MissingSplit, meaning
 
 if TYPE_CHECKING:
-    from ...data.readers import Listing
+    from ....data.readers import Listing
 
 PHANTOM = "phantom"
 OUTSIDE = "it lies, or a file of it lies, outside the folder that --data-root names"
+_NUMBERED = re.compile(r"\d{5}/\d{5}\.[a-z0-9.]+")  # a file of a drop
 _NO_NORMALS = ("anomalous", "mask", "label")  # what the name of a folder may mean
 
 
@@ -64,8 +66,8 @@ class Source:
             MissingSplit: there is no such split.
             DataError: it cannot be read, or a file lies outside the data root.
         """
-        from ...data.datasets import open_listing
-        from ...data.options import ReadOptions
+        from ....data.datasets import open_listing
+        from ....data.options import ReadOptions
 
         options = ReadOptions(
             normal=self.normal, group_by="folder" if self.patients else None, skip_bad=True,
@@ -83,9 +85,7 @@ class Source:
         if self.kind == "set" and root and not all(map(within(root), found.files.values())):
             raise DataError(OUTSIDE)
         if self.leave_out:
-            found = replace(
-                found, entries=self._kept(found.entries), normals=self._kept(found.normals)
-            )
+            found = replace(found, entries=self._kept(found.entries), normals=self._kept(found.normals))
             if not found.entries:
                 raise DataError("all folders are left out: choose one that holds normals")
         return found
@@ -127,7 +127,7 @@ def sets_in(data_root: Path | None) -> dict[str, tuple[str, str]]:
     Args:
         data_root: the folder of sets; None for none, which leaves generated images.
     """
-    from ...data import datasets
+    from ....data import datasets
 
     found = {PHANTOM: ("generated images, to try the page", PHANTOM)}
     if data_root is None or not data_root.is_dir():
@@ -211,3 +211,44 @@ def _tells(folder: str) -> bool:
 def is_anomalous(entry: Entry) -> bool:
     """Returns whether an image is labelled anomalous."""
     return entry.label == ANOMALOUS
+
+
+def own_names(value: Any, names: Mapping[str, str]) -> Any:
+    """Puts a reader's own names in the place of a drop's numbers, in all texts of a result.
+
+    Args:
+        value: JSON.
+        names: of the files, as of `Drop`.
+    """
+    if not names or not value:
+        return value
+    if isinstance(value, dict):
+        return {k: own_names(v, names) for k, v in value.items()}
+    if isinstance(value, list):
+        return [own_names(v, names) for v in value]
+    if not isinstance(value, str):
+        return value
+    file, mark, number = value.partition("#")
+    if file in names:
+        return names[file] + mark + number
+    return _NUMBERED.sub(lambda m: names.get(m[0], m[0]), value)
+
+
+def folders_told(source: Source, names: Mapping[str, str], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the folders to choose from, each with `id`, `name`, `images`, `chosen` and what its name means.
+
+    Args:
+        source: as it was checked.
+        names: of a drop's files; none for a set.
+        found: of `checking.look`.
+    """
+    if source.kind == "set":
+        chosen = source.normal.split(",") if source.normal else None
+        return [{"id": name, "name": name, "images": n, "chosen": chosen is None or name in chosen,
+                 "meaning": told} for name, n, told in found["folders"]]  # fmt: skip
+    counted = dict.fromkeys(folders := folders_of(names), 0)
+    for own in names:
+        counted[own.partition("/")[0]] += 1
+    return [{"id": own, "name": folders[own] or "(loose files)", "images": n,
+             "chosen": own not in source.leave_out, "meaning": "anomalous" if _tells(folders[own]) else ""}
+            for own, n in counted.items()]  # fmt: skip

@@ -20,11 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import DataError, TrainingError, printable, system_error
-from ...core.running import stopping
-from ...core.running.progress import Bar, watched
-from ...core.running.threads import govern
-from ..alone import alone
+from ....core.errors import DataError, TrainingError, printable, system_error
+from ....core.running import stopping
+from ....core.running.progress import Bar, watched
+from ....core.running.threads import govern
+from ...alone import alone
 from .normals import Source, place_of
 
 PRESET = "cpu"  # or gpu, where there is one
@@ -59,7 +59,9 @@ class Answers:
         if bar.title == self._told[1] and now - self._told[0] < _EVERY and done != bar.total:
             return
         self._told = now, bar.title
-        title = "Reading the images" if bar.title.startswith("Reading ") else bar.title  # without their folder
+        title = (
+            "Reading the images" if bar.title.startswith("Reading ") else bar.title
+        )  # without their folder
         self.say(stage=title, done=done, total=bar.total, unit=bar.unit)
 
 
@@ -72,8 +74,8 @@ def preset() -> str:
 
 def check(job: Mapping[str, Any]) -> dict[str, Any]:
     """Looks at the images of a job; returns what `checking.look` found."""
-    from ...detectors.presets import longest_side
-    from ...detectors.registry import detector_class
+    from ....detectors.presets import longest_side
+    from ....detectors.registry import detector_class
     from .checking import look
 
     cls, source = detector_class(job["method"]), Source.of(job["source"])
@@ -85,10 +87,10 @@ def check(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def fit(job: Mapping[str, Any]) -> dict[str, Any]:
     """Trains the model of a job, or goes on with it; returns facts of the model."""
-    from ...benchmark.fitting import fit_into
-    from ...core.storage import Owner
-    from ...detectors.presets import longest_side, settings
-    from ...detectors.registry import detector_class
+    from ....benchmark.fitting import fit_into
+    from ....core.storage import Owner
+    from ....detectors.presets import longest_side, settings
+    from ....detectors.registry import detector_class
 
     cls, source, target = detector_class(job["method"]), Source.of(job["source"]), Path(job["target"])
     with Owner(target) as owner:
@@ -106,18 +108,18 @@ def fit(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def report(job: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the report page of a model on the labelled test images of its set, where it has such."""
-    from ...data.layouts import MissingSplit
-    from ...detectors import Detector
-    from ...evaluate.unseen import unseen
-    from ...report.gather import compare_trivial, write_run_report
+    from ....data.layouts import MissingSplit
+    from ....detectors import Detector
+    from ....evaluate.unseen import unseen
+    from ....report.gather import compare_trivial, write_run_report
 
     source, target = Source.of(job["source"]), Path(job["target"])
     if source.kind != "set":
         return {}
     place, detector = _place(job, source), Detector.load(target)
     (h, w, _), read = detector.shape_, detector.facts_["read"]
-    from ...data.datasets import open_data
-    from ...data.options import ReadOptions
+    from ....data.datasets import open_data
+    from ....data.options import ReadOptions
 
     options = ReadOptions(normal=source.normal, skip_bad=True, progress=True)
     try:
@@ -127,7 +129,9 @@ def report(job: Mapping[str, Any]) -> dict[str, Any]:
     found = unseen(detector, test).images
     if found.labels is None or not 0 < found.labels.sum() < len(found):
         return {}
-    train = open_data(place, read["split"], job["data_root"], options.as_fitted(detector.facts_, (h, w, found.shape[2])))
+    train = open_data(
+        place, read["split"], job["data_root"], options.as_fitted(detector.facts_, (h, w, found.shape[2]))
+    )
     rows = compare_trivial(train.normals(), found, detector.seed)
     page = Path(job["page"])
     new = page.with_suffix(".part")

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...core.errors import DataError
-from ...core.running.progress import Bar
-from ...data.imageset import ImageSet
-from ...data.layouts import MissingSplit, meaning
-from ...data.readers import Listing
+from ....core.errors import DataError
+from ....core.running.progress import Bar
+from ....data.imageset import ImageSet
+from ....data.layouts import MissingSplit, meaning
+from ....data.readers import Listing
 from .normals import Source, is_anomalous
 
 THUMBS, SIDE = 12, 96  # pictures that are shown, and the longer side of each, in pixels
@@ -30,7 +30,9 @@ _SHOWN = 8  # examples of a finding
 _PROBLEMS = 50  # files that could not be read, named at most
 
 
-def look(source: Source, place: str, data_root: str | None, cls: Any, rate: float, most: int) -> dict[str, Any]:
+def look(
+    source: Source, place: str, data_root: str | None, cls: Any, rate: float, most: int
+) -> dict[str, Any]:
     """Looks at all images of a source.
 
     Args:
@@ -42,10 +44,10 @@ def look(source: Source, place: str, data_root: str | None, cls: Any, rate: floa
         most: pixels of the longer side, to which the method's images are shrunk.
 
     Returns:
-        `usable`, `headline`, `findings` (each `kind`: good, note, warn or stop, `words`, and `examples`, pairs
-        or single names), `images` (normals to train on), `kinds`, `sizes` ([height, width, images]), `size`
-        (to which they have to be resized; None), `folders` ([name, images, meaning]), `problems` ([name,
-        line]) and `thumbs` (JPEG files in base64).
+        `usable`, `headline`, `findings` (each `kind`: good, note, warn or stop, `words`, and `examples`,
+        pairs or single names), `images` (normals to train on), `kinds`, `sizes` ([height, width, images]),
+        `size` (to which they have to be resized; None), `folders` ([name, images, meaning]),
+        `problems` ([name, line]) and `thumbs` (JPEG files in base64).
 
     Raises:
         DataError: nothing of it can be read.
@@ -56,7 +58,7 @@ def look(source: Source, place: str, data_root: str | None, cls: Any, rate: floa
         first = f": {problems[0][1]}" if problems else ""
         raise DataError(f"none of {len(listing)} files could be read{first}")
     found: dict[str, Any] = {
-        "kinds": dict(Counter(e.kind for e in listing.entries if not is_anomalous(e))) or {"npz": len(listing)},
+        "kinds": dict(Counter(e.kind for e in listing.entries if not is_anomalous(e))) or {"npz": 0},
         "sizes": [[h, w, n] for (h, w), n in sizes.most_common(_SHOWN)],
         "size": None if len(sizes) == 1 else common_size(sizes, most),
         "folders": _folders(source, listing), "problems": problems[:_PROBLEMS], "thumbs": thumbs,
@@ -143,8 +145,8 @@ def _words(
     spans: Sequence[float], listing: Listing,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Says what was found, the worst last where that is a reason to stop."""
-    from ...detectors.calibration import fewest_for
-    from ...evaluate.quality import check
+    from ....detectors.calibration import fewest_for
+    from ....evaluate.quality import check
 
     with Bar("Looking for copies"):
         facts = check({name: images for name, images in sets.items() if len(images)})
@@ -158,16 +160,15 @@ def _words(
     kinds = f"{n} normal image{'s' * (n != 1)} ({', '.join(KINDS.get(k, k) for k in found['kinds'])})"
     (h, w), shape = found["sizes"][0][:2], normals.shape
     if n_sizes > 1:
-        say("note", f"{kinds}; {colour}, of {n_sizes} sizes (most often {w} × {h} pixels). All are resized to "
-            f"{shape[1]} × {shape[0]}: look whether very long or wide ones should stay out.")  # fmt: skip
+        say("note", f"{kinds}; {colour}, of {n_sizes} sizes (most often {w} × {h} pixels). All are resized "
+            f"to {shape[1]} × {shape[0]}: look whether very long or wide ones should stay out.")  # fmt: skip
     else:
         shrunk = f", shrunk to {shape[1]} × {shape[0]}" if (h, w) != shape[:2] else ""
         say("good", f"{kinds}; {colour}, all of {w} × {h} pixels{shrunk}.")
-    if levels := listing.reading.levels:
-        if ":" in levels:
-            black, white = (float(v) for v in levels.split(":")[:2])
-            say("note", f"More than 8 bits: black is {black:g} and white {white:g}, learned from these images "
-                "and kept in the model.")  # fmt: skip
+    if (levels := listing.reading.levels) and ":" in levels:
+        black, white = (float(v) for v in levels.split(":")[:2])
+        say("note", f"More than 8 bits: black is {black:g} and white {white:g}, learned from these images "
+            "and kept in the model.")  # fmt: skip
     if spans and float(np.median(spans)) < 24:
         say("warn", "The images show hardly any contrast. Were they exported with the wrong window?")
     if train["anomalous"]:
@@ -179,8 +180,8 @@ def _words(
     if train.get("patients"):
         say("good", f"{train['patients']} patients; no patient is judged by images of their own.")
     else:
-        say("note", "Patients are not known. If several images are of one patient, put each patient's into a "
-            "folder of their own and tick “one folder is one patient”: p-values are too small otherwise.")  # fmt: skip
+        say("note", "Patients are not known. If some have several images, put each patient's into a folder "
+            "of their own and tick “one folder is one patient”; else p-values are too small.")  # fmt: skip
     _say_splits(say, facts, sets, listing)
     if n < cls.fewest:
         say("stop", f"{n} normal image{'s' * (n != 1)}: {cls.method} needs at least {cls.fewest}. Add more.")
@@ -224,8 +225,9 @@ def _say_copies(say: Any, facts: Mapping[str, Any], n: int) -> None:
     alike = near["images"] - same
     if alike > 0:
         pairs = [[p["earlier"]["name"], p["image"]["name"]] for p in near["pairs"] if p["distance"] > 0]
-        say("warn" if alike > n / 10 else "note", f"{alike} {'is' if alike == 1 else 'are'} nearly the same as "
-            "another: perhaps saved twice, or of one patient.", pairs)  # fmt: skip
+        are = "is" if alike == 1 else "are"
+        say("warn" if alike > n / 10 else "note", f"{alike} {are} nearly the same as another: perhaps saved "
+            "twice, or of one patient.", pairs)  # fmt: skip
     if not same and alike <= 0:
         say("good", "No copies and no near-duplicates among them.")
 
@@ -236,7 +238,10 @@ def _say_splits(say: Any, facts: Mapping[str, Any], sets: Mapping[str, ImageSet]
             continue
         of = facts["splits"][split]
         sick = f", {of['anomalous']} of them anomalous" if of["anomalous"] else ""
-        say("note", f"{of['images']} images for {'tuning' if split == 'val' else 'testing'} are left alone{sick}.")
+        say(
+            "note",
+            f"{of['images']} images for {'tuning' if split == 'val' else 'testing'} are left alone{sick}.",
+        )
     leaks = sum(leak["images"] for leak in facts["leaks"])
     if leaks:
         say("warn", f"{leaks} images are both among those to train on and those to test on: a test on them "
@@ -246,4 +251,3 @@ def _say_splits(say: Any, facts: Mapping[str, Any], sets: Mapping[str, ImageSet]
         say("warn", f"{shared} patients have images on both sides, to train on and to test on.")
     if listing.set_aside:
         say("note", f"{listing.set_aside} normal images are set aside, to judge the model on.")
-
