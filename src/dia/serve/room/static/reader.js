@@ -96,7 +96,8 @@ export class Reader {
     this.viewer.clear();
     this.slices = new Slices(detail, heats, (k, got) => this._ready(k, got), (error) => this._failed(error));
     this.fresh = true;
-    el("blank").hidden = true;
+    delete el("stage").dataset.shown;
+    el("blank").hidden = el("wait").hidden = true;
     el("heat-tools").hidden = !heats;
     this._presets(detail);
     const many = detail.images > 1;
@@ -107,8 +108,16 @@ export class Reader {
     this.go(slice, true);
   }
 
+  /** Shows that an image is on its way. */
+  wait() {
+    this.close();
+    el("blank").hidden = true;
+    el("wait").hidden = false;
+  }
+
   /** Shows nothing. */
   close() {
+    delete el("stage").dataset.shown;
     this.slices?.close();
     Object.assign(this, { detail: null, slices: null });
     this.viewer.clear();

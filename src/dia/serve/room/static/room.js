@@ -10,7 +10,7 @@ import { Reader } from "./reader.js";
 import { Teach } from "./teach.js";
 import { last, make, Worklist } from "./worklist.js";
 
-const SOON = 1000, SELDOM = 20_000, SETTLED = 120; // ms
+const SOON = 1000, SELDOM = 20_000, SETTLED = 120, SLOW = 200; // ms
 const MOST_RATE = 0.5;
 const el = (id) => document.getElementById(id);
 const room = { state: null, rate: 0.05, threshold: null, version: null, progress: null, detail: null, mark: null, findings: null };
@@ -195,17 +195,27 @@ async function open(id, byHand = false) {
   list.select(id, byHand && document.activeElement?.closest?.("#rows") !== null);
   if (room.detail?.id === id && !opening) return;
   marks.flush();
+  const hurried = opening !== null; // a key held down passes images by
+  opening?.abort();
   const mine = (opening = new AbortController());
-  let detail;
+  room.detail = null; // no mark goes to an image that is left, nor to one that is not seen yet
+  const slow = setTimeout(() => reader.wait(), SLOW);
   try {
-    detail = await get(`/room/cases/${encodeURIComponent(id)}`, mine.signal);
+    if (hurried) await new Promise((yes) => setTimeout(yes, SETTLED));
+    if (mine !== opening) return;
+    const detail = await get(`/room/cases/${encodeURIComponent(id)}`, mine.signal);
+    if (mine !== opening) return;
+    opening = null;
+    show(detail);
   } catch (error) {
-    if (mine === opening) { opening = null; if (error.status > 401) trouble(`This image cannot be opened: ${error.message}`); }
-    return;
+    if (mine !== opening) return;
+    opening = null;
+    close();
+    list.select(id);
+    if (error.status > 401) trouble(`This image cannot be opened: ${error.message}`);
+  } finally {
+    clearTimeout(slow);
   }
-  if (mine !== opening) return; // another was opened meanwhile
-  opening = null;
-  show(detail);
 }
 
 function reopen() {
@@ -310,7 +320,7 @@ function listed(id, mark) {
 }
 
 function verdict(which) {
-  if (!room.detail) return;
+  if (!room.detail) { say("No image is open yet."); return; }
   change({ verdict: which });
   const words = meaning(which, flagged(room.detail));
   say(`${which}${words ? `: ${words}` : ""}`);
@@ -356,7 +366,7 @@ for (const button of el("verdicts").querySelectorAll("[data-verdict]")) button.a
 el("undo").addEventListener("click", undo);
 el("next").addEventListener("click", () => open(list.beside(1)));
 el("previous").addEventListener("click", () => open(list.beside(-1)));
-document.addEventListener("reader", () => { poll(); reopen(); teach.refresh(); });
+document.addEventListener("reader", () => { room.version = null; poll(); reopen(); teach.refresh(); });
 
 function worth() {
   const next = list.cases.filter((c) => c.next !== null && c.next !== undefined && c.id !== room.detail?.id).sort((a, b) => a.next - b.next)[0];
@@ -469,7 +479,7 @@ keys(el("keys-list"), {
   normals: () => reader.besides(reader.mode === "normals" ? "" : "normals"), dissolved: () => reader.besides(reader.mode === "dissolved" ? "" : "dissolved"),
   dissolve: (e) => reader.dissolve(e.key === "[" ? -25 : 25), help: () => el("keys").showModal(),
   enter: () => { if (reader.tool !== "box") return false; v.addBox(); return true; },
-  escape: () => { if (v.selected >= 0) v.select(-1); else if (reader.tool !== "move") reader.use("move"); else choosing(null); },
+  escape: () => { if (el("more").open) { el("more").open = false; el("more").firstElementChild.focus(); } else if (v.selected >= 0) v.select(-1); else if (reader.tool !== "move") reader.use("move"); else choosing(null); },
 });
 
 start();
