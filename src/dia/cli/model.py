@@ -266,27 +266,30 @@ def push(
 
 
 def serve(
-    model: Model,
+    run: str | None = None,
     *,
+    device: Device,
     host: str = "127.0.0.1",
     port: int = 7860,
     token: str | None = None,
     allow_open: bool = False,
     allowed_hosts: list[str] | None = None,
     page: bool = True,
-    store: str = "reviews.sqlite",
+    store: str = "marks.sqlite",
+    runs: str = "runs",
     normals: str | None = None,
     root: DataRoot,
     limits: Limits,
 ) -> None:
-    """Open the review page and the HTTP service of a fitted model, until Ctrl-C.
+    """Open the reading room and the HTTP service of a fitted model, until Ctrl-C.
 
-    The page is at http://HOST:PORT/, the documentation of the service at /docs. Nothing is loaded from the
-    network, and only this machine can reach it unless --host says otherwise. Marks and notes of the page go
-    to one SQLite file (--store).
+    The page is at http://HOST:PORT/; without a model it opens where you train one. The documentation of the
+    service is at /docs. Nothing is loaded from the network, and only this machine can reach it unless --host
+    says otherwise. Marks and notes of the page go to one SQLite file (--store).
 
     Args:
-        model: what to serve.
+        run: a folder written by `dia fit`; default: none, to train one on the page
+        device: where to compute.
         host: address to listen at; default: this machine alone
         port: 0 for any that is free
         token: password of page and service; better set DIA_TOKEN, as all users of the machine can see
@@ -294,22 +297,24 @@ def serve(
         allow_open: listen beyond this machine without a token
         allowed_hosts: further host names by which clients may call the service, such as a proxy's
         page: whether to open the page; false leaves the HTTP service alone
-        store: file of the page's reviews
+        store: file of the page's marks
+        runs: folder for the models that are trained on the page
         normals: the training images, for neighbours and the colour scale, as a path or known set; default:
             where you fitted it, or the known set that it names
-        root: where the training images are.
+        root: where the training images are; the page offers what lies there for a training.
         limits: limits above which requests are refused.
 
     Examples:
         dia serve runs/mine
+        dia serve
         dia serve runs/mine --port 8080 --store marks.sqlite --normals scans/normal
         DIA_TOKEN=secret dia serve runs/mine --host 0.0.0.0 --page false
     """
     from ..serve.server import serve as open_service
 
     open_service(
-        model.run, host=host, port=port, device=model.device,
+        run, host=host, port=port, device=device.device,
         token=os.environ.get("DIA_TOKEN") if token is None else token, allow_open=allow_open,
-        hosts=allowed_hosts, page=page, store=store, normals=normals, data_root=root.data_root, limits=limits,
-        say=remark,
+        hosts=allowed_hosts, page=page, store=store, runs=runs, normals=normals, data_root=root.data_root,
+        limits=limits, say=remark,
     )  # fmt: skip
