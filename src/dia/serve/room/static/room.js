@@ -54,6 +54,8 @@ el("trouble-retry").addEventListener("click", () => { trouble(null); if (room.st
 
 async function refreshState() {
   room.state = await get("/room/state");
+  const { model } = room.state;
+  if (model) el("model").textContent = [`${model.method}, fitted on ${model.n_train} normals`, model.taught && `taught with ${model.taught.marks} marks`].filter(Boolean).join(", ");
   reader.offers(room.state);
   judge();
 }
@@ -62,6 +64,11 @@ async function start() {
   try {
     await refreshState();
   } catch (error) {
+    if (error.status === 503) { // the model is being loaded
+      el("list-loading").textContent = error.message;
+      setTimeout(start, SOON);
+      return;
+    }
     el("list-loading").textContent = error.status === 409 ? "No model is served yet. Train one first." : "The list could not be loaded.";
     if (error.status === 409) el("list-loading").append(" ", make("a", { href: "/train", text: "To the training page" }));
     else if (error.status) trouble(error.message);
@@ -71,8 +78,6 @@ async function start() {
   await setRate(room.rate);
   await poll();
   teach.refresh();
-  const wanted = /^#c=(.+)$/.exec(location.hash)?.[1];
-  if (wanted && list.byId?.has(decodeURIComponent(wanted))) open(decodeURIComponent(wanted));
 }
 
 let timer = null, asking = null;
@@ -112,12 +117,16 @@ function showList({ version, progress, drift, cases }) {
   el("drift").textContent = drift?.words ?? "";
   el("drift").className = `notice ${drift?.alarm ? "bad" : "calm"}`;
   if (room.detail && !list.byId.has(room.detail.id)) close();
-  else if (room.detail) room.detail = { ...room.detail, next: list.byId.get(room.detail.id).next };
+  else if (room.detail && list.byId.get(room.detail.id).score !== room.detail.score) reopen(); // another model scored it
   if (was && !was.done && progress.done) {
     say(`${progress.scored} images scored, ${cases.filter(flagged).length} flagged.`);
     teach.refresh();
   }
-  if (any && !room.detail && !opening && innerWidth >= 700 && progress.done) open(list.seen[0]?.id);
+  if (any && !room.detail && !opening && progress.done) {
+    const before = decodeURIComponent(location.hash.slice(3)); // as the page was left
+    if (list.byId.has(before)) open(before);
+    else if (innerWidth >= 700) open(list.seen[0]?.id);
+  }
 }
 
 function showProgress(p) {

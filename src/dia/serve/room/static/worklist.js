@@ -70,7 +70,7 @@ export class Worklist {
 
   setFilter(show) {
     this.show = show;
-    if (show === "next") this.sort = "next";
+    if (show === "next") Object.assign(this, { sort: "next", down: true });
     else if (this.sort === "next") Object.assign(this, { sort: "score", down: true });
     this.arrange();
   }
