@@ -198,7 +198,7 @@ export class Worklist {
     dot.style.left = at(c.score);
     cut.hidden = this.threshold === null;
     cut.style.left = at(this.threshold ?? 0);
-    score.textContent = short(c.score);
+    score.replaceChildren(short(c.score), make("small", { "aria-hidden": "true", text: `p ${pShort(c.p_value)}` })); // where there is no room for the column
     p.textContent = pShort(c.p_value);
     flag.replaceChildren(...(flagged ? [sign("⚑", "flagged")] : []));
     const mine = c.mark?.verdict;
