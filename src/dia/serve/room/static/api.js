@@ -14,7 +14,9 @@ const listeners = new Set();
 export const onTrouble = (hear) => listeners.add(hear);
 const tell = (trouble) => listeners.forEach((hear) => hear(trouble));
 
-async function answer(path, options) {
+const TRIES = 6, PAUSE = 400; // of what is only asked for, while pictures are being made
+
+async function answer(path, options, tries = TRIES) {
   let got;
   try {
     got = await fetch(path, { credentials: "same-origin", ...options });
@@ -31,6 +33,11 @@ async function answer(path, options) {
   }
   tell(null);
   if (got.ok) return got;
+  if (got.status === 503 && tries > 1 && (options.method ?? "GET") === "GET") {
+    await new Promise((yes) => setTimeout(yes, PAUSE));
+    options.signal?.throwIfAborted();
+    return answer(path, options, tries - 1);
+  }
   const line = await got.json().then((said) => said.detail, () => null);
   throw new Failed(got.status, typeof line === "string" ? line : `The server answered ${got.status}.`);
 }

@@ -9,6 +9,7 @@ import { Strip } from "./strip.js";
 import { Viewer } from "./viewer.js";
 import { last, make, pShort, short } from "./worklist.js";
 
+const THUMB = 88; // pixels
 const SETTLED = 160; // ms without another slice or t until what stands beside is asked for
 const el = (id) => document.getElementById(id);
 
@@ -273,21 +274,22 @@ export class Reader {
   async _normals(path, signal) {
     if (this.normals?.path !== path) {
       const { normals, why } = await get(`${path}/nearest`, signal);
-      this.normals = { path, list: normals, why };
-      this.near = Math.min(this.near, Math.max(normals.length - 1, 0));
+      const list = await Promise.all(normals.map(async (n) => ({ ...n, picture: await picture(n.url, signal) })));
+      this.normals = { path, list, why: why ?? "" };
+      this.near = Math.min(this.near, Math.max(list.length - 1, 0));
       this._thumbs();
     }
-    const chosen = this.normals.list[this.near];
-    if (chosen && !chosen.picture) chosen.picture = await picture(chosen.url, signal);
     this._tiles();
   }
 
   _thumbs() {
     const { list, why } = this.normals;
     el("why-none").textContent = why;
-    el("thumbs").replaceChildren(...list.map(({ url, distance }, i) => {
+    el("thumbs").replaceChildren(...list.map(({ picture: small, distance }, i) => {
       const button = make("button", { type: "button", role: "radio", "aria-label": `Normal ${i + 1}, distance ${short(distance)}`, title: `distance ${short(distance)}` },
-        make("img", { src: url, alt: "", width: 44, height: 44 }));
+        make("canvas", { width: THUMB, height: THUMB, "aria-hidden": "true" }));
+      const fit = THUMB / Math.max(small.width, small.height);
+      button.firstChild.getContext("2d").drawImage(small, 0, 0, small.width * fit, small.height * fit);
       button.addEventListener("click", () => this.nearest(i));
       return button;
     }));
@@ -300,7 +302,6 @@ export class Reader {
     this.near = i;
     choose(el("thumbs"), el("thumbs").children[i]);
     this._tiles();
-    this._later(0);
   }
 
   async _dissolve(path, signal) {

@@ -169,7 +169,7 @@ async function setRate(rate) {
     const said = await get(`/room/threshold?rate=${rate}`);
     if (mine !== rating) return;
     Object.assign(room, { threshold: said.threshold, smallest: said.smallest });
-    el("rate-words").textContent = said.words ?? "";
+    el("rate-words").textContent = said.words ? `${said.words[0].toUpperCase()}${said.words.slice(1)}.` : "";
     el("rate").value = placeOf(rate);
     judge();
     if (room.detail) loadFindings();
@@ -188,7 +188,7 @@ el("rate").addEventListener("input", () => {
 /** Flags all anew, and draws what hangs on it. */
 function judge() {
   const scores = list.cases.map((c) => c.score);
-  Object.assign(list, { threshold: room.threshold, rate: room.rate, scale: scaleOf(normals(), scores) });
+  Object.assign(list, { threshold: room.threshold, scale: scaleOf(normals(), scores) });
   list.arrange();
   histogram(el("histogram"), { normals: normals(), scores, scale: list.scale, threshold: room.threshold, open: room.detail?.score ?? null });
   reader.judge();
@@ -239,7 +239,7 @@ function show(detail) {
   const { heat_scale: scale, colours } = room.state;
   panel.many = detail.images > 1;
   panel.findings(null, true);
-  reader.show(detail, detail.worst ?? 0, scale && colours ? { scale, colours } : null);
+  reader.show(detail, detail.worst ?? 0, detail.heat !== false && scale ? { scale, colours } : null);
   takeMark(detail.marks.find((m) => m.mine) ?? null, detail.history, true);
   const others = detail.marks.filter((m) => !m.mine);
   panel.others(others);
@@ -354,6 +354,7 @@ let teaching = null;
 async function undo() {
   const { detail } = room;
   if (!detail) return;
+  if (!detail.history && !marks.unsaved) { say("Nothing to undo."); return; }
   try {
     const answer = await marks.undo(detail.id);
     if (!answer) return;

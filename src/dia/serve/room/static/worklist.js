@@ -43,7 +43,7 @@ const ORDERS = { // each ascending
 export class Worklist {
   /** `parts`: {box, body, none, filter, search, heads}: elements. `open(id)`: opens a case. */
   constructor(parts, open) {
-    Object.assign(this, { ...parts, open, cases: [], seen: [], current: null, sort: "score", down: true, show: "all", rate: 0.05 });
+    Object.assign(this, { ...parts, open, cases: [], seen: [], current: null, sort: "score", down: true, show: "all" });
     this.threshold = null;
     this.scale = [0, 1, 0, 1]; // ends of the bars, and of the normals' scores
     this.rows = new Map();
@@ -63,9 +63,9 @@ export class Worklist {
     });
   }
 
-  /** Whether a case is flagged at the rate in use. */
+  /** Whether a case, or a slice, is flagged at the rate in use. */
   flagged(c) {
-    return this.threshold !== null && (c.p_value !== null && c.p_value !== undefined ? c.p_value <= this.rate + 1e-12 : c.score > this.threshold);
+    return this.threshold !== null && c.score > this.threshold;
   }
 
   setFilter(show) {
