@@ -13,6 +13,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .room.base import Room
 
 _MULTIPART = Form(media_type="multipart/form-data")
+_TAGS: list[str | Enum] = ["service"]
 _SWEEP = 60.0  # seconds between two looks for sessions that have ended
 
 
@@ -170,7 +172,7 @@ def add_parts(app: FastAPI, room: Room) -> None:
     from .room import reading, teaching, training
 
     for part in (reading, teaching, training):
-        app.include_router(part.routes(room), responses=_ROOM)
+        app.include_router(part.routes(room), responses=_ROOM, tags=["reading room"])
 
 
 async def _sweep(room: Room) -> None:
@@ -201,7 +203,7 @@ def _add_service(
         work.thread = threads.submit(make, work.deadline)
         return await asyncio.wrap_future(work.thread)
 
-    @app.post("/score", response_model=ScoreAnswer, responses=_PROBLEMS, dependencies=needs)
+    @app.post("/score", response_model=ScoreAnswer, responses=_PROBLEMS, dependencies=needs, tags=_TAGS)
     async def score(request: Request, form: Annotated[ScoreForm, _MULTIPART]) -> Response:
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
@@ -234,7 +236,7 @@ def _add_service(
 
         return await in_thread(request, make)
 
-    @app.post("/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs)
+    @app.post("/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs, tags=_TAGS)
     async def dissolve(request: Request, form: Annotated[DissolveForm, _MULTIPART]) -> Response:
         """Dissolves images: as JSON, or as a zip of PNGs with `Accept: application/zip`."""
         _check_query(request)
@@ -262,12 +264,12 @@ def _add_service(
 
         return await in_thread(request, make)
 
-    @app.get("/model", dependencies=needs, responses=_MODEL)
+    @app.get("/model", dependencies=needs, responses=_MODEL, tags=_TAGS)
     async def model(request: Request) -> dict[str, Any]:
         """Facts of the model; and the limits of the service."""
         return {**request.state.served.inferencer.about(), "limits": vars(limits)}
 
-    @app.get("/health", response_model=Health, responses=_HEALTH)
+    @app.get("/health", response_model=Health, responses=_HEALTH, tags=_TAGS)
     async def health(response: Response) -> Health:
         """Returns state and load of the service. Needs no token."""
         served = current.served

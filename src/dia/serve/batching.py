@@ -12,13 +12,17 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..deploy.predictor import Verdict
 from .limits import STOPPING, Deadline, Limits, Refused
 
-Score = Callable[[np.ndarray, bool], Verdict]  # images (N, H, W, C) uint8, with heatmaps or without
+if TYPE_CHECKING:
+    from ..deploy.predictor import Verdict  # which imports torch
+
+Score = Callable[[np.ndarray, bool], "Verdict"]  # images (N, H, W, C) uint8, with heatmaps or without
 
 
 class _Job:
@@ -92,7 +96,8 @@ class Batcher:
             raise deadline.late() from None
         scores, p_values, maps = zip(*((p.scores, p.p_values, p.heatmaps) for p in job.parts), strict=True)
         joined = None if maps[0] is None else np.concatenate(maps)
-        return Verdict(np.concatenate(scores), np.concatenate(p_values), joined)
+        whole = {"scores": np.concatenate(scores), "p_values": np.concatenate(p_values), "heatmaps": joined}
+        return replace(job.parts[0], **whole)
 
     def close(self) -> None:
         """Ends the thread; requests that wait are refused."""
@@ -166,6 +171,7 @@ class Batcher:
         for job, part in batch:
             here = slice(start, start := start + part.stop - part.start)
             maps = None if verdict.heatmaps is None else verdict.heatmaps[here]
-            job.parts.append(Verdict(verdict.scores[here], verdict.p_values[here], maps))
+            own = {"scores": verdict.scores[here], "p_values": verdict.p_values[here], "heatmaps": maps}
+            job.parts.append(replace(verdict, **own))
             if part.stop == len(job.images):
                 job.future.set_result(None)

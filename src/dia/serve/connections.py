@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST = 1000  # connections at a time, where the limit on open files allows as many
 HEAD, ANSWER, LINGER = 20.0, 20.0, 2.0  # seconds for a whole head; for 64 kB of an answer; after a refusal
 PIECE = 1 << 16  # bytes of an answer that are handed over at a time
+_FORGOTTEN = 32 << 20  # bytes that are taken and forgotten after a refusal
 _FILES = 8192  # open files wanted for all
 
 
@@ -127,7 +128,7 @@ class Connection(asyncio.Protocol):
         own.loaded_app = self._asked
         self._app, self._all, self._inner = config.loaded_app, all_, H11Protocol(own, *rest)
         self.address, self.state, self.since, self.trusted = "", "head", all_.clock(), False
-        self._begun, self._requests = False, 0
+        self._begun, self._requests, self._forgotten = False, 0, 0
 
     def _now(self, state: str) -> None:
         self.state, self.since = state, self._all.clock()
@@ -142,8 +143,11 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
-        if self.state == "linger":
-            return  # nobody wants it
+        if self.state == "linger":  # nobody wants it
+            self._forgotten += len(data)
+            if self._forgotten > _FORGOTTEN:
+                self.abort()
+            return
         if self.state == "head" and not self._begun:  # from here on, however many bytes come
             self._begun = True
             self._now("head")

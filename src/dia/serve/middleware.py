@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -192,7 +193,8 @@ class Guard:
             if body.refused:
                 raise body.refused
         except TimeoutError:
-            raise (body.refused or work.deadline.late()) from None
+            arriving = upload and not body.complete
+            raise (body.refused or (body.late() if arriving else work.deadline.late())) from None
         finally:
             reply.begun = lambda: None
             if upload:
@@ -299,8 +301,8 @@ def _place(scope: Scope, path: str) -> str:
 def _frames(error: BaseException) -> str:
     """Where an error comes from, and its kind: its words may be a file's name, or a patient's."""
     why = f" ({error.strerror})" if isinstance(error, OSError) else ""
-    lines = "".join(traceback.format_tb(error.__traceback__)[-12:])
-    return f"{type(error).__name__}{why}\n{lines}".rstrip()
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return f"{type(error).__name__}{why} at " + " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
 
 
 class Counter:
@@ -364,8 +366,7 @@ class Body:
             async with asyncio.timeout(self._deadline.left()):
                 message = await self._receive()
         except TimeoutError:
-            seconds = self._deadline.seconds
-            self.refused = Refused(408, f"the request did not arrive within {seconds:g} seconds")
+            self.refused = self.late()
             raise self.refused from None
         if message["type"] == "http.request":
             self._count += len(message.get("body", b""))
@@ -375,8 +376,12 @@ class Body:
                 raise self.refused
         return message
 
+    def late(self) -> Refused:
+        """Returns the refusal of what did not come in time."""
+        return Refused(408, f"the request did not arrive within {self._deadline.seconds:g} seconds")
+
     def _too_large(self) -> Refused:
-        if self._most < 1e6:
+        if self._most < 1e5:
             return Refused(413, f"more than {self._most / 1e3:g} kB")
         return Refused(413, f"more than {self._most / 1e6:g} MB; send fewer files at a time")
 

@@ -108,9 +108,12 @@ def serve(
             None if run is None else Path(run), normals=normals,
             before=lambda: add_parts(app, room) if room else None,
         )  # fmt: skip
-        loading.add_done_callback(lambda done: _loaded(done, server, say, time.perf_counter() - start))
+        if page:
+            loading.add_done_callback(lambda done: _loaded(done, server, say, time.perf_counter() - start))
+        else:
+            loading.result()  # nobody would look at a page meanwhile
         at = f"http://{_bracketed(host)}:{listening.getsockname()[1]}{'' if page else '/docs'}"
-        say(f"serving {run} at {at}; Ctrl-C stops" if run else f"train a model at {at}/train; Ctrl-C stops")
+        say(f"serving {Path(run).name} at {at}; Ctrl-C stops" if run else f"train a model at {at}/train; Ctrl-C stops")
         with _logged(), _stopped_quietly():
             server.run(sockets=[listening])
         if error := loading.exception():  # waits: what is half imported cannot be left

@@ -46,9 +46,9 @@ class _File(NamedTuple):
 def docs() -> APIRouter:
     """Returns the routes of the service's description for readers, `/docs`, which loads nothing from elsewhere."""
     router = APIRouter(include_in_schema=False)
-    shown = {"docs.js": _file(_HERE / "static" / "docs.js")} | {
-        name: _file(Path(str(files("fastapi_offline") / "static" / name))) for name in _SWAGGER
-    }
+    swagger = Path(str(files("fastapi_offline"))) / "static"
+    paths = [*(_HERE / "static" / name for name in ("docs.js", "icon.svg")), *(swagger / name for name in _SWAGGER)]
+    shown = {path.name: _file(path) for path in paths}
 
     @router.get("/docs")
     async def described() -> Response:
@@ -84,6 +84,7 @@ def routes(room: Room, keys: Keys) -> APIRouter:
             answer: Response = RedirectResponse("/train", 303)
         else:
             values = {"here": here, "session": True, "token": keys.needed, "model": _model_of(room)}
+            values["loading"] = room.current.loading
             answer = HTMLResponse(_render(template, reader=found.reader, **values))
         if session is None:
             _keep(request, answer, found)
