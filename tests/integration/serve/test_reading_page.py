@@ -67,7 +67,7 @@ def test_a_reading_from_drop_to_export(browser, url, incoming, inferencer, tmp_p
     score = dict(zip([p.name for p in read.pictures], verdict.scores, strict=True))
     with ReadingWindow(browser, url) as w:
         w.sees("#welcome", "No images yet")
-        w.sees(".limits-line", "not a medical device")
+        w.sees(".limits-line", "Not a medical device")
         w.shot("empty")
 
         # dropped, read, scored, listed; the damaged one told
