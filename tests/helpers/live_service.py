@@ -6,11 +6,15 @@ import socket
 import threading
 import zipfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from PIL import Image
 
 from dia.serve.api import build_app
+from dia.serve.current import Current
+from dia.serve.limits import Limits
 from dia.serve.server import make_server
+from dia.serve.sessions import Sessions
 
 MULTIPART = b"Content-Type: multipart/form-data"
 KIND = MULTIPART + b"; boundary=x"
@@ -52,25 +56,44 @@ class Live:
         raise AssertionError(f"{said}, never {facts}")
 
 
+def app_of(inferencer, limits=Limits(), token=None, *, store=None, **options):  # noqa: B008 - frozen
+    """The application of a model; None for none.
+
+    Args:
+        store: the file of the reading room's marks; None for the service alone.
+    """
+    current, room = Current(limits), None
+    if inferencer is not None:
+        current.use(inferencer, Path("run"))
+    if store is not None:
+        from dia.serve.room.base import Room
+        from dia.serve.room.store import Marks
+
+        room = Room(current, Sessions(), limits, Marks(store), store.parent / "runs")
+    app = build_app(current, token, room=room, **options)
+    app.state.current, app.state.room = current, room
+    return app
+
+
 @contextmanager
-def live(inferencer, limits, token=None, *, send_buffer=None, alone=True, store=None, **options):
+def live(
+    inferencer, limits, token=None, *, send_buffer=None, alone=True, behind_proxy=False, held=None, **options
+):
     """A `Live`, with a check at its end that nothing is left of it.
 
     Args:
         send_buffer: of the kernel, in bytes.
         alone: nothing else starts threads meanwhile, so that none may be left.
-        store: the file of the review page's marks; None for no page.
+        behind_proxy: as with `--allowed-hosts`.
+        held: options of the connections.
+        **options: of `app_of`.
     """
     before = set(threading.enumerate())
-    app = build_app(inferencer, limits, token, **options)
-    if store is not None:
-        from dia.serve.review.page import mount
-
-        app = mount(app, inferencer, store=store, token=token)
+    app = app_of(inferencer, limits, token, **options)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        running = make_server(app)
+        running = make_server(app, behind_proxy=behind_proxy, **held or {})
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()
         try:

@@ -24,12 +24,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from live_service import app_of
 from PIL import Image
 
 from dia.cli.main import main
 from dia.deploy.predictor import Inferencer, Verdict
 from dia.report.pictures import colour
-from dia.serve.api import _volumes, build_app
+from dia.serve.answers import volumes
 from dia.serve.batching import Batcher
 from dia.serve.limits import Deadline, Limits, Refused
 from dia.serve.uploads import Unpacking
@@ -51,7 +52,7 @@ def temporary(tmp_path, monkeypatch):
 
 @contextmanager
 def serving(inferencer, limits=TIGHT, token=None, **options):
-    app = build_app(inferencer, limits, token, **options)
+    app = app_of(inferencer, limits, token, **options)
     with TestClient(app, base_url="http://127.0.0.1:7860") as client:
         yield client
 
@@ -214,7 +215,7 @@ def test_a_model_without_dissolver_or_heatmaps_says_so(served_run, files, tmp_pa
 def test_a_file_of_several_images_has_its_greatest_scores():
     scores = np.array([7.0, 1.0, 4.0, 2.0, 3.0, 0.0, 5.0, 9.0])
     verdict = Verdict(scores, np.array([0.1, 0.9, 0.3, 0.6, 0.5, 1.0, 0.12, 0.1]), None)
-    (volume,) = _volumes([("a.png", 1), ("ct.nii", 6), ("bad", 0), ("b.png", 1)], verdict, 2.5)
+    (volume,) = volumes([("a.png", 1), ("ct.nii", 6), ("bad", 0), ("b.png", 1)], verdict, 2.5)
     assert (volume.name, volume.images, volume.flagged) == ("ct.nii", 6, 3)
     assert volume.max_score == 5
     assert volume.top_mean == pytest.approx((5 + 4 + 3 + 2 + 1) / 5)
@@ -250,7 +251,7 @@ def test_values_that_cannot_be_are_refused_in_one_line(client, files):
 
 def test_a_body_is_counted_while_it_arrives(inferencer):
     """As one without a Content-Length is; no more of it is taken than tells that it is too much."""
-    app = build_app(inferencer, Limits(max_mb=0.5))
+    app = app_of(inferencer, Limits(max_mb=0.5))
     taken, sent = [], []
     start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
 
@@ -512,13 +513,15 @@ def test_a_token_is_asked_for_and_compared_in_constant_time(inferencer, files, m
         assert client.get("/health").json() == {
             "status": "ok", "model_loaded": True, "active_requests": 0, "waiting_images": 0
         }  # fmt: skip
-        schemes = client.get("/openapi.json").json()["components"]["securitySchemes"]
+        refused(client.get("/openapi.json"), 401)
+        refused(client.get("/docs"), 401)
+        schemes = client.get("/openapi.json", headers=right).json()["components"]["securitySchemes"]
         assert [s["scheme"] for s in schemes.values()] == ["bearer"]
     assert (TOKEN.encode(), TOKEN.encode()) in compared
 
 
 def test_without_a_right_token_no_body_is_read(inferencer):
-    app = build_app(inferencer, TIGHT, TOKEN)
+    app = app_of(inferencer, TIGHT, TOKEN)
     sent = []
 
     async def receive():
@@ -534,7 +537,7 @@ def test_without_a_right_token_no_body_is_read(inferencer):
 
 def test_the_token_holds_where_the_service_is_part_of_another(inferencer, files):
     whole = FastAPI()
-    whole.mount("/dia", build_app(inferencer, TIGHT, TOKEN))
+    whole.mount("/dia", app_of(inferencer, TIGHT, TOKEN))
     with TestClient(whole, base_url="http://127.0.0.1") as client:
         refused(client.get("/dia/model"), 401)
         refused(client.post("/dia/score", files=parts(files[:1])), 401)
@@ -553,7 +556,7 @@ def test_pages_of_other_sites_neither_send_nor_read(client, files):
         assert client.get("/model", headers={"Host": host}).status_code == 200
     preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     answer = client.options("/score", headers=preflight)
-    assert answer.status_code == 405
+    refused(answer, 403, "other sites")
     assert not [h for h in answer.headers if h.startswith("access-control")]
 
 

@@ -145,6 +145,7 @@ class Inferencer:
             "n_train": d.n_train_, "n_calibration": d.n_calibration_, "false_alarm_rate": self.rate,
             "threshold": float(t) if np.isfinite(t := d.threshold()) else None,
             "heatmaps": self.has_heatmaps, "t_max": self.t_max,
+            "lineage": d.facts_.get("lineage") or hash_of(Path(run)), "taught": d.facts_.get("taught"),
             "versions": environment()["versions"], "fitted_with": d.facts_.get("versions"),
         }  # fmt: skip
         self._model = threading.RLock()  # networks and seeded draws serve one thread at a time

@@ -10,13 +10,16 @@ all normal, all anomalous, or of both kinds. With few units such intervals are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 PRO_LIMIT = 0.3  # highest false positive rate of the PRO integral, as in MVTec AD
+FROC_AT = (0.5, 1.0, 2.0)  # false findings an image
+_THRESHOLDS = 100  # of a FROC curve
+_EIGHT = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 
 
 def image_metrics(
@@ -135,6 +138,66 @@ def pixel_metrics(masks: np.ndarray, heatmaps: np.ndarray) -> dict:
         "pixel_auroc": float(np.mean(_area(from_fpr, to_fpr, 1.0))),
         "pro": float(weights @ _area(from_fpr, to_fpr, PRO_LIMIT) / PRO_LIMIT),
     }
+
+
+def froc(masks: np.ndarray, heatmaps: np.ndarray, at: Sequence[float] = FROC_AT) -> dict[str, float]:
+    """Measures the recall per lesion at some numbers of false findings an image (free-response ROC).
+
+    At each threshold the findings are the 8-connected places of the heatmaps at or above it. A finding marks
+    the lesion (8-connected region of the masks) that its peak lies in, as the points of CAMELYON16 do; one
+    whose peak lies in none is false. So a finding as large as the image marks one lesion at most. Several in
+    one lesion count once. Thresholds are quantiles of the heatmaps' local maxima, one for all images. As
+    places merge where the threshold falls, the curve may turn back: the recall at a number is the greatest
+    at any threshold with no more false findings.
+
+    Args:
+        masks: `(N, H, W)` bool, True on anomalous pixels; all False for a normal image, which counts too.
+        heatmaps: `(N, H, W)` float, raw, higher = more anomalous.
+        at: numbers of false findings an image.
+
+    Returns:
+        `recall@NUMBER` for each of them.
+
+    Raises:
+        ValueError: shapes that differ, or no anomalous pixel.
+    """
+    masks, heatmaps = np.asarray(masks, dtype=bool), np.asarray(heatmaps)
+    tops = heatmaps[heatmaps == ndimage.maximum_filter(heatmaps, (1, 3, 3))]
+    values = np.unique(tops)
+    if len(values) > _THRESHOLDS:
+        values = np.unique(np.quantile(values, np.linspace(0, 1, _THRESHOLDS)))
+    found = [recall_at(masks, heatmaps, float(v)) for v in values]
+    return {f"recall@{n:g}": max((r for r, false in found if false <= n), default=0.0) for n in at}
+
+
+def recall_at(masks: np.ndarray, heatmaps: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Measures the findings at one threshold, by the rules of `froc`.
+
+    Args:
+        masks: `(N, H, W)` bool.
+        heatmaps: `(N, H, W)` float.
+        threshold: findings are at or above it.
+
+    Returns:
+        The share of lesions that are marked, and the number of false findings an image.
+
+    Raises:
+        ValueError: shapes that differ, or no anomalous pixel.
+    """
+    if masks.ndim != 3 or masks.shape != heatmaps.shape or not len(masks):
+        raise ValueError(f"masks {masks.shape}, heatmaps {heatmaps.shape} must be one (N, H, W): resize them")
+    lesions = marked = false = 0
+    for mask, heatmap in zip(masks, heatmaps, strict=True):
+        regions, n = ndimage.label(mask, _EIGHT)
+        lesions += n
+        places, many = ndimage.label(heatmap >= threshold, _EIGHT)
+        if many:
+            peaks = ndimage.maximum_position(heatmap, places, np.arange(1, many + 1))
+            hit = regions[tuple(np.array(peaks, int).T)]
+            marked, false = marked + len({*hit.tolist()} - {0}), false + int((hit == 0).sum())
+    if not lesions:
+        raise ValueError("masks have no anomalous pixel: pass images with masked anomalies")
+    return marked / lesions, false / len(masks)
 
 
 def _area(start: np.ndarray, end: np.ndarray, limit: float) -> np.ndarray:

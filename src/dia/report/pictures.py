@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.formats.mark import save_marked
+from .constants import DISSOLVE_TS
 
 if TYPE_CHECKING:
     from ..dissolve import Dissolving
 
-DISSOLVE_TS = (50, 100, 200, 400)  # diffusion steps of the paper's poster
 COLOURS = mpl.colormaps["inferno"]
 _MOST_HEAT = 0.65  # of a colour over an image
 _CONTOUR = (0, 255, 255)  # no colour of the heatmap

@@ -20,12 +20,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ..data.formats.mark import MARK
+from .constants import LIMITS
 
-LIMITS = (
-    "For research use only. Not a medical device: not for diagnosis, triage or any decision about a patient. "
-    "A high score says that an image differs from the normal images of training, not that there is disease; "
-    "a low score does not exclude disease. Heatmaps hint at where the score comes from and prove nothing."
-)
 # Colours of ink, grid, anomalous ("C0") and normal ("C1"). Matplotlib has no CSS colours: a page is drawn in
 # colours that nothing else uses, which are then replaced by the page's own.
 _CSS = {

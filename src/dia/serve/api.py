@@ -1,151 +1,63 @@
-"""The HTTP service: scores, heatmaps and dissolved copies of images that are sent, as JSON.
+"""The application: the HTTP service, and the reading room where there is one, behind one guard.
 
-Knows requests and answers; `predictor.py`, `batching.py` and `uploads.py` do the work, and `middleware.py`
-guards it. Keeps nothing of a request once it is answered.
+The service's routes are here: scores, heatmaps and dissolved copies of images that are sent. It keeps nothing
+of a request once it is answered. Knows requests; `batching.py`, `uploads.py` and `answers.py` do the work, and
+`middleware.py` guards it. Imports no torch, so that a page is there before a model is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import json
-import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from fastapi_offline import FastAPIOffline
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
 
-from ..core.environment import environment
+from .. import __version__
 from ..core.errors import DataError
-from ..deploy.predictor import Inferencer, Picture, Reading, Verdict
-from ..evaluate.volume_scores import TOP_K, volume_scores
-from ..report.pictures import DISSOLVE_TS, colour
-from ..report.style import LIMITS
-from .attempts import Attempts
-from .batching import Batcher
+from ..report.constants import LIMITS
+from .answers import (
+    Dissolved,
+    DissolveAnswer,
+    DissolvedCopy,
+    DissolveForm,
+    Health,
+    Problem,
+    ScoreAnswer,
+    ScoreForm,
+    as_zip,
+    errors_of,
+    in_base64,
+    note,
+    png,
+    scored,
+    volumes,
+)
+from .attempts import LOG, Attempts
+from .current import Current, Served
 from .limits import Deadline, Limits, Refused
-from .middleware import LOG, LOOPBACK, Counter, Guard, Work
+from .middleware import LOOPBACK, Counter, Guard, Keys, Work
+from .room import pages
 from .uploads import Unpacking, plain_name
 
-PATHS = ("/score", "/dissolve", "/model", "/health")
+if TYPE_CHECKING:
+    from ..deploy.predictor import Inferencer, Picture, Reading
+    from .room.base import Room
+
 _MULTIPART = Form(media_type="multipart/form-data")
-_FILES = Field(description="images, or zips of images", min_length=1)
-
-
-class ScoreForm(BaseModel):
-    """Images to score, and options."""
-
-    model_config = ConfigDict(extra="forbid")
-    files: list[UploadFile] = _FILES
-    heatmaps: Literal["none", "png", "raw"] = Field(
-        "none",
-        description="png: coloured, on one scale for all answers; raw: float32, little-endian, row by row; "
-        "both of the model's height and width, as base64",
-    )
-    false_alarm_rate: float | SkipJsonSchema[None] = Field(
-        None,
-        description="share of normal images flagged; default: the model's",
-        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},  # said here, checked by the model
-    )
-
-
-class DissolveForm(BaseModel):
-    """Images to dissolve, and diffusion steps."""
-
-    model_config = ConfigDict(extra="forbid")
-    files: list[UploadFile] = _FILES
-    t: list[int] = Field(list(DISSOLVE_TS), description="diffusion steps, one or several")
-
-
-class FileError(BaseModel):
-    """A file that was left out, and why."""
-
-    name: str
-    error: str
-
-
-class Scored(BaseModel):
-    """One image, frame or slice."""
-
-    name: str
-    score: float = Field(description="raw, higher = more anomalous")
-    p_value: float = Field(description="conformal: share of normal images at least as anomalous, at most")
-    flagged: bool = Field(description="score above the threshold")
-    heatmap: str | None = Field(None, description="base64, where asked for")
-
-
-class Volume(BaseModel):
-    """A file of several images, by their scores."""
-
-    name: str
-    images: int
-    flagged: int
-    max_score: float
-    top_mean: float = Field(description=f"of the {TOP_K} greatest scores")
-    p_value: float = Field(description="the least of its images', times their number: Bonferroni's")
-
-
-class ScoreAnswer(BaseModel):
-    """Images in the order of their files."""
-
-    images: list[Scored]
-    volumes: list[Volume]
-    errors: list[FileError]
-    false_alarm_rate: float
-    threshold: float | None = Field(description="null where the held-out normals are too few for the rate")
-    heat_scale: tuple[float, float] | None = Field(description="where the colours of a png begin and end")
-    model: dict[str, Any]
-
-
-class DissolvedCopy(BaseModel):
-    """An image at one diffusion step."""
-
-    t: int
-    png: str = Field(description="base64, of the model's height and width")
-
-
-class Dissolved(BaseModel):
-    """One image, frame or slice."""
-
-    name: str
-    dissolved: list[DissolvedCopy]
-
-
-class DissolveAnswer(BaseModel):
-    """Images in the order of their files."""
-
-    images: list[Dissolved]
-    errors: list[FileError]
-
-
-class Health(BaseModel):
-    """State and load of the service."""
-
-    status: Literal["ok", "failing"]
-    model_loaded: bool
-    active_requests: int
-    waiting_images: int
-
-
-class Problem(BaseModel):
-    """Why there is no answer."""
-
-    detail: str
+_TAGS: list[str | Enum] = ["service"]
+_SWEEP = 60.0  # seconds between two looks for sessions that have ended
 
 
 def _problem(description: str, **headers: str) -> dict[str, Any]:
@@ -159,14 +71,16 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
 _ANY: dict[int | str, dict[str, Any]] = {
     400: _problem("a malformed request, or a host name that is not served"),
     401: _problem("no token, or a wrong one", WWW_Authenticate="Bearer"),
+    403: _problem("sent by a page of another site"),
     429: _problem("too many wrong tokens", Retry_After="2"),
     500: _problem("an error of the service"),
 }
-_HEALTH: dict[int | str, dict[str, Any]] = {400: _ANY[400], 500: _ANY[500], 503: {"model": Health}}
+_NONE = _problem("no model is served")
+_HEALTH: dict[int | str, dict[str, Any]] = {400: _ANY[400], 403: _ANY[403], 500: _ANY[500], 503: {"model": Health}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     **_ANY,
-    403: _problem("sent by a page of another site"),
     408: _problem("did not arrive in time"),
+    409: _NONE,
     413: _problem("above a limit"),
     422: _problem("no file could be read, or a value that cannot be"),
     503: _problem("busy", Retry_After="1"),
@@ -175,65 +89,129 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 _DISSOLVED = _PROBLEMS | {
     200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 }
+_MODEL = _ANY | {409: _NONE, 503: _PROBLEMS[503]}
+_ROOM = _PROBLEMS | {401: _problem("no session"), 404: _problem("there is none such")}
 
 
 def build_app(
-    inferencer: Inferencer,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
+    current: Current,
     token: str | None = None,
     *,
     hosts: Sequence[str] | None = LOOPBACK,
+    room: Room | None = None,
+    parts: bool = True,
 ) -> FastAPI:
-    """Returns the service as an ASGI application.
+    """Returns the application, an ASGI one.
 
     Sets Pillow's limit on pixels, which holds for the whole process.
 
     Args:
-        inferencer: the model.
-        limits: of a request, and of all together.
-        token: asked for by all but `/health` and the documentation; None to ask for nothing.
+        current: the model in use, and the limits.
+        token: asked for by all but `/health`, the login and what it looks like; None to ask for nothing.
         hosts: names that the service answers to; None for any.
+        room: the reading room; None for the service alone.
+        parts: whether the room's parts are there at once; otherwise `add_parts` adds them.
     """
+    limits = current.limits
     Image.MAX_IMAGE_PIXELS = max(limits.max_pixels // 2, 1)  # Pillow refuses what is above twice this
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # and warns below
-    batcher, counter, attempts = Batcher(inferencer.score, limits), Counter(), Attempts()
+    counter, attempts = Counter(), Attempts()
+    keys = Keys(token, attempts)
     threads = ThreadPoolExecutor(limits.max_concurrent, "dia-request")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_sweep(room)) if room else None
         yield
+        if sweeping:
+            sweeping.cancel()
         attempts.close()
-        batcher.close()
+        await asyncio.to_thread(_end, room, current)
         threads.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPIOffline(
-        title="Dissolving Is Amplifying",
-        description=f"Scores images by how unlike the normal ones they are on which "
-        f"`{inferencer.detector.method}` was fitted. {LIMITS}",
-        version=environment()["versions"]["dia"] or "",
-        redoc_url=None,
-        lifespan=lifespan,
+    app = FastAPI(
+        title="Dissolving Is Amplifying", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.attempts = attempts
     app.add_middleware(
-        Guard, paths=PATHS, limits=limits, token=token, hosts=hosts, counter=counter, attempts=attempts
-    )
+        Guard, limits=limits, keys=keys, sessions=room.sessions if room else None, hosts=hosts,
+        counter=counter, current=current,
+    )  # fmt: skip
     app.add_exception_handler(RequestValidationError, _invalid)
     # the guard asks for the token; this tells the documentation of it
     needs = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
+    _add_service(app, current, counter, threads, needs)
+    app.include_router(pages.docs())
+    if room is not None:
+        app.include_router(pages.routes(room, keys))
+        if parts:
+            add_parts(app, room)
+
+    def described() -> dict[str, Any]:
+        """The description by FastAPI, with what depends on the model in use."""
+        served = current.served
+        on = f" on which `{served.inferencer.detector.method}` was fitted" if served else ""
+        app.description = f"Scores images by how unlike the normal ones they are{on}. {LIMITS}"
+        app.openapi_schema = None
+        found = FastAPI.openapi(app)
+        steps = found["components"]["schemas"]["DissolveForm"]["properties"]["t"]["items"]
+        steps |= {"minimum": 0, "maximum": max(served.inferencer.t_max - 1, 0) if served else 999}
+        return found
+
+    app.openapi = described  # type: ignore[method-assign]
+    return app
+
+
+def add_parts(app: FastAPI, room: Room) -> None:
+    """Adds the routes of the room's parts, which import torch.
+
+    Args:
+        app: of `build_app`.
+        room: what it was built with.
+    """
+    from .room import reading, teaching, training
+
+    for part in (reading, teaching, training):
+        app.include_router(part.routes(room), responses=_ROOM, tags=["reading room"])
+
+
+async def _sweep(room: Room) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP)
+        room.sessions.sweep()
+
+
+def _end(room: Room | None, current: Current) -> None:
+    """Ends what works, and deletes what is held for readers."""
+    for close in [*(room.at_end if room else ()), *([room.sessions.close] if room else ()), current.close]:
+        try:
+            close()
+        except Exception as error:
+            LOG.error("one part did not end well: %s", type(error).__name__)
+
+
+# --- routes -----------------------------------------------------------------------------------------------
+
+
+def _add_service(
+    app: FastAPI, current: Current, counter: Counter, threads: ThreadPoolExecutor, needs: Sequence[Any]
+) -> None:
+    limits = current.limits
 
     async def in_thread(request: Request, make: Callable[[Deadline], Response]) -> Response:
         work: Work = request.state.work
         work.thread = threads.submit(make, work.deadline)
         return await asyncio.wrap_future(work.thread)
 
-    @app.post("/score", response_model=ScoreAnswer, responses=_PROBLEMS, dependencies=needs)
+    @app.post("/score", response_model=ScoreAnswer, responses=_PROBLEMS, dependencies=needs, tags=_TAGS)
     async def score(request: Request, form: Annotated[ScoreForm, _MULTIPART]) -> Response:
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
         sent = await request.form()
         if twice := [name for name in ("heatmaps", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
             raise Refused(422, f"{twice[0]}: sent more than once")
+        served: Served = request.state.served
+        inferencer = served.inferencer
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
         if form.heatmaps != "none" and not inferencer.has_heatmaps:
@@ -241,13 +219,14 @@ def build_app(
 
         def make(deadline: Deadline) -> Response:
             reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline)
-            verdict = batcher.score(reading.images(inferencer.shape), form.heatmaps != "none", deadline)
+            images = reading.images(inferencer.shape)
+            verdict = served.batcher.score(images, form.heatmaps != "none", deadline)
             heat_scale = inferencer.heat_scale if form.heatmaps == "png" else None
-            request.state.work.note = _note(reading)
+            request.state.work.note = note(reading)
             answer = ScoreAnswer(
-                images=_scored(reading, verdict, threshold, heat_scale),
-                volumes=_volumes(counts, verdict, threshold),
-                errors=_errors(reading),
+                images=scored(reading, verdict, threshold, heat_scale),
+                volumes=volumes(counts, verdict, threshold),
+                errors=errors_of(reading),
                 false_alarm_rate=rate,
                 threshold=threshold if np.isfinite(threshold) else None,
                 heat_scale=heat_scale,
@@ -257,10 +236,11 @@ def build_app(
 
         return await in_thread(request, make)
 
-    @app.post("/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs)
+    @app.post("/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs, tags=_TAGS)
     async def dissolve(request: Request, form: Annotated[DissolveForm, _MULTIPART]) -> Response:
         """Dissolves images: as JSON, or as a zip of PNGs with `Accept: application/zip`."""
         _check_query(request)
+        inferencer = request.state.served.inferencer
         ts = list(dict.fromkeys(form.t))
         _asked(inferencer.check_steps, ts)
         if not (most := limits.max_images // len(ts)):
@@ -269,47 +249,39 @@ def build_app(
 
         def make(deadline: Deadline) -> Response:
             reading, _ = _read(inferencer, form.files, limits, most, deadline)
-            request.state.work.note = _note(reading)
+            request.state.work.note = note(reading)
             copies = _dissolved(inferencer, reading, ts, limits.batch, deadline)
             if zipped:
-                return Response(_as_zip(copies, reading.errors), media_type="application/zip")
+                return Response(as_zip(copies, reading.errors), media_type="application/zip")
             answer = DissolveAnswer(
                 images=[
-                    Dissolved(name=name, dissolved=[DissolvedCopy(t=t, png=_base64(png)) for t, png in pngs])
+                    Dissolved(name=name, dissolved=[DissolvedCopy(t=t, png=in_base64(p)) for t, p in pngs])
                     for name, pngs in copies
                 ],
-                errors=_errors(reading),
+                errors=errors_of(reading),
             )
             return Response(answer.model_dump_json(), media_type="application/json")
 
         return await in_thread(request, make)
 
-    @app.get("/model", dependencies=needs, responses=_ANY)
-    async def model() -> dict[str, Any]:
+    @app.get("/model", dependencies=needs, responses=_MODEL, tags=_TAGS)
+    async def model(request: Request) -> dict[str, Any]:
         """Facts of the model; and the limits of the service."""
-        return {**inferencer.about(), "limits": vars(limits)}
+        return {**request.state.served.inferencer.about(), "limits": vars(limits)}
 
-    @app.get("/health", response_model=Health, responses=_HEALTH)
+    @app.get("/health", response_model=Health, responses=_HEALTH, tags=_TAGS)
     async def health(response: Response) -> Health:
         """Returns state and load of the service. Needs no token."""
-        if not batcher.alive:
+        served = current.served
+        alive = served is None or served.batcher.alive
+        if not alive:
             response.status_code = 503
         return Health(
-            status="ok" if batcher.alive else "failing",
-            model_loaded=True,
+            status="ok" if alive else "failing",
+            model_loaded=served is not None,
             active_requests=counter.active,
-            waiting_images=batcher.waiting,
+            waiting_images=served.batcher.waiting if served else 0,
         )
-
-    def described() -> dict[str, Any]:
-        """The description by FastAPI, with the diffusion steps of this model."""
-        found = FastAPI.openapi(app)
-        steps = found["components"]["schemas"]["DissolveForm"]["properties"]["t"]["items"]
-        steps |= {"minimum": 0, "maximum": max(inferencer.t_max - 1, 0)}
-        return found
-
-    app.openapi = described  # type: ignore[method-assign]
-    return app
 
 
 # --- requests ---------------------------------------------------------------------------------------------
@@ -319,6 +291,8 @@ def _read(
     inferencer: Inferencer, files: Sequence[UploadFile], limits: Limits, most: int, deadline: Deadline
 ) -> tuple[Reading, list[tuple[str, int]]]:
     """The pictures of the uploads, and the number of pictures of each file."""
+    from ..deploy.predictor import Reading
+
     pictures: list[Picture] = []
     counts: list[tuple[str, int]] = []
     try:
@@ -345,6 +319,19 @@ def _read(
     return Reading(pictures, errors), counts
 
 
+def _dissolved(
+    inferencer: Inferencer, reading: Reading, ts: Sequence[int], batch: int, deadline: Deadline
+) -> list[tuple[str, list[tuple[int, bytes]]]]:
+    """(name, (t, PNG) of each t) of each picture; the model is free for others between batches."""
+    images, out = reading.images(inferencer.shape), []
+    for start in range(0, len(images), batch):
+        deadline.check()
+        copies = inferencer.dissolve(images[start : start + batch], ts)
+        for i, picture in enumerate(reading.pictures[start : start + batch]):
+            out.append((picture.name, [(t, png(copies[j, i])) for j, t in enumerate(ts)]))
+    return out
+
+
 def _check_query(request: Request) -> None:
     if request.url.query:
         raise Refused(422, "options are sent as form fields, not in the address")
@@ -364,88 +351,3 @@ async def _invalid(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(plain_name(str(part)) for part in first["loc"][1:])  # a client's may be anything
     return JSONResponse({"detail": f"{where}: {first['msg']}"}, 422)
-
-
-# --- answers ----------------------------------------------------------------------------------------------
-
-
-def _scored(
-    reading: Reading, verdict: Verdict, threshold: float, scale: tuple[float, float] | None
-) -> list[Scored]:
-    heat: list[str] | list[None] = [None] * len(reading.pictures)
-    if verdict.heatmaps is not None:
-        shown = verdict.heatmaps if scale is None else colour(verdict.heatmaps, scale)
-        heat = [_base64(m.astype("<f4").tobytes() if scale is None else _png(m)) for m in shown]
-    return [
-        Scored(name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h)
-        for p, s, q, h in zip(reading.pictures, verdict.scores.tolist(), verdict.p_values, heat, strict=True)
-    ]
-
-
-def _volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
-    """The volumes: files with several images. Files are known by their number, as names may be equal."""
-    owners = [str(i) for i, (_, count) in enumerate(counts) for _ in range(count)]
-    of_several = [owner if counts[int(owner)][1] > 1 else None for owner in owners]
-    out = []
-    for found in volume_scores(zip(of_several, owners, verdict.scores.tolist(), strict=True)):
-        own = np.array(of_several) == found.volume
-        out.append(
-            Volume(
-                name=counts[int(found.volume)][0],
-                images=found.slices,
-                flagged=int((verdict.scores[own] > threshold).sum()),
-                max_score=found.max,
-                top_mean=found.top_k_mean,
-                p_value=found.p_value(float(verdict.p_values[own].min())),
-            )
-        )
-    return out
-
-
-def _dissolved(
-    inferencer: Inferencer, reading: Reading, ts: Sequence[int], batch: int, deadline: Deadline
-) -> list[tuple[str, list[tuple[int, bytes]]]]:
-    """(name, (t, PNG) of each t) of each picture; the model is free for others between batches."""
-    images, out = reading.images(inferencer.shape), []
-    for start in range(0, len(images), batch):
-        deadline.check()
-        copies = inferencer.dissolve(images[start : start + batch], ts)
-        for i, picture in enumerate(reading.pictures[start : start + batch]):
-            out.append((picture.name, [(t, _png(copies[j, i])) for j, t in enumerate(ts)]))
-    return out
-
-
-def _as_zip(
-    copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]
-) -> bytes:
-    buffer = io.BytesIO()
-    # stored: PNGs are small already; without the time, which a clock that is wrong may put before 1980
-    with zipfile.ZipFile(buffer, "w") as packed:
-        for i, (name, pngs) in enumerate(copies):
-            safe = re.sub(r"[^\w.#-]+", "_", name)
-            for t, png in pngs:
-                packed.writestr(zipfile.ZipInfo(f"{i:04d}_{safe}_t{t:03d}.png"), png)
-        if errors:
-            packed.writestr(
-                zipfile.ZipInfo("errors.json"), json.dumps([{"name": n, "error": e} for n, e in errors])
-            )
-    return buffer.getvalue()
-
-
-def _errors(reading: Reading) -> list[FileError]:
-    return [FileError(name=name, error=line) for name, line in reading.errors]
-
-
-def _note(reading: Reading) -> str:
-    return f", {len(reading.pictures)} images, {len(reading.errors)} errors"
-
-
-def _png(image: np.ndarray) -> bytes:
-    """`(H, W, 1 or 3)` uint8 as a file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

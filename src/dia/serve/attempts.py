@@ -1,4 +1,4 @@
-"""Wrong tokens: counted for each client and in all, so that guessing is slow and leaves lines in the log.
+"""Wrong tokens: counted for each client and in all, so that guessing is slow; and a log that grows slowly.
 
 Knows addresses and seconds; knows neither the token nor requests.
 """
@@ -18,6 +18,7 @@ LOG = logging.getLogger("dia.serve")
 OWN, OWN_EVERY = 10, 2.0  # wrong tokens that a client may send at once, and seconds for each one more
 ALL, ALL_EVERY = 100, 0.1  # and all clients together
 LINE_EVERY = 10.0  # seconds between two lines of the log
+LINES, LINES_EVERY = 100, 0.5  # other lines of the log at once, and seconds for each one more
 _MOST = 10_000  # clients that are remembered
 Client = tuple[str, int]  # address and port
 
@@ -118,6 +119,39 @@ class Attempts:
         LOG.warning("wrong tokens: %d%s; the last from %s", self._wrong, unread, printable(self._last[:45]))
         self._wrong = self._unread = 0
         self._said = now
+
+
+class Bounded(logging.Filter):
+    """Lets a logger write only so many lines; the next line that it may write tells how many it did not.
+
+    A record with `always` is let through.
+
+    Args:
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
+        self._clock, self._bucket = clock, _Bucket(LINES, LINES_EVERY, clock())
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a line is written.
+
+        Args:
+            record: the line.
+        """
+        if getattr(record, "always", False):
+            return True
+        bucket = self._bucket.fill(self._clock())
+        if bucket.level < 1:
+            self._left_out += 1
+            return False
+        bucket.level -= 1
+        if self._left_out:
+            record.msg, record.args = f"{record.getMessage()} ({self._left_out} lines before it are left out)", ()
+            self._left_out = 0
+        return True
 
 
 def _network(address: str) -> str:

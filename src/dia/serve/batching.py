@@ -12,13 +12,17 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..deploy.predictor import Verdict
 from .limits import STOPPING, Deadline, Limits, Refused
 
-Score = Callable[[np.ndarray, bool], Verdict]  # images (N, H, W, C) uint8, with heatmaps or without
+if TYPE_CHECKING:
+    from ..deploy.predictor import Verdict  # which imports torch
+
+Score = Callable[[np.ndarray, bool], "Verdict"]  # images (N, H, W, C) uint8, with heatmaps or without
 
 
 class _Job:
@@ -48,8 +52,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._open, self._finishing = True, False
-        self._thread = threading.Thread(target=self._work, name="dia-batches", daemon=True)
-        self._thread.start()
+        self._thread = self._started()
 
     @property
     def waiting(self) -> int:
@@ -59,8 +62,8 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Returns whether the scoring thread runs."""
-        return self._open and self._thread.is_alive()
+        """Returns whether images are, or would be, scored."""
+        return self._open and (self._thread.is_alive() or self._finishing)
 
     def score(self, images: np.ndarray, heatmaps: bool, deadline: Deadline) -> Verdict:
         """Returns the scores of images, for which it waits.
@@ -83,6 +86,8 @@ class Batcher:
             if not self._open:
                 raise Refused(503, STOPPING)
             self._jobs.append(job)
+            if self._finishing and not self._working:
+                self._thread = self._started()  # it came late
             self._changed.notify_all()
         try:
             job.future.result(deadline.left())
@@ -91,7 +96,8 @@ class Batcher:
             raise deadline.late() from None
         scores, p_values, maps = zip(*((p.scores, p.p_values, p.heatmaps) for p in job.parts), strict=True)
         joined = None if maps[0] is None else np.concatenate(maps)
-        return Verdict(np.concatenate(scores), np.concatenate(p_values), joined)
+        whole = {"scores": np.concatenate(scores), "p_values": np.concatenate(p_values), "heatmaps": joined}
+        return replace(job.parts[0], **whole)
 
     def close(self) -> None:
         """Ends the thread; requests that wait are refused."""
@@ -101,10 +107,19 @@ class Batcher:
         self._thread.join()
 
     def finish(self) -> None:
-        """Ends the thread once those who wait have their scores; it takes no more."""
+        """Lets the thread end when nobody waits; for who comes later all the same there will be another.
+
+        So a model that is exchanged needs no thread, and those who hold on to it lose nothing.
+        """
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
+
+    def _started(self) -> threading.Thread:
+        self._working = True
+        thread = threading.Thread(target=self._work, name="dia-batches", daemon=True)
+        thread.start()
+        return thread
 
     def _work(self) -> None:
         while batch := self._next():
@@ -116,18 +131,20 @@ class Batcher:
                     job.future.set_exception(error)
 
     def _next(self) -> list[tuple[_Job, slice]]:
-        """The next batch, as parts of jobs; empty when closed."""
+        """The next batch, as parts of jobs; empty when the thread is to end."""
         with self._changed:
             while self._open:
                 self._changed.wait_for(lambda: self._jobs or self._finishing or not self._open)
                 if self._finishing and not self._jobs:
-                    self._open = False
-                    break
+                    self._working = False
+                    return []
                 self._changed.wait_for(self._full, self._limits.batch_wait_ms / 1000)
                 if self._open and (batch := self._take()):
                     return batch
             for job in self._jobs:
-                job.future.set_exception(Refused(503, STOPPING))
+                if not job.future.done():
+                    job.future.set_exception(Refused(503, STOPPING))
+            self._jobs.clear()
             return []
 
     def _full(self) -> bool:
@@ -154,6 +171,7 @@ class Batcher:
         for job, part in batch:
             here = slice(start, start := start + part.stop - part.start)
             maps = None if verdict.heatmaps is None else verdict.heatmaps[here]
-            job.parts.append(Verdict(verdict.scores[here], verdict.p_values[here], maps))
+            own = {"scores": verdict.scores[here], "p_values": verdict.p_values[here], "heatmaps": maps}
+            job.parts.append(replace(verdict, **own))
             if part.stop == len(job.images):
                 job.future.set_result(None)

@@ -1,7 +1,7 @@
-"""The middleware before the service: token, hosts and origins, sizes, time limits, and the log.
+"""The middleware before every route: hosts, origins, token or session, sizes, time limits, headers, and the log.
 
-An ASGI middleware, so that a request is refused before its body is stored. Knows headers, bytes and seconds;
-knows nothing of images or models.
+An ASGI middleware, so that a request is refused before its body is read. Knows headers, cookies, bytes and
+seconds; knows nothing of images, models or marks.
 """
 
 from __future__ import annotations
@@ -12,31 +12,54 @@ import json
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..core.errors import first_line, printable
 from .attempts import LOG, Attempts, Client
+from .current import Current
 from .limits import STOPPING, Deadline, Limits, Refused
+from .sessions import COOKIE, NO_SESSION, Session, Sessions
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_OPEN = ("/health",)  # of the paths that are guarded, those that need no token
+SCORING = ("/score", "/dissolve")
+SERVICE = (*SCORING, "/model", "/health")
+PAGES = ("/", "/train", "/login")  # which may be opened from anywhere, and say themselves who must log in
+_OPEN = re.compile(r"/health|/login|/static/[^/]*")  # which need neither token nor session
+_ROOM = re.compile(r"/room(/.*)?|/logout", re.DOTALL)  # which need a session
+_UPLOAD = re.compile(r"/score|/dissolve|/room/drops/[^/]+/files")  # whose bodies are files
+_BODY, _BODY_SECONDS = 64_000, 20.0  # bytes, and seconds to arrive, of all other bodies
+_LOGIN, _LOGIN_SECONDS = 4_000, 10.0
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 _NEEDED = "a token is needed: Authorization: Bearer TOKEN"
+_FOREIGN = "requests from pages of other sites are not answered"
 _GUESSES = (401, 429)  # answers that are counted in lines of their own, which a flood of them does not fill
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {  # of every answer, where it has none of its own
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 
 @dataclass
 class Work:
-    """The state of a guarded request, as `request.state.work`.
+    """The state of a request, as `request.state.work`.
 
     Args:
         deadline: the end of its time.
@@ -50,57 +73,87 @@ class Work:
     note: str = ""
 
 
+class Keys:
+    """The token, and who has shown a wrong one.
+
+    Args:
+        token: None for none.
+        attempts: counts wrong ones.
+    """
+
+    def __init__(self, token: str | None, attempts: Attempts):
+        self.attempts, self.needed = attempts, token is not None
+        self._token = (token or "").encode()
+
+    def check(self, given: str, client: Client) -> None:
+        """Looks at a token.
+
+        Args:
+            given: what was sent as the token, as headers have it (Latin-1).
+            client: the sender's address and port.
+
+        Raises:
+            Refused: it is wrong (401), or too many were (429).
+        """
+        self.attempts.begin(client)
+        # as bytes: compare_digest takes only ASCII text
+        if not (self.needed and hmac.compare_digest(given.encode("latin-1", "replace"), self._token)):
+            self.attempts.wrong(client)
+            raise Refused(401, _NEEDED)
+        self.attempts.right(client)
+
+
 class Guard:
     """The middleware.
 
+    A route gets, as `request.state`: `work`; `session`, None where there is none; `foreign`, whether a link of
+    another site leads here, for which no session is taken or made; and of the service's own `served`, the
+    model with which the request is answered.
+
     Args:
         app: the application that it guards.
-        paths: that it guards. For others it checks hosts and origins alone: a page has rules of its own.
         limits: of a request, and of all together.
-        token: that a request must send as `Authorization: Bearer TOKEN`; None for none.
+        keys: the token that a request must send as `Authorization: Bearer TOKEN`, where it has no session.
+        sessions: of the page's readers; None where there is no page.
         hosts: that may be named in `Host`, without ports; None for any. On loopback this keeps a page of
             another site, whose name was made to lead here, from reading answers (DNS rebinding).
         counter: counts requests worked on.
-        attempts: counts wrong tokens.
+        current: the model in use, whose loading requests wait for.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        paths: Sequence[str],
         limits: Limits,
-        token: str | None,
+        keys: Keys,
+        sessions: Sessions | None,
         hosts: Sequence[str] | None,
         counter: Counter,
-        attempts: Attempts,
+        current: Current,
     ):
-        self.app, self.paths, self.limits, self.counter = app, paths, limits, counter
-        self.attempts = attempts
-        self.token = None if token is None else token.encode()
+        self.app, self.limits, self.keys, self.sessions = app, limits, keys, sessions
+        self.counter, self.current = counter, current
         self.hosts = None if hosts is None else [h.lower() for h in hosts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or passes the request on."""
-        if scope["type"] == "websocket":  # neither the service nor the page has any
+        if scope["type"] == "websocket":  # there are none
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # as routes are matched
-        guarded = path in self.paths
-        guessed = self.token is not None and "authorization" in headers
         reply = _Reply(send)
         start = time.perf_counter()
         work = Work(Deadline(self.limits.max_seconds))
+        state = scope.setdefault("state", {})
+        state |= {"work": work, "session": None, "foreign": False}
         try:
-            self._check_origin(scope, headers)
-            if guarded:
-                if path not in _OPEN:
-                    self._check_token(headers, client_of(scope))
-                await self._guarded(scope, headers, receive, reply, work)
-            else:
-                await self.app(scope, receive, reply)
+            state["foreign"] = self._check_origin(scope, headers, path)
+            if not state["foreign"]:
+                state["session"] = self._enter(scope, headers, path)
+            await self._answer(scope, headers, path, receive, reply, work)
         except Refused as refused:
             await reply.refuse(refused)
         except asyncio.CancelledError:  # the server stops, and waits no longer
@@ -110,65 +163,146 @@ class Guard:
         except ClientDisconnect:
             pass  # nobody is there to be answered
         except Exception as error:
-            if not guarded and reply.status:  # as where a window's stream is of a window that is not known
-                LOG.warning("an answer of the page broke off: %s", printable(first_line(error)[:200]))
-                return await reply.end()
-            LOG.exception("%s failed", path if guarded else "the page")
+            LOG.error("%s failed: %s", _place(scope, path), _frames(error))
             await reply.refuse(Refused(500, "an error of the service; its log says more"))
+            await reply.end()
         finally:
-            if guarded and not (guessed and reply.status in _GUESSES):
-                took = time.perf_counter() - start
-                LOG.info("%s %s %s %.3f s%s", scope["method"], path, reply.status, took, work.note)
+            self._log(scope, path, reply.status, time.perf_counter() - start, work.note)
 
-    async def _guarded(
-        self, scope: Scope, headers: Headers, receive: Receive, reply: _Reply, work: Work
+    async def _answer(
+        self, scope: Scope, headers: Headers, path: str, receive: Receive, reply: _Reply, work: Work
     ) -> None:
-        scope.setdefault("state", {})["work"] = work
-        if scope["method"] != "POST":
-            return await self.app(scope, receive, reply)
-        body = Body(receive, headers, self.limits.max_bytes)
-        self.counter.enter(self.limits.max_concurrent)
+        upload = scope["method"] == "POST" and _UPLOAD.fullmatch(path) is not None
+        if upload:
+            most, arriving = self.limits.max_bytes, work.deadline
+        elif path == "/login":
+            most, arriving = _LOGIN, Deadline(_LOGIN_SECONDS)
+        else:
+            most, arriving = _BODY, Deadline(_BODY_SECONDS)
+        body = Body(receive, headers, most, arriving)
+        if upload:
+            self.counter.enter(self.limits.max_concurrent)
         try:
-            async with asyncio.timeout(work.deadline.left()):
+            async with asyncio.timeout(work.deadline.left()) as limit:
+                if _needs_model(path):
+                    await self.current.ready()
+                    if path in SERVICE:
+                        scope["state"]["served"] = self.current.get()
+                reply.begun = lambda: None if limit.expired() else limit.reschedule(None)  # it must be taken now
                 await self.app(scope, body, reply.unless(lambda: body.refused))
             if body.refused:
                 raise body.refused
         except TimeoutError:
-            arriving = Refused(408, f"the request did not arrive within {work.deadline.seconds:g} seconds")
-            raise (body.refused or (work.deadline.late() if body.complete else arriving)) from None
+            arriving = upload and not body.complete
+            raise (body.refused or (body.late() if arriving else work.deadline.late())) from None
         finally:
-            self.counter.leave_after(work.thread)
+            reply.begun = lambda: None
+            if upload:
+                self.counter.leave_after(work.thread)
 
-    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+    def _check_origin(self, scope: Scope, headers: Headers, path: str) -> bool:
+        """Returns whether a link on another site's page leads here; refuses all else that comes from one."""
         if "content-length" in headers and "transfer-encoding" in headers:
             # a proxy that takes the other for true sees other requests in the same bytes
             raise Refused(400, "a request has a Content-Length or a Transfer-Encoding, not both")
         host = headers.get("host", "").lower()
         if self.hosts is not None and re.sub(r":\d*$", "", host) not in self.hosts:
             raise Refused(400, "this host name is not served; name it with --allowed_hosts")
-        # browsers tell where a form or script comes from: only our own pages may send
-        origin = headers.get("origin")
-        if scope["method"] in _UNSAFE and origin is not None and urlsplit(origin).netloc.lower() != host:
-            raise Refused(403, "requests from pages of other sites are not answered")
+        # browsers tell where a form, script or picture comes from: only our own pages may ask
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin is not None and _netloc(origin) != host:
+            raise Refused(403, _FOREIGN)
+        if site not in (None, "same-origin", "none"):
+            by_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            if not (by_link and scope["method"] in ("GET", "HEAD") and path in PAGES):
+                raise Refused(403, _FOREIGN)
+            return True
+        if scope["method"] in _UNSAFE and path not in SERVICE and origin is None and site is None:
+            raise Refused(403, "the page's addresses ask for Origin or Sec-Fetch-Site, as browsers send them")
+        return False
 
-    def _check_token(self, headers: Headers, client: Client) -> None:
-        if self.token is None:
+    def _enter(self, scope: Scope, headers: Headers, path: str) -> Session | None:
+        """Returns the session of a request, if it has one; refuses who needs one, or a token."""
+        session, shown = self._session(scope, headers), False
+        if self.keys.needed and "authorization" in headers and not _OPEN.fullmatch(path):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            self.keys.check(given.strip() if scheme.lower() == "bearer" else "", client_of(scope))
+            shown = True
+        if (connection := scope.get("dia.connection")) is not None and (session or shown):
+            connection.trusted = True
+        if session is None and self.sessions is not None and _ROOM.fullmatch(path):
+            raise Refused(401, NO_SESSION)
+        if self.keys.needed and not (session or shown or _OPEN.fullmatch(path)):
+            if not (self.sessions is not None and path in PAGES and scope["method"] in ("GET", "HEAD")):
+                raise Refused(401, _NEEDED)
+        if self.keys.needed and not shown and path in SCORING and not _has_origin(headers):
+            raise Refused(401, _NEEDED)  # a session alone is a browser's, which says where it asks from
+        return session
+
+    def _session(self, scope: Scope, headers: Headers) -> Session | None:
+        if self.sessions is None:
+            return None
+        name = cookie_name(scope)
+        found = {
+            value.strip()
+            for line in headers.getlist("cookie")
+            for key, _, value in (part.partition("=") for part in line.split(";"))
+            if key.strip() == name
+        }
+        # two are of two places, one of which another site may have set
+        return self.sessions.find(found.pop()) if len(found) == 1 else None
+
+    def _log(self, scope: Scope, path: str, status: int, took: float, note: str) -> None:
+        """One line, at a bounded rate but for what was scored."""
+        guess = status in _GUESSES and self.keys.needed
+        if guess or (path not in SERVICE and status < 400):
             return
-        if "authorization" not in headers:  # no guess
-            raise Refused(401, _NEEDED)
-        self.attempts.begin(client)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        # as bytes: compare_digest takes only ASCII text
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self.token)
-        if scheme.lower() != "bearer" or not right:
-            self.attempts.wrong(client)
-            raise Refused(401, _NEEDED)
-        self.attempts.right(client)
+        scored = path in SCORING and 200 <= status < 300
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", *_UNSAFE) else "another method"
+        line = "%s %s %s %.3f s%s", method, _place(scope, path), status, took, note
+        LOG.info(*line, extra={"always": scored})
+
+
+def cookie_name(scope: Scope) -> str:
+    """Returns the name of the session's cookie; over TLS one that no other host can set.
+
+    Args:
+        scope: of the request.
+    """
+    return f"__Host-{COOKIE}" if scope["scheme"] == "https" else COOKIE
 
 
 def client_of(scope: Scope) -> Client:
     """Returns address and port of who asks."""
     return tuple(scope.get("client") or ("", 0))
+
+
+def _needs_model(path: str) -> bool:
+    return path in (*SCORING, "/model") or path.startswith("/room/")
+
+
+def _has_origin(headers: Headers) -> bool:
+    return "origin" in headers or "sec-fetch-site" in headers
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _place(scope: Scope, path: str) -> str:
+    """The route, for the log: an address itself may name anything."""
+    known = getattr(scope.get("route"), "path", "")
+    return path if path in SERVICE else known or "the page"
+
+
+def _frames(error: BaseException) -> str:
+    """Where an error comes from, and its kind: its words may be a file's name, or a patient's."""
+    why = f" ({error.strerror})" if isinstance(error, OSError) else ""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return f"{type(error).__name__}{why} at " + " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
 
 
 class Counter:
@@ -204,14 +338,15 @@ class Body:
         receive: where it comes from.
         headers: of the request.
         most: the bytes that it may have.
+        deadline: the time in which it must have come.
 
     Attributes:
         complete: whether all has come.
         refused: the refusal, once there was more.
     """
 
-    def __init__(self, receive: Receive, headers: Headers, most: int):
-        self._receive, self._most = receive, most
+    def __init__(self, receive: Receive, headers: Headers, most: int, deadline: Deadline):
+        self._receive, self._most, self._deadline = receive, most, deadline
         self._count = 0
         self.complete = False
         self.refused: Refused | None = None
@@ -223,9 +358,16 @@ class Body:
         """Returns the next piece.
 
         Raises:
-            Refused: there are too many bytes.
+            Refused: there are too many bytes, or they did not come in time.
         """
-        message = await self._receive()
+        if self.complete:  # what follows is that the client has gone, for which nobody waits
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._deadline.left()):
+                message = await self._receive()
+        except TimeoutError:
+            self.refused = self.late()
+            raise self.refused from None
         if message["type"] == "http.request":
             self._count += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
@@ -234,20 +376,32 @@ class Body:
                 raise self.refused
         return message
 
+    def late(self) -> Refused:
+        """Returns the refusal of what did not come in time."""
+        return Refused(408, f"the request did not arrive within {self._deadline.seconds:g} seconds")
+
     def _too_large(self) -> Refused:
+        if self._most < 1e5:
+            return Refused(413, f"more than {self._most / 1e3:g} kB")
         return Refused(413, f"more than {self._most / 1e6:g} MB; send fewer files at a time")
 
 
 class _Reply:
-    """Sends an answer, and keeps its status."""
+    """Sends an answer with the headers of all, and keeps its status."""
 
     def __init__(self, send: Send):
         self._send = send
         self.status = 0  # nothing was sent
+        self.begun: Callable[[], None] = lambda: None  # called when it begins
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.begun()
             self.status = message["status"]
+            message.setdefault("headers", [])
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
         await self._send(message)
 
     def unless(self, refused: Callable[[], object]) -> Send:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from .limits import Refused
@@ -18,6 +18,7 @@ COOKIE = "dia_session"
 IDLE = 12 * 3600.0  # seconds without a request after which a session ends
 MOST = 200  # sessions at a time; beyond them the one untouched longest ends
 MOST_NAME = 100  # characters of a reader's name, which stands in every mark
+NO_SESSION = "no session: open the page, or log in"
 Held = TypeVar("Held")
 
 
@@ -31,10 +32,13 @@ class Session:
 
     Attributes:
         seen: when it last asked.
+        ended: whether it holds nothing any more, and never will.
+        named: whether a login gave the name, which then stays.
     """
 
     def __init__(self, key: str, reader: str, now: float):
-        self.key, self.reader, self.seen = key, reader, now
+        self.key, self.reader, self.seen, self.ended = key, plain_reader(reader), now, False
+        self.named = bool(self.reader)
         self._held: dict[type, Any] = {}
         self._lock = threading.RLock()
 
@@ -44,8 +48,13 @@ class Session:
         Args:
             kind: the class; if it has a method `close`, that is called when the session ends.
             make: makes the object.
+
+        Raises:
+            Refused: the session has ended meanwhile (401).
         """
         with self._lock:
+            if self.ended:
+                raise Refused(401, NO_SESSION)
             if kind not in self._held:
                 self._held[kind] = make()
             found: Held = self._held[kind]
@@ -54,6 +63,7 @@ class Session:
     def close(self) -> None:
         """Ends what the session holds."""
         with self._lock:
+            self.ended = True
             held, self._held = list(self._held.values()), {}
         for one in held:
             if hasattr(one, "close"):
@@ -62,6 +72,8 @@ class Session:
 
 class Sessions:
     """All sessions of this process.
+
+    What an ended session held is closed in a thread: it may take a while, and nobody need wait for it.
 
     Args:
         clock: seconds, never going back.
@@ -73,49 +85,79 @@ class Sessions:
         self._lock = threading.Lock()
 
     def open(self, reader: str = "") -> Session:
-        """Begins a session.
+        """Begins a session, with a key that nobody knows or has chosen.
 
         Args:
             reader: the name of who reads.
         """
-        session = Session(secrets.token_urlsafe(32), reader[:MOST_NAME], self._clock())
+        session = Session(secrets.token_urlsafe(32), reader, self._clock())
         with self._lock:
             ended = self._old()
             self._all[session.key] = session
             while len(self._all) > MOST:
                 ended.append(self._all.popitem(last=False)[1])
-        for one in ended:
-            one.close()
+        _close(ended)
         return session
 
     def find(self, key: str) -> Session | None:
-        """Returns the session of a cookie's value, which counts as a sign of life; None where there is none."""
+        """Returns the session of a cookie's value, which counts as a sign of life; None where there is none.
+
+        Args:
+            key: the value.
+        """
         with self._lock:
             ended = self._old()
             if session := self._all.get(key):
                 session.seen = self._clock()
                 self._all.move_to_end(key)
-        for one in ended:
-            one.close()
+        _close(ended)
         return session
 
     def end(self, key: str) -> None:
-        """Ends a session, if there is one."""
+        """Ends a session, if there is one.
+
+        Args:
+            key: the value of its cookie.
+        """
         with self._lock:
             session = self._all.pop(key, None)
         if session:
-            session.close()
+            _close([session])
+
+    def sweep(self) -> None:
+        """Ends the sessions that have not asked for too long."""
+        with self._lock:
+            ended = self._old()
+        _close(ended)
 
     def close(self) -> None:
-        """Ends all."""
-        for key in list(self._all):
-            self.end(key)
+        """Ends all, and waits for it."""
+        with self._lock:
+            ended = list(self._all.values())
+            self._all.clear()
+        for one in ended:
+            one.close()
 
     def _old(self) -> list[Session]:
         """Takes out, and returns, the sessions that have not asked for too long."""
-        late = self._clock() - IDLE
-        keys = [key for key, session in self._all.items() if session.seen < late]
-        return [self._all.pop(key) for key in keys]
+        late, old = self._clock() - IDLE, []
+        while self._all and next(iter(self._all.values())).seen < late:  # they stand in the order of `seen`
+            old.append(self._all.popitem(last=False)[1])
+        return old
+
+
+def _close(ended: Sequence[Session]) -> None:
+    if ended:
+        threading.Thread(target=lambda: [one.close() for one in ended], name="dia-session-end").start()
+
+
+def plain_reader(name: str) -> str:
+    """Returns a reader's name as it stands in marks: printable, on one line, 100 characters at most.
+
+    Args:
+        name: as it was given.
+    """
+    return "".join(c for c in name if c.isprintable()).strip()[:MOST_NAME].strip()
 
 
 def session_of(request: Any) -> Session:
@@ -129,5 +171,5 @@ def session_of(request: Any) -> Session:
     """
     found: Session | None = getattr(request.state, "session", None)
     if found is None:
-        raise Refused(401, "no session: open the page, or log in")
+        raise Refused(401, NO_SESSION)
     return found

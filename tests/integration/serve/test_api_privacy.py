@@ -188,7 +188,7 @@ def test_no_name_in_a_file_reaches_the_file_system(service, temporary, served_ru
     checked(found, temporary, served_run)
 
 
-@pytest.mark.parametrize("page", ["/static-offline-docs/", "/", "/docs/", "/score/"])
+@pytest.mark.parametrize("page", ["/static/", "/", "/docs/", "/score/"])
 @pytest.mark.parametrize(
     "path",
     [
@@ -223,7 +223,7 @@ def attempts():
     yield request("GET", f"/model?token={TOKEN}")
     yield request("GET", f"/health?access_token={TOKEN}")
     yield request("GET", f"/{TOKEN}")
-    yield request("GET", f"/static-offline-docs/{TOKEN}")
+    yield request("GET", f"/static/{TOKEN}")
     yield request("GET", "/health", b"", host=TOKEN.encode())
     yield request("GET", "/docs", b"", good)
     yield request("GET", "/openapi.json", b"", good)
@@ -250,42 +250,10 @@ def test_the_token_is_in_no_answer_and_no_log(temporary, inferencer, caplog, mon
             broken.setattr(inferencer, "read", fail)
             answers += [service.ask(sent)[1].decode() for sent in attempts()]
     assert sum("an error of the service" in answer for answer in answers) >= 2  # those with files
-    assert "a failure" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "a failure" not in caplog.text  # an error's own words may be anything that was sent
     assert TOKEN not in caplog.text
     for answer in answers:
         assert TOKEN not in answer
 
 
-@pytest.mark.slow
-def test_the_token_of_a_process_with_the_page_is_seen_by_nobody(served_run, tmp_path):
-    """It is the password of the page: what is printed, answered, left in folders; no file is handed out."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dia", "serve", str(served_run.run), "--port", "0", "--device", "cpu"],
-        text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "DIA_TOKEN": TOKEN},
-    )  # fmt: skip
-    told = []
-    try:
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", line := process.stderr.readline())):
-            told.append(line)
-        with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=60) as client:
-            good = {"Authorization": f"Bearer {TOKEN}"}
-            told.append(client.get("/model", headers=good).text)
-            for given in (TOKEN, TOKEN + "x"):
-                told.append(client.get("/model", params={"token": given}).text)
-                told.append(client.get("/gradio_api/info", params={"token": given}).text)
-                answer = client.post("/login", data={"username": "someone", "password": given})
-                assert answer.status_code == (200 if given == TOKEN else 400)
-                told += [answer.text, str(answer.headers)]
-            told += [client.get("/").text, client.get("/config").text]
-            for place in ("/etc/passwd", served_run.run / "calibration.json", tmp_path / "reviews.sqlite"):
-                assert client.get(f"/gradio_api/file={place}").status_code in (403, 404)
-        told.append(Path(f"/proc/{process.pid}/cmdline").read_text())
-        told += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
-        process.terminate()
-        told += process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    for text in told:
-        assert TOKEN not in text, text.replace(TOKEN, "THE TOKEN")

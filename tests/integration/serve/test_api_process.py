@@ -18,7 +18,6 @@ from live_service import live, picture, post, read
 
 from dia.core.errors import DataError
 from dia.deploy.predictor import Inferencer
-from dia.serve.api import build_app
 from dia.serve.limits import Limits
 from dia.serve.server import serve
 
@@ -70,7 +69,7 @@ def test_a_process_serves_until_it_is_stopped(served_run, files):
         assert hidden not in err
 
 
-def test_a_request_that_outlasts_the_service_is_told_so(served_run, tmp_path, monkeypatch, capfd):
+def test_a_request_that_outlasts_the_service_is_told_so(served_run, monkeypatch, capfd):
     """503 in JSON and a line in the log, where it was 500 and a traceback; and without its rest."""
     monkeypatch.setattr("dia.serve.server._GRACE", 0.1)
     asked, done, answer = threading.Event(), threading.Event(), []
@@ -91,26 +90,16 @@ def test_a_request_that_outlasts_the_service_is_told_so(served_run, tmp_path, mo
 
     def say(line):
         if line.startswith("serving"):
-            threading.Thread(target=ask, args=(int(line.split(":")[2].split(";")[0]),)).start()
+            threading.Thread(target=ask, args=(int(line.split(":")[2].split("/")[0]),)).start()
             asked.wait()
 
     monkeypatch.setattr(Inferencer, "score", score)
-    serve(served_run.run, port=0, store=str(tmp_path / "marks.sqlite"), device="cpu", say=say)
+    serve(served_run.run, port=0, page=False, device="cpu", say=say)
     ((status, body),) = answer
     assert (status, json.loads(body)) == (503, {"detail": "the service is stopping"})
     said = capfd.readouterr().err
     assert said.count("POST /score 503") == 1
     assert "Traceback" not in said
-
-
-def test_a_temporary_folder_of_another_user_is_no_obstacle(inferencer, tmp_path, monkeypatch):
-    """What gradio makes by a fixed name in the folder of all users stands there already."""
-    page = pytest.importorskip("dia.serve.review.page", exc_type=DataError)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(page.gradio.routes, "DEFAULT_TEMP_DIR", str(tmp_path / "gradio"))
-    (tmp_path / "gradio").write_text("of another user: nothing can be made in it")
-    page.mount(build_app(inferencer), inferencer, store=tmp_path / "marks.sqlite", token=None)
-    assert (tmp_path / "gradio").is_file()
 
 
 def test_without_a_temporary_folder_there_is_one_line(served_run, monkeypatch):

@@ -17,11 +17,10 @@ import pytest
 import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
-from live_service import live, picture, request, zipped
+from live_service import app_of, live, picture, request, zipped
 from PIL import Image
 from schemathesis import checks
 
-from dia.serve.api import build_app
 from dia.serve.limits import Limits
 
 TOKEN = "3c9f0a-token-of-the-tests-5b1e"
@@ -53,9 +52,9 @@ class Unfitted:
 
 
 def described(token=None):
-    app = build_app(Unfitted(), token=token)
+    app = app_of(Unfitted(), token=token)
     with TestClient(app, base_url="http://localhost") as client:
-        return client.get("/openapi.json").json()
+        return client.get("/openapi.json", headers={"Authorization": f"Bearer {token}"}).json()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,8 @@ closed_schema = schemathesis.openapi.from_dict(described(TOKEN))
 
 def test_the_schemas_tested_are_those_that_are_served(open_service, closed_service):
     for service, schema in ((open_service, open_schema), (closed_service, closed_schema)):
-        status, body = service.ask(request("GET", "/openapi.json"))
+        shown = f"Authorization: Bearer {TOKEN}".encode()
+        status, body = service.ask(request("GET", "/openapi.json", b"", shown))
         assert status == 200
         assert json.loads(body) == schema.raw_schema
 

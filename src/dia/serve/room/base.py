@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..current import Current
@@ -22,6 +23,7 @@ class Room:
         marks: where marks are kept.
         runs: the folder in which models that are trained in the browser are written.
         data_root: the folder whose data may be named for a training; None for none.
+        at_end: what parts add here is called when the service stops, before sessions end.
     """
 
     current: Current
@@ -30,3 +32,4 @@ class Room:
     marks: Marks
     runs: Path
     data_root: Path | None = None
+    at_end: list[Callable[[], None]] = field(default_factory=list)

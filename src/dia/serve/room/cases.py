@@ -1,78 +1,44 @@
 """The images that a session holds: read and scored in the background, kept in memory alone.
 
 Knows drops, models and marks; knows no request and no page. A case is a file, or a volume (a file of several
-slices, or a DICOM series).
+slices, or a DICOM series). Where another model is served, all are scored anew, from the pixels that are kept;
+until that is done, all keep what the model before said of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import logging
+import secrets
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from ...core.errors import first_line, printable
+from ...detectors.drift import RATE, SHARE
+from ...evaluate.drift_monitor import DriftMonitor
+from ..current import Served
+from ..limits import Deadline, Refused
 from ..sessions import Session
 from .base import Room
 from .drops import Drop
+from .images.case import Case, Judged, Marked, hash_of, judgements, reading_of
+from .images.gather import Gatherer
+from .images.memory import Memory
+from .images.native import conformed, levels_of
+from .mark import Mark
 from .store import Marks
 
-
-class Marked(NamedTuple):
-    """An image of the session with a reader's label, to learn from.
-
-    Args:
-        sha256: of its shape and pixels at the model's size.
-        image: `(H, W, C)` uint8 at the model's size; of a volume the slice that the mark is about.
-        label: 1 anomalous, 0 normal.
-        flagged: whether it was flagged when the verdict was given.
-        reader: who said so.
-    """
-
-    sha256: str
-    image: np.ndarray
-    label: int
-    flagged: bool
-    reader: str
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a model says of a case of S slices.
-
-    Args:
-        number: of the model, `Served.number`.
-        scores: `(S,)` raw, higher = more anomalous.
-        p_values: `(S,)` conformal, in (0, 1].
-        heat: `(S, H, W)` float16 or float32 at the model's size; None where the method has none.
-    """
-
-    number: int
-    scores: np.ndarray
-    p_values: np.ndarray
-    heat: np.ndarray | None
-
-
-@dataclass(eq=False)
-class Case:
-    """One case of S slices.
-
-    Args:
-        id: random, of this session.
-        name: the client's.
-        slices: S native arrays, `(h, w)` or `(h, w, 3)`.
-        images: `(S, H, W, C)` uint8 at the model's size.
-        hashes: sha256 of each slice's shape and pixels at the model's size.
-        sha256: of the case; that of its image where it has one slice.
-        judged: by the model in use.
-    """
-
-    id: str
-    name: str
-    slices: list[np.ndarray]
-    images: np.ndarray
-    hashes: list[str]
-    sha256: str
-    judged: Judged
+_LOG = logging.getLogger("dia.serve")
+_READING = threading.BoundedSemaphore(4)  # sessions whose files are read at the same time
+_SECONDS = 600.0  # for one batch, behind those of others
+_WAIT = 0.2  # seconds until what was refused is tried again
+_MOST_PROBLEMS = 1000  # lines that are kept
+_KEPT = 48  # pictures of a session that are kept once made
 
 
 @dataclass
@@ -83,7 +49,7 @@ class Progress:
         files: that were dropped.
         read: of these.
         images: slices that were found.
-        scored: of these.
+        scored: of these, by the model in use.
         problems: (client's name, one line) of each file that is left out.
     """
 
@@ -94,46 +60,363 @@ class Progress:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What the thread does: reads a drop, or scores all anew where there is none."""
+
+    drop: Drop | None
+    progress: Progress
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class _Swapped(Exception):
+    """Another model is served by now."""
+
+
 class Cases:
-    """The cases of one session."""
+    """The cases of one session, each set of pixels once.
+
+    Args:
+        room: the shared parts.
+    """
 
     def __init__(self, room: Room):
         self.room = room
+        self._memory = Memory(room.limits)
+        self._cases: OrderedDict[str, Case] = OrderedDict()
+        self._queue: deque[Drop] = deque()
+        self._job: _Job | None = None
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self._given_up: Served | None = None  # a model that could not score
+        self._progress = Progress()
+        self._version, self._lock = 0, threading.RLock()
+        self._pictures: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     @classmethod
     def of(cls, session: Session, room: Room) -> Cases:
-        """Returns a session's cases.
+        """Returns a session's cases, and has them scored anew where another model is served by now.
 
         Args:
             session: whose.
             room: the parts that are shared.
         """
-        return session.hold(cls, lambda: cls(room))
+        found = session.hold(cls, lambda: cls(room))
+        found.follow()
+        return found
+
+    # --- what a page asks for -----------------------------------------------------------------------
 
     def add(self, drop: Drop) -> None:
         """Begins to read and score what was dropped, in the background; its files are deleted once read."""
-        raise NotImplementedError
+        with self._lock:
+            if self._closed:
+                return drop.close()
+            self._progress.files += len(drop.names)
+            self._tell(self._progress, *drop.problems)
+            self._queue.append(drop)
+            self._start()
+
+    def follow(self) -> None:
+        """Begins to score anew where another model is served than the one that scored."""
+        with self._lock:
+            if self._worker is None and self._outdated():
+                self._start()
 
     def all(self) -> list[Case]:
         """Returns the cases that are scored, in the order they came."""
-        raise NotImplementedError
+        with self._lock:
+            return [case for case in self._cases.values() if case.scored]
 
     def get(self, id: str) -> Case:
-        """Returns a case.
+        """Returns a case that is scored.
 
         Raises:
             Refused: this session has none of that id (404).
         """
-        raise NotImplementedError
+        with self._lock:
+            case = self._cases.get(id)
+        if case is None or not case.scored:
+            raise Refused(404, "this session holds no such image; drop it again")
+        return case
 
-    def marked(self, marks: Marks) -> list[Marked]:
-        """Returns the images of this session that any reader called anomalous or normal."""
-        raise NotImplementedError
+    @property
+    def version(self) -> int:
+        """Grows with each change to what `all` and `progress` return."""
+        return self._version
 
-    def drift(self) -> dict[str, Any] | None:
-        """Returns whether the images differ as a whole from the training normals; None without images."""
-        raise NotImplementedError
+    def progress(self) -> tuple[Progress, bool]:
+        """Returns how far reading and scoring are, and whether both are done."""
+        with self._lock:
+            now = replace(self._progress, problems=list(self._progress.problems))
+            return now, self._worker is None
+
+    def cancel(self, id: str) -> None:
+        """Ends the reading of a drop; what is scored stays."""
+        with self._lock:
+            for drop in [d for d in self._queue if d.id == id]:
+                self._queue.remove(drop)
+                drop.close()
+            if self._job is not None and self._job.drop is not None and self._job.drop.id == id:
+                self._job.stop.set()
+
+    def clear(self) -> None:
+        """Forgets all images, and ends what is being read."""
+        with self._lock:
+            for drop in self._queue:
+                drop.close()
+            self._queue.clear()
+            if self._job is not None:
+                self._job.stop.set()
+            for case in self._cases.values():
+                self._memory.forget(case)
+            self._cases.clear()
+            self._pictures.clear()
+            self._progress = Progress()
+            self._version += 1
 
     def close(self) -> None:
         """Forgets all, when the session ends."""
-        raise NotImplementedError
+        with self._lock:
+            self._closed = True
+            self.clear()
+
+    def marked(self, marks: Marks) -> list[Marked]:
+        """Returns the images of this session that any reader called anomalous or normal.
+
+        Raises:
+            DataError: the marks cannot be read.
+        """
+        made = []
+        for case, mark in self.with_marks(marks):
+            judged = case.now
+            if (label := mark.label) is not None and mark.image in judged.hashes:
+                image = judged.images[judged.hashes.index(mark.image)]
+                made.append(Marked(mark.image, image, label, mark.flagged, mark.key.reader))
+        return made
+
+    def with_marks(self, marks: Marks) -> list[tuple[Case, Mark]]:
+        """Returns the cases that are marked, each with each reader's mark, oldest first.
+
+        Args:
+            marks: of all readers.
+
+        Raises:
+            DataError: the marks cannot be read.
+        """
+        cases = {(case.now.lineage, case.now.sha256): case for case in self.all()}
+        found = []
+        for lineage in {lineage for lineage, _ in cases}:
+            wanted = [sha for own, sha in cases if own == lineage]
+            found += [(cases[lineage, m.key.sha256], m) for m in marks.of_lineage(lineage, wanted)]
+        return found
+
+    def drift(self) -> dict[str, Any] | None:
+        """Returns whether the images differ as a whole from the training normals; None without images."""
+        if not (cases := self.all()):
+            return None
+        served = cases[-1].now.served
+        cases = [case for case in cases if case.now.served is served]
+        names = [case.id for case in cases]
+        volumes = [case.id if len(case.slices) > 1 else None for case in cases]
+        monitor = DriftMonitor(served.inferencer.detector, names, volumes, rate=RATE, share=SHARE)
+        scores = np.array([case.now.scores[len(case.slices) // 2] for case in cases])
+        monitor.add(names, scores, np.concatenate([case.now.acquisition for case in cases]))
+        return monitor.verdict()
+
+    def picture(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Returns a picture that was made before, or makes it; the last ones are kept.
+
+        Args:
+            key: what it shows.
+            make: makes it.
+        """
+        with self._lock:
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+                return self._pictures[key]
+        made = make()
+        with self._lock:
+            self._pictures[key] = made
+            while len(self._pictures) > _KEPT:
+                self._pictures.popitem(last=False)
+        return made
+
+    # --- in the background --------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._version += 1
+        if self._worker is None and not self._closed:
+            self._worker = threading.Thread(target=self._work, name="dia-cases", daemon=True)
+            self._worker.start()
+
+    def _outdated(self) -> bool:
+        if not self._cases or not self.room.current.there:
+            return False
+        served = self.room.current.get()
+        stale = any(case.judged is None or case.judged.served is not served for case in self._cases.values())
+        return stale and served is not self._given_up
+
+    def _work(self) -> None:
+        while job := self._next():
+            try:
+                if job.drop is None:
+                    self._score_anew(job)
+                else:
+                    with _turn(job.stop):
+                        self._read(job, job.drop)
+            except _Swapped:
+                pass  # the next job is of the other model
+            except Exception as error:  # the list must live on
+                line = error.line if isinstance(error, Refused) else printable(first_line(error)[:200])
+                _LOG.warning("images of the page were not read or scored: %s", line)
+                with self._lock:
+                    self._tell(job.progress, ("", error.line if isinstance(error, Refused) else "not scored"))
+                    self._given_up = self.room.current.get() if job.drop is None else self._given_up
+            finally:
+                if job.drop is not None:
+                    job.drop.close()
+
+    def _next(self) -> _Job | None:
+        """Takes the next job; where there is none, says that all is done."""
+        with self._lock:
+            drop = self._queue.popleft() if self._queue else None
+            self._job = _Job(drop, self._progress) if drop or self._outdated() else None
+            if self._job is None:
+                self._worker = None
+                now = self._progress
+                now.files = now.read  # others were cancelled
+                now.images = now.scored = sum(len(case.slices) for case in self._cases.values())
+                self._version += 1
+            return self._job
+
+    def _read(self, job: _Job, drop: Drop) -> None:
+        served = self.room.current.get()
+        height, width, _ = served.inferencer.shape
+        heat = 2 * height * width if served.inferencer.has_heatmaps else 0
+        options = reading_of(served.inferencer)
+        now: Served | None = served  # until another one is
+
+        def done(files: int) -> None:
+            with self._lock:
+                job.progress.read += files
+                self._version += 1
+
+        def problem(name: str, line: str) -> None:
+            with self._lock:
+                self._tell(job.progress, (name, line))
+
+        gatherer = Gatherer(
+            drop, options, take=lambda size: self._memory.take(size + heat),
+            give=lambda sizes: self._memory.give([size + heat for size in sizes]),
+            problem=problem, read=done, stopped=job.stop.is_set,
+        )  # fmt: skip
+        with self._lock:
+            names = {hash_of(case.images): case.name for case in self._cases.values()}
+        fresh: list[Case] = []
+        for found in gatherer.cases():
+            levels = levels_of(found.slices[len(found.slices) // 2], options.view)
+            size = sum(one.nbytes for one in found.slices) + found.images.nbytes + heat * len(found.images)
+            case = Case(
+                secrets.token_urlsafe(9), found.name, found.slices, found.spacing, levels, found.images, size
+            )
+            if (same := names.get(sha := hash_of(found.images))) is not None:
+                self._memory.forget(case)
+                if same != case.name:
+                    problem(case.name, f"has the pixels of {same}; listed once")
+                continue
+            names[sha] = case.name
+            with self._lock:
+                job.progress.images += len(case.slices)
+            fresh.append(case)
+            if sum(len(one.slices) for one in fresh) >= self.room.limits.batch:
+                now, fresh = self._list(job, fresh, now), []
+        self._list(job, fresh, now)
+
+    def _list(self, job: _Job, cases: Sequence[Case], served: Served | None) -> Served | None:
+        """Scores cases and lists them. Where another model is served by now, they wait for it.
+
+        Returns:
+            The model; None where it is no longer served.
+        """
+        judged: list[Judged] | None = None
+        try:
+            if served is not None and cases:
+                judged = self._judge(job, [case.images for case in cases], served)
+        except _Swapped:
+            served = None
+        except BaseException:
+            for case in cases:
+                self._memory.forget(case)
+            raise
+        with self._lock:
+            for i, case in enumerate(cases):
+                if job.stop.is_set():
+                    self._memory.forget(case)
+                else:
+                    case.judged = None if judged is None else judged[i]
+                    self._cases[case.id] = case
+            self._version += 1
+        return served
+
+    def _judge(self, job: _Job, images: Sequence[np.ndarray], served: Served) -> list[Judged] | None:
+        """Scores stacks of images, a batch at a time, so that progress is seen; None where it was stopped."""
+        every, batch, parts = np.concatenate(images), self.room.limits.batch, []
+        start = 0
+        while start < len(every):
+            if job.stop.is_set():
+                return None
+            try:
+                parts.append(served.batcher.score(every[start : start + batch], True, Deadline(_SECONDS)))
+            except Refused as refused:
+                if self.room.current.get() is not served:
+                    raise _Swapped from None
+                if refused.status != 503 or not served.batcher.alive:
+                    raise
+                job.stop.wait(_WAIT)  # others wait for the model
+                continue
+            start += batch
+            with self._lock:
+                job.progress.scored += len(parts[-1].scores)
+                self._version += 1
+        return judgements(served, images, parts)
+
+    def _score_anew(self, job: _Job) -> None:
+        """Scores all cases with the model in use; those of the one before stand until all are done."""
+        served = self.room.current.get()
+        options = reading_of(served.inferencer)
+        with self._lock:
+            cases = list(self._cases.values())
+            job.progress.scored, job.progress.images = 0, sum(len(case.slices) for case in cases)
+        made: list[tuple[Case, Judged]] = []
+        for case in cases:
+            read_so = case.judged and reading_of(case.judged.served.inferencer) == options
+            images = case.images if read_so else conformed(case.slices, options)
+            if (judged := self._judge(job, [images], served)) is None:
+                return
+            made.append((case, judged[0]))
+        with self._lock:
+            for case, own in made:
+                case.take(own, levels_of(case.slices[len(case.slices) // 2], options.view))
+            self._pictures.clear()
+            self._version += 1
+
+    def _tell(self, progress: Progress, *problems: tuple[str, str]) -> None:
+        progress.problems += problems
+        del progress.problems[_MOST_PROBLEMS:]
+        self._version += 1
+
+
+@contextmanager
+def _turn(stop: threading.Event) -> Iterator[None]:
+    """Waits until few enough sessions read."""
+    while not _READING.acquire(timeout=_WAIT):
+        if stop.is_set():
+            break
+    else:
+        try:
+            yield
+        finally:
+            _READING.release()
+        return
+    yield

@@ -1,8 +1,9 @@
 """Uploads in pieces: what a reader dropped on the page, on its way to being read or trained on.
 
-Knows bytes, numbered files and the limits of both; decodes no image, knows no model. Files lie in a folder of
-mode 0700 under numbers: no name of a client's is a path, or is written to disk or to the log. The folder goes
-when its drop is taken and read, cancelled, or abandoned; what a killed process left goes when the next begins.
+Knows bytes, numbered files and the limits of both; decodes no image, knows no model. Files lie in a folder
+of mode 0700 under numbers: no name of a client's is a path, or is written to disk or to the log. The folder
+goes when its drop is taken and read, cancelled, or abandoned; what a killed process left goes when the next
+begins.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ class Drops:
             return drop
 
     def cancel(self, id: str) -> None:
-        """Deletes a drop, at once or when the request that adds to it sees it; nothing where there is none."""
+        """Deletes a drop, at once or when the request that adds to it sees it."""
         with self._lock:
             drop = self._all.pop(id, None)
         if drop is not None:
@@ -332,10 +333,9 @@ def _root() -> Path:
 
 def _delete_left() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another user's, or without a lock
-            with (folder / "lock").open("rb") as lock:
-                if _lock(lock):
-                    shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError), (folder / "lock").open("rb") as lock:  # another user's cannot be opened
+            if _lock(lock):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(file: IO[bytes]) -> bool:

@@ -1,36 +1,29 @@
 """The readers' marks: verdicts, notes and boxes, with their history, in one SQLite file.
 
-Knows hashes, readers and numbers; knows no pixels, models, pages or names of files. An image is known by the
-hash of its pixels at the model's size, and the model by its lineage: the hash of the model as first fitted, so
-that marks outlive `dia update`.
+Knows marks and SQLite; knows no pixels, models, pages or names of files. An image is known by the hash of its
+pixels at the model's size, and the model by its lineage: the hash of the model as first fitted, so that marks
+outlive `dia update`.
 
-Nothing is ever changed in the file: each change, and each undo, appends the whole mark as it then is. A mark is
-the last row of its key; `before` leads to the state that an undo returns to.
+Nothing is ever changed in the file: each change, and each undo, appends the whole mark as it then is. A mark
+is the last row of its key; `before` leads to the state that an undo returns to.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sqlite3
-import unicodedata
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...core.errors import DataError
 from ...core.storage import locked
+from .mark import VERDICTS, Box, Key, Mark, Seen, checked_boxes, checked_note
 
-AGREE, DISAGREE, UNSURE = "agree", "disagree", "unsure"
-VERDICTS = (AGREE, DISAGREE, UNSURE, "")
-MOST_NOTE = 2000  # characters
-MOST_BOXES = 100  # of one mark
 _FORMAT = 2  # 1 was that of 0.1, which held names of files
-_TURNED = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # signs that turn the text after them round
 _FIELDS = (
     *("verdict", "note", "boxes", "slice", "image", "slices", "height", "width", "flagged", "rate", "score"),
     *("p_value", "model", "time", "history", "before"),
@@ -44,120 +37,10 @@ _TABLE = (
     "CREATE INDEX of_key ON changes (lineage, sha256, reader, id)",
 )
 _TAKEN_OVER = (  # the marks of 0.1, each by the model and image it was of; their files' names go
-    "INSERT INTO changes (lineage, sha256, reader, verdict, note, boxes, slice, image, slices, height, width, "
-    "flagged, rate, score, p_value, model, time, history, before) SELECT model, sha256, reviewer, verdict, "
-    "note, '[]', 0, sha256, 1, 0, 0, flagged, rate, score, p_value, model, time, 1, NULL FROM marks "
-    "ORDER BY time",
+    f"INSERT INTO changes ({', '.join(_COLUMNS)}) SELECT model, sha256, reviewer, verdict, note, '[]', 0, "
+    "sha256, 1, 0, 0, flagged, rate, score, p_value, model, time, 1, NULL FROM marks ORDER BY time",
     "DROP TABLE marks",
 )
-
-
-class Key(NamedTuple):
-    """What a mark belongs to.
-
-    Args:
-        lineage: hash of the model as first fitted.
-        sha256: of a case's shape and pixels at the model's size; of a volume, of all its slices.
-        reader: who marked; empty where no name was given.
-    """
-
-    lineage: str
-    sha256: str
-    reader: str
-
-
-class Box(NamedTuple):
-    """A rectangle that a reader drew, in native pixels.
-
-    Args:
-        slice: number of the slice, from 0.
-        x: of the left edge.
-        y: of the upper edge.
-        w: width, above 0.
-        h: height, above 0.
-    """
-
-    slice: int
-    x: float
-    y: float
-    w: float
-    h: float
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was seen when something was marked.
-
-    Args:
-        flagged: whether the case was flagged at `rate`.
-        rate: the false-alarm rate, in (0, 1).
-        score: raw, higher = more anomalous; of a volume the greatest of its slices.
-        p_value: conformal, in (0, 1].
-        worst: the slice with the greatest score, from 0.
-        images: sha256 of each slice's shape and pixels at the model's size.
-        shape: native height and width.
-        model: hash of the model that scored.
-    """
-
-    flagged: bool
-    rate: float
-    score: float
-    p_value: float
-    worst: int
-    images: Sequence[str]
-    shape: tuple[int, int]
-    model: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One reader's mark of one case, as it is now.
-
-    Args:
-        key: what it belongs to.
-        verdict: `agree`, `disagree` (with `flagged`), `unsure`, or empty.
-        note: at most 2000 characters.
-        boxes: that the reader drew.
-        slice: the slice that it is about: that of the first box, else the one with the greatest score.
-        image: sha256 of that slice at the model's size; the key's where the case is one image.
-        slices: how many the case has.
-        shape: native height and width; 0 where they are not known.
-        flagged: whether the case was flagged when the verdict was given.
-        rate: the false-alarm rate then.
-        score: raw, then.
-        p_value: conformal, then.
-        model: hash of the model that scored.
-        time: of the last change, ISO 8601 in UTC.
-        history: how many changes can be undone.
-    """
-
-    key: Key
-    verdict: str
-    note: str
-    boxes: tuple[Box, ...]
-    slice: int
-    image: str
-    slices: int
-    shape: tuple[int, int]
-    flagged: bool
-    rate: float
-    score: float
-    p_value: float
-    model: str
-    time: str
-    history: int
-
-    @property
-    def label(self) -> int | None:
-        """1 anomalous, 0 normal, None where the verdict does not say."""
-        if self.verdict not in (AGREE, DISAGREE):
-            return None
-        return int(self.flagged == (self.verdict == AGREE))
-
-    @property
-    def empty(self) -> bool:
-        """Whether it says nothing."""
-        return not (self.verdict or self.note or self.boxes)
 
 
 class Marks:
@@ -217,7 +100,7 @@ class Marks:
         if note is not None:
             given["note"] = checked_note(note)
         if boxes is not None:
-            given["boxes"] = json.dumps(_checked_boxes(boxes, len(seen.images)))
+            given["boxes"] = json.dumps(checked_boxes(boxes, len(seen.images)))
         with self._writing() as db:
             old = _last(db, key)
             now: dict[str, Any] = dict.fromkeys(_FIELDS, "") | {"boxes": "[]", "history": 0, "before": None}
@@ -286,10 +169,10 @@ class Marks:
         wanted = None if sha256 is None else set(sha256)
         return [m for m in found if wanted is None or m.key.sha256 in wanted]
 
-    def version(self, lineage: str) -> int:
-        """Returns a number that grows with each change to any mark of a lineage."""
+    def version(self) -> int:
+        """Returns a number that grows with each change to any mark."""
         with self._reading() as db:
-            found = db.execute("SELECT max(id) FROM changes WHERE lineage = ?", (lineage,)).fetchone()
+            found = db.execute("SELECT max(id) FROM changes").fetchone()
         return int(found[0] or 0)
 
     def _latest(self, where: str, *values: str) -> list[Mark]:
@@ -297,7 +180,7 @@ class Marks:
             f"id IN (SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader) ORDER BY id"
         )
         with self._reading() as db:
-            found = _rows(db, last, *values)
+            found = _rows(db, f"id IN ({last}) ORDER BY id", *values)
         marks = [_mark(Key(row["lineage"], row["sha256"], row["reader"]), row) for row in found]
         return [mark for mark in marks if not mark.empty]
 
@@ -377,31 +260,6 @@ def _connected(path: Path) -> Generator[sqlite3.Connection, None, None]:
         yield db
     finally:
         db.close()
-
-
-def checked_note(note: str) -> str:
-    """Returns a note with plain line ends.
-
-    Raises:
-        ValueError: it is too long, or holds signs that are no text.
-    """
-    note = note.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    if len(note) > MOST_NOTE:
-        raise ValueError(f"a note has at most {MOST_NOTE} characters, not {len(note)}")
-    if any(c != "\n" and (unicodedata.category(c) in ("Cc", "Cs") or ord(c) in _TURNED) for c in note):
-        raise ValueError("a note holds no control characters but line ends")
-    return note
-
-
-def _checked_boxes(boxes: Sequence[Box], slices: int) -> list[list[float]]:
-    if len(boxes) > MOST_BOXES:
-        raise ValueError(f"a mark has at most {MOST_BOXES} boxes, not {len(boxes)}")
-    for box in boxes:
-        if not (all(map(math.isfinite, box)) and min(box) >= 0 and box.w > 0 and box.h > 0):
-            raise ValueError("a box has x, y from 0 on, and w, h above 0, in pixels of the image")
-        if box.slice >= slices:
-            raise ValueError(f"a box lies in slice {box.slice}, of {slices}")
-    return [[int(box.slice), *(round(float(v), 2) for v in box[1:])] for box in boxes]
 
 
 def _of(seen: Seen) -> dict[str, Any]:

@@ -38,3 +38,10 @@ if (name) {
   });
   name.addEventListener("keydown", (event) => { if (event.key === "Enter") name.blur(); });
 }
+
+const model = document.querySelector("#model[data-loading]");
+if (model) { // the answer comes when it is there
+  ask("GET", "/room/state").then((state) => {
+    if (state.model) model.textContent = `${state.model.method}, fitted on ${state.model.n_train} normals`;
+  }, (error) => { model.textContent = error.message; });
+}

@@ -1,0 +1,226 @@
+"""The service's forms and answers: what is sent and said, as JSON or a zip.
+
+Knows pictures, verdicts and their words; knows nothing of models, requests or time.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from fastapi import UploadFile
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from ..evaluate.volume_scores import TOP_K, volume_scores
+from ..report.constants import DISSOLVE_TS
+
+if TYPE_CHECKING:
+    from ..deploy.predictor import Reading, Verdict  # which import torch
+
+_FILES = Field(description="images, or zips of images", min_length=1)
+
+
+class ScoreForm(BaseModel):
+    """Images to score, and options."""
+
+    model_config = ConfigDict(extra="forbid")
+    files: list[UploadFile] = _FILES
+    heatmaps: Literal["none", "png", "raw"] = Field(
+        "none",
+        description="png: coloured, on one scale for all answers; raw: float32, little-endian, row by row; "
+        "both of the model's height and width, as base64",
+    )
+    false_alarm_rate: float | SkipJsonSchema[None] = Field(
+        None,
+        description="share of normal images flagged; default: the model's",
+        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},  # said here, checked by the model
+    )
+
+
+class DissolveForm(BaseModel):
+    """Images to dissolve, and diffusion steps."""
+
+    model_config = ConfigDict(extra="forbid")
+    files: list[UploadFile] = _FILES
+    t: list[int] = Field(list(DISSOLVE_TS), description="diffusion steps, one or several")
+
+
+class FileError(BaseModel):
+    """A file that was left out, and why."""
+
+    name: str
+    error: str
+
+
+class Scored(BaseModel):
+    """One image, frame or slice."""
+
+    name: str
+    score: float = Field(description="raw, higher = more anomalous")
+    p_value: float = Field(description="conformal: share of normal images at least as anomalous, at most")
+    flagged: bool = Field(description="score above the threshold")
+    heatmap: str | None = Field(None, description="base64, where asked for")
+
+
+class Volume(BaseModel):
+    """A file of several images, by their scores."""
+
+    name: str
+    images: int
+    flagged: int
+    max_score: float
+    top_mean: float = Field(description=f"of the {TOP_K} greatest scores")
+    p_value: float = Field(description="the least of its images', times their number: Bonferroni's")
+
+
+class ScoreAnswer(BaseModel):
+    """Images in the order of their files."""
+
+    images: list[Scored]
+    volumes: list[Volume]
+    errors: list[FileError]
+    false_alarm_rate: float
+    threshold: float | None = Field(description="null where the held-out normals are too few for the rate")
+    heat_scale: tuple[float, float] | None = Field(description="where the colours of a png begin and end")
+    model: dict[str, Any]
+
+
+class DissolvedCopy(BaseModel):
+    """An image at one diffusion step."""
+
+    t: int
+    png: str = Field(description="base64, of the model's height and width")
+
+
+class Dissolved(BaseModel):
+    """One image, frame or slice."""
+
+    name: str
+    dissolved: list[DissolvedCopy]
+
+
+class DissolveAnswer(BaseModel):
+    """Images in the order of their files."""
+
+    images: list[Dissolved]
+    errors: list[FileError]
+
+
+class Health(BaseModel):
+    """State and load of the service."""
+
+    status: Literal["ok", "failing"]
+    model_loaded: bool
+    active_requests: int
+    waiting_images: int
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+# --- answers ----------------------------------------------------------------------------------------------
+
+
+def scored(
+    reading: Reading, verdict: Verdict, threshold: float, scale: tuple[float, float] | None
+) -> list[Scored]:
+    """Returns the answer's images.
+
+    Args:
+        reading: the pictures.
+        verdict: on them, with heatmaps where they were asked for.
+        threshold: above which a score is flagged.
+        scale: where the heatmaps' colours begin and end; None for raw ones.
+    """
+    heat: list[str] | list[None] = [None] * len(reading.pictures)
+    if verdict.heatmaps is not None:
+        from ..report.pictures import colour  # which imports matplotlib
+
+        shown = verdict.heatmaps if scale is None else colour(verdict.heatmaps, scale)
+        heat = [in_base64(m.astype("<f4").tobytes() if scale is None else png(m)) for m in shown]
+    return [
+        Scored(name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h)
+        for p, s, q, h in zip(reading.pictures, verdict.scores.tolist(), verdict.p_values, heat, strict=True)
+    ]
+
+
+def volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
+    """Returns the answer's volumes: files with several images, by number, as names may be equal.
+
+    Args:
+        counts: (name, number of images) of each file.
+        verdict: on the images, file by file.
+        threshold: above which a score is flagged.
+    """
+    owners = [str(i) for i, (_, count) in enumerate(counts) for _ in range(count)]
+    of_several = [owner if counts[int(owner)][1] > 1 else None for owner in owners]
+    out = []
+    for found in volume_scores(zip(of_several, owners, verdict.scores.tolist(), strict=True)):
+        own = np.array(of_several) == found.volume
+        out.append(
+            Volume(
+                name=counts[int(found.volume)][0],
+                images=found.slices,
+                flagged=int((verdict.scores[own] > threshold).sum()),
+                max_score=found.max,
+                top_mean=found.top_k_mean,
+                p_value=found.p_value(float(verdict.p_values[own].min())),
+            )
+        )
+    return out
+
+
+def as_zip(
+    copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]
+) -> bytes:
+    """Returns dissolved copies as a zip.
+
+    Args:
+        copies: (name, (t, PNG) of each t) of each picture.
+        errors: (name, one line) of files left out.
+    """
+    buffer = io.BytesIO()
+    # stored: PNGs are small already; without the time, which a clock that is wrong may put before 1980
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for i, (name, pngs) in enumerate(copies):
+            safe = re.sub(r"[^\w.#-]+", "_", name)
+            for t, png in pngs:
+                packed.writestr(zipfile.ZipInfo(f"{i:04d}_{safe}_t{t:03d}.png"), png)
+        if errors:
+            packed.writestr(
+                zipfile.ZipInfo("errors.json"), json.dumps([{"name": n, "error": e} for n, e in errors])
+            )
+    return buffer.getvalue()
+
+
+def errors_of(reading: Reading) -> list[FileError]:
+    """Returns the answer's errors."""
+    return [FileError(name=name, error=line) for name, line in reading.errors]
+
+
+def note(reading: Reading) -> str:
+    """Returns what the log says of an answer."""
+    return f", {len(reading.pictures)} images, {len(reading.errors)} errors"
+
+
+def png(image: np.ndarray) -> bytes:
+    """Returns `(H, W, 1 or 3)` uint8 as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def in_base64(data: bytes) -> str:
+    """Returns bytes as JSON can have them."""
+    return base64.b64encode(data).decode()

@@ -1,0 +1,189 @@
+"""HTML pages of the reading room, its static files, login and logout; and the page that describes the service.
+
+Files are read once, at the start: no name in an address is ever a path. Knows templates, sessions and cookies;
+knows no images, models' results or marks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ...report.constants import LIMITS
+from ..limits import Refused
+from ..middleware import Keys, client_of, cookie_name
+from ..sessions import Session, plain_reader
+from .base import Room
+
+_HERE = Path(__file__).parent
+_TOKENS = _HERE.parents[1] / "report" / "templates" / "tokens.css"  # shared with the reports
+_SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")
+_KINDS = {
+    ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
+    ".png": "image/png",
+}  # fmt: skip
+# Swagger's style sheet draws arrows and locks from data: addresses; scripts and styles are files here too
+_DOCS_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+class _File(NamedTuple):
+    data: bytes
+    kind: str
+    tag: str
+
+
+def docs() -> APIRouter:
+    """Returns the routes of the service's description for readers, `/docs`, which loads nothing from elsewhere."""
+    router = APIRouter(include_in_schema=False)
+    swagger = Path(str(files("fastapi_offline"))) / "static"
+    paths = [*(_HERE / "static" / name for name in ("docs.js", "icon.svg")), *(swagger / name for name in _SWAGGER)]
+    shown = {path.name: _file(path) for path in paths}
+
+    @router.get("/docs")
+    async def described() -> Response:
+        page = _environment().get_template("docs.html").render()
+        return HTMLResponse(page, headers={"Content-Security-Policy": _DOCS_CSP})
+
+    @router.get("/docs/{name}")
+    async def part(request: Request, name: str) -> Response:
+        return _sent(request, shown.get(name))
+
+    return router
+
+
+def routes(room: Room, keys: Keys) -> APIRouter:
+    """Returns the routes of the pages `/`, `/train` and `/login`, of `/logout`, and of `/static`.
+
+    Args:
+        room: the reading room.
+        keys: whether there is a token, and which.
+    """
+    router = APIRouter(include_in_schema=False)
+    shown = {f.name: _file(f) for f in (_HERE / "static").iterdir() if f.suffix in _KINDS}
+    shown[_TOKENS.name] = _file(_TOKENS)
+
+    def page(request: Request, template: str, here: str) -> Response:
+        if request.state.foreign:  # a link led here, with which no cookie comes: from here on one does
+            return HTMLResponse(_render("enter.html", to=request.url.path))
+        session: Session | None = request.state.session
+        if session is None and keys.needed:
+            return RedirectResponse("/login", 303)
+        found = session or room.sessions.open()
+        if here == "read" and not room.current.there:
+            answer: Response = RedirectResponse("/train", 303)
+        else:
+            values = {"here": here, "session": True, "token": keys.needed, "model": _model_of(room)}
+            values["loading"] = room.current.loading
+            answer = HTMLResponse(_render(template, reader=found.reader, **values))
+        if session is None:
+            _keep(request, answer, found)
+        return answer
+
+    @router.get("/")
+    async def read(request: Request) -> Response:
+        return page(request, "room.html", "read")
+
+    @router.get("/train")
+    async def train(request: Request) -> Response:
+        return page(request, "train.html", "train")
+
+    @router.get("/login")
+    async def login_page() -> Response:
+        return HTMLResponse(_render("login.html")) if keys.needed else RedirectResponse("/", 303)
+
+    @router.post("/login")
+    async def login(request: Request) -> Response:
+        if not keys.needed:
+            return RedirectResponse("/", 303)
+        given = _form(await request.body())
+        if not (name := plain_reader(given.get("name", ""))):
+            return HTMLResponse(_render("login.html", problem="Give a name: it stands at your marks."), 422)
+        try:
+            keys.check(given.get("token", "").encode().decode("latin-1"), client_of(request.scope))
+        except Refused as refused:
+            line = "That is not the token." if refused.status == 401 else f"{refused.line.capitalize()}."
+            page = _render("login.html", problem=line)
+            return HTMLResponse(page, refused.status, headers=refused.headers)
+        if request.state.session:  # whoever had it before has it no more
+            room.sessions.end(request.state.session.key)
+        answer = RedirectResponse("/", 303)
+        _keep(request, answer, room.sessions.open(name))
+        return answer
+
+    @router.post("/logout")
+    async def logout(request: Request) -> Response:
+        room.sessions.end(request.state.session.key)
+        answer = RedirectResponse("/login" if keys.needed else "/", 303)
+        answer.delete_cookie(cookie_name(request.scope), **_cookie(request))
+        return answer
+
+    @router.get("/static/{name}")
+    async def static(request: Request, name: str) -> Response:
+        return _sent(request, shown.get(name))
+
+    return router
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _render(template: str, **values: Any) -> str:
+    first, _, rest = LIMITS.partition(". ")
+    second, _, rest = rest.partition(". ")
+    known = {"session": False, "problem": "", "limits": (f"{first}. {second}.", rest)}
+    return _environment().get_template(template).render(**known | values)
+
+
+def _model_of(room: Room) -> str:
+    if (served := room.current.served) is None:
+        return "the model is being loaded" if room.current.loading else "no model yet"
+    about = served.inferencer.about()
+    return f"{about['method']}, fitted on {about['n_train']} normals"
+
+
+def _form(body: bytes) -> dict[str, str]:
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=8)
+    except ValueError:
+        raise Refused(400, "the form cannot be read") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def _cookie(request: Request) -> dict[str, Any]:
+    secure = request.url.scheme == "https"
+    return {"path": "/", "httponly": True, "samesite": "strict", "secure": secure}
+
+
+def _keep(request: Request, answer: Response, session: Session) -> None:
+    answer.set_cookie(cookie_name(request.scope), session.key, **_cookie(request))
+
+
+def _file(path: Path) -> _File:
+    data = path.read_bytes()
+    return _File(data, _KINDS[path.suffix], f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+
+
+def _sent(request: Request, file: _File | None) -> Response:
+    """A file, or that the browser has it already."""
+    if file is None:
+        raise Refused(404, "there is nothing at this address")
+    headers = {"ETag": file.tag, "Cache-Control": "no-cache"}
+    if file.tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(file.data, media_type=file.kind, headers=headers)
