@@ -1,5 +1,6 @@
 """The routes that train, in a small application: sessions by cookie, drops, the page and its files."""
 
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,8 +51,17 @@ def app_of(runs, *, data_root=None, current=None):
         limits=Limits(),
         runs=Path(runs),
         data_root=data_root,
+        at_end=[],
     )
-    app = FastAPI()
+
+    @asynccontextmanager
+    async def life(_):
+        yield
+        room.sessions.close()
+        for end in room.at_end:
+            end()
+
+    app = FastAPI(lifespan=life)
     app.state.room = room
 
     @app.exception_handler(Refused)

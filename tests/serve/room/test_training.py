@@ -205,7 +205,7 @@ def test_what_was_dropped_goes_when_the_session_asks_no_more(app, client):
     folder = session._held[training.Checked].drop.folder
     assert folder.is_dir()
     app.state.room.sessions.end(session.key)
-    assert not folder.exists()
+    until(lambda: not folder.exists())
 
 
 def test_the_normals_can_be_deleted_and_so_can_all_of_a_run(client, tmp_path):

@@ -6,11 +6,10 @@ reader's files stay in the session: neither the disk nor the log learns them.
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
 
 IDLE = 900.0  # seconds without a request of its session after which what was checked is deleted
 _LOOK = 15.0  # seconds between two looks for that
+_OF: dict[str, dict[int | str, dict[str, Any]]] = {
+    kind: {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}}
+    for kind in ("image/jpeg", "text/html")
+}
 
 
 def _take(session: Session, id: str) -> Any:
@@ -48,15 +51,8 @@ def routes(room: Room, take: Callable[[Session, str], Any] = _take) -> APIRouter
     """
     jobs = Jobs(room.runs, room.data_root)
     page = Training(room, jobs, take)
-
-    @asynccontextmanager
-    async def life(_: Any) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(page.sweep_for_ever())
-        yield
-        sweeper.cancel()
-        await asyncio.to_thread(jobs.close)
-
-    router = APIRouter(prefix="/room/train", tags=["train"], lifespan=life)
+    room.at_end.append(page.close)
+    router = APIRouter(prefix="/room/train")
 
     @router.get("")
     def state(request: Request) -> JSONResponse:
@@ -75,7 +71,7 @@ def routes(room: Room, take: Callable[[Session, str], Any] = _take) -> APIRouter
         page.checked(session_of(request)).close()
         return _said({})
 
-    @router.get("/check/thumbs/{number}")
+    @router.get("/check/thumbs/{number}", response_class=Response, responses=_OF["image/jpeg"])
     def thumb(request: Request, number: int) -> Response:
         """Returns a picture of one of the dropped images."""
         return Response(
@@ -128,7 +124,7 @@ def routes(room: Room, take: Callable[[Session, str], Any] = _take) -> APIRouter
         session_of(request)
         return _said(page.facts(run))
 
-    @router.get("/report/{run}")
+    @router.get("/report/{run}", response_class=Response, responses=_OF["text/html"])
     def report(request: Request, run: str) -> Response:
         """Returns the report page of a run on labelled test images, as a file: it has styles of its own."""
         session_of(request)
@@ -153,31 +149,37 @@ class Training:
         self.room, self.jobs, self._take = room, jobs, take
         self._runs = Runs(jobs)
         self._offered: tuple[float, dict[str, tuple[str, str]]] = (-1e9, {})
-        self._all: dict[int, Checked] = {}  # of all sessions, for the sweeper
+        self._all: dict[int, Checked] = {}  # with drops, of all sessions, for the sweeper
+        self._timer, self._ended = threading.Timer(0, lambda: None), False
 
     def checked(self, session: Session) -> Checked:
         """Returns what a session is about to train on."""
         found = session.hold(Checked, Checked)
         found.seen = time.monotonic()
-        self._all[id(found)] = found
         return found
 
-    async def sweep_for_ever(self) -> None:
-        """Deletes dropped images of sessions that ask no more."""
-        while True:
-            await asyncio.sleep(_LOOK)
-            await asyncio.to_thread(self.sweep, time.monotonic() - IDLE)
-
-    def sweep(self, late: float) -> None:
-        """Deletes what was checked by sessions that have not asked since.
+    def sweep(self, late: float | None = None) -> None:
+        """Deletes what sessions have dropped that ask no more; again and again, while there is any.
 
         Args:
-            late: in seconds of a clock that never goes back.
+            late: in seconds of a clock that never goes back; `IDLE` ago where None.
         """
+        late = time.monotonic() - IDLE if late is None else late
         for key, one in list(self._all.items()):
             if one.seen < late:
-                del self._all[key]
                 one.close()
+            if one.drop is None:
+                del self._all[key]
+        if self._all and not self._ended:
+            self._timer = threading.Timer(_LOOK, self.sweep)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        """Stops what is under way, which leaves a checkpoint."""
+        self._ended = True
+        self._timer.cancel()
+        self.jobs.close()
 
     # --- what is asked ------------------------------------------------------------------------------------
 
@@ -201,6 +203,9 @@ class Training:
             drop = self._take(session, asked.drop)
             checked.close()
             checked.drop = drop
+            before, self._all[id(checked)] = bool(self._all), checked
+            if not before:
+                self.sweep()
         elif asked.data is not None:
             self._known(asked.data)
             checked.close()

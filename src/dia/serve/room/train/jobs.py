@@ -220,7 +220,7 @@ class Jobs(Folder):
             checked.close()
             said = os.strerror(error.errno or 5)
             raise Refused(
-                507, f"the images could not be kept ({said}); make room, and drop them again"
+                503, f"the images could not be kept ({said}); make room, and drop them again"
             ) from None
 
     # --- the one at work ----------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class Jobs(Folder):
         if self._child is child:
             self._child = None
 
-    def close(self, seconds: float = GRACE) -> None:
+    def close(self, seconds: float = 8.0) -> None:
         """Stops what is under way, which leaves a checkpoint, and waits for that.
 
         Args:
