@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+STARTING = "Starting, which takes some seconds"
 GRACE = 25.0  # seconds after which a process that does not stop is killed
 
 
@@ -73,7 +74,7 @@ class Child:
         done, total, spent = said.get("done") or 0, said.get("total"), now - self._stage_begun
         left = spent / done * (total - done) if total and 0 < done < total and spent > 1 else None
         return {
-            "stage": said.get("stage", "Starting"), "step": done, "steps": total,
+            "stage": said.get("stage", STARTING), "step": done, "steps": total,
             "unit": said.get("unit", ""), "seconds": now - self.begun, "left_seconds": left,
         }  # fmt: skip
 

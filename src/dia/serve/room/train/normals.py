@@ -251,4 +251,4 @@ def folders_told(source: Source, names: Mapping[str, str], found: Mapping[str, A
         counted[own.partition("/")[0]] += 1
     return [{"id": own, "name": folders[own] or "(loose files)", "images": n,
              "chosen": own not in source.leave_out, "meaning": "anomalous" if _tells(folders[own]) else ""}
-            for own, n in counted.items()]  # fmt: skip
+            for own, n in sorted(counted.items(), key=lambda one: folders[one[0]])]  # fmt: skip
