@@ -1,7 +1,9 @@
 // Small charts, made of elements: a curve of the loss, and a histogram of scores with a threshold.
 
 const NS = "http://www.w3.org/2000/svg";
-const [W, H, LEFT, BELOW, TOP] = [560, 190, 52, 26, 14];
+const [H, LEFT, BELOW, TOP] = [190, 52, 26, 20];
+let W = 560; // as wide as the window lets it be, so that words stay large enough
+
 
 /** Makes an element of SVG with attributes and text. */
 function svg(tag, attributes = {}, text = "") {
@@ -12,6 +14,7 @@ function svg(tag, attributes = {}, text = "") {
 }
 
 function frame(description, low, high, bottom, top, across) {
+  W = Math.max(240, Math.min(560, innerWidth - 96));
   const made = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img" });
   made.setAttribute("aria-label", description);
   const x = (v) => LEFT + ((v - low) / (high - low || 1)) * (W - LEFT - 10);
@@ -58,7 +61,7 @@ export function histogramOf(bins, threshold) {
     const at = x(threshold);
     made.append(svg("path", { class: "threshold", d: `M${at} ${TOP}V${H - BELOW}` }));
     const end = at > W / 2;
-    made.append(svg("text", { class: "threshold-words", x: at + (end ? -5 : 5), y: TOP + 9, "text-anchor": end ? "end" : "start" }, "threshold"));
+    made.append(svg("text", { class: "threshold-words", x: at + (end ? -5 : 5), y: TOP - 8, "text-anchor": end ? "end" : "start" }, "threshold"));
   }
   return made;
 }

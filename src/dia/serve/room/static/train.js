@@ -131,8 +131,10 @@ function draw() {
   if (last && !run) {
     const ended = state.runs.find((one) => one.name === last);
     if (ended) say(`${last}: ${STATES[ended.state]}${ended.problem ? `. ${ended.problem}` : ""}`);
+    at("job-title").textContent = last;
     fill("job-body", ended, () => [
-      make("p", {}, ended?.state === "done" ? `${last} is trained, and can be served.` : `${last} has ${ended?.state || "ended"}. ${ended?.problem || ""}`),
+      ended?.state === "done" ? make("p", { class: "notice good" }, "The model is trained. Serve it, and read new images with it.")
+        : make("p", { class: ended?.problem ? "notice bad" : "notice" }, ended?.problem ? `The training failed: ${ended.problem}` : "The training was stopped; it can go on from where it was."),
       make("p", { class: "actions" }, ...(ended ? deeds(ended, true) : [])),
     ]);
     at("job").hidden = false;
@@ -169,14 +171,14 @@ function drawJob() {
 }
 
 function progress(bar, job) {
-  if (job.steps) bar.value = job.step / job.steps;
+  if (job.steps > 1 && job.step) bar.value = job.step / job.steps;
   else bar.removeAttribute("value");
 }
 
 function drawNormals() {
   const { check, job } = state;
   const checking = job?.state === "checking" && job.own;
-  const shown = upload ? ["upload", upload.sent, upload.files] : [check, checking, checking ? job.words : "", job?.run || null, state.sets, state.model];
+  const shown = upload ? ["upload", upload.sent, upload.files] : [check, checking, checking ? job.words : "", Boolean(job), job?.run || null, state.sets, state.model];
   fill("normals-body", shown, () => {
     if (upload) return uploading();
     if (checking) return looking(job);
@@ -200,6 +202,7 @@ const looking = (job) => [
 ];
 
 function zone() {
+  if (state.job) return make("p", { class: "soft" }, state.job.run ? "New images can be checked once this training has ended or is stopped." : "Images of another reader are being checked; that takes a moment.");
   const set = make("select", { id: "set" }, ...state.sets.map(({ name, about }) => make("option", { value: name }, `${name} – ${about}`)));
   return [
     !state.model && make("p", { class: "notice" }, "No model is served yet. Drop normal images here and train one; or choose the generated set below, to see how it works."),
@@ -329,7 +332,7 @@ async function report(name) {
       make("table", {}, make("tbody", {}, ...rows.map(([key, value]) => make("tr", {}, make("th", { scope: "row" }, key), make("td", {}, String(value)))))),
       facts.histogram.length && make("h3", {}, "Scores of normal images"),
       facts.histogram.length && histogramOf(facts.histogram, facts.threshold),
-      facts.histogram.length && make("p", { class: "soft" }, "Each was judged without itself. New images right of the threshold are flagged; how many anomalies that finds, only labelled images can tell."),
+      facts.histogram.length && make("p", { class: "soft" }, `${facts.calibrated === facts.normals ? "Each was judged by the others." : "The model was not trained on these."} New images right of the threshold are flagged; how many anomalies that finds, only labelled images can tell.`),
       facts.curve.length > 1 && make("h3", {}, `Loss of the ${facts.curve_of}`),
       facts.curve.length > 1 && curveOf(facts.curve, facts.curve_of),
       make("p", { class: "actions" },

@@ -210,8 +210,9 @@ class Jobs(Folder):
             for own in sorted(checked.drop.names):
                 if own in out or own.partition("/")[0] in out:
                     continue
-                (new / own).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                shutil.move(checked.drop.folder / own, new / own)
+                place = new / (own if checked.source.patients else own.replace("/", "-"))
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                shutil.move(checked.drop.folder / own, place)
             self._write(name, facts)
             new.rename(self.normals_of(name))
         except OSError as error:
