@@ -209,7 +209,8 @@ def test_files_are_dropped_anywhere_and_hidden_ones_stay_out(browser, gate, url)
         moved = page.page.evaluate_handle(
             """(bytes) => {
               const moved = new DataTransfer();
-              for (const name of ["a.png", "b.png", ".DS_Store"]) moved.items.add(new File([new Uint8Array(bytes)], name));
+              const file = (name) => new File([new Uint8Array(bytes)], name);
+              for (const name of ["a.png", "b.png", ".DS_Store"]) moved.items.add(file(name));
               return moved;
             }""",
             [*png()],
@@ -241,8 +242,9 @@ def test_by_keyboard_alone_a_set_is_chosen_and_a_run_deleted(browser, gate, url)
 def test_every_state_fits_the_screen_and_each_control_has_a_name(browser, gate, url, width, height, scheme):
     with TrainingWindow(browser, url, width, height, color_scheme=scheme) as page:
         fits = "() => document.documentElement.scrollWidth <= innerWidth"
-        nameless = """() => [...document.querySelectorAll("button, input:not([hidden]), select")].filter((e) =>
-          !e.textContent.trim() && !e.labels?.length && !e.getAttribute("aria-label")).map((e) => e.outerHTML)"""
+        nameless = """() => [...document.querySelectorAll("button, input:not([hidden]), select")]
+          .filter((e) => !e.textContent.trim() && !e.labels?.length && !e.getAttribute("aria-label"))
+          .map((e) => e.outerHTML)"""
         page.expect(page.at("#choose-folder")).to_be_visible()
         assert page.page.evaluate(fits)
         page.bring("a" * 120 + ".png", "b.png", "c.png")

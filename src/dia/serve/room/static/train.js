@@ -299,7 +299,7 @@ function deeds(run, few = false) {
       location.assign("/");
     }), { class: few ? "primary" : "", ...id("serve") }),
     done && button("Report", () => report(name), id("report")),
-    ["stopped", "failed"].includes(run.state) && button("Resume", () => act(() => ask("POST", "/room/train/resume", { run: name }), `${name} goes on`), id("resume")),
+    ["stopped", "failed"].includes(run.state) && button(run.state === "failed" ? "Try again" : "Resume", () => act(() => ask("POST", "/room/train/resume", { run: name }), `${name} goes on`), id("resume")),
     !few && run.kept && run.state !== "running" && button("Delete its images", () => sure(`Delete the images of ${name}?`,
       done ? "The model stays, but can no longer show similar normals." : "A training that has not ended cannot go on without them.",
       () => ask("POST", "/room/train/forget", { run: name })), { class: "quiet", ...id("forget") }),
@@ -340,6 +340,7 @@ async function report(name) {
         button("Close", () => at("report").close(), { id: "report-close" })),
     ].filter(Boolean));
     at("report").showModal();
+    at("report").scrollTop = 0;
   });
 }
 

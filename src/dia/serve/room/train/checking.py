@@ -72,7 +72,7 @@ def look(
             continue
         if other.names != sets["train"].names:
             sets[split] = other
-    said = _words(sets, found, cls, rate, len(sizes), levels, listing)
+    said = _words(sets, found, cls, rate, len(sizes), levels, listing, source.kind == "drop")
     stop = any(f["kind"] == "stop" for f in said)
     n = len(sets["train"].normals())
     headline = f"{n} normal images can be trained on" if not stop else "these images cannot be trained on"
@@ -142,15 +142,16 @@ def _folders(source: Source, listing: Listing) -> list[list[Any]]:
 
 def _words(
     sets: Mapping[str, ImageSet], found: Mapping[str, Any], cls: Any, rate: float, n_sizes: int,
-    spans: Sequence[float], listing: Listing,
+    spans: Sequence[float], listing: Listing, of_drop: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Says what was found, the worst last where that is a reason to stop."""
     from ....detectors.calibration import fewest_for
     from ....evaluate.quality import check
 
+    normals = sets["train"].normals()
     with Bar("Looking for copies"):
-        facts = check({name: images for name, images in sets.items() if len(images)})
-    train, normals = facts["splits"]["train"], sets["train"].normals()
+        facts = check({n: images for n, images in {**sets, "train": normals}.items() if len(images)})
+    train, anomalous = facts["splits"]["train"], len(sets["train"].anomalies())
     n, said = len(normals), list[dict[str, Any]]()
 
     def say(kind: str, words: str, examples: Sequence[Sequence[str]] = ()) -> None:
@@ -171,17 +172,18 @@ def _words(
             "and kept in the model.")  # fmt: skip
     if spans and float(np.median(spans)) < 24:
         say("warn", "The images show hardly any contrast. Were they exported with the wrong window?")
-    if train["anomalous"]:
-        say("good", f"{train['anomalous']} images are labelled anomalous and are left out.")
-    _say_unread(say, found, train)
+    if anomalous:
+        say("good", f"{anomalous} images are labelled anomalous and are left out.")
+    _say_unread(say, found, sets["train"])
     _say_copies(say, facts, n)
     if train.get("volumes"):
         say("note", f"{train['slices']} of them are slices of {train['volumes']} volumes.")
     if train.get("patients"):
         say("good", f"{train['patients']} patients; no patient is judged by images of their own.")
     else:
-        say("note", "Patients are not known. If some have several images, put each patient's into a folder "
-            "of their own and tick “one folder is one patient”; else p-values are too small.")  # fmt: skip
+        remedy = "put each patient's into a folder of their own and tick “one folder is one patient”; else "
+        said_so = f"Patients are not known. If some have several images, {remedy if of_drop else ''}"
+        say("note", f"{said_so}p-values are too small.")
     _say_splits(say, facts, sets, listing)
     if n < cls.fewest:
         say("stop", f"{n} normal image{'s' * (n != 1)}: {cls.method} needs at least {cls.fewest}. Add more.")
@@ -206,12 +208,12 @@ KINDS = {
 }  # fmt: skip
 
 
-def _say_unread(say: Any, found: Mapping[str, Any], train: Mapping[str, Any]) -> None:
-    if bad := len(train["skipped"]):
+def _say_unread(say: Any, found: Mapping[str, Any], train: ImageSet) -> None:
+    if bad := len(train.skipped):
         files = "1 file" if bad == 1 else f"{bad} files"
         say("warn", f"{files} could not be read and {'is' if bad == 1 else 'are'} left out.",
             [[name, line] for name, line in found["problems"]])  # fmt: skip
-    if other := sum((train.get("not_read") or {}).values()):
+    if other := sum(train.unread.values()):
         say("note", f"{other} files are of kinds that are no images and are left out.")
 
 
@@ -244,8 +246,9 @@ def _say_splits(say: Any, facts: Mapping[str, Any], sets: Mapping[str, ImageSet]
         )
     leaks = sum(leak["images"] for leak in facts["leaks"])
     if leaks:
-        say("warn", f"{leaks} images are both among those to train on and those to test on: a test on them "
-            "tells nothing.")  # fmt: skip
+        are = "is" if leaks == 1 else "are"
+        say("warn", f"{leaks} of those to train on {are} among those to test on, too: the report leaves them "
+            "out.")  # fmt: skip
     shared = sum(s["patients"] for s in facts["shared_patients"])
     if shared:
         say("warn", f"{shared} patients have images on both sides, to train on and to test on.")
