@@ -375,7 +375,7 @@ def routes(room: Room) -> APIRouter:
         return [
             (case.name, m)
             for case in ranked
-            for m in of.get(case.id) or [unmarked(case, key_of(request, case))]
+            for m in of.get(case.id) or [unmarked(case)]
         ]
 
     @router.get("/export.csv", responses=_CSV)

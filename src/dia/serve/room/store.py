@@ -176,9 +176,7 @@ class Marks:
         return int(found[0] or 0)
 
     def _latest(self, where: str, *values: str) -> list[Mark]:
-        last = (
-            f"id IN (SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader) ORDER BY id"
-        )
+        last = f"SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader"
         with self._reading() as db:
             found = _rows(db, f"id IN ({last}) ORDER BY id", *values)
         marks = [_mark(Key(row["lineage"], row["sha256"], row["reader"]), row) for row in found]
