@@ -105,6 +105,7 @@ export class Reader {
     el("slices").hidden = !many;
     this._ramp(heats);
     this.strip.slice = slice;
+    this._tiles();
     this.judge();
     this.go(slice, true);
   }
