@@ -126,8 +126,11 @@ class ReadingWindow(Window):
     """A window of the reading page."""
 
     def drop(self, files, cases):
-        """Hands files in, and waits until this many cases are listed and nothing is read any more."""
-        self.at("#files").set_input_files([str(f) for f in files])
+        """Hands files, or a folder, in; waits until this many cases are listed and nothing is read any more."""
+        if isinstance(files, Path):
+            self.at("#folder").set_input_files(files)
+        else:
+            self.at("#files").set_input_files([str(f) for f in files])
         self.expect(self.at("#rows table")).to_have_attribute("aria-rowcount", str(cases + 1))
         self.expect(self.at("#progress")).to_be_hidden()
 

@@ -9,7 +9,7 @@ listings; knows no model.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -153,6 +153,16 @@ def find(path: Path, rows: Sequence[Row], images: Listing | None, options: ReadO
     return _agreed(found, missing, len(rows) - len(told), options)
 
 
+def majority(votes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Returns the label of most readers, for each image of which more say the one than the other.
+
+    Args:
+        votes: labels of readers, by image.
+    """
+    share = {image: sum(labels) / len(labels) for image, labels in votes.items() if labels}
+    return {image: int(mean > 0.5) for image, mean in share.items() if mean != 0.5}
+
+
 def _beside(path: Path, rows: Sequence[Row], options: ReadOptions) -> dict[Row, np.ndarray]:
     found = {}
     for row in rows:
@@ -211,14 +221,14 @@ def _agreed(found: dict[Row, np.ndarray], missing: Sequence[str], unsure: int, o
         sha = pixels_sha256(image)
         votes[sha].append(row)
         images[sha] = image
-    share = {sha: np.mean([row.label for row in of if row.label is not None]) for sha, of in votes.items()}
-    disputed = tuple(votes[sha][0].shown for sha, mean in share.items() if mean == 0.5)
-    kept = [sha for sha, mean in share.items() if mean != 0.5]
+    labels = majority({sha: [row.label for row in of if row.label is not None] for sha, of in votes.items()})
+    disputed = tuple(of[0].shown for sha, of in votes.items() if sha not in labels)
+    kept = list(labels)
     flags = [_flag(votes[sha]) for sha in kept]
     shape = next(iter(images.values())).shape if images else (*(options.size or (0, 0)), options.channels or 1)
     return Marked(
         np.array([images[sha] for sha in kept], np.uint8).reshape(-1, *shape),
-        np.array([int(share[sha] > 0.5) for sha in kept], int),
+        np.array(list(labels.values()), int),
         None if None in flags else np.array(flags, bool),
         tuple(dict.fromkeys(row.reader for row in found if row.reader)), missing, disputed, unsure,
     )  # fmt: skip

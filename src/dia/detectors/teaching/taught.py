@@ -260,6 +260,18 @@ def said_of(taught: Mapping[str, Any]) -> str:
     )
 
 
+def summary_of(taught: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns what a service tells of marks: readers are counted, not named, and no image is told of.
+
+    Args:
+        taught: `facts_["taught"]`; None where nothing was taught.
+    """
+    if not taught:
+        return None
+    told = ("marks", "anomalous", "normal", "at", "auc_before", "auc_after", "weight", "normals_added")
+    return {name: taught.get(name) for name in told} | {"readers": len(taught.get("readers") or ())}
+
+
 def _fitting(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
     """Refuses tensors of other names, types or shapes than are wanted."""
     _require(set(tensors) == set(wanted), "its tensors are not those of `dia update`")

@@ -372,11 +372,7 @@ def routes(room: Room) -> APIRouter:
         for case, mark in pairs:
             of.setdefault(case.id, []).append(mark)
         ranked = sorted(cases.all(), key=lambda case: -case.now.score)
-        return [
-            (case.name, m)
-            for case in ranked
-            for m in of.get(case.id) or [unmarked(case, key_of(request, case))]
-        ]
+        return [(case.name, m) for case in ranked for m in of.get(case.id) or [unmarked(case)]]
 
     @router.get("/export.csv", responses=_CSV)
     def export_csv(request: Request, what: Literal["list", "all"] = "list") -> Response:

@@ -59,11 +59,10 @@ class Marks:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
-            self._make()
-            with suppress(OSError):  # another's file, which may be wider open
-                self.path.chmod(0o600)
             with self._open() as db:
                 self._check(db)
+            with suppress(OSError):  # it may have been wider open, and may be another's
+                self.path.chmod(0o600)
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{self.path}: no file of marks can be kept there ({error})") from error
 
@@ -176,9 +175,7 @@ class Marks:
         return int(found[0] or 0)
 
     def _latest(self, where: str, *values: str) -> list[Mark]:
-        last = (
-            f"id IN (SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader) ORDER BY id"
-        )
+        last = f"SELECT max(id) FROM changes WHERE {where} GROUP BY lineage, sha256, reader"
         with self._reading() as db:
             found = _rows(db, f"id IN ({last}) ORDER BY id", *values)
         marks = [_mark(Key(row["lineage"], row["sha256"], row["reader"]), row) for row in found]
@@ -191,7 +188,9 @@ class Marks:
         if self.path.exists():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.with_name(f".{self.path.name}.lock")):
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        lock.touch(0o600)
+        with locked(lock):
             if self.path.exists():
                 return
             new = self.path.with_name(f"{self.path.name}.new")

@@ -155,13 +155,9 @@ def mark_told(mark: Mark, me: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def unmarked(case: Case, key: Key) -> Mark:
-    """Returns the mark that says nothing, at the model's own rate of false alarms.
-
-    Args:
-        case: the case.
-        key: of the mark.
-    """
+def unmarked(case: Case) -> Mark:
+    """Returns the mark of nobody that says nothing, at the model's own rate of false alarms."""
+    key = Key(case.now.lineage, case.now.sha256, "")
     seen = case.now.seen(case.now.served.inferencer.rate, case.shape)
     return Mark(
         key, "", "", (), seen.worst, seen.images[seen.worst], len(case.slices), case.shape, seen.flagged,

@@ -138,6 +138,7 @@ class Gatherer:
             for _, members in groupby(enumerate(entries), lambda pair: pair[1].volume or pair[0]):
                 group = [entry for _, entry in members]
                 kept: list[tuple[Native, np.ndarray]] = []
+                bad: dict[str, list[Entry]] = {}
                 why = ""
                 for entry in group:
                     while len(ahead) < _AHEAD and (one := next(coming, None)) is not None:
@@ -151,12 +152,16 @@ class Gatherer:
                     if why:
                         continue
                     if isinstance(found, str):
-                        self.problem(self._name(entry.name, entry, 1), self._clean(found))
+                        bad.setdefault(self._clean(found), []).append(entry)
                     elif why := self.take(_size(*found)):
                         self._refused.add(entry.volume)
                     else:
                         kept.append(found)
                 name = self._name(group[0].volume or group[0].name, group[0], len(group))
+                for line, of in bad.items():  # of a volume one line tells of all
+                    one_alone = len(of) == 1
+                    told = self._name(of[0].name, of[0], 1) if one_alone else name
+                    self.problem(told, line if one_alone else f"{line} ({len(of)} of {len(group)} slices)")
                 if why:
                     self.give(_sizes(kept))
                     self.problem(name, why)

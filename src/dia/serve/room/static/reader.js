@@ -93,7 +93,7 @@ export class Reader {
   /** Shows a case at a slice; `heats` as for `Slices`. */
   show(detail, slice, heats) {
     this.slices?.close();
-    Object.assign(this, { detail, normals: null, near: 0, value: "" });
+    Object.assign(this, { detail, slice, normals: null, near: 0 });
     this.viewer.clear();
     this.slices = new Slices(detail, heats, (k, got) => this._ready(k, got), (error) => this._failed(error));
     this.fresh = true;
@@ -105,6 +105,7 @@ export class Reader {
     el("slices").hidden = !many;
     this._ramp(heats);
     this.strip.slice = slice;
+    this._tiles();
     this.judge();
     this.go(slice, true);
   }

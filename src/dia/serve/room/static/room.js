@@ -1,6 +1,6 @@
 // The reading page: what the server knows, the list, the open case, and the keys. The parts are modules of their own.
 
-import { get, onTrouble, send } from "./api.js";
+import { Failed, get, onTrouble, send } from "./api.js";
 import { CasePanel, meaning, percent } from "./case.js";
 import { chosen, dropped, upload } from "./drops.js";
 import { histogram, scaleOf } from "./histogram.js";
@@ -207,6 +207,7 @@ async function open(id, byHand = false) {
   const hurried = opening !== null; // a key held down passes images by
   opening?.abort();
   const mine = (opening = new AbortController());
+  delete el("stage").dataset.shown;
   room.detail = null; // no mark goes to an image that is left, nor to one that is not seen yet
   const slow = setTimeout(() => reader.wait(), SLOW);
   try {
@@ -221,6 +222,7 @@ async function open(id, byHand = false) {
     opening = null;
     close();
     list.select(id);
+    if (!(error instanceof Failed)) throw error;
     if (error.status > 401) trouble(`This image cannot be opened: ${error.message}`);
   } finally {
     clearTimeout(slow);
@@ -267,6 +269,7 @@ async function loadFindings() {
     if (room.detail?.id === id && mine === looking) reader.viewer.findings = panel.findings(answer);
   } catch (error) {
     if (error.name === "AbortError") return;
+    if (!(error instanceof Failed)) throw error;
     reader.viewer.findings = panel.findings({ findings: [], words: error.message });
   }
   choosing(null);
@@ -471,7 +474,7 @@ keys(el("keys-list"), {
   next: () => open(list.beside(1)), previous: () => open(list.beside(-1)),
   flagged: () => list.setFilter(list.show === "flagged" ? "all" : "flagged"), worth, search: () => { tab("list", false); el("search").focus(); },
   agree: () => verdict("agree"), disagree: () => verdict("disagree"), unsure: () => verdict("unsure"), undo,
-  note: () => { tab("case", false); el("note").focus(); }, box: () => reader.use("box"), remove: () => v.removeBox(),
+  note: () => { tab("case", false); el("note").focus(); }, box: () => { reader.use("box"); v.tiles[0].canvas.focus({ preventScroll: true }); }, remove: () => v.removeBox(),
   nextBox: () => { if (v.boxes.length) { const i = (v.selected + 1) % v.boxes.length; reader.go(v.boxes[i].slice); v.select(i); } },
   move: () => reader.use("move"), window: () => reader.use("window"), preset: () => reader.nextPreset(), invert: () => reader.invert(),
   larger: () => v.zoom(1.25), smaller: () => v.zoom(0.8), fit: () => v.fit(), full: () => v.full(),

@@ -334,7 +334,7 @@ export class Viewer {
     }
     const to = (x, y) => [x0 + x * sx, y0 + y * sy];
     if (tile.main) {
-      if (this.contour) this._drawFindings(c, to);
+      if (this.contour) this._drawFindings(c, to, width, height);
       this.others.forEach((b) => this._drawBox(c, to, b, INK.other, [5, 4]));
       this.boxes.forEach((b, i) => this._drawBox(c, to, b, INK.box, [], i === this.selected));
       if (this.spacing) this._drawBar(c, width, height, v.scale / this.spacing[0]);
@@ -349,7 +349,7 @@ export class Viewer {
     }
   }
 
-  _drawFindings(c, to) {
+  _drawFindings(c, to, wide, high) {
     for (const finding of this.findings) {
       if (finding.slice !== this.slice) continue;
       c.beginPath();
@@ -358,7 +358,7 @@ export class Viewer {
         c.closePath();
       }
       stroke(c, finding === this.chosen ? INK.chosen : INK.contour, finding === this.chosen ? 2.5 : 1.5);
-      const [x, y] = to(finding.box[0] + finding.box[2], finding.box[1]);
+      const at = to(finding.box[0] + finding.box[2], finding.box[1]), x = clamp(at[0], 0, wide - 16), y = clamp(at[1], 12, high - 4);
       c.font = "600 12px system-ui, sans-serif";
       c.lineWidth = 3;
       c.strokeStyle = "rgb(0 0 0 / .8)";
