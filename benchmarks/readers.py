@@ -27,11 +27,13 @@ from sklearn.metrics import roc_auc_score
 from dia.benchmark.ledger import update_section
 from dia.core.environment import environment
 from dia.data.datasets import load, load_training
-from dia.data.imageset import ImageSet, digests
+from dia.data.imageset import ImageSet
 from dia.detectors import DIAPlus
 from dia.detectors.calibration import Calibration
-from dia.detectors.teaching.lesson import Lesson, Seen, teach
+from dia.detectors.teaching.lesson import Ground, Lesson, teach
 from dia.detectors.teaching.model import apply, forget, ground_of, look, scorer_of
+from dia.detectors.teaching.seen import Seen
+from dia.detectors.teaching.taught import Learned
 
 ROOT = Path(__file__).parents[1]
 KEPT, PAGE = ROOT / "benchmarks/results/readers.json", ROOT / "docs/howto/teach.md"
@@ -61,10 +63,20 @@ def chosen(pool: np.ndarray, scores: np.ndarray, threshold: float, how: str, rng
 
 def taught_scores(detector: DIAPlus, lesson: Lesson, seen: Seen, added: Seen) -> np.ndarray:
     """Returns the scores of images by a lesson, as the taught model gives them."""
-    plain = torch.from_numpy(scorer_of(detector)(seen.beside(added)))
+    plain = torch.from_numpy(scorer_of(detector)(seen.beside(seen.away(added))))
     assert lesson.taught is not None
     with torch.inference_mode():
         made: np.ndarray = lesson.taught(plain, {k: torch.from_numpy(v) for k, v in seen.vectors.items()}).numpy()
+    return made
+
+
+def without_bank(lesson: Lesson, ground: Ground, scores: np.ndarray, seen: Seen) -> np.ndarray:
+    """Returns the scores of images by a lesson whose flagged normals do not enter the banks."""
+    assert lesson.taught is not None
+    with torch.inference_mode():
+        probe = lesson.taught.probe({k: torch.from_numpy(v) for k, v in seen.vectors.items()}).numpy()
+    (median, spread), (_, _, middle, width, weight) = ground.scale, lesson.taught.scale
+    made: np.ndarray = (scores - median) / spread + weight * (probe - middle) / width
     return made
 
 
@@ -88,11 +100,13 @@ def draws(detector: DIAPlus, test: ImageSet, done: set[tuple[Any, ...]]) -> Iter
         row: dict[str, Any] = {"seed": seed, "marks": many, "choice": how, "wrong": wrong, "anomalous": int(said.sum())}
         row["before"] = row["after"] = float(roc_auc_score(labels[rest], scores[rest]))
         row["flagged_before"] = row["flagged_after"] = float((scores[rest][normal] > threshold).mean())
-        lesson = teach(ground, seen.take(marked), said, flagged, digests(test.images[marked]))
-        row |= {"kept": lesson.kept, "cv_before": lesson.before, "cv_after": lesson.after, "always": row["before"]}
+        lesson = teach(ground, Learned.of(seen.take(marked), test.images[marked], said, flagged))
+        row |= {"kept": lesson.kept, "cv_before": lesson.before, "cv_after": lesson.after, "always": row["before"], "probe_alone": row["before"]}
         if lesson.taught is not None:
             made = taught_scores(detector, lesson, seen.take(rest), seen.take(marked[flagged & (said == 0)]))
             row["always"] = float(roc_auc_score(labels[rest], made))
+            alone = without_bank(lesson, ground, scores[rest], seen.take(rest))
+            row["probe_alone"] = float(roc_auc_score(labels[rest], alone))
             level = Calibration.of(lesson.calibration).threshold(RATE)
             row["flagged_always"] = float((made[normal] > level).mean())
             if lesson.kept:
@@ -121,12 +135,13 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         by_seed = [[r for r in part if r["seed"] == seed] for seed in SEEDS]
         gains = {
             key: interval(np.array([np.mean([r[key] - r["before"] for r in of]) for of in by_seed if of]))
-            for key in ("after", "always")
+            for key in ("after", "always", "probe_alone")
         }
         left = [r["always"] - r["before"] for r in part if not r["kept"]]
         made.append({
             "marks": many, "choice": how, "wrong": wrong, "draws": len(part),
             "before": float(np.mean([r["before"] for r in part])), "gain": gains["after"], "gain_always": gains["always"],
+            "gain_probe_alone": gains["probe_alone"],
             "kept": float(np.mean([r["kept"] for r in part])),
             "worse_by_0.005": float(np.mean([r["after"] < r["before"] - 0.005 for r in part])),
             "worst": float(min(r["after"] - r["before"] for r in part)),

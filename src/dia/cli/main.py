@@ -38,7 +38,7 @@ _MODULES = {  # a command's function has its name, with an underscore for a spac
     "score": ["score", "evaluate", "report"],
     "stress": ["stress"],
     "dissolve": ["dissolve", "illustrate"],
-    "model": ["info", "calibrate", "export", "serve", "push"],
+    "model": ["info", "update", "calibrate", "export", "serve", "push"],
     "benchmark": ["benchmark", "report benchmark"],
     "grids": ["ablate", "explore", "confirm"],
     "data": ["data", "methods"],

@@ -23,6 +23,7 @@ from ..data.options import ReadOptions
 from ..data.readers import Listing, listing
 from ..detectors import Detector
 from ..detectors.saving import is_own, training_set
+from ..detectors.teaching.taught import summary_of
 from ..report.pictures import scale_of
 from .scoring import hash_of
 
@@ -118,6 +119,7 @@ class Inferencer:
         has_heatmaps: whether the method has heatmaps.
         t_max: the number of diffusion steps, so that t lies in 0 to `t_max` − 1; 0 without a dissolver.
         can_dissolve: whether the model has a dissolver.
+        normals: as given.
         why_no_normals: one line, without a path, if the training images cannot be read; else empty.
 
     Raises:
@@ -132,6 +134,7 @@ class Inferencer:
         normals: str | None = None,
         data_root: str | None = None,
     ):
+        self.normals = normals
         d = self.detector = Detector.load(run, device=device)
         h, w, c = d.shape_
         self.shape = h, w, c
@@ -145,7 +148,7 @@ class Inferencer:
             "n_train": d.n_train_, "n_calibration": d.n_calibration_, "false_alarm_rate": self.rate,
             "threshold": float(t) if np.isfinite(t := d.threshold()) else None,
             "heatmaps": self.has_heatmaps, "t_max": self.t_max,
-            "lineage": d.facts_.get("lineage") or hash_of(Path(run)), "taught": d.facts_.get("taught"),
+            "lineage": d.facts_.get("lineage") or hash_of(Path(run)), "taught": summary_of(d.facts_.get("taught")),
             "versions": environment()["versions"], "fitted_with": d.facts_.get("versions"),
         }  # fmt: skip
         self._model = threading.RLock()  # networks and seeded draws serve one thread at a time

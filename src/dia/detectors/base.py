@@ -51,7 +51,7 @@ from .presets import settings as preset_settings
 from .registry import detector_class
 from .saving import DIGESTS, StageCache, fingerprint, identity_of
 from .teaching.taught import FILE as TAUGHT
-from .teaching.taught import Taught
+from .teaching.taught import HEADING, Taught, said_of
 
 MIN_NORMALS = 20
 _THUMBNAIL = 16
@@ -169,6 +169,10 @@ class Detector(OutlierMixin, BaseEstimator):
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         """Restores what `_tensors` returned and `_save_parts` wrote."""
         raise NotImplementedError
+
+    def _restore_taught(self, tensors: dict[str, np.ndarray]) -> None:
+        """Restores what marks taught; methods that can be taught do it."""
+        raise DataError(f"{TAUGHT}: {self.method} cannot learn from marks")
 
     def _save_parts(self, folder: Path) -> None:
         """Saves sub-models that have a format of their own."""
@@ -572,10 +576,12 @@ class Detector(OutlierMixin, BaseEstimator):
         except DataError:  # the fitted model needs the file no more
             weights = "a file that is not there any more"
         others = "of them, each judged without itself" if self.leaves_one_out else "others"
+        taught = self.facts_.get("taught")
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
             f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} {others} (seed {self.seed}). "
             f"Weights: {weights}. For research; not a medical device.\n"
+            + (f"\n{HEADING}\n\n{said_of(taught)}\n" if taught else "")
         )
 
 
@@ -606,9 +612,10 @@ def _loaded(folder: Path, device: str) -> Detector:
     weights = files.weights("weights.safetensors")
     with AllocationLimit(folder, files.nbytes):
         self._restore(load_file(weights), folder)
-        if (folder / TAUGHT).exists():
-            taught = Taught.restored(load_file(files.weights(TAUGHT)), getattr(self, "banks_", {}))
-            self.taught_ = taught.to(getattr(self, "where_", "cpu"))
+        if (folder / TAUGHT).exists() != bool(self.facts_.get("taught")):
+            raise DataError(f"config.json and {TAUGHT} do not agree on what marks taught it; fetch the folder again")
+        if self.facts_.get("taught"):
+            self._restore_taught(load_file(files.weights(TAUGHT)))
     saving.probe(self)  # arrays of other shapes may fail only here
     if files.sums is None:
         warnings.warn(

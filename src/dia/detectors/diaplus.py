@@ -51,6 +51,7 @@ from .places import Places, Residuals, Source, folds_of, greatest, owners_of
 from .presets import DIASettings
 from .presets import settings as preset_settings
 from .saving import MAX_NORMALS, StageCache, load_module, module_tensors
+from .teaching.taught import Taught
 from .views import BLUR, CELLS, Cells, Change, Pooled, Untrained, Vector
 
 View = Literal["cells", "standardised", "coarse", "pooled", "shape", "statistics", "detail", "gain"]
@@ -664,6 +665,10 @@ class DIAPlus(DIA):
         self.normals_ = self._restored_normals(tensors)
         kept = [*self._wanted, *([WHOLE] if s.whole else []), PLACE]
         self.scales_ = {k: Scale(*tensors[f"scale.{k}"].tolist()) for k in kept}
+
+    def _restore_taught(self, tensors: dict[str, np.ndarray]) -> None:
+        numbers = [name for name in NUMBERS if name in self._wanted]
+        self.taught_ = Taught.restored(tensors, self.banks_, numbers).to(self.where_)
 
     def _restored_normals(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns what teaching needs of normals; nothing of older folders."""

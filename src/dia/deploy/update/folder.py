@@ -1,8 +1,9 @@
 """A model folder that learns from marked images, or is brought back to what its fit found.
 
-An update begins from the model as it was fitted, whatever it was taught before, so all marks are given each
-time. It adds one file, `taught.safetensors`, which holds the earlier calibration too; the fitted weights stay
-as they are, and an undo takes the file away. Folders are replaced whole: a process that is killed leaves the
+An update begins from the model as it was fitted, with all marks that it has learned from and the new ones: of an
+image that is marked again the later mark counts. It adds one file, `taught.safetensors`, which holds the marks,
+as the model sees them, and the calibration before; the fitted weights stay as they are. An undo takes the file
+away, and with it all marks. Folders are replaced whole: a process that is killed leaves the
 model before or after. Knows model folders and arrays; knows no files of images or marks, and no names of them.
 """
 
@@ -21,18 +22,17 @@ from safetensors.numpy import save_file
 
 from ...core.errors import DataError, printable
 from ...core.storage import Owner
-from ...data.imageset import digests, pixels_sha256
+from ...data.imageset import pixels_sha256
 from ...detectors import Detector
 from ...detectors.calibration import Calibration
 from ...detectors.teaching.lesson import Lesson, teach
 from ...detectors.teaching.model import cannot_teach, forget, ground_of, look, scorer_of
-from ...detectors.teaching.taught import FILE
+from ...detectors.teaching.taught import FILE, HEADING, Learned, said_of
 from ..recalibrate import edited
 from ..scoring import hash_of
 
 _READERS, _NAME = 20, 80  # names of readers that are kept, and characters of each
 _WATCHED = 100  # missed anomalies that are kept
-_HEADING = "## Taught by readers"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Updated:
         words: why, in one line.
         before: cross-validated AUROC on the marks without the update; None where it cannot be judged.
         after: the same with it.
-        marks: images that were learned from.
+        marks: images that it learned from, earlier ones among them.
         watch: missed anomalies, marked anomalous and not flagged: sha256, score and p-value before and after.
             Those after are by updates that do not know the image.
         at: when, in ISO 8601, UTC.
@@ -72,7 +72,7 @@ def update_folder(
     """Teaches a model folder, where cross-validation on the marks says that it ranks better for it.
 
     Args:
-        run: a folder written by `dia fit`, taught before or not: the update begins from the fit.
+        run: a folder written by `dia fit`, taught before or not.
         images: `(M, H, W, C)` uint8 at the model's size, each once.
         labels: `(M,)`, 1 = anomalous, 0 = normal.
         about: `readers`: the names of those who marked; kept in the model's facts and on its card.
@@ -92,24 +92,29 @@ def update_folder(
         raise DataError(f"--out {target} exists already; choose another")
     detector = Detector.load(folder, device=device)
     lineage = str(detector.facts_.get("lineage") or hash_of(folder))
+    before, earlier = detector.taught_, detector.facts_.get("taught") or {}
     forget(detector)
     if reason := cannot_teach(detector):
         raise DataError(f"{folder}: {reason}")
     labels = _checked(detector, images, labels)
     if not len(images):
         return Updated(False, "no marks; the model stays as it is")
-    seen, scorer = look(detector, images), scorer_of(detector)
-    scores = scorer(seen)
+    seen = look(detector, images)
+    scores = scorer_of(detector)(seen)
     flags = scores > detector.threshold() if flagged is None else np.asarray(flagged, bool)
-    lesson = teach(ground_of(detector), seen, labels, flags, digests(images))
-    watch = _watched(detector, lesson, images, scores, (labels == 1) & ~flags)
+    learned = Learned.of(seen, images, labels, flags)
+    if before is not None:
+        learned = before.learned.then(learned)
+    lesson = teach(ground_of(detector), learned)
+    watch = _watched(detector, lesson, learned)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    made = Updated(lesson.kept, lesson.words, lesson.before, lesson.after, len(labels), watch, at)
+    made = Updated(lesson.kept, lesson.words, lesson.before, lesson.after, len(learned), watch, at)
     if lesson.kept:
         assert lesson.taught is not None and lesson.calibration is not None
         facts = {
-            "marks": len(labels), "anomalous": int(labels.sum()), "normal": int((labels == 0).sum()),
-            "readers": _names((about or {}).get("readers") or ()), "at": at,
+            "marks": len(learned), "anomalous": int(learned.labels.sum()),
+            "normal": int((learned.labels == 0).sum()), "at": at,
+            "readers": _names([*(earlier.get("readers") or ()), *((about or {}).get("readers") or ())]),
             "auc_before": lesson.before, "auc_after": lesson.after, "weight": lesson.taught.weight,
             "normals_added": lesson.taught.n_added,
             "watch": [dict(one) for one in watch],
@@ -118,7 +123,7 @@ def update_folder(
             save_file(lesson.taught.tensors(), new / FILE)
             _write(new, lesson.calibration, {"lineage": lineage, "taught": facts})
             card = new / "card.md"
-            card.write_text(f"{_plain_card(card)}\n{_HEADING}\n\n{said_of(facts)}\n", encoding="utf-8")
+            card.write_text(f"{_plain_card(card)}\n{HEADING}\n\n{said_of(facts)}\n", encoding="utf-8")
     return made
 
 
@@ -147,23 +152,6 @@ def undo_folder(run: str | Path, *, out: str | Path | None = None) -> None:
         (new / "card.md").write_text(_plain_card(new / "card.md"), encoding="utf-8")
 
 
-def said_of(taught: Mapping[str, Any]) -> str:
-    """Returns what a model was taught, as a sentence for cards and reports.
-
-    Args:
-        taught: `facts_["taught"]`.
-    """
-    readers = ", ".join(taught.get("readers") or ()) or "readers without a name"
-    before, after = taught.get("auc_before"), taught.get("auc_after")
-    judged = f" Cross-validated AUROC on the marks: {before:.3f} before, {after:.3f} after." if after else ""
-    added = f" {n} flagged images marked normal are among its normals now." if (n := taught.get("normals_added")) else ""
-    return (
-        f"It learned from {taught['marks']} marked images ({taught['anomalous']} anomalous, {taught['normal']} "
-        f"normal), marked by {readers}, on {taught['at']}.{judged}{added} `dia update RUN --undo` brings back "
-        "the model as it was fitted."
-    )
-
-
 def _checked(detector: Detector, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (len(images),) or not np.isin(labels, (0, 1)).all():
@@ -176,16 +164,16 @@ def _checked(detector: Detector, images: np.ndarray, labels: np.ndarray) -> np.n
     return labels.astype(int)
 
 
-def _watched(
-    detector: Detector, lesson: Lesson, images: np.ndarray, scores: np.ndarray, missed: np.ndarray
-) -> list[dict[str, Any]]:
+def _watched(detector: Detector, lesson: Lesson, learned: Learned) -> list[dict[str, Any]]:
     """Returns missed anomalies, those of the highest score first, as far as cross-validation judged them."""
     if lesson.held is None or lesson.calibration is None:
         return []
+    scores, names = scorer_of(detector)(learned.seen), learned.names
     before, after = detector.p_values(scores), Calibration.of(lesson.calibration).p_values(lesson.held)
+    missed = (learned.labels == 1) & ~learned.flagged
     order = [int(i) for i in np.argsort(-scores, kind="stable") if missed[i]][:_WATCHED]
     return [
-        {"sha256": pixels_sha256(images[i]), "before": float(scores[i]), "after": float(lesson.held[i]),
+        {"sha256": names[i], "before": float(scores[i]), "after": float(lesson.held[i]),
          "p_before": float(before[i]), "p_after": float(after[i])}
         for i in order
     ]  # fmt: skip
@@ -210,4 +198,4 @@ def _write(new: Path, scores: np.ndarray, facts: Mapping[str, Any] | None) -> No
 def _plain_card(card: Path) -> str:
     """Returns a card without what it says of marks."""
     text = card.read_text(encoding="utf-8") if card.exists() else ""
-    return re.split(rf"\n{re.escape(_HEADING)}\n", text, maxsplit=1)[0]
+    return re.split(rf"\n{re.escape(HEADING)}\n", text, maxsplit=1)[0]

@@ -15,7 +15,8 @@ from ...core.errors import DataError
 from ...features.untrained import as_tensor
 from ..calibration import Calibration, one_of_each
 from ..places import greatest
-from .lesson import PROBED, Ground, Lesson, Seen
+from .lesson import Ground, Lesson
+from .seen import PROBED, Seen
 
 _CLOSE = 1e-6  # scores of normals that are made anew are those of the calibration but for rounding
 

@@ -6,7 +6,8 @@ tensors; knows no method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,113 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import DataError
-from ...data.imageset import NO_DIGEST
+from ...data.imageset import NO_DIGEST, digests, pixels_sha256
 from ...features.untrained import double
 from ..nearest import Nearest
+from .seen import PROBED, Seen
 
 FILE = "taught.safetensors"  # in the model folder
 MOST_MARKS = 10_000
+HEADING = "## Taught by readers"  # of the card
 _LARGEST = 1e6  # of scales and offsets in a file
-_KNOWN = ("scale", "offset", "calibration", "digests")
+_MOST_NORMALS = 2**22  # calibrated on
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """The M marked images of a lesson. A model keeps them, so that a later lesson adds to them.
+
+    Args:
+        seen: what the model as fitted saw of them.
+        labels: `(M,)` int, 1 = anomalous, 0 = normal.
+        flagged: `(M,)` bool, whether they were flagged when they were marked.
+        digests: `(M,)` uint64 of `data.imageset`, by which they count as seen.
+        sha256: `(M, 32)` uint8, of shapes and pixels.
+    """
+
+    seen: Seen
+    labels: np.ndarray
+    flagged: np.ndarray
+    digests: np.ndarray
+    sha256: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, seen: Seen, images: np.ndarray, labels: np.ndarray, flagged: np.ndarray) -> Learned:
+        """Makes it of images.
+
+        Args:
+            seen: what the model as fitted sees of them.
+            images: `(M, H, W, C)` uint8.
+            labels: `(M,)`, 1 = anomalous, 0 = normal.
+            flagged: `(M,)` bool.
+        """
+        shas = np.array([list(bytes.fromhex(pixels_sha256(x))) for x in images], np.uint8).reshape(-1, 32)
+        return cls(seen, labels.astype(int), flagged.astype(bool), digests(images), shas)
+
+    @property
+    def names(self) -> list[str]:
+        """The hashes in hex."""
+        return [bytes(row).hex() for row in self.sha256]
+
+    def take(self, index: np.ndarray) -> Learned:
+        """Returns some of the images.
+
+        Args:
+            index: `(K,)` whole numbers, or `(M,)` bool.
+        """
+        rest = (self.labels, self.flagged, self.digests, self.sha256)
+        return Learned(self.seen.take(index), *(part[index] for part in rest))
+
+    def then(self, later: Learned) -> Learned:
+        """Returns these and later ones; of an image that is marked again, the later mark.
+
+        Args:
+            later: of the same model.
+        """
+        again = set(later.names)
+        old = self.take(np.array([name not in again for name in self.names], bool))
+        pairs = ((old.labels, later.labels), (old.flagged, later.flagged), (old.digests, later.digests),
+                 (old.sha256, later.sha256))  # fmt: skip
+        return Learned(old.seen.then(later.seen), *map(np.concatenate, pairs))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Returns everything as arrays, for a file."""
+        made = {f"vector.{k}": v.astype(np.float32) for k, v in self.seen.vectors.items()}
+        made |= {f"away.{k}": v for k, v in self.seen.distances.items()}
+        made |= {f"number.{k}": v for k, v in self.seen.numbers.items()}
+        flags = {"label": self.labels.astype(np.uint8), "flagged": self.flagged.astype(np.uint8)}
+        return made | flags | {"place": self.seen.place, "digest": self.digests, "sha256": self.sha256}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, np.ndarray], sizes: Mapping[str, int], numbers: Sequence[str]) -> Learned:
+        """Restores what `tensors` gave.
+
+        Args:
+            tensors: of a file whose numbers are finite.
+            sizes: length of the vectors, by view of the model.
+            numbers: the model's views that are one number.
+
+        Raises:
+            DataError: a tensor is missing, of another name, size or kind, or there are too many marks.
+        """
+        rows, most = len(tensors["place"]) if "place" in tensors else 0, MOST_MARKS
+        _require(0 < rows <= most, f"it has no marks, or more than {most}")
+        wanted: dict[str, Any] = {f"vector.{k}": (np.float32, (rows, size)) for k, size in sizes.items()}
+        wanted |= {f"away.{k}": (np.float64, (rows,)) for k in sizes}
+        wanted |= {f"number.{k}": (np.float64, (rows,)) for k in numbers}
+        wanted |= {"label": (np.uint8, (rows,)), "flagged": (np.uint8, (rows,)), "place": (np.float64, (rows,)),
+                   "digest": (np.uint64, (rows,)), "sha256": (np.uint8, (rows, 32))}  # fmt: skip
+        _fitting(tensors, wanted)
+        _require(bool((tensors["label"] <= 1).all() and (tensors["flagged"] <= 1).all()), "its labels are not 0 or 1")
+        seen = Seen(
+            {k: tensors[f"vector.{k}"] for k in sizes}, {k: tensors[f"away.{k}"] for k in sizes},
+            {k: tensors[f"number.{k}"] for k in numbers}, tensors["place"],
+        )  # fmt: skip
+        labels, flagged = tensors["label"].astype(int), tensors["flagged"].astype(bool)
+        return cls(seen, labels, flagged, tensors["digest"], tensors["sha256"])
 
 
 class Taught(nn.Module):
@@ -31,9 +131,9 @@ class Taught(nn.Module):
         slopes: `(D,)` of the probe, by view.
         offset: of the probe.
         scale: of the score median and spread, of the probe median and spread, and w, in [0, 1]: `(5,)`.
-        added: `(A, D)` vectors of further normals by view, of all views; A may be 0.
         calibration: `(n,)` scores that the model was calibrated on before, ascending.
-        digests: `(M,)` uint64 of the marked images, which count as seen.
+        learned: the marks.
+        entered: `(M,)` bool, which of them are further normals.
     """
 
     def __init__(
@@ -41,16 +141,15 @@ class Taught(nn.Module):
         slopes: Mapping[str, np.ndarray],
         offset: float,
         scale: np.ndarray,
-        added: Mapping[str, np.ndarray],
         calibration: np.ndarray,
-        digests: np.ndarray,
+        learned: Learned,
+        entered: np.ndarray,
     ):
         super().__init__()
         self.names, self.offset, self.scale = sorted(slopes), float(offset), [float(v) for v in scale]
         for name in self.names:
             self.register_buffer(f"slope_{name}", torch.from_numpy(np.asarray(slopes[name], np.float64)))
-        self.added = {name: np.asarray(rows, np.float32) for name, rows in added.items()}
-        self.calibration, self.digests = np.asarray(calibration, np.float64), np.asarray(digests, np.uint64)
+        self.calibration, self.learned, self.entered = np.asarray(calibration, np.float64), learned, entered
 
     @property
     def weight(self) -> float:
@@ -60,7 +159,7 @@ class Taught(nn.Module):
     @property
     def n_added(self) -> int:
         """How many flagged normals are in the banks."""
-        return len(next(iter(self.added.values())))
+        return int(self.entered.sum())
 
     def probe(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Returns the probe's values `(N,)` float64.
@@ -88,61 +187,97 @@ class Taught(nn.Module):
         Args:
             banks: by view.
         """
-        rows = {name: bank.bank.cpu().numpy() for name, bank in banks.items()}
-        return {name: Nearest(np.concatenate([rows[name], self.added[name]]), bank.k) for name, bank in banks.items()}
+        added = {name: rows[self.entered] for name, rows in self.learned.seen.vectors.items()}
+        rows = {name: np.concatenate([bank.bank.cpu().numpy(), added[name]]) for name, bank in banks.items()}
+        return {name: Nearest(rows[name], bank.k) for name, bank in banks.items()}
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns everything as arrays, for a file."""
-        made: dict[str, np.ndarray] = {f"slope.{n}": self.get_buffer(f"slope_{n}").cpu().numpy() for n in self.names}
-        made |= {f"added.{name}": rows for name, rows in self.added.items()}
-        one = {"scale": np.array(self.scale), "offset": np.array([self.offset])}
-        return made | one | {"calibration": self.calibration, "digests": self.digests}
+        made = {f"slope.{n}": self.get_buffer(f"slope_{n}").cpu().numpy() for n in self.names}
+        made |= {f"mark.{name}": array for name, array in self.learned.tensors().items()}
+        made |= {"scale": np.array(self.scale), "offset": np.array([self.offset]), "calibration": self.calibration}
+        return made | {"entered": self.entered.astype(np.uint8)}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, np.ndarray], banks: Mapping[str, Nearest]) -> Taught:
+    def restored(cls, tensors: Mapping[str, np.ndarray], banks: Mapping[str, Nearest], numbers: Sequence[str]) -> Taught:
         """Restores what `tensors` gave.
 
         Args:
             tensors: of a file whose numbers are finite.
             banks: of the model, by view: their sizes are what the file must fit.
+            numbers: the model's views that are one number.
 
         Raises:
             DataError: a tensor is missing, of another name, size or kind, or a number that cannot be.
         """
-        views = {kind: _named(tensors, f"{kind}.") for kind in ("slope", "added")}
-        known = {*_KNOWN, *(f"{kind}.{name}" for kind, found in views.items() for name in found)}
         sizes = {name: bank.bank.shape[1] for name, bank in banks.items()}
-        count = {len(rows) for rows in views["added"].values()}
-        _require(set(tensors) == known, "its tensors are not those of `dia update`")
-        _require(bool(views["slope"]) and set(views["slope"]) <= set(sizes), "it probes views that are not there")
-        _require(set(views["added"]) == set(sizes) and len(count) == 1, "its normals are not of the model's views")
-        _require(max(count) <= MOST_MARKS, f"it has more than {MOST_MARKS} normals")
-        for kind, dims, dtype in (("slope", 1, np.float64), ("added", 2, np.float32)):
-            for name, array in views[kind].items():
-                fits = array.ndim == dims and array.shape[-1] == sizes[name] and array.dtype == dtype
-                _require(fits, f"{kind}.{name} is of another size or kind")
-        wanted: Any = (("scale", np.float64, (5, 5)), ("offset", np.float64, (1, 1)),
-                       ("calibration", np.float64, (1, 2**24)), ("digests", np.uint64, (1, MOST_MARKS)))  # fmt: skip
-        for name, dtype, (least, most) in wanted:
-            array = tensors[name]
-            fits = array.ndim == 1 and array.dtype == dtype and least <= len(array) <= most
-            _require(fits, f"{name} is of another size or kind")
-        scale, offset = tensors["scale"], float(tensors["offset"][0])
+        probed = [name for name in PROBED if name in sizes]
+        _require(bool(probed), "the model has no views that it could probe")
+        marks = {k.removeprefix("mark."): v for k, v in tensors.items() if k.startswith("mark.")}
+        learned = Learned.restored(marks, sizes, numbers)
+        known = tensors["calibration"].shape if "calibration" in tensors else ()
+        _require(len(known) == 1 and 0 < known[0] <= _MOST_NORMALS, "it has no calibration")
+        _fitting(
+            {k: v for k, v in tensors.items() if not k.startswith("mark.")},
+            {f"slope.{name}": (np.float64, (sizes[name],)) for name in probed}
+            | {"scale": (np.float64, (5,)), "offset": (np.float64, (1,)), "calibration": (np.float64, known),
+               "entered": (np.uint8, (len(learned),))},
+        )  # fmt: skip
+        scale, offset, entered = tensors["scale"], float(tensors["offset"][0]), tensors["entered"]
         _require(bool((np.abs([*scale, offset]) <= _LARGEST).all()), "its scales are too large")
         _require(scale[1] > 0 and scale[3] > 0 and 0 <= scale[4] <= 1, "its scales cannot be")
-        return cls(views["slope"], offset, scale, views["added"], np.sort(tensors["calibration"]), tensors["digests"])
+        _require(bool((entered <= 1).all() and not learned.labels[entered == 1].any()), "an anomaly is among its normals")
+        slopes = {name: tensors[f"slope.{name}"] for name in probed}
+        return cls(slopes, offset, scale, np.sort(tensors["calibration"]), learned, entered.astype(bool))
 
-    def knows(self, digests: np.ndarray) -> np.ndarray:
+    def knows(self, found: np.ndarray) -> np.ndarray:
         """Returns which images were marked, `(N,)` bool.
 
         Args:
-            digests: `(N,)` uint64.
+            found: `(N,)` uint64, digests of images.
         """
-        return np.isin(digests, self.digests[self.digests != NO_DIGEST])
+        own = self.learned.digests
+        return np.isin(found, own[own != NO_DIGEST])
 
 
-def _named(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+def said_of(taught: Mapping[str, Any]) -> str:
+    """Returns what a model was taught, as a sentence for cards and reports.
+
+    Args:
+        taught: `facts_["taught"]`, of which parts may be missing.
+    """
+    count = {name: taught.get(name, "?") for name in ("marks", "anomalous", "normal", "at")}
+    readers = ", ".join(taught.get("readers") or ()) or "readers without a name"
+    before, after = taught.get("auc_before"), taught.get("auc_after")
+    judged = ""
+    if before is not None and after is not None:
+        judged = f" Cross-validated AUROC on the marks: {before:.3f} before, {after:.3f} after."
+    added = f" {n} flagged images marked normal are among its normals." if (n := taught.get("normals_added")) else ""
+    return (
+        f"It learned from {count['marks']} marked images ({count['anomalous']} anomalous, {count['normal']} "
+        f"normal), marked by {readers}, on {count['at']}.{judged}{added} `dia update RUN --undo` brings back the "
+        "model as it was fitted."
+    )
+
+
+def summary_of(taught: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns what a service tells of marks: readers are counted, not named, and no image is told of.
+
+    Args:
+        taught: `facts_["taught"]`; None where nothing was taught.
+    """
+    if not taught:
+        return None
+    told = ("marks", "anomalous", "normal", "at", "auc_before", "auc_after", "weight", "normals_added")
+    return {name: taught.get(name) for name in told} | {"readers": len(taught.get("readers") or ())}
+
+
+def _fitting(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
+    """Refuses tensors of other names, types or shapes than are wanted."""
+    _require(set(tensors) == set(wanted), "its tensors are not those of `dia update`")
+    for name, (dtype, shape) in wanted.items():
+        fits = tensors[name].dtype == dtype and tensors[name].shape == shape
+        _require(fits, f"{name} is of another size or kind")
 
 
 def _require(holds: bool, what: str) -> None:
