@@ -6,6 +6,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_a_reading_from_drop_to_export(browser, url, incoming, chest, inferencer
     verdict = inferencer.score(read.images(inferencer.shape))
     score = dict(zip([p.name for p in read.pictures], verdict.scores, strict=True))
     with ReadingWindow(browser, url) as w:
-        w.sees("#welcome", "No images yet")
+        w.expect(w.at("#welcome")).to_be_visible()
         w.sees(".limits-line", "Not a medical device")
         w.shot("empty")
 
@@ -287,7 +288,52 @@ def test_a_reading_from_drop_to_export(browser, url, incoming, chest, inferencer
         w.at("#more summary").click()
         w.at("#forget").click()
         w.page.get_by_role("button", name="Forget all", exact=True).click()
-        w.sees("#welcome", "No images yet")
+        w.expect(w.at("#welcome")).to_be_visible()
+
+
+def test_verdicts_teach_the_model_and_are_taken_back(browser, served_run, tmp_path):
+    from dia.deploy.predictor import Inferencer
+
+    run = tmp_path / "run"
+    shutil.copytree(served_run.run, run)  # the update is written there
+    found = phantoms.load("test", size=32, n=24, seed=11)
+    truth, folder = {}, tmp_path / "batch"
+    folder.mkdir()
+    for i, (image, label) in enumerate(zip(found.images[..., 0], found.labels, strict=True)):
+        truth[f"{i:02d}.png"] = bool(label)
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    model = Inferencer(run, device="cpu", normals=str(served_run.data))
+    with serving_room(model, run, tmp_path / "room") as url, ReadingWindow(browser, url) as w:
+        w.drop(sorted(folder.iterdir()), cases=24)
+        w.at("#filter").select_option("next")
+        w.expect(w.at("#body tr[data-id]").first).to_be_visible()
+        w.at("#filter").select_option("all")
+        w.at("#tab-teach").click()
+        w.sees("#teach-counts", "marks that teach")
+        for i, name in enumerate(w.names()[:8] + [n for n in w.names()[8:] if truth[n]][:4]):
+            w.open(name)
+            flagged = bool(w.row(name).locator(".flag").inner_text().strip())
+            w.press("a" if flagged == truth[name] else "d")
+            w.expect(w.at("#teach-counts dd").first).to_have_text(str(i + 1))
+        w.shot("marked")
+        before = dict(zip(w.names(), w.column("score"), strict=True))
+        w.at("#teach-now").click()
+        w.expect(w.at("#teach-last")).to_be_visible()
+        w.expect(w.at("#teach-state")).to_have_text("")
+        w.shot("taught")
+        if w.at("#taught").is_visible():  # kept: all is scored anew, until it is taken back
+            w.sees("#model", "taught with 12 marks")
+            w.expect(w.at("#progress")).to_be_hidden()
+            w.at("#teach-undo").click()
+            w.expect(w.at("#taught")).to_be_hidden()
+            w.sees("#teach-last", "as it was fitted")
+            w.expect(w.at("#model")).not_to_contain_text("taught")
+        w.expect(w.at("#progress")).to_be_hidden()
+        w.page.reload()
+        w.expect(w.at("#rows table")).to_have_attribute("aria-rowcount", "25")
+        w.expect(w.at("#progress")).to_be_hidden()
+        assert dict(zip(w.names(), w.column("score"), strict=True)) == before
+        assert len([v for v in w.column("verdict") if v]) == 12
 
 
 def test_by_keyboard_alone(browser, url, incoming, chest):

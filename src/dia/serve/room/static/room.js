@@ -200,7 +200,7 @@ function judge() {
 let opening = null;
 async function open(id, byHand = false) {
   if (!id) return;
-  if (byHand) tab("view", false);
+  if (byHand) lead("view");
   list.select(id, byHand && document.activeElement?.closest?.("#rows") !== null);
   if (room.detail?.id === id && !opening) return;
   marks.flush();
@@ -282,7 +282,7 @@ function choosing(finding) {
 }
 
 function showFinding(finding) {
-  tab("view", false);
+  lead("view");
   reader.go(finding.slice);
   reader.viewer.show(finding.box);
   choosing(finding);
@@ -290,7 +290,7 @@ function showFinding(finding) {
 
 function showBox(i) {
   const box = room.mark.boxes[i];
-  tab("view", false);
+  lead("view");
   reader.go(box.slice);
   reader.viewer.show([box.x, box.y, box.w, box.h]);
   reader.viewer.select(i);
@@ -399,7 +399,7 @@ async function add(files) {
   el("welcome").hidden = el("list-loading").hidden = true;
   const progress = () => showProgress(room.progress ?? { done: true, problems: [] });
   progress();
-  tab("list", false);
+  lead("list");
   try {
     const drop = await upload(files, {
       told: (sent, all) => { uploading.part = all ? sent / all : 1; progress(); },
@@ -463,6 +463,10 @@ function tab(name, focus = true) {
   choose(el("tabs"), el(`tab-${name}`), "aria-selected", "tab");
   if (focus) el(`tab-${name}`).focus();
 }
+/** Shows a part where it is not in sight: with three panes only the third has tabs, with two the image is always there. */
+function lead(name) {
+  if (innerWidth < 700 || (name !== "view" && (innerWidth < 1200 || name !== "list"))) tab(name, false);
+}
 for (const button of el("tabs").children) button.addEventListener("click", () => tab(button.dataset.tab));
 roving(el("tabs"), "tab");
 tab("list", false);
@@ -472,9 +476,9 @@ const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowR
 el("help").addEventListener("click", () => el("keys").showModal());
 keys(el("keys-list"), {
   next: () => open(list.beside(1)), previous: () => open(list.beside(-1)),
-  flagged: () => list.setFilter(list.show === "flagged" ? "all" : "flagged"), worth, search: () => { tab("list", false); el("search").focus(); },
+  flagged: () => list.setFilter(list.show === "flagged" ? "all" : "flagged"), worth, search: () => { lead("list"); el("search").focus(); },
   agree: () => verdict("agree"), disagree: () => verdict("disagree"), unsure: () => verdict("unsure"), undo,
-  note: () => { tab("case", false); el("note").focus(); }, box: () => { reader.use("box"); v.tiles[0].canvas.focus({ preventScroll: true }); }, remove: () => v.removeBox(),
+  note: () => { lead("case"); el("note").focus(); }, box: () => { reader.use("box"); v.tiles[0].canvas.focus({ preventScroll: true }); }, remove: () => v.removeBox(),
   nextBox: () => { if (v.boxes.length) { const i = (v.selected + 1) % v.boxes.length; reader.go(v.boxes[i].slice); v.select(i); } },
   move: () => reader.use("move"), window: () => reader.use("window"), preset: () => reader.nextPreset(), invert: () => reader.invert(),
   larger: () => v.zoom(1.25), smaller: () => v.zoom(0.8), fit: () => v.fit(), full: () => v.full(),
