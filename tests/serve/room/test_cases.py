@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from medical_files import dicom_file, meta_file, nifti_file, nrrd_file
 from PIL import Image
-from reading_room import make_page, png
+from reading_room import Held, Other, make_page, png
 
 from dia.data.readers import read
-from dia.deploy.predictor import Verdict
 from dia.serve.limits import Deadline
 from dia.serve.room.cases import Cases
 from dia.serve.room.drops import _ON_DISK, Drops
@@ -228,37 +227,6 @@ def test_the_list_has_a_greatest_length(inferencer, served_run, tmp_path):
     assert [name for name, _ in cases.progress()[0].problems] == ["3.png", "4.png"]
     cases.clear()
     assert len(taken(page, session, files[3:]).all()) == 2
-
-
-class Other:
-    """A model of other scores, size and lineage."""
-
-    def __init__(self, inferencer, size=24):
-        self.inner, self.shape = inferencer, (size, size, 1)
-        self.has_heatmaps = False
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def about(self):
-        return self.inner.about() | {"lineage": "other", "model": "other"}
-
-    def score(self, images, heatmaps=True):
-        assert images.shape[1:] == self.shape
-        return Verdict(images.mean((1, 2, 3)), np.full(len(images), 0.5), None)
-
-
-class Held(Other):
-    """Such a model, whose scoring waits to be let go."""
-
-    def __init__(self, inferencer):
-        super().__init__(inferencer, size=32)
-        self.go, self.began = threading.Event(), threading.Event()
-
-    def score(self, images, heatmaps=True):
-        self.began.set()
-        self.go.wait(60)
-        return super().score(images, heatmaps)
 
 
 def test_a_drop_that_is_cancelled_while_it_is_read_leaves_what_was_scored(
