@@ -43,12 +43,11 @@ def serving_room(inferencer, run, folder, token=None):
         folder: where marks and trained models go.
         token: that the room asks for.
     """
-    from dia.serve.room.store import Marks
-
     from dia.serve.api import build_app
     from dia.serve.current import Current
     from dia.serve.limits import Limits
     from dia.serve.room.base import Room
+    from dia.serve.room.store import Marks
     from dia.serve.server import make_server
     from dia.serve.sessions import Sessions
 

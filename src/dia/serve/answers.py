@@ -207,9 +207,7 @@ def volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: floa
     return out
 
 
-def as_zip(
-    copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]
-) -> bytes:
+def as_zip(copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]) -> bytes:
     """Returns dissolved copies as a zip.
 
     Args:

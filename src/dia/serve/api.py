@@ -29,8 +29,8 @@ from ..core.errors import DataError
 from ..evaluate.findings import why_none
 from ..report.constants import LIMITS
 from .answers import (
-    Dissolved,
     DissolveAnswer,
+    Dissolved,
     DissolvedCopy,
     DissolveForm,
     Found,
@@ -78,7 +78,12 @@ _ANY: dict[int | str, dict[str, Any]] = {
     500: _problem("an error of the service"),
 }
 _NONE = _problem("no model is served")
-_HEALTH: dict[int | str, dict[str, Any]] = {400: _ANY[400], 403: _ANY[403], 500: _ANY[500], 503: {"model": Health}}
+_HEALTH: dict[int | str, dict[str, Any]] = {
+    400: _ANY[400],
+    403: _ANY[403],
+    500: _ANY[500],
+    503: {"model": Health},
+}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     **_ANY,
     408: _problem("did not arrive in time"),
@@ -132,7 +137,11 @@ def build_app(
         threads.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
-        title="Dissolving Is Amplifying", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="Dissolving Is Amplifying",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.attempts = attempts
     app.add_middleware(
@@ -250,7 +259,9 @@ def _add_service(
 
         return await in_thread(request, make)
 
-    @app.post("/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs, tags=_TAGS)
+    @app.post(
+        "/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs, tags=_TAGS
+    )
     async def dissolve(request: Request, form: Annotated[DissolveForm, _MULTIPART]) -> Response:
         """Dissolves images: as JSON, or as a zip of PNGs with `Accept: application/zip`."""
         _check_query(request)

@@ -188,7 +188,9 @@ class Guard:
                     await self.current.ready()
                     if path in SERVICE:
                         scope["state"]["served"] = self.current.get()
-                reply.begun = lambda: None if limit.expired() else limit.reschedule(None)  # it must be taken now
+                reply.begun = lambda: (
+                    None if limit.expired() else limit.reschedule(None)
+                )  # it must be taken now
                 await self.app(scope, body, reply.unless(lambda: body.refused))
             if body.refused:
                 raise body.refused
@@ -213,7 +215,9 @@ class Guard:
         if origin is not None and _netloc(origin) != host:
             raise Refused(403, _FOREIGN)
         if site not in (None, "same-origin", "none"):
-            by_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            by_link = (
+                headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            )
             if not (by_link and scope["method"] in ("GET", "HEAD") and path in PAGES):
                 raise Refused(403, _FOREIGN)
             return True
@@ -302,7 +306,9 @@ def _frames(error: BaseException) -> str:
     """Where an error comes from, and its kind: its words may be a file's name, or a patient's."""
     why = f" ({error.strerror})" if isinstance(error, OSError) else ""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
-    return f"{type(error).__name__}{why} at " + " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+    return f"{type(error).__name__}{why} at " + " > ".join(
+        f"{Path(f.filename).name}:{f.lineno}" for f in frames
+    )
 
 
 class Counter:

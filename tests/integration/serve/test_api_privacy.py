@@ -6,7 +6,6 @@ The names are followed by an audit hook, which sees whatever this process opens,
 import logging
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -14,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

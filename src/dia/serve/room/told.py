@@ -11,7 +11,7 @@ from ...data.formats.windowing import PRESETS
 from ...deploy.predictor import Inferencer
 from ...detectors.teaching.order import next_to_mark
 from ...report.pictures import COLOURS
-from ...report.style import LIMITS
+from ...report.constants import LIMITS
 from .base import Room
 from .cases import Cases
 from .images.case import Case
