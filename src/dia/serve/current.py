@@ -71,7 +71,9 @@ class Current:
     @property
     def loading(self) -> bool:
         """Whether the first model is being loaded."""
-        return self._expected and self._served is None and self._loading is not None and not self._loading.done()
+        return (
+            self._expected and self._served is None and self._loading is not None and not self._loading.done()
+        )
 
     @property
     def served(self) -> Served | None:

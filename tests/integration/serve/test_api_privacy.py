@@ -253,5 +253,3 @@ def test_the_token_is_in_no_answer_and_no_log(temporary, inferencer, caplog, mon
     assert TOKEN not in caplog.text
     for answer in answers:
         assert TOKEN not in answer
-
-

@@ -58,7 +58,9 @@ def site(request, inferencer, temporary, tmp_path_factory):
     options = {"alone": False, "store": store, "hosts": hosts, "behind_proxy": proxied}
     with live(inferencer, Limits(), token, **options) as one:
         one.token, one.store = token, store
-        one.sent = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": NAME} if proxied else {}
+        one.sent = (
+            {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": NAME} if proxied else {}
+        )
         one.origin = f"https://{NAME}" if proxied else one.url
         yield one
 
@@ -181,7 +183,12 @@ def test_a_link_of_another_site_leads_to_the_page_without_a_cookie(site, client)
                 answer = browser.get(path, headers=sent)
                 assert "set-cookie" not in answer.headers
                 assert "your name" not in answer.text  # nothing of a session
-        for method, path in (("POST", "/login"), ("POST", "/logout"), ("GET", "/room/state"), ("GET", "/logout")):
+        for method, path in (
+            ("POST", "/login"),
+            ("POST", "/logout"),
+            ("GET", "/room/state"),
+            ("GET", "/logout"),
+        ):
             assert browser.request(method, path).status_code == 403
     assert client.get("/room/state").status_code == 200
 
@@ -216,7 +223,17 @@ def test_every_answer_has_the_headers_and_none_allows_another_site(site, client)
 
 
 FETCHED = ("http://dia.invalid/x.png", "https://198.51.100.7/x", "http://127.0.0.1:9/x", "//dia.invalid/x")
-FILES = ("../../../etc/passwd", "/etc/passwd", "/dev/zero", "x", ".", "file:///etc/passwd", "%00", "é" * 300, "1")
+FILES = (
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "x",
+    ".",
+    "file:///etc/passwd",
+    "%00",
+    "é" * 300,
+    "1",
+)
 BODIES = (
     b"", b"{}", b"[", b"[" * 50_000, b'{"data": [1], "name": 1e9}', b'{"path": 1}', b"\xff\xfe",
     b'{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}',
@@ -260,7 +277,9 @@ def test_no_body_is_read_before_the_token(site):
     host = site.origin.partition("//")[2].encode()
     sent = [f"{k}: {v}".encode() for k, v in {**site.sent, "Origin": site.origin}.items() if k != "Host"]
     for method, path in all_routes(site):
-        if method not in ("POST", "PUT", "PATCH", "DELETE") or (not site.token and path in ("/score", "/dissolve")):
+        if method not in ("POST", "PUT", "PATCH", "DELETE") or (
+            not site.token and path in ("/score", "/dissolve")
+        ):
             continue
         for kind in (KIND, JSON, b"Content-Type: application/x-www-form-urlencoded"):
             for how in (b"Content-Length: 300000000", b"Transfer-Encoding: chunked"):
@@ -300,7 +319,9 @@ def test_the_cookie_is_for_this_site_alone(site, client):
 
 def test_a_session_is_never_one_that_a_client_chose(site, client):
     name, _, own = client.headers["Cookie"].partition("=")
-    with httpx.Client(base_url=site.url, trust_env=False, headers={**site.sent, "Origin": site.origin}) as other:
+    with httpx.Client(
+        base_url=site.url, trust_env=False, headers={**site.sent, "Origin": site.origin}
+    ) as other:
         for chosen in (f"{name}=chosen", f"{name}=", f"{name}={own}; {name}=chosen", f"x{name}={own}", own):
             assert other.get("/room/state", headers={"Cookie": chosen}).status_code == 401
         if site.token:
