@@ -182,7 +182,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "normals flagged before → after |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for r in found:
+    for r in (r for r in found if r["marks"] > MARKS[0]):  # with five nothing is done
         gain, always = (f"{mean:+.3f} ± {half:.3f}" for mean, half in (r["gain"], r["gain_always"]))
         flags = f"{r['flagged_before']:.3f} → {r['flagged_after']:.3f}"
         lines.append(
@@ -194,10 +194,10 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def by_set(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table: before and after by set, chosen by score, by a reader who is not wrong."""
-    lines = [f"| set | {' | '.join(f'{m} marks' for m in MARKS)} |", f"|---|{'--:|' * len(MARKS)}"]
+    lines = [f"| set | {' | '.join(f'{m} marks' for m in MARKS[1:])} |", f"|---|{'--:|' * len(MARKS[1:])}"]
     for name in SETS:
         cells = []
-        for many in MARKS:
+        for many in MARKS[1:]:
             part = [
                 r
                 for r in rows
@@ -208,6 +208,10 @@ def by_set(rows: list[dict[str, Any]]) -> str:
             cells.append(f"{before:.3f} → {after:.3f} ({kept} of {len(part)})" if part else "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -238,8 +242,11 @@ def main() -> None:
                 file.flush()
         print(name, len(normals), len(test), flush=True)
     found = summary(rows)
-    made = {"summary": found, "rows": rows, "environment": environment()}
-    KEPT.write_text(json.dumps(made, indent=1) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    kept = [[_short(row.get(key)) for key in columns] for row in rows]
+    made = {"summary": found, "columns": columns, "rows": "ROWS", "environment": environment()}
+    lines_of = ",\n".join(json.dumps(row) for row in kept)
+    KEPT.write_text(json.dumps(made, indent=1).replace('"ROWS"', f"[\n{lines_of}\n]") + "\n")
     if PAGE.exists():
         update_section(PAGE, "READERS", table(found))
         update_section(PAGE, "SETS", by_set(rows))
