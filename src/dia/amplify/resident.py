@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.processes import bf16_is_fast, choose_device, processes
+from ..core.running import stopping
 from ..core.running.progress import Bar
 from ..core.tracking import logging_curves
 from ..core.training import not_finite, seed_step
@@ -215,7 +216,7 @@ class ResidentLoop:
         self.module.train()
         bar = Bar("Training the encoder", until, "step", shown=progress)
         with bar, torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            while self.step < until and time.perf_counter() < deadline:
+            while self.step < until and time.perf_counter() < deadline and not stopping.wanted():
                 self._train_one()
                 self.step += 1
                 due = time.perf_counter() - saved > self.every
@@ -230,6 +231,7 @@ class ResidentLoop:
         self.seconds = time.perf_counter() - begin
         if self.every < math.inf:
             self.save()
+        stopping.check()
         return self.step
 
     def _train_one(self) -> None:

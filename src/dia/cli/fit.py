@@ -7,7 +7,6 @@ parser. Help that names neither lists no settings, and so needs no method and no
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -176,12 +175,11 @@ def fit(
         dia fit scans/normal --settings.dissolver.steps 2000 --print-config
         torchrun --nproc_per_node 4 $(which dia) fit scans/normal --out runs/mine
     """
-    from ..benchmark.runs import facts_of
-    from ..core.processes import barrier, choose_device, is_main, join_processes
-    from ..core.tracking import check_logger, tracking
+    from ..benchmark.fitting import fit_into
+    from ..core.processes import choose_device, is_main, join_processes
+    from ..core.tracking import check_logger
     from ..detectors.presets import longest_side
     from ..detectors.registry import detector_class
-    from ..detectors.saving import with_reading
 
     check_logger(logger)
     join_processes()
@@ -231,25 +229,16 @@ def fit(
                 f"{listing.set_aside} normal images are set aside, to judge the model on; --split all takes "
                 "them too"
             )
-        work = target.with_name(f".{target.name}.work")
-        if not resume and is_main():
-            shutil.rmtree(work, ignore_errors=True)
-        barrier()
         detector = cls(
             given, seed=seed, device=device.device, holdout=holdout, false_alarm_rate=false_alarm_rate
         )
-        detector.facts_ = with_reading(
-            facts_of(detector, images.data, preset, normals), listing.reading, split=images.split,
-            data_root=images.data_root, contamination=contamination,
+        fit_into(
+            target, detector, normals, listing.reading, dataset=images.data, preset=preset,
+            split=images.split, data_root=images.data_root, contamination=contamination, resume=resume,
+            logger=logger, log_dir=log_dir, owner=owner,
         )  # fmt: skip
-        about = {"method": method, "preset": preset, "settings_hash": detector.settings_hash()}
-        with tracking(logger, log_dir or f"{target}.logs", run=target.name, about=about):
-            detector.fit(normals, workdir=work, resume=resume, progress=True)
         if owner is None:
             return None
-        owner.check()
-        detector.save(target)
-        shutil.rmtree(work, ignore_errors=True)
         remark_no_threshold(detector, false_alarm_rate)
         return output.show({
             "run": str(target), "method": method, "n_train": detector.n_train_,

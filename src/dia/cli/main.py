@@ -38,14 +38,15 @@ _MODULES = {  # a command's function has its name, with an underscore for a spac
     "score": ["score", "evaluate", "report"],
     "stress": ["stress"],
     "dissolve": ["dissolve", "illustrate"],
-    "model": ["info", "calibrate", "export", "serve", "push"],
+    "model": ["info", "update", "calibrate", "export", "serve", "push"],
     "benchmark": ["benchmark", "report benchmark"],
     "grids": ["ablate", "explore", "confirm"],
     "data": ["data", "methods"],
     "demo": ["demo"],
     "main": ["completion"],
 }
-_WRITTEN = ("out", "heatmaps", "ledger", "store", "log_dir")  # the arguments that name what is written
+# the arguments that name what is written
+_WRITTEN = ("out", "heatmaps", "findings", "masks", "ledger", "store", "log_dir")
 _READ = ("data", "run", "normals", "check", "results", "weights")  # and what is read
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..core.errors import DataError
 from ..core.running.progress import Bar
 from ..core.storage import Owner
 from ..data.imageset import middle_slices
-from ..detectors.calibration import Calibration, fewest_for, one_of_each
+from ..detectors.calibration import LOOKED, Calibration, HeatScale, fewest_for, one_of_each
 from ..serve.limits import Limits
 from .options import DataRoot, Device, Images, Model, Output, Rate, Reading, finite, remark, result
 
@@ -49,6 +50,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     from ..core.modelfiles import STRESS, ModelFiles
     from ..detectors import saving
     from ..detectors.calibration import Calibration
+    from ..detectors.teaching.taught import said_of
 
     with saving.naming(folder):
         config, scores = saving.read(ModelFiles(folder))
@@ -65,6 +67,8 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         "patients": facts.get("patients"),
         "training_normals": config.n_train, "calibration_normals": config.n_calibration,
         "calibrated_on": (facts.get("calibrated") or {}).get("on"),
+        "taught": said_of(facts["taught"]) if facts.get("taught") else None,
+        "missed_anomalies": _watched(facts.get("taught") or {}),
         "image_shape": "×".join(map(str, config.shape)), "weights": facts.get("weights"),
         "false_alarm_rate": rate, "threshold": finite(calibration.threshold(rate)),
         "fit_seconds": round(config.fit_seconds, 1), "curves": _curves(folder),
@@ -73,6 +77,14 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         "commit": facts.get("commit"), "device": facts.get("device"),
         "megabytes": round(sum(p.stat().st_size for p in files) / 2**20, 2),
     }  # fmt: skip
+
+
+def _watched(taught: Mapping[str, Any]) -> str | None:
+    """Returns the p-values of missed anomalies before and after, the most anomalous first."""
+    watch = [w for w in taught.get("watch") or () if {"sha256", "p_before", "p_after"} <= set(w)]
+    shown = [f"{str(w['sha256'])[:12]} p {w['p_before']:.3g} → {w['p_after']:.3g}" for w in watch[:5]]
+    more = [f"and {len(watch) - 5} more"] if len(watch) > 5 else []
+    return "; ".join([*shown, *more]) or None
 
 
 def _curves(folder: Path) -> str | None:
@@ -102,9 +114,9 @@ def calibrate(
     """Give a model the threshold and p-values of a site's own normals, without training.
 
     Every normal is scored, and these scores replace those that the model was calibrated on; the test for
-    drift compares with these normals too. The earlier ones stay in the folder, and --original brings them
-    back. The normals must be such as the model will see, and none that it was fitted on. A file of
-    `dia export` keeps the old threshold: export again.
+    drift, the colours of heatmaps and the level of findings are those of these normals too. The earlier ones
+    stay in the folder, and --original brings them back. The normals must be such as the model will see, and
+    none that it was fitted on. A file of `dia export` keeps the old threshold: export again.
 
     Args:
         run: a folder written by `dia fit`
@@ -161,14 +173,90 @@ def calibrate(
             f"{normals}: {len(images)} normal images; a rate of {share:g} needs {needed}: give more, {remedy}"
         )
     scores = detector.score(images)
+    heat = None
+    if detector.has_heatmaps():
+        few = (detector.heatmap(images.images[i : i + LOOKED]) for i in range(0, len(images), LOOKED))
+        heat = HeatScale.of_parts(maps for maps in few if maps is not None)
     about = {"on": normals, "images": len(images), "flagged_before": float((scores > before).mean())}
     known = references(images.images, middle_slices(images.units, len(images)))
     with Owner(target):
-        calibrate_folder(folder, target, scores, known, about, share)
+        calibrate_folder(folder, target, scores, known, about, share, heat)
     return output.show({
         "run": str(target), "normals": len(images), "false_alarm_rate": share,
         "threshold_before": finite(before), "threshold": finite(Calibration.of(scores).threshold(share)),
         "flagged_by_the_threshold_before": about["flagged_before"],
+    })  # fmt: skip
+
+
+def update(
+    run: str,
+    images: str | None = None,
+    *,
+    marks: str | None = None,
+    out: str | None = None,
+    undo: bool = False,
+    reading: Reading,
+    split: str = "all",
+    device: Device,
+    output: Output,
+) -> None:
+    """Let a model learn from what readers marked, where cross-validation says that it ranks better for it.
+
+    A small probe on the model's features is added to its score, and flagged images that were marked normal
+    join its normals. Threshold and p-values come from the normals of the fit alone. Each update begins from
+    the model as it was fitted, with the marks that it has learned from before and the new ones; of an image
+    that is marked again the later mark counts. With five marks or fewer nothing changes.
+
+    Args:
+        run: a folder written by `dia fit`
+        images: the marked images, where the file of marks does not say their paths: a folder, .npz, .csv, or
+            the name of a set of `dia data list`; they are found by their pixels, or else by name
+        marks: CSV of the reading room, or any with the column label (1 anomalous, 0 normal, empty) and
+            path, sha256 or name
+        out: folder of a copy to teach, instead of RUN itself
+        undo: bring back the model as it was fitted
+        reading: how images are read.
+        split: train, val, test or all, if the data have splits
+        device: where images are seen.
+        output: how to print the result.
+
+    Examples:
+        dia update runs/mine scans/new --marks marks.csv
+        dia update runs/mine --marks labelled.csv --out runs/taught
+        dia update runs/mine --undo
+    """
+    from ..deploy.update import undo_folder, update_folder
+    from ..deploy.update.marks import find, read_marks
+    from ..detectors import Detector
+
+    if undo == (marks is not None) or (undo and images):
+        raise DataError("dia update: give --marks, or --undo to bring back the model as fitted, and not both")
+    if undo:
+        undo_folder(run, out=out)
+        now = Detector.load(out or run, device=device.device)
+        threshold = finite(now.threshold())
+        return output.show(
+            {"run": out or run, "taught": "nothing: it is as it was fitted", "threshold": threshold}
+        )
+    rows = read_marks(file := Path(str(marks)))
+    detector = Detector.load(run, device=device.device)
+    options = replace(reading.options(), divide=False).as_fitted(detector.facts_, detector.shape_)
+    listed = None
+    if images is not None:
+        given = {f.name: getattr(reading, f.name) for f in fields(reading)}
+        listed = Images(data=images, split=split, **given).listing_for(detector)
+    found = find(file, rows, listed, options)
+    for line in found.remarks():
+        remark(line, "yellow")
+    about = {"readers": found.readers}
+    with Bar("Learning from the marks"):
+        made = update_folder(
+            run, found.images, found.labels, about, flagged=found.flagged, out=out, device=device.device
+        )
+    return output.show({
+        "run": str(out or run) if made.kept else run, "kept": made.kept, "result": made.words,
+        "marks": made.marks, "given": len(found.labels), "not_found": len(found.missing),
+        "auc_before": made.before, "auc_after": made.after, "missed_anomalies_watched": len(made.watch),
     })  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
 from ..core.errors import DataError
 from ..core.running.progress import Bar
-from ..deploy.heatmaps import Form, HeatmapFiles
+from ..deploy.findings.run import Findings, forget
+from ..deploy.heatmaps import Form, HeatmapFiles, MaskForm
 from ..deploy.scorefile import FIELDS, ScoreFile
 from ..deploy.scoring import BATCH, EXECUTORS, Job, hash_of, load_model, stamp_of
 from ..detectors.drift import RATE, SHARE
@@ -42,6 +43,9 @@ def score(
     max: PositiveInt | None = None,
     heatmaps: str | None = None,
     heatmaps_as: Sequence[Form] = ("overlay",),
+    findings: str | None = None,
+    masks: str | None = None,
+    masks_as: Sequence[MaskForm] = ("png",),
     top_k: PositiveInt = TOP_K,
     drift_rate: OpenUnitInterval = RATE,
     anomalous_up_to: float = SHARE,
@@ -71,6 +75,13 @@ def score(
         heatmaps_as: what to write there, as [overlay,npy]: overlay (PNG: the image at its own size under the
             heatmap, with the scale), beside (PNG: the plain image, then the overlay), npy or tiff (float32:
             the heatmap itself, at the image's own size)
+        findings: file of the places that are higher in a heatmap than nearly all normal images are anywhere
+            (the false-alarm rate says how many), each with box, contour, area (mm² where known) and p-value,
+            joined across the slices of a volume: .json (as COCO) or .csv
+        masks: folder for masks of these findings, under the image's own path and name
+        masks_as: what to write there, as [png,nifti,seg]: png (white on black, at the image's own size),
+            nifti (for volumes and DICOM series, in the geometry of the source, with the lesions' numbers) or
+            seg (DICOM SEG, for DICOM files; it names the patient, as they do)
         top_k: number of slices whose mean is a volume's second score, in NAME.volumes.csv for --out NAME.csv
         drift_rate: false-alarm rate of the drift alarm: the share of runs with images like the training
             normals that raise it
@@ -87,6 +98,7 @@ def score(
         dia score runs/mine scans/new --out scores.csv
         dia score runs/mine scans/new --heatmaps maps --false_alarm_rate 0.01
         dia score runs/mine scans/new --heatmaps maps --heatmaps_as [beside,tiff] --only_flagged
+        dia score runs/mine scans/new --findings findings.json --masks masks --masks_as [png,nifti]
         dia score runs/mine archive --out scores.jsonl --skip_bad --resume
         dia score runs/mine archive --executor ray --ray_address HOST:PORT
         dia score mine.onnx scans/new  # a model exported by `dia export`: needs no torch
@@ -107,26 +119,35 @@ def score(
         "content of the images (size or time of a file)": stamp_of(listing),
         "false-alarm rate": share, "threshold": finite(threshold), "--heatmaps": heatmaps,
         "--heatmaps_as": [*heatmaps_as],
+        **({"--findings or --masks": True} if findings or masks else {}),
         "--window": images.options().as_fitted(detector.facts_).window,
     }  # fmt: skip
     from ..report.pictures import scale_of
 
+    wanted = Findings.of(findings, masks, masks_as, detector, share)
+    if wanted and wanted.why_none:
+        remark(wanted.why_none, "yellow")
     first_bad, extra = "", _copied(listing.extra)
-    with ScoreFile(
-        Path(out), about, listing.names, batch, resume=resume, gaps=images.skip_bad, extra=extra
-    ) as rows:
+    with (
+        wanted or nullcontext(),
+        ScoreFile(
+            Path(out), about, listing.names, batch, resume=resume, gaps=images.skip_bad, extra=extra
+        ) as rows,
+    ):
         monitor = DriftMonitor(
             detector, listing.names, listing.volumes, units=listing.units, rate=drift_rate,
             share=anomalous_up_to, before=rows.noted, resumed=rows.start > 0,
         )  # fmt: skip
         job = Job(
-            run, detector, listing, rows.start, batch, heatmaps is not None, device.device, images.workers,
-            cluster.ray_address,
+            run, detector, listing, rows.start, batch, bool(heatmaps or wanted), device.device,
+            images.workers, cluster.ray_address,
         )  # fmt: skip
         done, fitted_on = rows.start, 0
         if resume:
             remark(f"going on after {done} of {len(listing)} images")
         files = HeatmapFiles(Path(heatmaps), heatmaps_as, listing, done) if heatmaps else None
+        if wanted:
+            wanted.begin(Path(out), listing, done, rows.rows)
         colours = detector.heat_
         level = None if colours is None else finite(colours.level(share))
         with (
@@ -134,13 +155,16 @@ def score(
             closing(EXECUTORS[cluster.executor](job)) as batches,
         ):
             bar.update(done)
-            for names, scores, maps, skipped, acquisition, seen in batches:
+            for names, scores, maps, skipped, acquisition, seen, sizes in batches:
                 remark_skipped(skipped)
                 fitted_on += 0 if seen is None else int(seen.sum())
                 first_bad = first_bad or (skipped[0] if skipped else "")
-                if files and len(names):
-                    if maps is None:
-                        raise DataError(f"{detector.method} has no heatmaps; fit dia+ for them")
+                if (files or wanted) and len(names) and maps is None:
+                    raise DataError(f"{detector.method} has no heatmaps; fit dia+ for them")
+                if wanted and maps is not None:
+                    rows.check()
+                    wanted.add(names, maps, sizes)
+                if files and maps is not None and len(names):
                     if (scale := rows.scale) is None:
                         scale = rows.keep_scale(scale_of(maps) if colours is None else colours.scale)
                     rows.check()
@@ -157,11 +181,18 @@ def score(
         if not rows.rows:
             raise DataError(f"none of {len(listing)} images could be read; the first: {first_bad}")
         of_volumes = rows.write_volumes(listing.names, listing.volumes, top_k, detector.p_values)
+        found, left = dict[str, Any](), list[str]()
+        if wanted:
+            found, left = wanted.write({"model": about["model"], "method": detector.method})
         rows.finish(only_flagged=only_flagged)
+        forget(Path(out))
     facts = {"out": out, "images": rows.rows, "flagged": rows.flagged, "skipped": len(listing) - rows.rows,
              "threshold": finite(threshold), "false_alarm_rate": share}  # fmt: skip
     if listing.unread:
         facts["not_read"] = sum(kind.files for kind in listing.unread)
+    facts |= found
+    for line in left:
+        remark(line, "yellow")
     if of_volumes:
         facts |= {"volumes": of_volumes, "volumes_out": str(rows.volumes)}
     if fitted_on:

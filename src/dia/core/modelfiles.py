@@ -48,7 +48,7 @@ _FACTS: dict[str, Any] = {  # which this package reads again; others of any plai
     "dataset": str | None, "preset": str | None, "train_sha256": str | None, "weights": str | None,
     "commit": str | None, "device": str | None, "versions": dict | None, "read": dict | None,
     "calibrated": dict | None, "adapted": dict | None, "matched": dict | None,
-    "range": tuple[float, float] | None, "patients": int | None,
+    "range": tuple[float, float] | None, "patients": int | None, "lineage": str | None, "taught": dict | None,
 }  # fmt: skip
 _FACTS_WITHIN: dict[str, dict[str, Any]] = {
     "read": dict.fromkeys(
@@ -57,6 +57,18 @@ _FACTS_WITHIN: dict[str, dict[str, Any]] = {
     )
     | {"contamination": float, "channel": int | None},
     "calibrated": {"on": str, "images": int, "flagged_before": float},
+    "taught": {
+        "marks": int,
+        "anomalous": int,
+        "normal": int,
+        "readers": tuple[str, ...],
+        "at": str,
+        "auc_before": float,
+        "auc_after": float,
+        "weight": float,
+        "normals_added": int,
+        "watch": tuple[dict, ...],
+    },
 }
 
 

@@ -105,6 +105,15 @@ class Owner:
             return held
 
 
+def owned(output: Path) -> bool:
+    """Returns whether a living process owns an output; False, too, where the system has no such locks."""
+    try:
+        with output.with_name(f".{output.name}.lock").open("rb") as file:
+            return not _locked_at_once(file)
+    except OSError:
+        return False
+
+
 def _locked_at_once(file: IO[bytes]) -> bool:
     """Locks an open file; False where another has it, True also where the system has no such locks."""
     try:

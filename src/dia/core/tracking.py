@@ -90,7 +90,8 @@ def tracking(
 
         if logger == "csv":
             version = _new_version(folder / stage)
-            return CSVLogger(folder, name=stage, version=version, flush_logs_every_n_steps=EVERY)
+            # of the steps that are logged, each is written at once: a fit that is killed keeps its curve
+            return CSVLogger(folder, name=stage, version=version, flush_logs_every_n_steps=1)
         if logger == "tensorboard":
             version = _new_version(folder / stage)
             return TensorBoardLogger(folder, name=stage, version=version, default_hp_metric=False)

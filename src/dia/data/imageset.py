@@ -40,6 +40,7 @@ class ImageSet:
             is not known; empty where none is. It is for comparing only, never to be shown or kept.
         levels: black and white that were learned, where files had more than 8 bits, as the option says.
         unread: how many files of kinds that are not read lie in the folder, by the end of their names.
+        sizes: (height, width) of each image before it was resized; empty where none was.
 
     Raises:
         DataError: shapes, types or lengths that do not fit together.
@@ -61,6 +62,7 @@ class ImageSet:
     unread: Mapping[str, int] = field(default_factory=dict)
     patients: Sequence[str | None] = ()
     levels: str | None = None
+    sizes: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         x = self.images
@@ -70,7 +72,8 @@ class ImageSet:
             object.__setattr__(self, "names", tuple(f"{i:06d}" for i in range(len(x))))
         if len(self.names) != len(x):
             raise DataError(f"{len(self.names)} names for {len(x)} images")
-        for what, of in (("names of volumes", self.volumes), ("patients", self.patients)):
+        told = (("names of volumes", self.volumes), ("patients", self.patients), ("sizes", self.sizes))
+        for what, of in told:
             if len(of) not in (0, len(x)):
                 raise DataError(f"{len(of)} {what} for {len(x)} images")
         if self.labels is not None:
@@ -149,6 +152,7 @@ class ImageSet:
             self.unread,
             tuple(self.patients[i] for i in where) if self.patients else (),
             self.levels,
+            tuple(self.sizes[i] for i in where) if self.sizes else (),
         )
 
     def normals(self) -> ImageSet:
@@ -211,7 +215,7 @@ class ImageSet:
         if masks is not None:
             pil = (Image.fromarray(m) for m in masks)
             masks = np.stack([np.asarray(m.resize((width, height), Image.Resampling.NEAREST)) for m in pil])
-        return replace(self, images=images, masks=masks)
+        return replace(self, images=images, masks=masks, sizes=self.sizes or [self.shape[:2]] * len(self))
 
     def with_channels(self, channels: int) -> ImageSet:
         """Converts to grey (1; ITU-R 601 luma, as in Pillow) or RGB (3; grey repeated).
@@ -242,6 +246,15 @@ class ImageSet:
         if any(self.patients):
             h.update(codes_of(units_of(self.patients), len(self)).tobytes())
         return h.hexdigest()
+
+
+def pixels_sha256(image: np.ndarray) -> str:
+    """Returns the SHA-256 of one image, in hex, by which marks of readers know it again.
+
+    Args:
+        image: `(H, W, C)` uint8, at the size that a model takes: its shape and its pixels are hashed.
+    """
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def digests(images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""The files of heatmaps that `dia score` writes, one set for each image, at the size of the image's own file.
+"""The files of heatmaps that `dia score` writes, one set for each image, at the size of the image's own file,
+and the paths of these and of masks.
 
 The pixels of an image are read again at that size, as the model saw it smaller. Knows listings, maps and
 pictures; knows neither rows nor how maps are made.
@@ -21,14 +22,21 @@ from ..data.imageset import ImageSet
 from ..data.readers import Listing
 
 Form = Literal["overlay", "beside", "npy", "tiff"]
+MaskForm = Literal["png", "nifti", "seg"]
 SUFFIXES: dict[Form, str] = {
     "overlay": ".heatmap.png",
     "beside": ".beside.png",
     "npy": ".heatmap.npy",
     "tiff": ".heatmap.tiff",
 }
+MASKS: dict[MaskForm, str] = {
+    "png": ".findings.png",
+    "nifti": ".findings.nii.gz",
+    "seg": ".findings.dcm",
+}
+_ENDS = (*SUFFIXES.values(), *MASKS.values())
 _MARK = "%"  # of a folder whose name cannot stand for itself, and of a name that was shortened
-_MOST = 255 - max(map(len, SUFFIXES.values()))  # bytes of a name that leave room for a suffix
+_MOST = 255 - max(map(len, _ENDS))  # bytes of a name that leave room for a suffix
 _SHORTENED = re.compile(rf".*{_MARK}[0-9a-f]{{32}}", re.DOTALL)
 
 
@@ -107,15 +115,37 @@ def heatmap_path(folder: Path, name: str, form: Form = "overlay") -> Path:
         >>> heatmap_path(Path("maps"), "../patient/1.png").as_posix()
         'maps/%../patient/1.png.heatmap.png'
     """
+    return path_of(folder, name, SUFFIXES[form])
+
+
+def mask_path(folder: Path, name: str, form: MaskForm) -> Path:
+    """Returns the path of a mask, by the rules of `heatmap_path`.
+
+    Args:
+        folder: the folder of all masks.
+        name: that of the image, or of the volume, with its folders.
+        form: of the mask, which decides the suffix.
+    """
+    return path_of(folder, name, MASKS[form])
+
+
+def path_of(folder: Path, name: str, suffix: str) -> Path:
+    """Returns the path of a file about an image, by the rules of `heatmap_path`.
+
+    Args:
+        folder: the folder of all such files.
+        name: the image's name with its folders.
+        suffix: one of `SUFFIXES` or `MASKS`.
+    """
     *folders, last = name.split("/")
-    return folder.joinpath(*map(_kept, folders), _short(last) + SUFFIXES[form])
+    return folder.joinpath(*map(_kept, folders), _short(last) + suffix)
 
 
 def _kept(part: str) -> str:
     """Keeps a folder's name, or changes it where it would lead elsewhere or be the name of a file."""
     if part in ("", ".", "..") or part.startswith(_MARK):
         part = _MARK + part
-    return _short(part + _MARK * part.rstrip(_MARK).endswith((*SUFFIXES.values(),)))
+    return _short(part + _MARK * part.rstrip(_MARK).endswith(_ENDS))
 
 
 def _short(part: str) -> str:

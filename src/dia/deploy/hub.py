@@ -7,6 +7,7 @@ model folders; knows no method.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -26,7 +27,8 @@ from ..detectors.saving import identity_of
 T = TypeVar("T", bound=Detector)
 
 _FETCHED = ["*.json", "*.safetensors"]
-_PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted")
+_PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted", "taught")
+_PRIVATE = ("readers", "watch")  # of what marks taught a model
 _LOCAL = "a local file"  # replaces a path
 _TELLS_NO_PATH = re.compile(r"none|imagenet|sha256:[0-9a-f]+|dia:[0-9a-f]{16}(-\d+-[0-9a-f]+)?")
 
@@ -102,7 +104,10 @@ def save_pretrained(
         pipeline_tag="image-classification",  # the hub has no tag for anomaly detection
     )
     with tempfile.TemporaryDirectory() as temporary:
-        saved = detector.save(Path(temporary) / "model")
+        shown = copy.copy(detector)
+        if taught := getattr(detector, "facts_", {}).get("taught"):
+            shown.facts_ = {**detector.facts_, "taught": public(taught, "taught")}
+        saved = shown.save(Path(temporary) / "model")
         for file in saved.rglob("*.json"):
             file.write_text(json.dumps(public(json.loads(file.read_text())), indent=2))
         write_sums(saved)
@@ -164,6 +169,8 @@ def public(config: Any, key: str = "") -> Any:
         kept = {k: v for k, v in config.items() if k != "_name_or_path"}  # diffusers' own, of where it lay
         if key == "facts":
             kept = {k: v for k, v in kept.items() if k in _PUBLIC_FACTS}
+        if key == "taught":  # readers are people
+            kept = {k: v for k, v in kept.items() if k not in _PRIVATE}
         return {k: public(v, k) for k, v in kept.items()}
     if isinstance(config, list):
         return [public(v, key) for v in config]

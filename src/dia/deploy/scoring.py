@@ -71,6 +71,7 @@ class Scored(NamedTuple):
         acquisition: `(N, D)` statistics of `detectors.drift.acquisition`, if the model keeps those of its
             normals.
         seen: `(N,)` bool, whether the model was fitted on the image; None where it does not know.
+        sizes: (height, width) of the N images in their files.
     """
 
     names: Sequence[str]
@@ -79,6 +80,7 @@ class Scored(NamedTuple):
     skipped: Sequence[str]
     acquisition: np.ndarray | None
     seen: np.ndarray | None = None
+    sizes: Sequence[tuple[int, int]] = ()
 
 
 def load_model(run: str, *, device: str = "auto") -> Detector | OnnxModel:
@@ -173,7 +175,8 @@ def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) ->
     whole = acquisition(images.images) if getattr(detector, "drift_", None) else None
     known = getattr(detector, "was_fitted_on", None)  # an exported file keeps no digests
     seen = known(images) if known and len(images) else None
-    return Scored(images.names, found.score, found.heatmap, images.skipped, whole, seen)
+    sizes = images.sizes or [images.shape[:2]] * len(images)
+    return Scored(images.names, found.score, found.heatmap, images.skipped, whole, seen, sizes)
 
 
 def hash_of(run: Path) -> str:

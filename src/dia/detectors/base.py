@@ -50,6 +50,8 @@ from .calibration import (
 from .presets import settings as preset_settings
 from .registry import detector_class
 from .saving import DIGESTS, StageCache, fingerprint, identity_of
+from .teaching.taught import FILE as TAUGHT
+from .teaching.taught import HEADING, Taught, said_of
 
 MIN_NORMALS = 20
 _THUMBNAIL = 16
@@ -97,6 +99,7 @@ class Detector(OutlierMixin, BaseEstimator):
     exports: ClassVar[bool] = True  # whether its module is a graph of torch operations alone
     revision: ClassVar[int] = 1  # raised where equal settings come to other scores than before
     heat_: HeatScale | None = None
+    taught_: Taught | None = None  # what marks added to the score
     hash_: str | None = None  # as it was when the model was saved
     _made: tuple[Any, nn.Module] | None = None  # settings, and the module made with them
 
@@ -167,6 +170,10 @@ class Detector(OutlierMixin, BaseEstimator):
         """Restores what `_tensors` returned and `_save_parts` wrote."""
         raise NotImplementedError
 
+    def _restore_taught(self, tensors: dict[str, np.ndarray]) -> None:
+        """Restores what marks taught; methods that can be taught do it."""
+        raise DataError(f"{TAUGHT}: {self.method} cannot learn from marks")
+
     def _save_parts(self, folder: Path) -> None:
         """Saves sub-models that have a format of their own."""
 
@@ -206,7 +213,9 @@ class Detector(OutlierMixin, BaseEstimator):
         x, n, (h, w) = normals.images, len(normals.images), normals.images.shape[1:3]
         join_processes()
         self.facts_, self.hash_, self._made = dict(getattr(self, "facts_", {})), None, None
-        self.facts_.pop("patients", None)
+        for name in ("patients", "taught", "lineage"):
+            self.facts_.pop(name, None)
+        self.taught_ = None
         read = dict(self.facts_.get("read") or {})
         self.facts_["read"] = read | {"levels": normals.levels or read.get("levels") or "full"}
         if normals.n_patients:
@@ -394,6 +403,8 @@ class Detector(OutlierMixin, BaseEstimator):
     def was_fitted_on(self, images: np.ndarray | ImageSet) -> np.ndarray | None:
         """Returns whether each image has the very pixels of one that it was fitted or calibrated on.
 
+        Images that taught it count as well.
+
         Args:
             images: `(N, H, W, C)` uint8 or an `ImageSet`, in the shape that was fitted.
 
@@ -403,7 +414,10 @@ class Detector(OutlierMixin, BaseEstimator):
         """
         x = self._check(images)
         known = getattr(self, "digests_", None)
-        return None if known is None else np.isin(digests(x), known)
+        if known is None:
+            return None
+        made = digests(x)
+        return np.isin(made, known) | (self.taught_.knows(made) if self.taught_ is not None else False)
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """Returns minus the anomaly score, as scikit-learn has it: higher = more normal."""
@@ -517,6 +531,8 @@ class Detector(OutlierMixin, BaseEstimator):
             if (known := getattr(self, "digests_", None)) is not None:
                 save_file({"digests": known}, new / DIGESTS)
             (new / "card.md").write_text(card or self._card())
+            if self.taught_ is not None:
+                save_file(self.taught_.tensors(), new / TAUGHT)
             self._save_parts(new)
             (new / "config.json").write_text(json.dumps(plain(config), indent=2))  # without it, no model
             write_sums(new)
@@ -560,10 +576,12 @@ class Detector(OutlierMixin, BaseEstimator):
         except DataError:  # the fitted model needs the file no more
             weights = "a file that is not there any more"
         others = "of them, each judged without itself" if self.leaves_one_out else "others"
+        taught = self.facts_.get("taught")
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "
             f"of {h}×{w}×{c}, calibrated on {self.n_calibration_} {others} (seed {self.seed}). "
             f"Weights: {weights}. For research; not a medical device.\n"
+            + (f"\n{HEADING}\n\n{said_of(taught)}\n" if taught else "")
         )
 
 
@@ -594,6 +612,12 @@ def _loaded(folder: Path, device: str) -> Detector:
     weights = files.weights("weights.safetensors")
     with AllocationLimit(folder, files.nbytes):
         self._restore(load_file(weights), folder)
+        if (folder / TAUGHT).exists() != bool(self.facts_.get("taught")):
+            raise DataError(
+                f"config.json and {TAUGHT} do not agree on what marks taught it; fetch the folder again"
+            )
+        if self.facts_.get("taught"):
+            self._restore_taught(load_file(files.weights(TAUGHT)))
     saving.probe(self)  # arrays of other shapes may fail only here
     if files.sums is None:
         warnings.warn(

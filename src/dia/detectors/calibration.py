@@ -25,7 +25,7 @@ slice: the weighted p-value, which keeps the promise, is (1 + K p) / (K + 1).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,6 +120,19 @@ class HeatScale:
     def of(cls, heatmaps: np.ndarray) -> HeatScale:
         """Measures heatmaps `(n, H, W)` of normals."""
         return cls(float(np.median(heatmaps)), heatmaps.max((1, 2)).astype(np.float64))
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[np.ndarray]) -> HeatScale:
+        """Measures heatmaps of any number of normals, part by part.
+
+        Args:
+            parts: each `(n, H, W)`; the usual value is the median of their medians, weighted by n.
+        """
+        usual, peaks = list[float](), list[np.ndarray]()
+        for maps in parts:
+            usual += [float(np.median(maps))] * len(maps)
+            peaks.append(maps.max((1, 2)).astype(np.float64))
+        return cls(float(np.median(usual)), np.concatenate(peaks))
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> HeatScale:

@@ -32,7 +32,8 @@ from ..data.imageset import ImageSet, subsample
 from ..dissolve import Control, DissolverSettings, load_dissolver
 from ..dissolve.settings import T_MAX
 from ..dissolve.several import SeveralT
-from ..features.backbone import LITE, Maps, Squares, load_backbone, restore_backbone, weights_of
+from ..features.backbone import Maps, Squares, load_backbone, restore_backbone, weights_of
+from ..features.package import LITE
 from ..features.untrained import (
     Shape,
     Statistics,
@@ -50,7 +51,8 @@ from .nearest import Nearest, left_out
 from .places import Places, Residuals, Source, folds_of, greatest, owners_of
 from .presets import DIASettings
 from .presets import settings as preset_settings
-from .saving import StageCache, load_module, module_tensors
+from .saving import MAX_NORMALS, StageCache, load_module, module_tensors
+from .teaching.taught import Taught
 from .views import BLUR, CELLS, Cells, Change, Pooled, Untrained, Vector
 
 View = Literal["cells", "standardised", "coarse", "pooled", "shape", "statistics", "detail", "gain"]
@@ -257,7 +259,9 @@ class Joined(nn.Module):
         self.s, self.medians, self.measuring = s, d.medians_, Measuring(d)
         self.counts = s.places and d.n_train_ >= _FROM  # places beside the whole
         self.places, self.coarse = d.places_, d.coarse_
-        self.banks, self.scales = nn.ModuleDict(d.banks_), nn.ModuleDict(d.scales_)
+        self.taught = d.taught_
+        banks = d.banks_ if d.taught_ is None else d.taught_.joined(d.banks_)
+        self.banks, self.scales = nn.ModuleDict(banks), nn.ModuleDict(d.scales_)
         self.mapped, grid, side = Squares(height, width, s.map_size), d.places_.grid, d._coarse_side()
         self.to_grid = resizer((side, side), (grid, grid))
         self.to_image = resizer((grid, grid), (height, width))
@@ -306,8 +310,11 @@ class Joined(nn.Module):
         total: Tensor = self.to_image(places + _COARSE * self.to_grid(coarse))
         return total.float()
 
-    def parts(self, x: Tensor, dissolved: bool = True) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-        """Returns mean evidence `(N,)` of the whole, places `(N, g, g)`, and dissolved copies by dissolver.
+    def seen(
+        self, x: Tensor, dissolved: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, list[Tensor]]:
+        """Returns what is seen of images: vectors `(N, D)` by view and numbers `(N,)` by view, none where the
+        whole image does not count; places `(N, g, g)`; dissolved copies by dissolver.
 
         Args:
             x: `(N, C, H, W)` uint8.
@@ -317,12 +324,23 @@ class Joined(nn.Module):
         small = m.small(x)
         maps = m.backbone(small)
         copies = [dissolve(x) for dissolve in m.dissolves] if dissolved or "gain" in m.names else []
-        whole = None
+        vectors: dict[str, Tensor] = {}
+        numbers: dict[str, Tensor] = {}
         if self.s.whole:
             plain = m.plain(x)
-            distances = {name: self.banks[name](view(plain, maps)) for name, view in m.vectors.items()}
-            whole = self.evidence(distances, m.numbers(small, maps.fine, m.removed(maps.fine, copies)))
-        return whole, self.places(m.sources(x, maps.fine)), copies
+            vectors = {name: view(plain, maps) for name, view in m.vectors.items()}
+            numbers = m.numbers(small, maps.fine, m.removed(maps.fine, copies))
+        return vectors, numbers, self.places(m.sources(x, maps.fine)), copies
+
+    def scored(self, distances: dict[str, Tensor], numbers: dict[str, Tensor], place: Tensor) -> Tensor:
+        """Returns the score `(N,)` float64 without what was taught.
+
+        Args:
+            distances: to the nearest normals, `(N,)` by view; none where the whole image does not count.
+            numbers: `(N,)` by view.
+            place: the most unusual place, `(N,)`.
+        """
+        return self.joined(self.evidence(distances, numbers) if self.s.whole else None, place)
 
     def forward(self, x: Tensor, heatmap: bool = True, dissolved: bool = True) -> tuple[Any, ...]:
         """Scores `(N, C, H, W)` uint8.
@@ -332,8 +350,12 @@ class Joined(nn.Module):
             heatmap: whether to make heatmaps; None stands in their place otherwise.
             dissolved: whether to give dissolved copies, where there is a dissolver.
         """
-        whole, places, copies = self.parts(x, dissolved)
-        made = (self.joined(whole, greatest(places)), self.heatmap(x, places) if heatmap else None)
+        vectors, numbers, places, copies = self.seen(x, dissolved)
+        distances = {name: self.banks[name](v) for name, v in vectors.items()}
+        score = self.scored(distances, numbers, greatest(places))
+        if self.taught is not None:
+            score = self.taught(score, vectors)
+        made = (score, self.heatmap(x, places) if heatmap else None)
         return (*made, copies[0].round().to(torch.uint8).permute(1, 0, 3, 4, 2)) if copies else made
 
 
@@ -347,6 +369,7 @@ class DIAPlus(DIA):
     paper = ""
     leaves_one_out = True
     fewest = 5
+    normals_: dict[str, np.ndarray] = {}  # noqa: RUF012  # what teaching needs of them; empty in older folders
     Settings: ClassVar[type] = DIAPlusSettings
 
     def side(self) -> None:
@@ -395,7 +418,7 @@ class DIAPlus(DIA):
         halves = self._fit_dissolvers(images, folds_of(owner, self.seed), stages)
         with torch.inference_mode():
             self._fit_maps(images, owner)
-            self._left_out = self._fit_normals(images, owner, halves, stages.progress)
+            self._left_out = self._fit_normals(images, units, halves, stages.progress)
 
     def _fit_dissolvers(
         self, images: np.ndarray, folds: list[np.ndarray], stages: StageCache
@@ -471,9 +494,10 @@ class DIAPlus(DIA):
         return made
 
     def _fit_normals(
-        self, images: np.ndarray, owner: np.ndarray, halves: list[np.ndarray], progress: bool
+        self, images: np.ndarray, units: np.ndarray, halves: list[np.ndarray], progress: bool
     ) -> np.ndarray:
         """Measures all normals, makes banks, places and scales; returns their scores, judged by others."""
+        owner = owners_of(units)
         self.views_ = self._made_views()
         measuring = Measuring(self).to(self.where_).eval()  # with the views, which it brings to the device
         mirrored = self._mirrored(images)
@@ -518,6 +542,9 @@ class DIAPlus(DIA):
         if self.s.whole:
             whole = module.evidence(distances, {k: torch.from_numpy(v) for k, v in joined.items()})
             self.scales_[WHOLE] = module.scales[WHOLE] = Scale.of(whole.numpy())
+        self.normals_ = {"unit": np.unique(units, return_inverse=True)[1], "place": place}
+        self.normals_ |= {f"away.{name}": values.numpy() for name, values in distances.items()}
+        self.normals_ |= {f"number.{name}": values for name, values in joined.items()}
         return np.asarray(module.joined(whole, torch.from_numpy(place)))
 
     def _fit_banks(
@@ -611,6 +638,7 @@ class DIAPlus(DIA):
         for name, pair in self.channels_.items():
             out[f"channels.{name}"] = torch.stack(pair).numpy()
         out |= {f"median.{k}": np.array(m) for k, m in self.medians_.items()}
+        out |= {f"normals.{k}": v for k, v in self.normals_.items()}
         return out | {f"scale.{k}": np.array([s.median, s.spread]) for k, s in self.scales_.items()}
 
     def _save_parts(self, folder: Path) -> None:
@@ -635,8 +663,27 @@ class DIAPlus(DIA):
         self.coarse_ = Source.restored(tensors, "coarse.").to(self.where_)
         self.places_ = Places.restored(tensors, "places.").to(self.where_)
         self.medians_ = {k: tensors[f"median.{k}"].item() for k in self.views_}
+        self.normals_ = self._restored_normals(tensors)
         kept = [*self._wanted, *([WHOLE] if s.whole else []), PLACE]
         self.scales_ = {k: Scale(*tensors[f"scale.{k}"].tolist()) for k in kept}
+
+    def _restore_taught(self, tensors: dict[str, np.ndarray]) -> None:
+        numbers = [name for name in NUMBERS if name in self._wanted]
+        self.taught_ = Taught.restored(tensors, self.banks_, numbers).to(self.where_)
+
+    def _restored_normals(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what teaching needs of normals; nothing of older folders."""
+        found = {k.removeprefix("normals."): v for k, v in tensors.items() if k.startswith("normals.")}
+        numbers = [name for name in NUMBERS if name in self._wanted]
+        wanted = {"unit", "place", *(f"away.{k}" for k in self.views_), *(f"number.{k}" for k in numbers)}
+        n = min((len(bank.bank) for bank in self.banks_.values()), default=MAX_NORMALS)
+        sizes = {v.shape for v in found.values()}
+        if found and (set(found) != wanted or len(sizes) != 1 or not 2 <= len(found["unit"]) <= n):
+            raise ValueError("what it kept of its normals does not fit its banks")
+        kinds = {k: v.dtype == (np.int64 if k == "unit" else np.float64) for k, v in found.items()}
+        if not all(kinds.values()):
+            raise ValueError("what it kept of its normals is of another kind")
+        return found
 
 
 def _dissolver_folder(i: int) -> str:

@@ -10,13 +10,16 @@ all normal, all anomalous, or of both kinds. With few units such intervals are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 PRO_LIMIT = 0.3  # highest false positive rate of the PRO integral, as in MVTec AD
+FROC_AT = (0.5, 1.0, 2.0)  # false findings an image
+_THRESHOLDS = 100  # of a FROC curve
+_EIGHT = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 
 
 def image_metrics(
@@ -135,6 +138,86 @@ def pixel_metrics(masks: np.ndarray, heatmaps: np.ndarray) -> dict:
         "pixel_auroc": float(np.mean(_area(from_fpr, to_fpr, 1.0))),
         "pro": float(weights @ _area(from_fpr, to_fpr, PRO_LIMIT) / PRO_LIMIT),
     }
+
+
+def froc(masks: np.ndarray, heatmaps: np.ndarray, at: Sequence[float] = FROC_AT) -> dict[str, float]:
+    """Measures the recall per lesion at some numbers of false findings an image (free-response ROC).
+
+    At each threshold the findings are the 8-connected places of the heatmaps at or above it. A finding marks
+    the lesion (8-connected region of the masks) that its peak lies in, as the points of CAMELYON16 do; one
+    whose peak lies in none is false. So a finding as large as the image marks one lesion at most. Several in
+    one lesion count once. Thresholds are quantiles of the heatmaps' local maxima, one for all images. As
+    places merge where the threshold falls, the curve may turn back: the recall at a number is the greatest
+    at any threshold with no more false findings.
+
+    Args:
+        masks: `(N, H, W)` bool, True on anomalous pixels; all False for a normal image, which counts too.
+        heatmaps: `(N, H, W)` float, raw, higher = more anomalous.
+        at: numbers of false findings an image.
+
+    Returns:
+        `recall@NUMBER` for each of them.
+
+    Raises:
+        ValueError: shapes that differ, or no anomalous pixel.
+    """
+    images = _places(masks, heatmaps)
+    values = np.unique(np.concatenate([heights for _, _, _, heights in images]))
+    if len(values) > _THRESHOLDS:
+        values = np.unique(np.quantile(values, np.linspace(0, 1, _THRESHOLDS)))
+    found = [_recall(images, float(v)) for v in values]
+    return {f"recall@{n:g}": max((r for r, false in found if false <= n), default=0.0) for n in at}
+
+
+def recall_at(masks: np.ndarray, heatmaps: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Measures the findings at one threshold, by the rules of `froc`.
+
+    Args:
+        masks: `(N, H, W)` bool.
+        heatmaps: `(N, H, W)` float.
+        threshold: findings are at or above it.
+
+    Returns:
+        The share of lesions that are marked, and the number of false findings an image.
+
+    Raises:
+        ValueError: shapes that differ, or no anomalous pixel.
+    """
+    return _recall(_places(masks, heatmaps), threshold)
+
+
+_Place = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _places(masks: np.ndarray, heatmaps: np.ndarray) -> list[_Place]:
+    """Returns of each image its numbered lesions, its heatmap, and where and how high its maxima are.
+
+    The peak of a connected place is one of the local maxima, whatever the threshold.
+    """
+    masks, heatmaps = np.asarray(masks, dtype=bool), np.asarray(heatmaps)
+    if masks.ndim != 3 or masks.shape != heatmaps.shape or not len(masks):
+        raise ValueError(f"masks {masks.shape}, heatmaps {heatmaps.shape} must be one (N, H, W): resize them")
+    if not masks.any():
+        raise ValueError("masks have no anomalous pixel: pass images with masked anomalies")
+    found = []
+    for mask, heatmap in zip(masks, heatmaps, strict=True):
+        tops = np.flatnonzero(heatmap == ndimage.maximum_filter(heatmap, 3))
+        tops = tops[np.argsort(-heatmap.ravel()[tops], kind="stable")]  # the highest first
+        found.append((ndimage.label(mask, _EIGHT)[0], heatmap, tops, heatmap.ravel()[tops]))
+    return found
+
+
+def _recall(images: Sequence[_Place], threshold: float) -> tuple[float, float]:
+    lesions = marked = false = 0
+    for regions, heatmap, tops, heights in images:
+        lesions += int(regions.max())
+        if not (above := int((heights >= threshold).sum())):
+            continue
+        places = ndimage.label(heatmap >= threshold, _EIGHT)[0].ravel()[tops[:above]]
+        peaks = tops[np.unique(places, return_index=True)[1]]  # the first of each place is its highest
+        hit = regions.ravel()[peaks]
+        marked, false = marked + len({*hit.tolist()} - {0}), false + int((hit == 0).sum())
+    return marked / lesions, false / len(images)
 
 
 def _area(start: np.ndarray, end: np.ndarray, limit: float) -> np.ndarray:

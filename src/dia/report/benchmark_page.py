@@ -27,7 +27,8 @@ from ..detectors.registry import DEFAULT, TRIVIAL
 from ..evaluate.compare import Compared, compared
 from . import context, render, table, text
 from .figures import critical_difference_diagram, mean_curve, roc_overlay
-from .style import LIMITS, environment, save, svg
+from .constants import LIMITS
+from .style import environment, save, svg
 from .table import Table
 
 OURS = ("dia+", "dia", BASE)  # rows always in colour

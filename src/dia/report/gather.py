@@ -27,6 +27,7 @@ from ..data.options import ReadOptions
 from ..detectors import Detector, drift
 from ..detectors.registry import TRIVIAL
 from ..detectors.saving import is_own, training_set
+from ..detectors.teaching.taught import said_of
 from ..evaluate import verdict
 from ..evaluate.drift_monitor import DriftMonitor
 from ..evaluate.learning_curve import Point, learning_curve
@@ -155,6 +156,7 @@ def write_run_report(
         lead=(
             f"{name} was trained on {detector.n_train_} normal images of {trained_on} and no anomalous ones, "
             f"{calibrated}, and scored {len(test)} images of {dataset}."
+            + (f" {said_of(facts['taught'])}" if facts.get("taught") else "")
         ),
         facts=run_facts,
         metrics=scored.metrics,

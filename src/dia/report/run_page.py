@@ -28,7 +28,8 @@ from ..evaluate.verdict import Verdict
 from ..evaluate.volume_scores import TOP_K, volume_metrics, volume_scores
 from . import figures, render
 from .pictures import COLOURS, colour, scale_of
-from .style import LIMITS, axes, environment, svg
+from .constants import LIMITS
+from .style import axes, environment, svg
 from .table import Table, table
 
 SHOWN = 8  # images of each kind

@@ -26,12 +26,14 @@ from PIL import Image
 
 from .. import __version__
 from ..core.errors import DataError
+from ..evaluate.findings import why_none
 from ..report.constants import LIMITS
 from .answers import (
     DissolveAnswer,
     Dissolved,
     DissolvedCopy,
     DissolveForm,
+    Found,
     Health,
     Problem,
     ScoreAnswer,
@@ -217,23 +219,35 @@ def _add_service(
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
         sent = await request.form()
-        if twice := [name for name in ("heatmaps", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
+        once = ("heatmaps", "findings", "false_alarm_rate")
+        if twice := [name for name in once if len(sent.getlist(name)) > 1]:
             raise Refused(422, f"{twice[0]}: sent more than once")
         served: Served = request.state.served
         inferencer = served.inferencer
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
-        if form.heatmaps != "none" and not inferencer.has_heatmaps:
-            raise Refused(422, f"{inferencer.detector.method} has no heatmaps; send heatmaps=none")
+        wanted, find = form.heatmaps != "none", form.findings == "list"
+        if (wanted or find) and not inferencer.has_heatmaps:
+            method = inferencer.detector.method
+            raise Refused(422, f"{method} has no heatmaps; send heatmaps=none, findings=none")
 
         def make(deadline: Deadline) -> Response:
-            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline)
-            images = reading.images(inferencer.shape)
-            verdict = served.batcher.score(images, form.heatmaps != "none", deadline)
+            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
+            verdict = served.batcher.score(reading.images(inferencer.shape), wanted or find, deadline)
             heat_scale = inferencer.heat_scale if form.heatmaps == "png" else None
             request.state.work.note = note(reading)
+            images = scored(reading, verdict, threshold, heat_scale, wanted)
+            if find and verdict.heatmaps is not None:
+                first = 0
+                for _, count in counts:  # findings are joined within a file
+                    deadline.check()
+                    own = slice(first, first := first + count)
+                    found = inferencer.findings(reading.pictures[own], verdict.heatmaps[own], rate)
+                    for image, places in zip(images[own], found, strict=True):
+                        image.findings = [Found(**place) for place in places]
             answer = ScoreAnswer(
-                images=scored(reading, verdict, threshold, heat_scale),
+                images=images,
+                no_findings=why_none(inferencer.detector.heat_, rate) if find else "",
                 volumes=volumes(counts, verdict, threshold),
                 errors=errors_of(reading),
                 false_alarm_rate=rate,
@@ -299,7 +313,12 @@ def _add_service(
 
 
 def _read(
-    inferencer: Inferencer, files: Sequence[UploadFile], limits: Limits, most: int, deadline: Deadline
+    inferencer: Inferencer,
+    files: Sequence[UploadFile],
+    limits: Limits,
+    most: int,
+    deadline: Deadline,
+    spacing: bool = False,
 ) -> tuple[Reading, list[tuple[str, int]]]:
     """The pictures of the uploads, and the number of pictures of each file."""
     from ..deploy.predictor import Reading
@@ -318,7 +337,7 @@ def _read(
         errors = unpacked.errors
         for file, name in zip(unpacked.files, unpacked.names, strict=True):
             deadline.check()
-            one = inferencer.read([file], names=[name], most=most - len(pictures))
+            one = inferencer.read([file], names=[name], most=most - len(pictures), spacing=spacing)
             if one.left_out:
                 raise Refused(413, f"more than {most} images; send fewer at a time")
             pictures += one.pictures

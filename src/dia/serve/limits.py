@@ -25,6 +25,11 @@ class Limits:
         max_waiting: images waiting for the model, of all requests.
         batch: images that the model takes at a time.
         batch_wait_ms: how long a batch that is not full waits for images of other requests.
+        max_dropped_mb: files on the disk that one reader dropped on the page, in MB, until they are read.
+        max_all_dropped_mb: likewise, of all readers together.
+        max_held_mb: images, heatmaps and pixels that the page holds in memory for one reader, in MB.
+        max_all_held_mb: likewise, for all readers together.
+        max_listed: images, slices counted, in one reader's list.
     """
 
     max_mb: float = 256.0
@@ -37,6 +42,11 @@ class Limits:
     max_waiting: int = 2000
     batch: int = 32
     batch_wait_ms: float = 5.0
+    max_dropped_mb: float = 4096.0
+    max_all_dropped_mb: float = 16384.0
+    max_held_mb: float = 2048.0
+    max_all_held_mb: float = 8192.0
+    max_listed: int = 5000
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -33,10 +33,12 @@ class Session:
     Attributes:
         seen: when it last asked.
         ended: whether it holds nothing any more, and never will.
+        named: whether a login gave the name, which then stays.
     """
 
     def __init__(self, key: str, reader: str, now: float):
         self.key, self.reader, self.seen, self.ended = key, plain_reader(reader), now, False
+        self.named = bool(self.reader)
         self._held: dict[type, Any] = {}
         self._lock = threading.RLock()
 

@@ -26,6 +26,7 @@ from ..processes import barrier, bf16_is_fast, choose_device, is_main, processes
 from ..settings import flat
 from ..tracking import EVERY, logging_curves, stage_logger
 from ..training import CHECKPOINT, Precision, Timed, not_finite
+from . import stopping
 from .progress import Bar
 from .taps import written_gradients
 from .threads import adapt
@@ -113,6 +114,22 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
+class _Leaves(Callback):
+    """Leaves a checkpoint where the process was asked to stop, and ends the training there.
+
+    Args:
+        checkpoint: the file.
+    """
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint = checkpoint
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if stopping.wanted():
+            trainer.save_checkpoint(self.checkpoint)
+            stopping.check()
+
+
 class _StopOnNonFinite(Callback):
     """Stops before the weights are changed."""
 
@@ -148,6 +165,7 @@ def train(
 
     Raises:
         TrainingError: the loss is NaN or infinite; names the step, and holds the batch.
+        Stopped: the process was asked to stop; the checkpoint is of the last step.
     """
     where, (_, size) = choose_device(device), processes()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -164,7 +182,7 @@ def train(
     )  # fmt: skip
     stage = workdir.name.rpartition("-")[0] or workdir.name
     bar = Bar(f"Training the {stage}", steps, "step", shown=progress and is_main())
-    callbacks = [Shown(bar), _StopOnNonFinite(), saved]
+    callbacks = [Shown(bar), _StopOnNonFinite(), saved, _Leaves(checkpoint)]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.random.fork_rng():

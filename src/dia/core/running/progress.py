@@ -2,20 +2,24 @@
 
 `with Bar("Scoring", 300, "image") as bar: bar.update(20)` shows how far a part is and how long it will take;
 without a total it shows for how long it has been under way. Bars may lie in one another. Each part is also a
-line of the logger `dia`, which `-v` and `--log-file` show. Knows nothing of what is done.
+line of the logger `dia`, which `-v` and `--log-file` show; and `watched` gives each move to a program that
+shows it elsewhere. Knows nothing of what is done.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
+
+from . import stopping
 
 T = TypeVar("T")
 
@@ -63,6 +67,21 @@ class _Display:
 
 
 _display = _Display()
+_watchers: list[Callable[[Bar, int], None]] = []
+
+
+@contextmanager
+def watched(see: Callable[[Bar, int], None]) -> Iterator[None]:
+    """Gives each move of each bar to a function while it lasts, in the thread that does the work.
+
+    Args:
+        see: takes the bar and the units done.
+    """
+    _watchers.append(see)
+    try:
+        yield
+    finally:
+        _watchers.remove(see)
 
 
 def visible() -> bool:
@@ -102,6 +121,11 @@ class Bar:
         log.info("%s%s", self.title, f": {self.total} {_many(self.unit)}" if self.total and self.unit else "")
         if visible():
             self.task = _display.add(self)
+        self._tell(0)
+
+    def _tell(self, done: int) -> None:
+        for see in _watchers:
+            see(self, done)
 
     def update(self, done: int, total: int | None = None) -> None:
         """Shows how much is done.
@@ -109,13 +133,19 @@ class Bar:
         Args:
             done: the units done.
             total: their number, where it was not known before.
+
+        Raises:
+            Stopped: the process was asked to stop.
         """
+        stopping.check()
         self.total = total or self.total
         if self.after and time.monotonic() - self.start > self.after:
             self._show()
         if self.task is not None:
             far = f"{done}/{self.total} {_many(self.unit)}" if self.total else f"{done} {_many(self.unit)}"
             _display.progress.update(self.task, completed=done, total=self.total, far=far)
+        if self.open:
+            self._tell(done)
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
         """Yields items, and counts those that are done with."""

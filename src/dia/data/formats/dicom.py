@@ -130,6 +130,22 @@ def header(path: Path) -> Header:
         )
 
 
+def attributes(path: Path, keywords: Sequence[str]) -> Any:
+    """Reads some attributes of a file with pixels, without these; what they hold is never to be shown.
+
+    Args:
+        path: the file.
+        keywords: of the attributes.
+
+    Returns:
+        A pydicom data set.
+
+    Raises:
+        DataError: as `header`.
+    """
+    return _read(path, [*_SHAPE, *keywords], pixels=False)[0]
+
+
 class Dicom:
     """The frames of one file, each decoded when it is asked for.
 

@@ -54,6 +54,7 @@ _SPACES = {
     **dict.fromkeys(("left-posterior-superior", "lps"), (-1, -1, 1)),
 }
 _SPATIAL = ("domain", "space")  # kinds of axes
+_UNITS = {"mm": 1.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "m": 1e3}  # mm of one
 
 
 class _Header(NamedTuple):
@@ -67,6 +68,8 @@ class _Header(NamedTuple):
         file: where the voxels lie.
         start: from which byte on; from the end where negative.
         directions: for each spatial axis its direction towards right, front, top; None where not said.
+        steps: mm from one pixel to the next along each spatial axis; None where not known.
+        origin: where the first voxel lies, mm towards right, front and top.
     """
 
     sides: tuple[int, ...]
@@ -76,6 +79,8 @@ class _Header(NamedTuple):
     file: Path
     start: int
     directions: tuple[tuple[float, ...], ...] | None
+    steps: tuple[float, ...] | None = None
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     @property
     def others(self) -> int:
@@ -107,6 +112,32 @@ def count(path: Path, view: View) -> tuple[int, int]:
         return 1 if header.colour else header.others, 1
     order = turned(_affine(header), view.axis)[1]
     return 1 if header.colour else header.others, header.sides[header.spatial[order[0]]]
+
+
+def placed(path: Path) -> tuple[tuple[int, int, int], np.ndarray | None, tuple[float, ...] | None]:
+    """Tells where the voxels of a file lie; reads the header alone.
+
+    The unit is mm where the header names none but says how its axes lie in the body, as ITK and Slicer take
+    it.
+
+    Args:
+        path: a MetaImage or NRRD file.
+
+    Returns:
+        The sides x, y, z (z = 1 of a plane); the `(4, 4)` affine to mm towards right, front and top, None
+        where it is not known; and mm along each axis in space, None where not known.
+
+    Raises:
+        DataError: as `count`.
+    """
+    header = _read(path)
+    sides = (*(header.sides[i] for i in header.spatial), 1)[:3]
+    affine = _affine(header)
+    if affine is not None and header.steps is not None:
+        directions = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
+        affine[:3, :3] = directions * header.steps
+        affine[:3, 3] = header.origin
+    return (sides[0], sides[1], sides[2]), None if header.steps is None else affine, header.steps
 
 
 class Itk(Volumes):
@@ -248,6 +279,12 @@ def _meta(head: bytes, path: Path) -> _Header:
     directions = None
     if many > 2:  # rows are the directions of axes, towards left, back and top
         directions = tuple(map(tuple, (matrix[:3, :3] * (-1, -1, 1)).tolist()))
+    size = fields.get("ElementSpacing", fields.get("ElementSize"))
+    unit = _UNITS.get(fields.get("DistanceUnits", "mm").lower())
+    steps = _steps(None if size is None or unit is None else np.array(_numbers(size, many)[:3]) * unit)
+    place = next((fields[n] for n in ("Offset", "Position", "Origin") if n in fields), None)
+    origin = np.zeros(3) if place is None or many < 3 else np.array(_numbers(place, many)[:3]) * (unit or 1)
+    placed = steps, tuple((origin * (-1, -1, 1)).tolist())
     name = fields["ElementDataFile"]
     start = int(fields.get("HeaderSize", "0"))
     if name.upper() == "LOCAL":
@@ -259,7 +296,7 @@ def _meta(head: bytes, path: Path) -> _Header:
     packed = "zlib" if _true(fields, "CompressedData") else ""
     if packed and start < 0:
         raise DataError("its header has a HeaderSize of -1, which packed voxels cannot have")
-    return _Header(sides, spatial, dtype, packed, file, start, directions)
+    return _Header(sides, spatial, dtype, packed, file, start, directions, *placed)
 
 
 def _nrrd(head: bytes, path: Path) -> _Header:
@@ -297,17 +334,37 @@ def _nrrd(head: bytes, path: Path) -> _Header:
     directions = None
     if signs and vectors and all(len(vectors[i]) == 3 for i in spatial) and len(spatial) == 3:
         directions = tuple(tuple(x * s for x, s in zip(vectors[i], signs, strict=True)) for i in spatial)
+    told, place = fields.get("spaceunits", fields.get("units", "")), fields.get("spaceorigin", "")
+    names = re.findall(r'"([^"]*)"', told) or ["mm"] * len(spatial) * (directions is not None)
+    units = {_UNITS.get(name.strip().lower()) for name in names if name}
+    unit = units.pop() if len(units) == 1 else None
+    lengths = [math.hypot(*vectors[i]) for i in spatial] if vectors else None
+    if lengths is None and "spacings" in fields and len(words := fields["spacings"].split()) == many:
+        lengths = [float(words[i]) for i in spatial]
+    steps = _steps(None if lengths is None or unit is None else np.array(lengths) * unit)
+    origin = (0.0, 0.0, 0.0)
+    if signs and directions and place:
+        (found,) = _vectors(place, 1)
+        origin = tuple((np.array(found) * signs * (unit or 1)).tolist())
+    placed = steps, origin
     if _skipped(fields, "lineskip"):
         raise DataError("its header skips lines of the file with its voxels; save it anew")
     start = _skipped(fields, "byteskip")
     if packed and start:
         raise DataError("its header skips bytes of packed voxels; save it anew")
     if name := fields.get("datafile"):
-        return _Header(sides, spatial, dtype, packed, _beside(path, name), start, directions)
+        return _Header(sides, spatial, dtype, packed, _beside(path, name), start, directions, *placed)
     if end is None:
         raise DataError("its header does not end, or names no file with its voxels")
     start = start if start < 0 else end.end() + start
-    return _Header(sides, spatial, dtype, packed, path, start, directions)
+    return _Header(sides, spatial, dtype, packed, path, start, directions, *placed)
+
+
+def _steps(given: np.ndarray | None) -> tuple[float, ...] | None:
+    """Returns distances of pixels, where they are known and can be."""
+    if given is None or not np.isfinite(given).all() or not (np.abs(given) > 0).all():
+        return None
+    return tuple(np.abs(given).tolist())
 
 
 def _skipped(fields: Mapping[str, str], name: str) -> int:

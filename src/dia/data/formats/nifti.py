@@ -24,6 +24,8 @@ from .limits import INFLATED, refusing, required
 from .volume import Volume, Volumes, check_voxels, turned
 from .windowing import View
 
+_UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3}  # mm of one
+
 
 def count(path: Path, view: View) -> tuple[int, int]:
     """Counts the volumes of a file and their slices along the axis asked for; reads the header alone.
@@ -40,6 +42,28 @@ def count(path: Path, view: View) -> tuple[int, int]:
     """
     image, (*shape, channels) = _open(path)
     return channels, shape[turned(image.affine, view.axis)[1][0]]
+
+
+def placed(path: Path) -> tuple[tuple[int, int, int], np.ndarray, float | None]:
+    """Tells where the voxels of a file lie; reads the header alone.
+
+    Args:
+        path: a NIfTI file.
+
+    Returns:
+        The sides x, y, z; the file's `(4, 4)` affine towards right, front and top; and how many mm its unit
+        has. Where the file names no unit but says how it lies in the body (a qform or sform code above 0),
+        that is 1, as nibabel and ITK take it; else None.
+
+    Raises:
+        DataError: as `count`.
+    """
+    image, shape = _open(path)
+    header = image.header
+    with refusing("no NIfTI file, or damaged"):
+        coded = any(int(header[name]) > 0 for name in ("qform_code", "sform_code"))
+        unit = _UNITS.get(header.get_xyzt_units()[0], 1.0 if coded else None)
+    return shape[:3], np.array(image.affine), unit
 
 
 class Nifti(Volumes):

@@ -1,0 +1,193 @@
+"""Images at their own size and depth, for a viewer: the values that a file stores, made real.
+
+Knows readers' values and black and white; knows no session, model or page. Nothing here holds on to a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...data.formats.windowing import Stored, View, Window, ends_of, sampled, toned
+
+PROPER = ("uint8", "uint16", "float32")  # types that are sent; int16 is kept, and sent as float32
+_TYPES: dict[str, tuple[int, int]] = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
+
+
+@dataclass(frozen=True)
+class Native:
+    """One slice.
+
+    Args:
+        values: `(h, w)` or `(h, w, 3)`, real values in the smallest type that holds them.
+        stored: the same for `toned`, its functions free of the file; None where the values are 8 bits as
+            they are.
+    """
+
+    values: np.ndarray
+    stored: Stored | None = None
+
+    @classmethod
+    def of(cls, found: Stored | np.ndarray) -> Native:
+        """Takes what `data.decode.Files.stored` read."""
+        if not isinstance(found, Stored):
+            return cls(np.ascontiguousarray(found[..., 0] if found.shape[-1:] == (1,) else found))
+        real = found.numbers()
+        values = _packed(real[..., 0] if real.ndim == 3 and real.shape[-1] == 1 else real)
+        own = None if found.own is None else _free(found.own, values)
+        kept = Stored(values, found.ends, own=own, whole=found.whole, inverted=found.inverted)
+        return cls(values, kept)
+
+    def toned(self, view: View) -> np.ndarray:
+        """Returns it as `(h, w, 1 or 3)` uint8, as the model's images become it.
+
+        Args:
+            view: what the model says of black and white.
+
+        Raises:
+            DataError: nothing says which values are black and white.
+        """
+        grey = self.values if self.stored is None else toned(self.stored, view)
+        return grey if grey.ndim == 3 else grey[..., None]
+
+    def free(self, whole: Callable[[], tuple[float, float]] | None) -> Native:
+        """Returns it with black and white of its volume by another function, which holds no file."""
+        if self.stored is None or self.stored.whole is None:
+            return self
+        return replace(self, stored=replace(self.stored, whole=whole))
+
+    @property
+    def nbytes(self) -> int:
+        """Of its values."""
+        return int(self.values.nbytes)
+
+
+def _packed(real: np.ndarray) -> np.ndarray:
+    """Brings values to the smallest type that holds them all exactly; others to float32."""
+    if real.dtype == np.uint8 or not real.size:
+        return np.ascontiguousarray(real, real.dtype if real.size else np.uint8)
+    if real.dtype.kind == "b":
+        return real.astype(np.uint8)
+    low, high = float(np.min(real)), float(np.max(real))  # NaN fits nowhere
+    whole = real.dtype.kind in "iu" or (
+        np.isfinite([low, high]).all() and bool((real == np.rint(real)).all())
+    )
+    for name in ("uint16", "int16"):
+        least, most = _TYPES[name]
+        if whole and least <= low and high <= most:
+            return real.astype(name)
+    with np.errstate(over="ignore"):
+        return real.astype(np.float32)
+
+
+def _free(own: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a file's window without the file: as it is, or as a table of the values that there are."""
+    if isinstance(getattr(own, "__self__", None), Window):
+        return own
+    at = np.unique(values)
+    table = np.asarray(own(at), np.float64)
+    return lambda wanted: table[np.searchsorted(at, wanted).clip(0, len(at) - 1)]
+
+
+def whole_of(slices: Sequence[Native]) -> Callable[[], tuple[float, float]]:
+    """Returns a function that gives black and white of a volume, by its percentiles, measured once.
+
+    Args:
+        slices: of the volume.
+    """
+    found: list[tuple[float, float]] = []
+
+    def ends() -> tuple[float, float]:
+        if not found:
+            found.append(ends_of(np.concatenate([one.values.ravel() for one in slices])))
+        return found[0]
+
+    return ends
+
+
+def type_of(slices: Sequence[Native]) -> str:
+    """Returns the type, of `PROPER`, in which the slices of a case are sent.
+
+    Args:
+        slices: at least one.
+    """
+    names = {one.values.dtype.name for one in slices}
+    if names == {"uint8"}:
+        return "uint8"
+    return "uint16" if names <= {"uint8", "uint16"} else "float32"
+
+
+def sent(one: Native, dtype: str, channels: int) -> bytes:
+    """Returns a slice row by row, little-endian, as a viewer takes it.
+
+    Args:
+        one: the slice.
+        dtype: of `PROPER`.
+        channels: 1 or 3.
+    """
+    x = one.values
+    if channels == 3 and x.ndim == 2:
+        x = np.repeat(x[..., None], 3, axis=-1)
+    return np.ascontiguousarray(x, np.dtype(dtype).newbyteorder("<")).tobytes()
+
+
+def range_of(slices: Sequence[Native]) -> tuple[float, float]:
+    """Returns the least and the greatest finite value; 0 and 1 where there is none.
+
+    Args:
+        slices: of a case.
+    """
+    ends: list[float] = []
+    for one in slices:
+        x = one.values
+        finite = x[np.isfinite(x)] if x.dtype.kind == "f" else x
+        ends += [float(finite.min()), float(finite.max())] if finite.size else []
+    return (min(ends), max(ends)) if ends else (0.0, 1.0)
+
+
+def levels_of(one: Native, view: View) -> tuple[float, float]:
+    """Returns the real values that a viewer first shows black and white: as the model sees them.
+
+    The file's own window, or the model's; of values without either the percentiles that hold most.
+
+    Args:
+        one: the slice in the middle of the case.
+        view: what the model says of black and white.
+    """
+    stored = one.stored
+    if stored is None:
+        return 0.0, 255.0
+    own = getattr(stored.own, "__self__", None)
+    if isinstance(view.window, Window):
+        window: Any = view.window
+    elif view.window == "voi" and stored.own is not None:
+        window = own
+    elif stored.shallow:
+        return 0.0, 255.0
+    else:
+        window = view.levels
+    if isinstance(window, Window):
+        return window.center - window.width / 2, window.center + window.width / 2
+    try:
+        low, high = ends_of(sampled(one.values))
+    except ValueError:
+        return 0.0, 1.0
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def shown(one: Native, levels: tuple[float, float], inverted: bool) -> np.ndarray:
+    """Returns a slice as `(h, w)` or `(h, w, 3)` uint8 between two levels.
+
+    Args:
+        one: the slice.
+        levels: real values that are black and white.
+        inverted: low values are white.
+    """
+    if one.values.dtype == np.uint8 and levels == (0.0, 255.0) and not inverted:
+        return one.values
+    step = max(1, max(one.values.shape[:2]) // 512)  # a thumbnail needs no more
+    y = Window.between(*levels).apply(one.values[::step, ::step])
+    return np.floor(np.nan_to_num(1 - y if inverted else y, nan=0.0) * 255 + 0.5).astype(np.uint8)

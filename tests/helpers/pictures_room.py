@@ -1,0 +1,110 @@
+"""Draws the pictures of docs/howto/reading-room.md: `python tests/helpers/pictures_room.py`, some minutes.
+
+Fits a model on generated images, serves it, and takes what a Chromium shows. No test.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+FIGURES = ROOT / "docs" / "figures"
+SIDE, SLICES, LESION = 256, 24, 15
+
+
+def incoming(folder: Path) -> list[Path]:
+    """Phantoms, of which some have a lesion, and a volume with real values and spacing."""
+    import nibabel
+
+    from dia.data import phantoms
+
+    folder.mkdir()
+    found = phantoms.load("test", size=SIDE, n=22, seed=3)
+    for i, (image, label) in enumerate(zip(found.images[..., 0], found.labels, strict=True)):
+        Image.fromarray(image).save(folder / f"{'ab'[int(label)]}{i:02d}.png")
+    plane = phantoms.load("test", size=SIDE, n=2, seed=9).images[0, ..., 0].astype(np.float32)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    slices = []
+    for k in range(SLICES):
+        blob = np.exp(-((y - 150) ** 2 + (x - 105) ** 2) / (2 * 11.0**2)) * np.exp(
+            -(((k - LESION) / 1.8) ** 2)
+        )
+        shifted = np.roll(plane, (k - SLICES // 2) // 4, axis=0)
+        slices.append(shifted * 5 - 900 + 900 * blob + rng.normal(0, 8, plane.shape))
+    volume = np.stack(slices, axis=2).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.9, 0.9, 3.0, 1])), folder / "volume.nii.gz")
+    return sorted(folder.iterdir())
+
+
+def main() -> None:
+    from browsing import ReadingWindow, chromium, serving_room
+
+    from dia.cli.main import main as dia
+    from dia.deploy.predictor import Inferencer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        dia(["fit", "phantom", "--out", str(work / "run"), "--device", "cpu", *sys.argv[1:]])
+        files = incoming(work / "incoming")
+        model = Inferencer(work / "run", device="cpu", normals="phantom")
+        with chromium() as browser, serving_room(model, work / "run", work / "room") as url:
+            for name, scheme, width, height in (
+                ("desktop", "light", 1440, 900), ("volume", "dark", 1440, 900), ("phone", "dark", 390, 844),
+            ):  # fmt: skip
+                with ReadingWindow(
+                    browser, url, width, height, color_scheme=scheme, device_scale_factor=1
+                ) as w:
+                    w.at("#reader").fill("R. Eader")
+                    w.at("#reader").press("Enter")
+                    w.drop(files, cases=len(files))
+                    show(w, name)
+                    save(w, name)
+
+
+def show(w, name: str) -> None:
+    """Brings a window into the state of a picture."""
+    if name == "volume":
+        w.open("volume.nii.gz")
+        w.press("x")
+        w.expect(w.at("#tiles figure:nth-child(2) p")).to_have_text("")
+    else:
+        top = next(n for n in w.names() if n.startswith("b"))
+        w.row(top).click()
+        w.shown()
+    w.expect(w.at("#findings-words")).not_to_have_text("Looking for findings …")
+    if name == "desktop":
+        w.expect(w.at("#thumbs button")).to_have_count(4)
+        w.expect(w.at("#tiles figure:nth-child(2) p")).to_have_text("")
+        w.press("a")
+        w.saved()
+    w.page.wait_for_load_state("networkidle")
+    w.frame()
+
+
+def save(w, name: str) -> None:
+    """Saves a picture in 128 colours, in which it is a third of the size."""
+    shots = [w.page.screenshot()]
+    if name == "phone":  # the list, the image and the findings side by side
+        w.at("#tab-list").click()
+        shots.insert(0, w.page.screenshot())
+        w.at("#tab-case").click()
+        shots.append(w.page.screenshot())
+    import io
+
+    images = [Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots]
+    gap = 16
+    whole = Image.new("RGB", (sum(i.width + gap for i in images) - gap, images[0].height), "white")
+    for k, image in enumerate(images):
+        whole.paste(image, (k * (image.width + gap), 0))
+    path = FIGURES / f"room-{name}.png"
+    whole.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(path.relative_to(ROOT), path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
