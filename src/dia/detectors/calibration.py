@@ -181,7 +181,7 @@ def finite(scores: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
 
 def fewest_for(false_alarm_rate: float) -> int:
     """Returns the fewest calibration normals that give a threshold at a rate: p-values reach 1 / (n + 1)."""
-    return max(int(np.ceil(1 / false_alarm_rate - 1 - 1e-9)), 1)
+    return max(int(min(np.ceil(1 / false_alarm_rate - 1 - 1e-9), 2**53)), 1)  # of 5e-324 it is infinite
 
 
 def held_out(

@@ -105,15 +105,18 @@ def process(served_run, tmp_path_factory):
         yield one
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cookie(process):
-    """A reader's, who came through the proxy."""
+    """A reader's, who came through the proxy and logs out."""
     body = f"name=a&token={TOKEN}".encode()
-    with process.connect(request("POST", "/login", body, FORM, *TLS, host=NAME)) as connection:
+    own = (*TLS[:1], b"X-Forwarded-For: 203.0.113.77", TLS[2])  # from which nobody guesses
+    with process.connect(request("POST", "/login", body, FORM, *own, host=NAME)) as connection:
         head = b""
         while piece := connection.recv(1 << 16):
             head += piece
-    return b"Cookie: " + re.search(rb"set-cookie: ([^;]+)", head)[1]
+    cookie = b"Cookie: " + re.search(rb"set-cookie: ([^;]+)", head)[1]
+    yield cookie
+    assert process.ask(request("POST", "/logout", b"", cookie, *TLS, host=NAME))[0] == 303
 
 
 # --- before the token -------------------------------------------------------------------------------------
@@ -238,13 +241,17 @@ def test_names_of_patients_reach_neither_disk_nor_log(process, cookie):
                     request(method, path, files if method == "POST" else b"", KIND, shown, *TLS, host=NAME)
                 )
                 assert status < 500
-    status, body = process.ask(request("POST", "/room/drops", b"{}", JSON, cookie, *TLS, host=NAME))
-    if status < 300:
-        drop = json.loads(body)["drop"]
-        process.ask(request("POST", f"/room/drops/{drop}/files", files, KIND, cookie, *TLS, host=NAME))
-        seen = [p for p in process.folder.rglob("*") if MARK in str(p)]
-        assert not seen
-        process.ask(request("DELETE", f"/room/drops/{drop}", b"", cookie, *TLS, host=NAME))
+    _, body = process.ask(request("POST", "/room/drops", b"{}", JSON, cookie, *TLS, host=NAME))
+    drop = json.loads(body)["drop"]
+    files = form((b"files", name + b"/" + name + b".png", picture()), (b"files", name + b".dcm", b"DICM" + name))
+    assert process.ask(request("POST", f"/room/drops/{drop}/files", files, KIND, cookie, *TLS, host=NAME))[0] == 200
+    assert process.left()[0]
+    assert not [p for p in process.folder.rglob("*") if MARK in str(p)]
+    assert process.ask(request("POST", f"/room/drops/{drop}/read", b"", cookie, *TLS, host=NAME))[0] == 202
+    answer = b""
+    while b'"done":true' not in answer.replace(b" ", b""):
+        _, answer = process.ask(request("GET", "/room/list", b"", cookie, *TLS, host=NAME))
+    assert name in answer  # the reader's own list alone knows it
     for file in process.folder.rglob("*"):
         if file.is_file():
             assert name not in file.read_bytes(), file
@@ -254,7 +261,7 @@ def test_names_of_patients_reach_neither_disk_nor_log(process, cookie):
 def test_an_upload_that_ends_early_leaves_no_file(process, cookie, how):
     """Nor one without a name that still takes place: 3 MB are above what is held in memory."""
     status, body = process.ask(request("POST", "/room/drops", b"{}", JSON, cookie, *TLS, host=NAME))
-    assert status < 300
+    assert status < 300, body
     drop = json.loads(body)["drop"]
     files = form((b"files", b"a.bin", bytes(3_000_000)))
     length = b"Content-Length: %d" % (len(files) if how == "goes away" else 10**9)
