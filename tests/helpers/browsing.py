@@ -43,12 +43,11 @@ def serving_room(inferencer, run, folder, token=None):
         folder: where marks and trained models go.
         token: that the room asks for.
     """
-    from dia.serve.room.store import Marks
-
     from dia.serve.api import build_app
     from dia.serve.current import Current
     from dia.serve.limits import Limits
     from dia.serve.room.base import Room
+    from dia.serve.room.store import Marks
     from dia.serve.server import make_server
     from dia.serve.sessions import Sessions
 
@@ -126,7 +125,7 @@ class ReadingWindow(Window):
     """A window of the reading page."""
 
     def drop(self, files, cases):
-        """Hands files, or a folder, in; waits until this many cases are listed and nothing is read any more."""
+        """Hands files, or a folder, in; waits until so many cases are listed and nothing is read any more."""
         if isinstance(files, Path):
             self.at("#folder").set_input_files(files)
         else:
