@@ -8,7 +8,7 @@ import { choose, keys, roving } from "./keys.js";
 import { Marks } from "./marks.js";
 import { Reader } from "./reader.js";
 import { Teach } from "./teach.js";
-import { last, make, Worklist } from "./worklist.js";
+import { last, make, sentence, Worklist } from "./worklist.js";
 
 const SOON = 1000, SELDOM = 20_000, SETTLED = 120, SLOW = 200; // ms
 const MOST_RATE = 0.5;
@@ -114,7 +114,7 @@ function showList({ version, progress, drift, cases }) {
   el("welcome").hidden = any || busy;
   el("room").classList.toggle("empty-list", !any);
   el("drift").hidden = !drift?.words;
-  el("drift").textContent = drift?.words ?? "";
+  el("drift").textContent = sentence(drift?.words);
   el("drift").className = `notice ${drift?.alarm ? "bad" : "calm"}`;
   if (room.detail && !list.byId.has(room.detail.id)) close();
   else if (room.detail && list.byId.get(room.detail.id).score !== room.detail.score) reopen(); // another model scored it
@@ -169,7 +169,7 @@ async function setRate(rate) {
     const said = await get(`/room/threshold?rate=${rate}`);
     if (mine !== rating) return;
     Object.assign(room, { threshold: said.threshold, smallest: said.smallest });
-    el("rate-words").textContent = said.words ? `${said.words[0].toUpperCase()}${said.words.slice(1)}.` : "";
+    el("rate-words").textContent = sentence(said.words);
     el("rate").value = placeOf(rate);
     judge();
     if (room.detail) loadFindings();
