@@ -26,8 +26,8 @@ from ..core.errors import DataError
 from ..detectors.registry import DEFAULT, TRIVIAL
 from ..evaluate.compare import Compared, compared
 from . import context, render, table, text
-from .figures import critical_difference_diagram, mean_curve, roc_overlay
 from .constants import LIMITS
+from .figures import critical_difference_diagram, mean_curve, roc_overlay
 from .style import environment, save, svg
 from .table import Table
 

@@ -27,8 +27,8 @@ from ..evaluate.metrics import roc_band
 from ..evaluate.verdict import Verdict
 from ..evaluate.volume_scores import TOP_K, volume_metrics, volume_scores
 from . import figures, render
-from .pictures import COLOURS, colour, scale_of
 from .constants import LIMITS
+from .pictures import COLOURS, colour, scale_of
 from .style import axes, environment, svg
 from .table import Table, table
 
