@@ -1,4 +1,4 @@
-"""Connections: who waits too long is closed, who holds many keeps nobody out, who does not read holds little."""
+"""Connections: who waits too long is closed, who holds many keeps nobody out, who does not read is dropped."""
 
 import json
 import re

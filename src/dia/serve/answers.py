@@ -176,7 +176,9 @@ def scored(
         shown = verdict.heatmaps if scale is None else colour(verdict.heatmaps, scale)
         heat = [in_base64(m.astype("<f4").tobytes() if scale is None else png(m)) for m in shown]
     return [
-        Scored(name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h, findings=None)
+        Scored(
+            name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h, findings=None
+        )
         for p, s, q, h in zip(reading.pictures, verdict.scores.tolist(), verdict.p_values, heat, strict=True)
     ]
 

@@ -26,7 +26,6 @@ from PIL import Image
 
 from .. import __version__
 from ..core.errors import DataError
-from ..evaluate.findings import why_none
 from ..report.constants import LIMITS
 from .answers import (
     DissolveAnswer,
@@ -232,6 +231,8 @@ def _add_service(
             raise Refused(422, f"{method} has no heatmaps; send heatmaps=none, findings=none")
 
         def make(deadline: Deadline) -> Response:
+            from ..evaluate.findings import why_none  # which imports scipy
+
             reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
             verdict = served.batcher.score(reading.images(inferencer.shape), wanted or find, deadline)
             heat_scale = inferencer.heat_scale if form.heatmaps == "png" else None

@@ -129,8 +129,8 @@ def test_300_mb_before_the_token_cost_no_memory_and_no_file(process, tmp_path):
     for path in sorted(paths):
         for kind in (JSON, KIND):
             way = "PUT" if path == "/room/reader" else "PATCH" if path.endswith("mark") else "POST"
-            head = request(way, path.replace("{", "").replace("}", ""), b"", kind, b"Transfer-Encoding: chunked", *TLS,
-                           host=NAME, length=False)  # fmt: skip
+            where, how = re.sub("[{}]", "", path), b"Transfer-Encoding: chunked"
+            head = request(way, where, b"", kind, how, *TLS, host=NAME, length=False)
             with process.connect(head) as connection, suppress(ConnectionError):
                 for _ in range(300 if path in ("/login", "/score") else 3):
                     connection.sendall(chunk)
@@ -204,11 +204,13 @@ def test_no_request_makes_the_service_read_a_file(process, cookie):
     for named in ("/etc/passwd", "/dev/zero"):
         for body in (
             {"path": named, "meta": {"_type": "gradio.FileData"}},
-            {"data": [{"path": named, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0, "session_hash": "x"},
+            {"data": [{"path": named, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0},
             {"drop": named}, {"data": named}, {"run": named}, {"name": named, "drop": named},
         ):  # fmt: skip
-            for path in ("/room/drops", "/room/train/check", "/room/train/start", "/room/train/serve", "/room/teach",
-                         "/room/drops/1/read", "/gradio_api/queue/join", "/score"):  # fmt: skip
+            for path in (
+                "/room/drops", "/room/train/check", "/room/train/start", "/room/train/serve",
+                "/room/train/resume", "/room/drops/1/read", "/gradio_api/queue/join", "/score",
+            ):  # fmt: skip
                 sent = request("POST", path, json.dumps(body).encode(), JSON, cookie, *TLS, host=NAME)
                 status, answer = process.ask(sent)
                 assert status < 500
@@ -226,8 +228,10 @@ def test_names_of_patients_reach_neither_disk_nor_log(process, cookie):
         (b"files", name + b"/" + name + b".png", picture()), (b"files", name + b".dcm", b"DICM" + name),
         (b"files", name + b".zip", b"PK\x03\x04" + name), (name, name),
     )  # fmt: skip
-    for path in ("/score", "/dissolve", "/room/drops/1/files", f"/room/drops/{MARK}/files", f"/room/cases/{MARK}/mark",
-                 f"/{MARK}", f"/static/{MARK}"):  # fmt: skip
+    for path in (
+        "/score", "/dissolve", "/room/drops/1/files", f"/room/drops/{MARK}/files",
+        f"/room/cases/{MARK}/mark", f"/{MARK}", f"/static/{MARK}",
+    ):  # fmt: skip
         for shown in (bearer, cookie):
             for method in ("GET", "POST"):
                 status, _ = process.ask(
@@ -309,7 +313,8 @@ def test_guesses_are_slowed_and_logged_and_readers_go_on(inferencer, tmp_path, c
 
 EVIL = """<!doctype html><title>evil</title><body><script>
 const at = "AT", tried = {};
-const note = (name, promise) => promise.then((a) => tried[name] = `${a.type} ${a.status}`, () => tried[name] = "failed");
+const note = (name, promise) => promise.then(
+  (a) => tried[name] = `${a.type} ${a.status}`, () => tried[name] = "failed");
 const image = (path) => new Promise((done, fail) => {
   const i = new Image(); i.onload = done; i.onerror = fail; i.src = at + path; });
 const script = (path) => new Promise((done, fail) => {
@@ -323,7 +328,8 @@ window.done = Promise.all([
   note("plain", fetch(at + "/room/reader", { ...shown, mode: "no-cors", body: '{"name": "evil"}' })),
   note("logout", fetch(at + "/logout", { ...shown, mode: "no-cors" })),
   note("logout by get", fetch(at + "/logout", { mode: "no-cors", credentials: "include" })),
-  note("login", fetch(at + "/login", { ...shown, mode: "no-cors", body: new URLSearchParams({ name: "evil", token: "TOKEN" }) })),
+  note("login", fetch(at + "/login", { ...shown, mode: "no-cors",
+    body: new URLSearchParams({ name: "evil", token: "TOKEN" }) })),
   note("score", fetch(at + "/score", { ...shown, mode: "no-cors", body: new FormData() })),
   image("/static/icon.svg").then(() => tried.image = "loaded", () => tried.image = "failed"),
   script("/static/base.js").then(() => tried.script = "loaded", () => tried.script = "failed"),
@@ -403,17 +409,20 @@ def test_pages_of_other_hosts_do_nothing_with_a_session(inferencer, tmp_path, br
 
 
 def test_a_link_leads_into_the_session_that_the_reader_has(inferencer, tmp_path, browser):
-    with live(inferencer, Limits(), alone=False, store=tmp_path / "m.sqlite") as one:
-        with attacker(EVIL.replace("AT", one.url)) as port, closing(browser.new_context()) as context:
-            page = context.new_page()
-            page.goto(one.url)
-            page.locator("input#reader").fill("Dr. A")
-            with page.expect_response("**/room/reader"):
-                page.locator("input#reader").blur()
-            page.goto(f"http://evil.example:{port}")
-            page.click("#link")
-            page.wait_for_url("**entered")
-            assert page.locator("input#reader").input_value() == "Dr. A"
+    with (
+        live(inferencer, Limits(), alone=False, store=tmp_path / "m.sqlite") as one,
+        attacker(EVIL.replace("AT", one.url)) as port,
+        closing(browser.new_context()) as context,
+    ):
+        page = context.new_page()
+        page.goto(one.url)
+        page.locator("input#reader").fill("Dr. A")
+        with page.expect_response("**/room/reader"):
+            page.locator("input#reader").blur()
+        page.goto(f"http://evil.example:{port}")
+        page.click("#link")
+        page.wait_for_url("**entered")
+        assert page.locator("input#reader").input_value() == "Dr. A"
 
 
 @contextmanager

@@ -90,8 +90,10 @@ def routes(room: Room, keys: Keys) -> APIRouter:
         if here == "read" and not room.current.there:
             answer: Response = RedirectResponse("/train", 303)
         else:
-            values: dict[str, Any] = {"here": here, "session": True, "token": keys.needed, "model": _model_of(room)}
-            values["loading"] = room.current.loading
+            values: dict[str, Any] = {
+                "here": here, "session": True, "token": keys.needed, "model": _model_of(room),
+                "loading": room.current.loading,
+            }  # fmt: skip
             answer = _page(template, reader=found.reader, **values)
         if session is None:
             _keep(request, answer, found)
