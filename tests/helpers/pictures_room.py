@@ -3,6 +3,7 @@
 Fits a model on generated images, serves it, and takes what a Chromium shows. No test.
 """
 
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -91,22 +92,20 @@ def show(w, name: str) -> None:
 
 
 def save(w, name: str) -> None:
-    """Saves a picture in 128 colours, in which it is a third of the size."""
+    """Saves a picture, of a phone three side by side."""
     shots = [w.page.screenshot()]
     if name == "phone":  # the list, the image and the findings side by side
         w.at("#tab-list").click()
         shots.insert(0, w.page.screenshot())
         w.at("#tab-case").click()
         shots.append(w.page.screenshot())
-    import io
-
     images = [Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots]
     gap = 16
     whole = Image.new("RGB", (sum(i.width + gap for i in images) - gap, images[0].height), "white")
     for k, image in enumerate(images):
         whole.paste(image, (k * (image.width + gap), 0))
     path = FIGURES / f"room-{name}.png"
-    whole.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    whole.save(path, optimize=True)
     print(path.relative_to(ROOT), path.stat().st_size)
 
 
