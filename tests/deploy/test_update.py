@@ -28,7 +28,7 @@ from dia.deploy.update import undo_folder, update_folder
 from dia.deploy.update.marks import find, read_marks
 from dia.detectors import METHODS, Detector
 from dia.detectors.teaching.taught import FILE
-from dia.serve.room.mark import COLUMNS
+from dia.serve.room.mark import COLUMNS, Key, Mark, as_csv
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +293,31 @@ def test_images_are_found_by_their_pixels(tmp_path, marked, scans):
         "1 marked images not found: gone.png",
         "1 marks say neither normal nor anomalous",
     ]
+
+
+def test_the_export_of_the_reading_room_is_a_file_of_marks(tmp_path, marked, scans):
+    shas = [pixels_sha256(image) for image in marked[0][:3]]
+    verdicts = [("agree", True, 1), ("disagree", True, 0), ("unsure", True, None)]
+    rows = []
+    for i, (sha, (verdict, flagged, _)) in enumerate(zip(shas, verdicts, strict=True)):
+        seen = (sha, 1, (32, 32), flagged, 0.05, 1.0, 0.1, "m", "2026-01-01T00:00:00+00:00", 1)
+        rows.append((f"=s{i}.png", Mark(Key("l", sha, "Änne"), verdict, "a;b\n=c", (), 0, *seen)))
+    (path := tmp_path / "m.csv").write_text(as_csv(rows), encoding="utf-8")
+    said = read_marks(path)
+    assert [row.label for row in said] == [label for *_, label in verdicts]
+    assert [(row.sha256, row.flagged, row.reader, row.name) for row in said] == [
+        (sha, True, "Änne", f"=s{i}.png") for i, sha in enumerate(shas)
+    ]
+    assert len(find(path, said, listing(scans, OPTIONS), OPTIONS).images) == 2
+
+
+def test_the_report_has_a_sentence_and_leaves_out_what_was_marked(tmp_path, marked, run, capsys):
+    update_folder(run, *marked, {"readers": ["Ann"]})
+    for i, image in enumerate([*phantom(6, "test", 50), *marked[0][:2]]):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{i}.png")
+    cli.main(["report", str(run), str(tmp_path), "--out", str(tmp_path / "r.html")])
+    assert "It learned from 24 marked images" in (tmp_path / "r.html").read_text()
+    assert "left out: 2 images" in capsys.readouterr().err
 
 
 def test_images_are_found_by_name_where_one_alone_has_it(tmp_path, marked, scans):

@@ -125,7 +125,7 @@ class ReadingWindow(Window):
     """A window of the reading page."""
 
     def drop(self, files, cases):
-        """Hands files, or a folder, in; waits until this many cases are listed and nothing is read any more."""
+        """Hands files, or a folder, in; waits until so many cases are listed and nothing is read any more."""
         if isinstance(files, Path):
             self.at("#folder").set_input_files(files)
         else:

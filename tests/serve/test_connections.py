@@ -1,4 +1,4 @@
-"""Connections: who waits too long is closed, who holds many keeps nobody out, who reads nothing is dropped."""
+"""Connections: who waits too long is closed; who holds many keeps nobody out; who reads nothing is cut."""
 
 import json
 import re

@@ -391,6 +391,23 @@ def test_by_keyboard_alone(browser, url, incoming, chest):
         w.shown(10)
 
 
+def test_what_is_dropped_anywhere_on_the_page_is_read(browser, url, incoming):
+    data = list(of(incoming, "case 7.png")[0].read_bytes())
+    with ReadingWindow(browser, url) as w:
+        w.sees("#welcome", "Drop images")
+        w.expect(w.at("#welcome")).to_be_visible()
+        dragged = w.page.evaluate_handle(
+            """(bytes) => { const held = new DataTransfer();
+            held.items.add(new File([new Uint8Array(bytes)], "dragged.png")); return held; }""",
+            data,
+        )
+        w.at("#stage").dispatch_event("dragenter", {"dataTransfer": dragged})
+        w.expect(w.at("#curtain")).to_be_visible()
+        w.at("#stage").dispatch_event("drop", {"dataTransfer": dragged})
+        w.expect(w.at("#curtain")).to_be_hidden()
+        w.opened("dragged.png")
+
+
 def test_names_and_notes_stay_text(browser, url, incoming):
     with ReadingWindow(browser, url) as w:
         w.drop(of(incoming, EVIL), cases=1)

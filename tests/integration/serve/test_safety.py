@@ -47,14 +47,14 @@ class Process(Live):
         )
 
     def left(self):
-        """What lies in its temporary folder, and of files without a name what they take, in bytes."""
+        """The files in its temporary folder, and what those without a name take, in bytes."""
         open_files = Path(f"/proc/{self.process.pid}/fd").iterdir()
         sizes = 0
         for file in open_files:
             with suppress(OSError):
                 if str(self.folder / "tmp") in os.readlink(file):
                     sizes += file.stat().st_size
-        return [p for p in (self.folder / "tmp").iterdir()], sizes
+        return [p for p in (self.folder / "tmp").rglob("*") if p.is_file()], sizes
 
 
 @contextmanager

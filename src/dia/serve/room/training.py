@@ -21,7 +21,7 @@ from ..limits import Refused
 from ..sessions import Session, session_of
 from .train.asked import OF, CheckAsked, RunAsked, StartAsked, methods
 from .train.jobs import BUSY, Checked, Jobs
-from .train.normals import Source, folders_of, folders_told, own_names, place_of, sets_in, told_apart
+from .train.normals import NO_SET, Source, folders_of, folders_told, own_names, sets_in, told_apart
 from .train.runs import Runs
 
 if TYPE_CHECKING:
@@ -202,7 +202,8 @@ class Training:
             if not before:
                 self.sweep()
         elif asked.data is not None:
-            self._known(asked.data)
+            if asked.data not in sets_in(self.jobs.data_root):
+                raise Refused(422, NO_SET)
             checked.close()
         else:
             checked.cancel()
@@ -229,12 +230,6 @@ class Training:
             raise Refused(422, "a folder with a comma in its name cannot be chosen; rename it")
         normal = ",".join(asked.folders) if asked.folders else None
         return Source("set", name, normal=normal, patients=asked.patients)
-
-    def _known(self, name: str) -> None:
-        try:
-            place_of(name, self.jobs.data_root)
-        except DataError as error:
-            raise Refused(422, str(error)) from None
 
     def start(self, session: Session, asked: StartAsked) -> None:
         """Begins a training.

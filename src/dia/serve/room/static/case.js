@@ -1,6 +1,6 @@
 // The panel of the open image: facts, findings, boxes, note, verdict, other readers. Knows its part of the page.
 
-import { last, make, pShort, short } from "./worklist.js";
+import { last, make, pShort, sentence, short } from "./worklist.js";
 
 const el = (id) => document.getElementById(id);
 const SAID = { agree: "agrees", disagree: "disagrees", unsure: "is unsure", "": "gave no verdict" };
@@ -56,7 +56,7 @@ export class CasePanel {
       button.addEventListener("click", () => this.does.finding(peak));
       return make("li", {}, button);
     }));
-    el("findings-words").textContent = loading ? "Looking for findings …" : answer?.words ?? "";
+    el("findings-words").textContent = loading ? "Looking for findings …" : sentence(answer?.words);
     return found;
   }
 

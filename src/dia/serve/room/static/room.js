@@ -1,14 +1,14 @@
 // The reading page: what the server knows, the list, the open case, and the keys. The parts are modules of their own.
 
+import { Adding } from "./adding.js";
 import { Failed, get, onTrouble, send } from "./api.js";
 import { CasePanel, meaning, percent } from "./case.js";
-import { chosen, dropped, upload } from "./drops.js";
 import { histogram, scaleOf } from "./histogram.js";
 import { choose, keys, roving } from "./keys.js";
 import { Marks } from "./marks.js";
 import { Reader } from "./reader.js";
 import { Teach } from "./teach.js";
-import { last, make, Worklist } from "./worklist.js";
+import { last, make, sentence, Worklist } from "./worklist.js";
 
 const SOON = 1000, SELDOM = 20_000, SETTLED = 120, SLOW = 200; // ms
 const MOST_RATE = 0.5;
@@ -25,6 +25,11 @@ const reader = new Reader({
   select: () => showBoxes(), finding: (finding) => choosing(finding), slice: () => {}, failed: (error) => trouble(`This image cannot be shown: ${error.message}`),
 }, () => ({ state: room.state, threshold: room.threshold, flagged }));
 const teach = new Teach({ open: (id) => open(id, true), changed: () => { refreshState(); poll(); reopen(); }, before: () => marks.flush(), next: worth, say });
+const adding = new Adding({ known: () => room.progress, trouble, say, lead: () => lead("list"), sent: () => {
+  room.progress = { files: 0, read: 0, images: 0, scored: 0, problems: [], ...room.progress, done: false };
+  room.version = null;
+  poll();
+} });
 const round = (v) => Math.round(v * 100) / 100;
 
 // --- trouble ------------------------------------------------------------------------------------------------
@@ -105,16 +110,16 @@ function showList({ version, progress, drift, cases }) {
     const own = marks.pending(c.id);
     if (Object.keys(own).length) c.mark = { boxes: [], note: "", verdict: "", ...c.mark, ...own };
   }
-  showProgress(progress);
+  adding.show(progress);
   list.cases = cases;
   judge();
-  const any = cases.length > 0, busy = !progress.done || uploading !== null;
+  const any = cases.length > 0, busy = !progress.done || adding.busy;
   el("list-loading").hidden = true;
   for (const id of ["rate-box", "find", "rows"]) el(id).hidden = !any;
   el("welcome").hidden = any || busy;
   el("room").classList.toggle("empty-list", !any);
   el("drift").hidden = !drift?.words;
-  el("drift").textContent = drift?.words ?? "";
+  el("drift").textContent = sentence(drift?.words);
   el("drift").className = `notice ${drift?.alarm ? "bad" : "calm"}`;
   if (room.detail && !list.byId.has(room.detail.id)) close();
   else if (room.detail && list.byId.get(room.detail.id).score !== room.detail.score) reopen(); // another model scored it
@@ -127,25 +132,6 @@ function showList({ version, progress, drift, cases }) {
     if (list.byId.has(before)) open(before);
     else if (innerWidth >= 700) open(list.seen[0]?.id);
   }
-}
-
-function showProgress(p) {
-  const busy = !p.done || uploading !== null;
-  el("progress").hidden = !busy;
-  el("stop").hidden = uploading === null;
-  if (!busy) el("bar").value = 0;
-  if (uploading) {
-    el("bar").value = uploading.part;
-    el("progress-words").textContent = `Sending ${uploading.files} file${uploading.files === 1 ? "" : "s"}: ${Math.round(100 * uploading.part)} %`;
-  } else if (busy) {
-    const share = (p.files ? p.read / p.files : 0) / 2 + (p.images ? p.scored / p.images : 0) / 2;
-    el("bar").value = Math.min(share, 1);
-    el("progress-words").textContent = `${p.read} of ${p.files} files read, ${p.scored} of ${p.images} images scored`;
-  }
-  const problems = [...p.problems, ...refused];
-  el("problems").hidden = !problems.length;
-  el("problems-words").textContent = `${problems.length} file${problems.length === 1 ? "" : "s"} left out`;
-  el("problems-list").replaceChildren(...problems.slice(0, 500).map(({ name, error }) => make("li", {}, make("b", { text: name }), ` ${error}`)));
 }
 
 // --- the false-alarm rate -----------------------------------------------------------------------------------
@@ -169,7 +155,7 @@ async function setRate(rate) {
     const said = await get(`/room/threshold?rate=${rate}`);
     if (mine !== rating) return;
     Object.assign(room, { threshold: said.threshold, smallest: said.smallest });
-    el("rate-words").textContent = said.words ? `${said.words[0].toUpperCase()}${said.words.slice(1)}.` : "";
+    el("rate-words").textContent = sentence(said.words);
     el("rate").value = placeOf(rate);
     judge();
     if (room.detail) loadFindings();
@@ -387,66 +373,15 @@ function worth() {
   else say("No image is marked as worth marking next.");
 }
 
-// --- files --------------------------------------------------------------------------------------------------
+// --- forgetting ----------------------------------------------------------------------------------------------
 
-let uploading = null, refused = [];
-async function add(files) {
-  if (!files.length) { say("No files there."); return; }
-  if (uploading) { trouble("Files are being sent already; add these when they have arrived.", { retry: false }); return; }
-  const stop = new AbortController();
-  uploading = { part: 0, files: files.length, stop };
-  refused = [];
-  el("welcome").hidden = el("list-loading").hidden = true;
-  const progress = () => showProgress(room.progress ?? { done: true, problems: [] });
-  progress();
-  lead("list");
-  try {
-    const drop = await upload(files, {
-      told: (sent, all) => { uploading.part = all ? sent / all : 1; progress(); },
-      problem: (name, error) => refused.push({ name, error }), signal: stop.signal,
-    });
-    await send("POST", `/room/drops/${drop}/read`, {});
-    room.progress = { ...(room.progress ?? { files: 0, read: 0, images: 0, scored: 0, problems: [] }), done: false };
-    say(`${files.length} files sent.`);
-  } catch (error) {
-    if (error.name === "AbortError") say("Stopped.");
-    else if (error.status > 401) trouble(`The files were not taken: ${error.message}`, { retry: false });
-  }
-  uploading = null;
-  progress();
-  room.version = null;
-  poll();
-}
-
-el("choose-files").addEventListener("click", () => el("files").click());
-el("choose-folder").addEventListener("click", () => el("folder").click());
-for (const id of ["files", "folder"]) {
-  el(id).addEventListener("change", () => {
-    const files = chosen(el(id));
-    el(id).value = "";
-    add(files);
-  });
-}
-el("stop").addEventListener("click", () => uploading?.stop.abort());
-const withFiles = (event) => event.dataTransfer?.types.includes("Files");
-let over = 0;
-addEventListener("dragenter", (event) => { if (withFiles(event)) { over++; el("curtain").hidden = false; } });
-addEventListener("dragleave", (event) => { if (withFiles(event) && --over <= 0) { over = 0; el("curtain").hidden = true; } });
-addEventListener("dragover", (event) => { if (withFiles(event)) event.preventDefault(); });
-addEventListener("drop", async (event) => {
-  if (!withFiles(event)) return;
-  event.preventDefault();
-  over = 0;
-  el("curtain").hidden = true;
-  add(await dropped(event.dataTransfer));
-});
 el("forget").addEventListener("click", () => { el("more").open = false; el("sure").returnValue = ""; el("sure").showModal(); });
 el("sure").addEventListener("close", async () => {
   if (el("sure").returnValue !== "yes") return;
   try {
     await marks.flush();
     await send("DELETE", "/room/cases");
-    refused = [];
+    adding.refused = [];
     room.version = null;
     await poll();
     say("All images are forgotten.");

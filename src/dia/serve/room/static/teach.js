@@ -1,7 +1,7 @@
 // The panel in which marks teach the model. Knows its part of the page and its requests.
 
 import { get, send } from "./api.js";
-import { last, make, short } from "./worklist.js";
+import { last, make, sentence, short } from "./worklist.js";
 
 const AGAIN = 1000;
 const el = (id) => document.getElementById(id);
@@ -61,7 +61,7 @@ export class Teach {
     const count = (words, n) => make("div", {}, make("dt", { text: words }), make("dd", { text: n }));
     el("teach-counts").replaceChildren(count("marks that teach", marks.usable), count("anomalous", marks.anomalous), count("normal", marks.normal), count("unsure", marks.unsure));
     el("advice").hidden = !advice;
-    el("advice").textContent = advice ?? "";
+    el("advice").textContent = sentence(advice);
     el("teach-now").disabled = running || !marks.usable;
     el("teach-undo").disabled = running;
     this._state(running ? "Teaching: cross-validation on the marks, then all scores anew …" : "");
@@ -69,11 +69,11 @@ export class Teach {
     el("teach-last").className = `notice ${result?.kept ? "good" : ""}`;
     if (result) {
       const numbers = [["before", result.before], ["after", result.after]].filter(([, v]) => typeof v === "number");
-      el("teach-last").replaceChildren(make("p", { text: result.words }), ...(numbers.length === 2 ? [this._bars(numbers)] : []));
+      el("teach-last").replaceChildren(make("p", { text: sentence(result.words) }), ...(numbers.length === 2 ? [this._bars(numbers)] : []));
     }
     el("taught").hidden = !taught;
     if (taught) {
-      el("taught-words").textContent = `The model in use was taught with ${taught.marks} marks of ${taught.readers} reader${taught.readers === 1 ? "" : "s"}` + (taught.at ? `, ${day(taught.at)}.` : ".");
+      el("taught-words").textContent = `The model in use was taught with ${taught.marks} marks${taught.readers ? ` of ${taught.readers} reader${taught.readers === 1 ? "" : "s"}` : ""}` + (taught.at ? `, ${day(taught.at)}.` : ".");
     }
     el("watch").hidden = !watch?.length;
     el("watch-list").replaceChildren(...(watch ?? []).map(({ id, name, before, after }) => {

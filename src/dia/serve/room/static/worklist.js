@@ -212,6 +212,9 @@ export class Worklist {
   }
 }
 
+/** A line of the server as a sentence. */
+export const sentence = (line) => (line ? `${line[0].toUpperCase()}${line.slice(1)}${/[.!?]$/.test(line) ? "" : "."}` : "");
+
 /** The last part of a path. */
 export const last = (name) => name.split("/").at(-1) || name;
 
