@@ -1,12 +1,14 @@
 """What readers' marks are worth to `dia update`: simulated readers on six sets.
 
-`nice -n 10 python -m benchmarks.readers --data ../shared/data` appends a line for each draw to `--lines`, so that
-it can be stopped and goes on, then writes benchmarks/results/readers.json and the tables of docs/howto/teach.md.
+`nice -n 10 python -m benchmarks.readers --data ../shared/data` appends a line for each draw to `--lines`,
+so that it can be stopped and goes on, then writes benchmarks/results/readers.json and the tables of
+docs/howto/teach.md.
 
-For each set a model is fitted on the training normals. New images are of the test set: in each of five draws, a
-pool of three quarters of the normals and as many anomalies as make 15 % of it. A reader marks 5, 10, 20 or 50
-images of the pool: those of the highest score, those nearest to the threshold, or any; one kind of reader is
-wrong in 10 %. AUROC is of all other new images. A draw counts only if 20 normals are left for that.
+For each set a model is fitted on the training normals. New images are of the test set: in each of five
+draws, a pool of three quarters of the normals and as many anomalies as make 15 % of it. A reader marks 5,
+10, 20 or 50 images of the pool: those of the highest score, those nearest to the threshold, or any; one
+kind of reader is wrong in 10 %. AUROC is of all other new images. A draw counts only if 20 normals are left
+for that.
 """
 
 from __future__ import annotations
@@ -47,13 +49,15 @@ RATE, SHARE, POOL, LEFT = 0.05, 0.15, 0.75, 20
 
 
 def pool_of(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws new images that a reader is shown, `(P,)` indices: three quarters of the normals, 15 % anomalies."""
+    """Draws the new images of a reader, `(P,)` indices: three quarters of the normals, 15 % anomalies."""
     normal, anomalous = (rng.permutation(np.flatnonzero(labels == kind)) for kind in (0, 1))
     normal = normal[: round(POOL * len(normal))]
     return np.concatenate([normal, anomalous[: round(len(normal) * SHARE / (1 - SHARE))]])
 
 
-def chosen(pool: np.ndarray, scores: np.ndarray, threshold: float, how: str, rng: np.random.Generator) -> np.ndarray:
+def chosen(
+    pool: np.ndarray, scores: np.ndarray, threshold: float, how: str, rng: np.random.Generator
+) -> np.ndarray:
     """Returns the pool, the first to be marked first."""
     if how == "random":
         return rng.permutation(pool)
@@ -66,7 +70,9 @@ def taught_scores(detector: DIAPlus, lesson: Lesson, seen: Seen, added: Seen) ->
     plain = torch.from_numpy(scorer_of(detector)(seen.beside(seen.away(added))))
     assert lesson.taught is not None
     with torch.inference_mode():
-        made: np.ndarray = lesson.taught(plain, {k: torch.from_numpy(v) for k, v in seen.vectors.items()}).numpy()
+        made: np.ndarray = lesson.taught(
+            plain, {k: torch.from_numpy(v) for k, v in seen.vectors.items()}
+        ).numpy()
     return made
 
 
@@ -97,11 +103,23 @@ def draws(detector: DIAPlus, test: ImageSet, done: set[tuple[Any, ...]]) -> Iter
             continue
         said = np.where(rng.random(many) < wrong, 1 - labels[marked], labels[marked])
         flagged, normal = scores[marked] > threshold, labels[rest] == 0
-        row: dict[str, Any] = {"seed": seed, "marks": many, "choice": how, "wrong": wrong, "anomalous": int(said.sum())}
+        row: dict[str, Any] = {
+            "seed": seed,
+            "marks": many,
+            "choice": how,
+            "wrong": wrong,
+            "anomalous": int(said.sum()),
+        }
         row["before"] = row["after"] = float(roc_auc_score(labels[rest], scores[rest]))
         row["flagged_before"] = row["flagged_after"] = float((scores[rest][normal] > threshold).mean())
         lesson = teach(ground, Learned.of(seen.take(marked), test.images[marked], said, flagged))
-        row |= {"kept": lesson.kept, "cv_before": lesson.before, "cv_after": lesson.after, "always": row["before"], "probe_alone": row["before"]}
+        row |= {
+            "kept": lesson.kept,
+            "cv_before": lesson.before,
+            "cv_after": lesson.after,
+            "always": row["before"],
+            "probe_alone": row["before"],
+        }
         if lesson.taught is not None:
             made = taught_scores(detector, lesson, seen.take(rest), seen.take(marked[flagged & (said == 0)]))
             row["always"] = float(roc_auc_score(labels[rest], made))
@@ -121,12 +139,16 @@ def draws(detector: DIAPlus, test: ImageSet, done: set[tuple[Any, ...]]) -> Iter
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Returns the mean of draws, and half the width of its 95 % interval by Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
+    half = (
+        stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        if len(values) > 1
+        else 0
+    )
     return float(values.mean()), float(half)
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns, for each number of marks, choice and reader, what was measured in the mean of sets, over draws."""
+    """Returns means over sets, with intervals over draws, by number of marks, choice and reader."""
     made = []
     for many, how, wrong in product(MARKS, CHOICES, WRONG):
         part = [r for r in rows if (r["marks"], r["choice"], r["wrong"]) == (many, how, wrong)]
@@ -140,7 +162,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         left = [r["always"] - r["before"] for r in part if not r["kept"]]
         made.append({
             "marks": many, "choice": how, "wrong": wrong, "draws": len(part),
-            "before": float(np.mean([r["before"] for r in part])), "gain": gains["after"], "gain_always": gains["always"],
+            "before": float(np.mean([r["before"] for r in part])),
+            "gain": gains["after"], "gain_always": gains["always"],
             "gain_probe_alone": gains["probe_alone"],
             "kept": float(np.mean([r["kept"] for r in part])),
             "worse_by_0.005": float(np.mean([r["after"] < r["before"] - 0.005 for r in part])),
@@ -155,26 +178,31 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(found: list[dict[str, Any]]) -> str:
     """Returns the means over sets as a Markdown table."""
     lines = [
-        "| marks | chosen by | reader wrong | AUROC before | gain | kept | gain if always kept | worst draw | normals flagged before → after |",
+        "| marks | chosen by | reader wrong | AUROC before | gain | kept | gain if always | worst draw | "
+        "normals flagged before → after |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for r in found:
+    for r in (r for r in found if r["marks"] > MARKS[0]):  # with five nothing is done
         gain, always = (f"{mean:+.3f} ± {half:.3f}" for mean, half in (r["gain"], r["gain_always"]))
         flags = f"{r['flagged_before']:.3f} → {r['flagged_after']:.3f}"
         lines.append(
-            f"| {r['marks']} | {r['choice']} | {r['wrong']:.0%} | {r['before']:.3f} | {gain} | {r['kept']:.0%} | "
-            f"{always} | {r['worst']:+.3f} | {flags} |"
+            f"| {r['marks']} | {r['choice']} | {r['wrong']:.0%} | {r['before']:.3f} | {gain} | "
+            f"{r['kept']:.0%} | {always} | {r['worst']:+.3f} | {flags} |"
         )
     return "\n".join(lines)
 
 
 def by_set(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table: before and after by set, chosen by score, by a reader who is not wrong."""
-    lines = [f"| set | {' | '.join(f'{m} marks' for m in MARKS)} |", f"|---|{'--:|' * len(MARKS)}"]
+    lines = [f"| set | {' | '.join(f'{m} marks' for m in MARKS[1:])} |", f"|---|{'--:|' * len(MARKS[1:])}"]
     for name in SETS:
         cells = []
-        for many in MARKS:
-            part = [r for r in rows if (r["set"], r["marks"], r["choice"], r["wrong"]) == (name, many, "score", 0.0)]
+        for many in MARKS[1:]:
+            part = [
+                r
+                for r in rows
+                if (r["set"], r["marks"], r["choice"], r["wrong"]) == (name, many, "score", 0.0)
+            ]
             before, after = (np.mean([r[key] for r in part]) if part else 0 for key in ("before", "after"))
             kept = sum(r["kept"] for r in part)
             cells.append(f"{before:.3f} → {after:.3f} ({kept} of {len(part)})" if part else "–")
@@ -182,11 +210,17 @@ def by_set(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def main() -> None:
     """Measures the draws that are still to come, and draws the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=str(ROOT / "../shared/data"))
-    parser.add_argument("--lines", default="/tmp/readers.jsonl", help="one line for each draw, kept between runs")
+    parser.add_argument(
+        "--lines", default="/tmp/readers.jsonl", help="one line for each draw, kept between runs"
+    )
     options = parser.parse_args()
     lines = Path(options.lines)
     lines.touch()
@@ -195,7 +229,10 @@ def main() -> None:
         done = {(r["seed"], r["marks"], r["choice"], r["wrong"]) for r in rows if r["set"] == name}
         if len(done) == len(SEEDS) * len(MARKS) * len(CHOICES) * len(WRONG):
             continue
-        normals, test = load_training(name, options.data, max_size=128), load(name, "test", options.data, max_size=128)
+        normals, test = (
+            load_training(name, options.data, max_size=128),
+            load(name, "test", options.data, max_size=128),
+        )
         detector = DIAPlus(seed=0).fit(normals)
         with lines.open("a") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -205,8 +242,11 @@ def main() -> None:
                 file.flush()
         print(name, len(normals), len(test), flush=True)
     found = summary(rows)
-    made = {"summary": found, "rows": rows, "environment": environment()}
-    KEPT.write_text(json.dumps(made, indent=1) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    kept = [[_short(row.get(key)) for key in columns] for row in rows]
+    made = {"summary": found, "columns": columns, "rows": "ROWS", "environment": environment()}
+    lines_of = ",\n".join(json.dumps(row) for row in kept)
+    KEPT.write_text(json.dumps(made, indent=1).replace('"ROWS"', f"[\n{lines_of}\n]") + "\n")
     if PAGE.exists():
         update_section(PAGE, "READERS", table(found))
         update_section(PAGE, "SETS", by_set(rows))

@@ -119,3 +119,14 @@ def no_network():
             patch.setattr(socket, name, refused)
         patch.setattr(socket.socket, "connect", refused)
         yield
+
+
+@pytest.fixture
+def page(inferencer, served_run, tmp_path):
+    """A reading room with a small model, and a file of marks of its own."""
+    from reading_room import make_page
+
+    made = make_page(inferencer, served_run.run, tmp_path / "marks.sqlite")
+    yield made
+    made.room.sessions.close()
+    made.room.current.close()

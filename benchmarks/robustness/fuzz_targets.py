@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from dia.serve.review.store import Mark, Reviews, as_csv
 
 from dia.benchmark.grid import load_grid
 from dia.benchmark.ledger import Ledger
@@ -43,7 +44,6 @@ from dia.features.networks import read_state
 from dia.report.gather import scores_by_name
 from dia.serve.api import build_app
 from dia.serve.limits import Deadline, Limits, Refused
-from dia.serve.review.store import Mark, Reviews, as_csv
 from dia.serve.uploads import Unpacking
 
 SECONDS = 10.0  # of one case

@@ -38,6 +38,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before anything reads it: forked processe
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
+from dia.serve.review.store import Mark, Reviews
 from PIL import Image
 
 from dia.amplify.contrast import AmplifySettings
@@ -50,7 +51,6 @@ from dia.detectors import Detector
 from dia.detectors.dia import DIASettings
 from dia.detectors.registry import METHODS
 from dia.dissolve import DissolverSettings, bank
-from dia.serve.review.store import Mark, Reviews
 
 from ..common import HERE, RESULTS, parser, publish
 

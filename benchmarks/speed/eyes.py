@@ -28,7 +28,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dia.data.datasets import load, load_training
-from dia.features.backbone import package_file
+from dia.features.package import package_file
 
 from ..common import HERE, answer, apart, parser, publish
 from .peers import one

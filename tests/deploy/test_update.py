@@ -28,8 +28,7 @@ from dia.deploy.update import undo_folder, update_folder
 from dia.deploy.update.marks import find, read_marks
 from dia.detectors import METHODS, Detector
 from dia.detectors.teaching.taught import FILE
-
-COLUMNS = "name,slice,sha256,score,p_value,flagged,rate,verdict,label,note,boxes,reviewer,time,model".split(",")
+from dia.serve.room.mark import COLUMNS, Key, Mark, as_csv
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,8 @@ def test_it_learns_and_says_so_and_forgets(run, marked):
 
 def test_a_second_update_adds_to_the_first_from_the_model_as_fitted(run, marked, tmp_path):
     images, labels = marked
-    assert update_folder(run, images[:18], labels[:18], {"readers": ["Ann"]}, out=(one := tmp_path / "one")).kept
+    one = tmp_path / "one"
+    assert update_folder(run, images[:18], labels[:18], {"readers": ["Ann"]}, out=one).kept
     both = update_folder(one, images[15:], labels[15:], {"readers": ["Bo"]})
     assert both.kept
     assert both.marks == 24
@@ -146,7 +146,9 @@ def test_a_model_of_another_method_or_an_older_one_is_refused(run, marked, tmp_p
     other = METHODS["trivial:brightness"]().fit(phantom(30)).save(tmp_path / "b")
     with pytest.raises(DataError, match=r"trivial:brightness cannot learn from marks; dia\+ can"):
         update_folder(other, *marked)
-    tensors = {k: v for k, v in load_file(run / "weights.safetensors").items() if not k.startswith("normals.")}
+    tensors = {
+        k: v for k, v in load_file(run / "weights.safetensors").items() if not k.startswith("normals.")
+    }
     save_file(tensors, run / "weights.safetensors")
     write_sums(run)
     with pytest.raises(DataError, match="fit it again"):
@@ -187,7 +189,9 @@ def test_a_sites_calibration_goes_first_and_last(run, marked):
 
 
 @pytest.mark.parametrize("undo", [False, True])
-@pytest.mark.parametrize("step", ["copytree", "save_file", "_write", "write_sums", "_alike", "replace_folder"])
+@pytest.mark.parametrize(
+    "step", ["copytree", "save_file", "_write", "write_sums", "_alike", "replace_folder"]
+)
 def test_a_kill_at_any_step_leaves_the_model_before_or_after(kept, run, marked, monkeypatch, step, undo):
     if undo:
         if step == "save_file":
@@ -233,9 +237,7 @@ def test_what_is_published_names_no_reader(run, marked, tmp_path):
     assert not any(b"Muster" in data for data in contents(out).values())
     assert "24 marked images" in (out / "README.md").read_text()
     public = Detector.load(out, device="cpu")
-    np.testing.assert_array_equal(
-        public.score(marked[0]), Detector.load(run, device="cpu").score(marked[0])
-    )
+    np.testing.assert_array_equal(public.score(marked[0]), Detector.load(run, device="cpu").score(marked[0]))
 
 
 def test_names_of_readers_are_short_and_few(run, marked):
@@ -287,7 +289,35 @@ def test_images_are_found_by_their_pixels(tmp_path, marked, scans):
     assert found.missing == ("gone.png",)
     assert found.unsure == 1
     assert found.readers == ("Ann",)
-    assert found.remarks() == ["1 marked images not found: gone.png", "1 marks say neither normal nor anomalous"]
+    assert found.remarks() == [
+        "1 marked images not found: gone.png",
+        "1 marks say neither normal nor anomalous",
+    ]
+
+
+def test_the_export_of_the_reading_room_is_a_file_of_marks(tmp_path, marked, scans):
+    shas = [pixels_sha256(image) for image in marked[0][:3]]
+    verdicts = [("agree", True, 1), ("disagree", True, 0), ("unsure", True, None)]
+    rows = []
+    for i, (sha, (verdict, flagged, _)) in enumerate(zip(shas, verdicts, strict=True)):
+        seen = (sha, 1, (32, 32), flagged, 0.05, 1.0, 0.1, "m", "2026-01-01T00:00:00+00:00", 1)
+        rows.append((f"=s{i}.png", Mark(Key("l", sha, "Änne"), verdict, "a;b\n=c", (), 0, *seen)))
+    (path := tmp_path / "m.csv").write_text(as_csv(rows), encoding="utf-8")
+    said = read_marks(path)
+    assert [row.label for row in said] == [label for *_, label in verdicts]
+    assert [(row.sha256, row.flagged, row.reader, row.name) for row in said] == [
+        (sha, True, "Änne", f"=s{i}.png") for i, sha in enumerate(shas)
+    ]
+    assert len(find(path, said, listing(scans, OPTIONS), OPTIONS).images) == 2
+
+
+def test_the_report_has_a_sentence_and_leaves_out_what_was_marked(tmp_path, marked, run, capsys):
+    update_folder(run, *marked, {"readers": ["Ann"]})
+    for i, image in enumerate([*phantom(6, "test", 50), *marked[0][:2]]):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{i}.png")
+    cli.main(["report", str(run), str(tmp_path), "--out", str(tmp_path / "r.html")])
+    assert "It learned from 24 marked images" in (tmp_path / "r.html").read_text()
+    assert "left out: 2 images" in capsys.readouterr().err
 
 
 def test_images_are_found_by_name_where_one_alone_has_it(tmp_path, marked, scans):
@@ -330,7 +360,8 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "the header must be"), ("name,score\na,1\n", "label"), ("label,note\n1,x\n", "one of path, sha256, name must"),
+        ("", "the header must be"), ("name,score\na,1\n", "label"),
+        ("label,note\n1,x\n", "one of path, sha256, name must"),
         ("name,label\n", "no rows"), ("name,label\na,maybe\n", "line 2: unknown label 'maybe'"),
         ("name,label\n,1\n", "line 2: no name: which image"),
         ("name,label,flagged\na,1,perhaps\n", "line 2: flagged must be"),
@@ -351,7 +382,9 @@ def test_files_of_several_images_need_a_slice(tmp_path, run):
     with pytest.raises(DataError, match="holds 3 images; say which in a column slice"):
         find(path, read_marks(path), None, OPTIONS)
     write(path, [{"path": "x.npz", "label": 1, "slice": 2}], ["path", "label", "slice"])
-    assert pixels_sha256(find(path, read_marks(path), None, OPTIONS).images[0]) == pixels_sha256(phantom(3)[2])
+    assert pixels_sha256(find(path, read_marks(path), None, OPTIONS).images[0]) == pixels_sha256(
+        phantom(3)[2]
+    )
     write(path, [{"path": "x.npz", "label": 1, "slice": 3}], ["path", "label", "slice"])
     with pytest.raises(DataError, match="no slice 3"):
         find(path, read_marks(path), None, OPTIONS)

@@ -306,7 +306,8 @@ def test_places_do_not_count_beside_the_whole_where_normals_are_few(normals, oth
 
 def test_the_score_is_the_whole_or_the_most_unusual_place_less_the_margin(fitted, normals, others):
     module = fitted.module()
-    whole, places, copies = module.parts(as_tensor(others))
+    vectors, numbers, places, copies = module.seen(as_tensor(others))
+    whole = module.evidence({name: module.banks[name](v) for name, v in vectors.items()}, numbers)
     assert copies == []
     scales, scores = fitted.scales_, {}
     z = ((whole - scales[WHOLE].median) / scales[WHOLE].spread).numpy()

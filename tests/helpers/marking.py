@@ -1,4 +1,4 @@
-"""A small model and images for a reader to mark: a kind of anomaly that it hardly sees, and normals that it flags."""
+"""A small model, and images to mark: anomalies that it hardly sees, and normals that it flags."""
 
 import numpy as np
 
@@ -6,7 +6,9 @@ from dia.data import phantoms
 from dia.detectors import DIAPlus
 from dia.detectors.diaplus import DIAPlusSettings
 
-SETTINGS = DIAPlusSettings(size=64, place_size=64, map_size=64, views=("cells", "coarse", "pooled", "shape", "detail"))
+SETTINGS = DIAPlusSettings(
+    size=64, place_size=64, map_size=64, views=("cells", "coarse", "pooled", "shape", "detail")
+)
 SIDE = 32
 
 

@@ -1,6 +1,7 @@
 """The routes of the reading page behind a guard that only tells sessions apart."""
 
 import io
+import threading
 import time
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from dia.deploy.predictor import Verdict
 from dia.serve.current import Current
 from dia.serve.limits import Limits, Refused
 from dia.serve.room import reading
@@ -76,3 +78,34 @@ def listed(client: TestClient) -> dict:
         if found["progress"]["done"]:
             return found
     raise AssertionError("the list is never done")
+
+
+class Other:
+    """A model of other scores, size and lineage."""
+
+    def __init__(self, inferencer, size=24):
+        self.inner, self.shape = inferencer, (size, size, 1)
+        self.has_heatmaps = False
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def about(self):
+        return self.inner.about() | {"lineage": "other", "model": "other"}
+
+    def score(self, images, heatmaps=True):
+        assert images.shape[1:] == self.shape
+        return Verdict(images.mean((1, 2, 3)), np.full(len(images), 0.5), None)
+
+
+class Held(Other):
+    """Such a model, whose scoring waits to be let go."""
+
+    def __init__(self, inferencer):
+        super().__init__(inferencer, size=32)
+        self.go, self.began = threading.Event(), threading.Event()
+
+    def score(self, images, heatmaps=True):
+        self.began.set()
+        self.go.wait(60)
+        return super().score(images, heatmaps)

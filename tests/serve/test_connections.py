@@ -1,4 +1,4 @@
-"""Connections: who waits too long is closed, who holds many keeps nobody out, who does not read holds little."""
+"""Connections: who waits too long is closed; who holds many keeps nobody out; who reads nothing is cut."""
 
 import json
 import re
@@ -105,7 +105,9 @@ def test_after_an_answer_the_time_begins_anew(service, clock):
         assert ended(connection)
 
 
-@pytest.mark.parametrize("sent", [b"", HEALTH[:-2], LOGIN + b"name=", HEALTH], ids=["silent", "head", "login", "idle"])
+@pytest.mark.parametrize(
+    "sent", [b"", HEALTH[:-2], LOGIN + b"name=", HEALTH], ids=["silent", "head", "login", "idle"]
+)
 def test_who_holds_all_places_keeps_nobody_out(service, sent):
     """A new connection takes the place of the one that waits longest."""
     with ExitStack() as all_:
@@ -132,7 +134,13 @@ def test_one_address_gets_a_quarter_but_of_this_machine():
 
     class One:
         def __init__(self, address, since):
-            self.address, self.since, self.state, self.trusted, self.aborted = address, since, "head", False, False
+            self.address, self.since, self.state, self.trusted, self.aborted = (
+                address,
+                since,
+                "head",
+                False,
+                False,
+            )
 
         def abort(self):
             self.aborted = True
@@ -168,7 +176,9 @@ def test_an_answer_that_nobody_takes_is_given_up(inferencer, clock):
         connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % name.encode() * 50)
         assert connection.recv(8) == b"HTTP/1.1"
         service.health()
-        (one,) = [c for c in service.running.server_state.connections if c.cycle and c.cycle.scope["path"] == name]
+        (one,) = [
+            c for c in service.running.server_state.connections if c.cycle and c.cycle.scope["path"] == name
+        ]
         assert 0 < one.transport.get_write_buffer_size() <= 3 * PIECE
         clock.now += 21
         swept(service)
@@ -178,7 +188,9 @@ def test_an_answer_that_nobody_takes_is_given_up(inferencer, clock):
 
 def test_an_early_answer_arrives_though_more_is_sent(service):
     """The answer can be read to its end; the connection is not reset under it."""
-    with service.connect(request("POST", "/score", b"", KIND, b"Content-Length: 9000000", length=False)) as connection:
+    with service.connect(
+        request("POST", "/score", b"", KIND, b"Content-Length: 9000000", length=False)
+    ) as connection:
         for _ in range(50):
             connection.sendall(bytes(20_000))
         status, body = read(connection)

@@ -94,11 +94,15 @@ def test_requests_wait_for_the_model_that_is_being_loaded(inferencer, monkeypatc
     with live(None, Limits(), alone=False) as service:
         current = service.app.state.current
         monkeypatch.setattr(
-            current, "serve", lambda run, normals: (order.append("load"), go.wait(60), current.use(inferencer, run))[2]
+            current,
+            "serve",
+            lambda run, normals: (order.append("load"), go.wait(60), current.use(inferencer, run))[2],
         )
         loading = current.begin(Path("run"), before=lambda: order.append("before"))
         asked = []
-        thread = threading.Thread(target=lambda: asked.append(service.ask(post((b"files", b"a.png", picture())))))
+        thread = threading.Thread(
+            target=lambda: asked.append(service.ask(post((b"files", b"a.png", picture()))))
+        )
         thread.start()
         while service.health()["active_requests"] == 0:
             pass

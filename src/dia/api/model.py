@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import DataError
+from ..data.formats.geometry import spacing_of
 from ..data.imageset import ANOMALOUS
 from ..data.layouts import refuse_mixed
 from ..data.options import ReadOptions
@@ -31,6 +32,7 @@ from .table import Predictions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..data.readers import Listing
     from ..deploy.onnx_model import OnnxModel
     from ..detectors import Detector
 
@@ -78,7 +80,7 @@ class Model:
         Args:
             images: as for `fit`; they are read at the model's size.
             false_alarm_rate: share of normals to flag at most, on average; the model's where None.
-            heatmaps: whether the table keeps heatmaps.
+            heatmaps: whether the table keeps heatmaps, of which its findings are made.
             range: as for `fit`; what was given there where None, but not for uint8.
             split: of a folder or known set that has splits.
             data_root: the folder of known data sets, by default `$DIA_DATA`.
@@ -103,6 +105,7 @@ class Model:
         watch = DriftMonitor(d, listing.names, listing.volumes, units=listing.units, rate=RATE, share=SHARE)
         names: list[str] = []
         scores, maps, skipped = list[np.ndarray](), list[np.ndarray](), list[str]()
+        sizes = list[tuple[int, int]]()
         job = Job("", d, listing, batch=batch, heatmaps=heatmaps)
         with (
             Progress(console=Console(stderr=True), disable=not _watched(progress)) as bar,
@@ -115,6 +118,7 @@ class Model:
                         raise DataError(f"{d.method} has no heatmaps; fit dia+ for them")
                     maps.append(part.heatmaps)
                 names += part.names
+                sizes += part.sizes
                 scores.append(part.scores)
                 skipped += part.skipped
                 watch.add(part.names, part.scores, part.acquisition)
@@ -129,7 +133,8 @@ class Model:
         score, threshold = np.concatenate(scores), d.threshold(rate)
         return Predictions(
             names, score, d.p_values(score), score > threshold, threshold, rate,
-            np.concatenate(maps) if maps else None, drift, skipped,
+            np.concatenate(maps) if maps else None, drift, skipped, getattr(d, "heat_", None), sizes,
+            _spacing(listing, names, sizes) if maps else (),
         )  # fmt: skip
 
     def plot(
@@ -333,6 +338,19 @@ def _rate(given: float | None, detector: Detector | OnnxModel | None = None) -> 
     if not 0 < rate < 1:
         raise DataError(f"false_alarm_rate must lie between 0 and 1, not {rate:g}; 5 % is 0.05")
     return rate
+
+
+def _spacing(
+    listing: Listing, names: Sequence[str], sizes: Sequence[tuple[int, int]]
+) -> list[tuple[float, float] | None]:
+    """Returns mm between rows and columns of images, None where their files do not tell."""
+    entries = {e.name: e for e in listing.entries}
+    found = []
+    for name, size in zip(names, sizes, strict=True):
+        e, view = entries.get(name), listing.options.view
+        mm = None if e is None else spacing_of(e.file, e.kind, e.number, view, size)
+        found.append(None if mm is None else mm.plane)
+    return found
 
 
 def _options(reading: Mapping[str, Any]) -> ReadOptions:

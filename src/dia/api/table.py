@@ -14,6 +14,9 @@ from ..core.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..detectors.calibration import HeatScale
+    from ..evaluate.findings import Finding
+
 _SHOWN = 10  # rows of a table
 
 
@@ -50,6 +53,9 @@ class Predictions:
         heatmaps: `(N, H, W)` float32 where they were asked for.
         drift: the verdict on the images as a whole, with `alarm` and `words`.
         skipped: one line for each file that could not be read.
+        heat: what heatmaps of normals are like; None where the model does not know.
+        sizes: (height, width) of each image before it was resized to the model's size.
+        spacing: for each image mm between rows and between columns, None where its file does not tell.
     """
 
     path: Sequence[str]
@@ -61,6 +67,9 @@ class Predictions:
     heatmaps: np.ndarray | None = None
     drift: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[str] = ()
+    heat: HeatScale | None = None
+    sizes: Sequence[tuple[int, int]] = ()
+    spacing: Sequence[tuple[float, float] | None] = ()
 
     def __len__(self) -> int:
         return len(self.path)
@@ -82,11 +91,42 @@ class Predictions:
         return replace(
             self, path=[self.path[i] for i in where], score=self.score[where], p=self.p[where],
             flagged=self.flagged[where], heatmaps=maps,
+            sizes=[self.sizes[i] for i in where] if self.sizes else (),
+            spacing=[self.spacing[i] for i in where] if self.spacing else (),
         )  # fmt: skip
 
     def ranked(self) -> Predictions:
         """Returns the same rows, the most anomalous first."""
         return self[np.argsort(-self.score, kind="stable")]
+
+    def findings(self, false_alarm_rate: float | None = None) -> list[list[Finding]]:
+        """Finds what is higher in the heatmaps than at most a share of normal images is anywhere.
+
+        Args:
+            false_alarm_rate: that share; the table's where None.
+
+        Returns:
+            The findings of each row, the highest peak first, in pixels of the image as it was given. `slice`
+            is the row's number; `dia.evaluate.findings.joined` joins those of a volume to lesions.
+
+        Raises:
+            DataError: the table has no heatmaps, or the normals are too few for the rate.
+        """
+        from ..evaluate.findings import findings_of, why_none
+
+        rate = self.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        if self.heatmaps is None:
+            raise DataError("findings are made of heatmaps: give predict(…, heatmaps=True)")
+        if not 0 < rate < 1:
+            raise DataError(f"false_alarm_rate must lie between 0 and 1, not {rate:g}; 5 % is 0.05")
+        if self.heat is None or (why := why_none(self.heat, rate)):
+            raise DataError(why if self.heat is not None else why_none(None, rate))
+        none = [None] * len(self)
+        rows = zip(self.heatmaps, self.sizes or none, self.spacing or none, strict=True)
+        return [
+            findings_of(heatmap, self.heat, rate, size=size, spacing=mm, slice=i)
+            for i, (heatmap, size, mm) in enumerate(rows)
+        ]
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a data frame with the columns path, score, p and flagged.

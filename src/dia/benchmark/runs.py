@@ -25,7 +25,7 @@ from ..detectors import DIA, Detector
 from ..detectors.registry import detector_class, wanted_settings
 from ..detectors.saving import OWN, fingerprint, identity_of, sha256_of
 from ..evaluate.metrics import image_metrics, pixel_metrics
-from ..features.backbone import LITE
+from ..features.package import LITE
 from .ledger import Ledger, identity
 
 OWN_WEIGHTS = "dia"

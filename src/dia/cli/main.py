@@ -45,7 +45,8 @@ _MODULES = {  # a command's function has its name, with an underscore for a spac
     "demo": ["demo"],
     "main": ["completion"],
 }
-_WRITTEN = ("out", "heatmaps", "findings", "masks", "ledger", "store", "log_dir")  # the arguments that name what is written
+# the arguments that name what is written
+_WRITTEN = ("out", "heatmaps", "findings", "masks", "ledger", "store", "log_dir")
 _READ = ("data", "run", "normals", "check", "results", "weights")  # and what is read
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -14,7 +14,7 @@ from ..core.errors import DataError
 from ..core.running.progress import Bar
 from ..core.storage import Owner
 from ..data.imageset import middle_slices
-from ..detectors.calibration import Calibration, fewest_for, one_of_each
+from ..detectors.calibration import LOOKED, Calibration, HeatScale, fewest_for, one_of_each
 from ..serve.limits import Limits
 from .options import DataRoot, Device, Images, Model, Output, Rate, Reading, finite, remark, result
 
@@ -80,7 +80,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 
 def _watched(taught: Mapping[str, Any]) -> str | None:
-    """Returns the p-values of missed anomalies before and after they were marked, the most anomalous first."""
+    """Returns the p-values of missed anomalies before and after, the most anomalous first."""
     watch = [w for w in taught.get("watch") or () if {"sha256", "p_before", "p_after"} <= set(w)]
     shown = [f"{str(w['sha256'])[:12]} p {w['p_before']:.3g} → {w['p_after']:.3g}" for w in watch[:5]]
     more = [f"and {len(watch) - 5} more"] if len(watch) > 5 else []
@@ -114,9 +114,9 @@ def calibrate(
     """Give a model the threshold and p-values of a site's own normals, without training.
 
     Every normal is scored, and these scores replace those that the model was calibrated on; the test for
-    drift compares with these normals too. The earlier ones stay in the folder, and --original brings them
-    back. The normals must be such as the model will see, and none that it was fitted on. A file of
-    `dia export` keeps the old threshold: export again.
+    drift, the colours of heatmaps and the level of findings are those of these normals too. The earlier ones
+    stay in the folder, and --original brings them back. The normals must be such as the model will see, and
+    none that it was fitted on. A file of `dia export` keeps the old threshold: export again.
 
     Args:
         run: a folder written by `dia fit`
@@ -173,10 +173,14 @@ def calibrate(
             f"{normals}: {len(images)} normal images; a rate of {share:g} needs {needed}: give more, {remedy}"
         )
     scores = detector.score(images)
+    heat = None
+    if detector.has_heatmaps():
+        few = (detector.heatmap(images.images[i : i + LOOKED]) for i in range(0, len(images), LOOKED))
+        heat = HeatScale.of_parts(maps for maps in few if maps is not None)
     about = {"on": normals, "images": len(images), "flagged_before": float((scores > before).mean())}
     known = references(images.images, middle_slices(images.units, len(images)))
     with Owner(target):
-        calibrate_folder(folder, target, scores, known, about, share)
+        calibrate_folder(folder, target, scores, known, about, share, heat)
     return output.show({
         "run": str(target), "normals": len(images), "false_alarm_rate": share,
         "threshold_before": finite(before), "threshold": finite(Calibration.of(scores).threshold(share)),
@@ -231,7 +235,9 @@ def update(
         undo_folder(run, out=out)
         now = Detector.load(out or run, device=device.device)
         threshold = finite(now.threshold())
-        return output.show({"run": out or run, "taught": "nothing: it is as it was fitted", "threshold": threshold})
+        return output.show(
+            {"run": out or run, "taught": "nothing: it is as it was fitted", "threshold": threshold}
+        )
     rows = read_marks(file := Path(str(marks)))
     detector = Detector.load(run, device=device.device)
     options = replace(reading.options(), divide=False).as_fitted(detector.facts_, detector.shape_)

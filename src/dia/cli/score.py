@@ -75,13 +75,13 @@ def score(
         heatmaps_as: what to write there, as [overlay,npy]: overlay (PNG: the image at its own size under the
             heatmap, with the scale), beside (PNG: the plain image, then the overlay), npy or tiff (float32:
             the heatmap itself, at the image's own size)
-        findings: file of what is higher in a heatmap than at most that share of normal images is anywhere, each
-            place with box, contour, area (mm² where known) and p-value; joined across the slices of a volume:
-            .json (as COCO) or .csv
+        findings: file of the places that are higher in a heatmap than nearly all normal images are anywhere
+            (the false-alarm rate says how many), each with box, contour, area (mm² where known) and p-value,
+            joined across the slices of a volume: .json (as COCO) or .csv
         masks: folder for masks of these findings, under the image's own path and name
-        masks_as: what to write there, as [png,nifti,seg]: png (white on black, at the image's own size), nifti
-            (for volumes and DICOM series, in the geometry of the source, with the lesions' numbers) or seg
-            (DICOM SEG, for DICOM files; it names the patient, as they do)
+        masks_as: what to write there, as [png,nifti,seg]: png (white on black, at the image's own size),
+            nifti (for volumes and DICOM series, in the geometry of the source, with the lesions' numbers) or
+            seg (DICOM SEG, for DICOM files; it names the patient, as they do)
         top_k: number of slices whose mean is a volume's second score, in NAME.volumes.csv for --out NAME.csv
         drift_rate: false-alarm rate of the drift alarm: the share of runs with images like the training
             normals that raise it
@@ -139,8 +139,8 @@ def score(
             share=anomalous_up_to, before=rows.noted, resumed=rows.start > 0,
         )  # fmt: skip
         job = Job(
-            run, detector, listing, rows.start, batch, heatmaps is not None or wanted is not None, device.device, images.workers,
-            cluster.ray_address,
+            run, detector, listing, rows.start, batch, bool(heatmaps or wanted), device.device,
+            images.workers, cluster.ray_address,
         )  # fmt: skip
         done, fitted_on = rows.start, 0
         if resume:

@@ -57,8 +57,18 @@ _FACTS_WITHIN: dict[str, dict[str, Any]] = {
     )
     | {"contamination": float, "channel": int | None},
     "calibrated": {"on": str, "images": int, "flagged_before": float},
-    "taught": {"marks": int, "anomalous": int, "normal": int, "readers": tuple[str, ...], "at": str,
-               "auc_before": float, "auc_after": float, "weight": float, "normals_added": int, "watch": tuple[dict, ...]},
+    "taught": {
+        "marks": int,
+        "anomalous": int,
+        "normal": int,
+        "readers": tuple[str, ...],
+        "at": str,
+        "auc_before": float,
+        "auc_after": float,
+        "weight": float,
+        "normals_added": int,
+        "watch": tuple[dict, ...],
+    },
 }
 
 

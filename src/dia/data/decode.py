@@ -291,7 +291,7 @@ def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options
     """Puts each result into its place in one array, and adds what the entries know of it."""
     images = masks = None
     kept: list[Entry] = []
-    sizes: list[tuple[int, int]] = []
+    native: list[tuple[int, int]] = []
     skipped: list[str] = []
     for entry, one in zip(entries, loaded, strict=True):
         if isinstance(one, str):
@@ -314,7 +314,7 @@ def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options
         if masks is not None and one.masks is not None:
             masks[len(kept)] = one.masks[0]
         kept.append(entry)
-        sizes.append(one.sizes[0] if one.sizes else (h, w))
+        native.append(one.sizes[0] if one.sizes else (h, w))
     if images is None:  # empty, but of the size and channels asked for
         images = options.conform(ImageSet(np.zeros((1, 1, 1, 3), np.uint8))).images
     volumes, patients = tuple(e.volume for e in kept), tuple(e.patient for e in kept)
@@ -326,7 +326,7 @@ def _collect(entries: Sequence[Entry], loaded: Iterable[ImageSet | str], options
         tuple(skipped),
         volumes if any(volumes) else (),
         patients=patients if any(patients) else (),
-        sizes=sizes,
+        sizes=native,
     )
 
 

@@ -105,7 +105,7 @@ def save_pretrained(
     )
     with tempfile.TemporaryDirectory() as temporary:
         shown = copy.copy(detector)
-        if taught := detector.facts_.get("taught"):
+        if taught := getattr(detector, "facts_", {}).get("taught"):
             shown.facts_ = {**detector.facts_, "taught": public(taught, "taught")}
         saved = shown.save(Path(temporary) / "model")
         for file in saved.rglob("*.json"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from ..core.environment import environment
 from ..core.errors import DataError
 from ..data.datasets import open_listing
+from ..data.formats.geometry import Spacing, spacing_of
 from ..data.formats.spreadsheet import SHEETS
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
@@ -24,6 +26,7 @@ from ..data.readers import Listing, listing
 from ..detectors import Detector
 from ..detectors.saving import is_own, training_set
 from ..detectors.teaching.taught import summary_of
+from ..evaluate.findings import of_case
 from ..report.pictures import scale_of
 from .scoring import hash_of
 
@@ -41,11 +44,17 @@ class Picture:
         name: the file's name without folders, with a mark such as `#7` if the file holds several images.
         image: `(H, W, C)` uint8 at the model's size.
         file: the index of its file among those read.
+        size: (height, width) in its file.
+        spacing: mm between pixels; None where the file does not tell, or it was not asked for.
+        volume: equal for the slices of one volume of the file; None where it is none, or as for `spacing`.
     """
 
     name: str
     image: np.ndarray
     file: int = 0
+    size: tuple[int, int] | None = None
+    spacing: Spacing | None = None
+    volume: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,8 @@ class Inferencer:
             "n_train": d.n_train_, "n_calibration": d.n_calibration_, "false_alarm_rate": self.rate,
             "threshold": float(t) if np.isfinite(t := d.threshold()) else None,
             "heatmaps": self.has_heatmaps, "t_max": self.t_max,
-            "lineage": d.facts_.get("lineage") or hash_of(Path(run)), "taught": summary_of(d.facts_.get("taught")),
+            "lineage": d.facts_.get("lineage") or hash_of(Path(run)),
+            "taught": summary_of(d.facts_.get("taught")),
             "versions": environment()["versions"], "fitted_with": d.facts_.get("versions"),
         }  # fmt: skip
         self._model = threading.RLock()  # networks and seeded draws serve one thread at a time
@@ -174,7 +184,12 @@ class Inferencer:
         return dict(self._facts)
 
     def read(
-        self, files: Sequence[Path], *, names: Sequence[str] | None = None, most: int | None = None
+        self,
+        files: Sequence[Path],
+        *,
+        names: Sequence[str] | None = None,
+        most: int | None = None,
+        spacing: bool = False,
     ) -> Reading:
         """Reads the pictures in some files, at the model's size.
 
@@ -185,6 +200,7 @@ class Inferencer:
             files: the files, on this machine.
             names: their owner's names for the files; the files' own names without folders where None.
             most: the greatest number of pictures; files beyond it are errors.
+            spacing: whether to look how far apart pixels are, in mm, and which pictures make a volume.
 
         Returns:
             The pictures, and a line for each file that is left out.
@@ -205,10 +221,15 @@ class Inferencer:
                 errors.append((name, _without_place(str(error), file, name)))
                 continue
             errors += [(name, _without_place(line, file, name)) for line in found.skipped]
-            for j, (own, image) in enumerate(zip(found.names, found.images, strict=True)):
+            entries = {e.name: e for e in listed.entries} if spacing else {}
+            for j, (own, image, size) in enumerate(zip(found.names, found.images, found.sizes, strict=True)):
                 _, mark, number = own.rpartition("#")  # the reader marks frames and slices
                 one = f"{name}#{number if mark else j}" if len(found) > 1 else name
-                pictures.append(Picture(one, image, i))
+                mm, volume = None, None
+                if (e := entries.get(own)) is not None:
+                    mm = spacing_of(e.file, e.kind, e.number, listed.options.view, size)
+                    volume = e.volume
+                pictures.append(Picture(one, image, i, size, mm, volume))
         return Reading(pictures, errors, left_out)
 
     def score(self, images: np.ndarray, heatmaps: bool = True) -> Verdict:
@@ -226,6 +247,29 @@ class Inferencer:
             if maps is not None and self._scale is None:
                 self._scale = self._scale_of_normals() or scale_of(maps)
         return Verdict(scores, self.detector.p_values(scores), maps)
+
+    def findings(
+        self, pictures: Sequence[Picture], heatmaps: np.ndarray, rate: float
+    ) -> list[list[dict[str, Any]]]:
+        """Finds what is above the level at a rate, joined across the slices of each volume.
+
+        Args:
+            pictures: N pictures of one file, which were read with `spacing`.
+            heatmaps: `(N, H, W)` of them.
+            rate: share of normal images that may have a finding.
+
+        Returns:
+            For each picture its findings, as `Finding.to_json` tells them.
+        """
+        found: list[list[dict[str, Any]]] = []
+        for _, group in groupby(range(len(pictures)), lambda i: pictures[i].volume or i):
+            own = [*group]
+            case = of_case(
+                heatmaps[own], self.detector.heat_, rate, size=pictures[own[0]].size,
+                spacing=(mm := pictures[own[0]].spacing) and (mm.y, mm.x, mm.z),
+            )  # fmt: skip
+            found += [[f for f in case["findings"] if f["slice"] == k] for k in range(len(own))]
+        return found
 
     @property
     def heat_scale(self) -> tuple[float, float] | None:

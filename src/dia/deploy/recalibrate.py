@@ -17,10 +17,11 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.modelfiles import ModelFiles, write_sums, written
 from ..detectors import drift
+from ..detectors.calibration import HeatScale
 from ..detectors.teaching.taught import FILE as TAUGHT
 from .scoring import hash_of
 
-_REPLACED = ("config.json", "calibration.json", "drift.json")
+_REPLACED = ("config.json", "calibration.json", "drift.json", "heatmaps.json")
 
 
 def _keep_first(new: Path, name: str) -> None:
@@ -37,6 +38,7 @@ def calibrate_folder(
     references: Mapping[str, drift.Reference],
     about: Mapping[str, Any],
     false_alarm_rate: float,
+    heat: HeatScale | None = None,
 ) -> None:
     """Gives a model folder another calibration; what the fit found stays in it.
 
@@ -47,10 +49,11 @@ def calibrate_folder(
         references: the values of the same normals for the test of drift.
         about: facts of the calibration, kept as `facts.calibrated`.
         false_alarm_rate: the rate of the threshold.
+        heat: the heatmaps of the same normals; None where the method has none.
     """
     lineage = hash_of(folder)  # by which marks of the model know it again
     with edited(folder, target) as new:
-        for name in _REPLACED:
+        for name in _REPLACED if heat is not None else _REPLACED[:-1]:
             _keep_first(new, name)
         config = json.loads((new / "config.json").read_text())
         config["n_calibration"], config["false_alarm_rate"] = len(scores), false_alarm_rate
@@ -59,6 +62,10 @@ def calibrate_folder(
         held = {"held_out_normal_scores": np.sort(np.asarray(scores, np.float64)).tolist()}
         (new / "calibration.json").write_text(json.dumps(held))
         (new / "drift.json").write_text(json.dumps(drift.to_json(references)))
+        if heat is not None:
+            if not (new / "heatmaps.json").exists():  # an older folder: the fit found none
+                (new / "heatmaps.fitted.json").write_text("null")
+            (new / "heatmaps.json").write_text(json.dumps(heat.to_json()))
 
 
 def restore_folder(folder: Path, target: Path) -> None:
@@ -76,7 +83,10 @@ def restore_folder(folder: Path, target: Path) -> None:
     with edited(folder, target) as new:
         for name in _REPLACED:
             if (first := new / name.replace(".json", ".fitted.json")).exists():
+                none = first.read_text() == "null"
                 first.replace(new / name)
+                if none:
+                    (new / name).unlink()
 
 
 @contextmanager
@@ -91,6 +101,10 @@ def edited(folder: Path, target: Path) -> Iterator[Path]:
     with written(target) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
         yield new
-        known = {*(sums or {}), TAUGHT, *(f"{n[:-5]}{kind}.json" for n in _REPLACED for kind in ("", ".fitted"))}
+        known = {
+            *(sums or {}),
+            TAUGHT,
+            *(f"{n[:-5]}{kind}.json" for n in _REPLACED for kind in ("", ".fitted")),
+        }
         if sums is not None:
             write_sums(new, (name for name in known if (new / name).is_file()))

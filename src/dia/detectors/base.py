@@ -613,7 +613,9 @@ def _loaded(folder: Path, device: str) -> Detector:
     with AllocationLimit(folder, files.nbytes):
         self._restore(load_file(weights), folder)
         if (folder / TAUGHT).exists() != bool(self.facts_.get("taught")):
-            raise DataError(f"config.json and {TAUGHT} do not agree on what marks taught it; fetch the folder again")
+            raise DataError(
+                f"config.json and {TAUGHT} do not agree on what marks taught it; fetch the folder again"
+            )
         if self.facts_.get("taught"):
             self._restore_taught(load_file(files.weights(TAUGHT)))
     saving.probe(self)  # arrays of other shapes may fail only here

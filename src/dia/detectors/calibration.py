@@ -25,7 +25,7 @@ slice: the weighted p-value, which keeps the promise, is (1 + K p) / (K + 1).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -122,6 +122,19 @@ class HeatScale:
         return cls(float(np.median(heatmaps)), heatmaps.max((1, 2)).astype(np.float64))
 
     @classmethod
+    def of_parts(cls, parts: Iterable[np.ndarray]) -> HeatScale:
+        """Measures heatmaps of any number of normals, part by part.
+
+        Args:
+            parts: each `(n, H, W)`; the usual value is the median of their medians, weighted by n.
+        """
+        usual, peaks = list[float](), list[np.ndarray]()
+        for maps in parts:
+            usual += [float(np.median(maps))] * len(maps)
+            peaks.append(maps.max((1, 2)).astype(np.float64))
+        return cls(float(np.median(usual)), np.concatenate(peaks))
+
+    @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> HeatScale:
         """Restores what `to_json` gave.
 
@@ -168,7 +181,7 @@ def finite(scores: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
 
 def fewest_for(false_alarm_rate: float) -> int:
     """Returns the fewest calibration normals that give a threshold at a rate: p-values reach 1 / (n + 1)."""
-    return max(int(np.ceil(1 / false_alarm_rate - 1 - 1e-9)), 1)
+    return max(int(min(np.ceil(1 / false_alarm_rate - 1 - 1e-9), 2**53)), 1)  # of 5e-324 it is infinite
 
 
 def held_out(

@@ -32,7 +32,8 @@ from ..data.imageset import ImageSet, subsample
 from ..dissolve import Control, DissolverSettings, load_dissolver
 from ..dissolve.settings import T_MAX
 from ..dissolve.several import SeveralT
-from ..features.backbone import LITE, Maps, Squares, load_backbone, restore_backbone, weights_of
+from ..features.backbone import Maps, Squares, load_backbone, restore_backbone, weights_of
+from ..features.package import LITE
 from ..features.untrained import (
     Shape,
     Statistics,
@@ -309,7 +310,9 @@ class Joined(nn.Module):
         total: Tensor = self.to_image(places + _COARSE * self.to_grid(coarse))
         return total.float()
 
-    def seen(self, x: Tensor, dissolved: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, list[Tensor]]:
+    def seen(
+        self, x: Tensor, dissolved: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, list[Tensor]]:
         """Returns what is seen of images: vectors `(N, D)` by view and numbers `(N,)` by view, none where the
         whole image does not count; places `(N, g, g)`; dissolved copies by dissolver.
 
@@ -329,9 +332,7 @@ class Joined(nn.Module):
             numbers = m.numbers(small, maps.fine, m.removed(maps.fine, copies))
         return vectors, numbers, self.places(m.sources(x, maps.fine)), copies
 
-    def scored(
-        self, distances: dict[str, Tensor], numbers: dict[str, Tensor], place: Tensor
-    ) -> Tensor:
+    def scored(self, distances: dict[str, Tensor], numbers: dict[str, Tensor], place: Tensor) -> Tensor:
         """Returns the score `(N,)` float64 without what was taught.
 
         Args:
@@ -541,9 +542,9 @@ class DIAPlus(DIA):
         if self.s.whole:
             whole = module.evidence(distances, {k: torch.from_numpy(v) for k, v in joined.items()})
             self.scales_[WHOLE] = module.scales[WHOLE] = Scale.of(whole.numpy())
-        away = {f"away.{name}": d.numpy() for name, d in distances.items()}
-        kept_numbers = {f"number.{name}": values for name, values in joined.items()}
-        self.normals_ = {"unit": np.unique(units, return_inverse=True)[1], "place": place, **away, **kept_numbers}
+        self.normals_ = {"unit": np.unique(units, return_inverse=True)[1], "place": place}
+        self.normals_ |= {f"away.{name}": values.numpy() for name, values in distances.items()}
+        self.normals_ |= {f"number.{name}": values for name, values in joined.items()}
         return np.asarray(module.joined(whole, torch.from_numpy(place)))
 
     def _fit_banks(

@@ -30,8 +30,8 @@ from ..core.storage import locked
 from ..core.training import Timed
 from ..data.datasets import known_sets
 from ..data.options import ReadOptions
-from ..features.backbone import LITE
 from ..features.own import OWN
+from ..features.package import LITE
 from .drift import Reference, from_json
 
 FORMAT = 1  # of model folders

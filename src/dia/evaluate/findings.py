@@ -107,8 +107,9 @@ def why_none(heat: HeatScale | None, rate: float) -> str:
         return "no findings: the model keeps no heatmaps of normals; fit dia+, or give it some: dia calibrate"
     if (n := len(heat.peaks)) < (needed := fewest_for(rate)):
         return (
-            f"no findings: a rate of {rate:.3g} needs heatmaps of {needed} normals, and the model keeps those "
-            f"of {n}; give more to `dia calibrate`, or take --false-alarm-rate of {1 / (n + 1):.2g} or more"
+            f"no findings: a rate of {rate:.3g} needs heatmaps of {needed} normals, and the model keeps "
+            f"those of {n}; give more to `dia calibrate`, or take --false-alarm-rate of {1 / (n + 1):.2g} or "
+            "more"
         )
     return ""
 
@@ -260,9 +261,9 @@ def mask_of(findings: Sequence[Finding], size: tuple[int, int]) -> np.ndarray:
         size: its (height, width).
 
     Returns:
-        `(height, width)` uint16: the lesion's number (1 where they are not joined), 0 where nothing is.
+        `(height, width)` uint32: the lesion's number (1 where they are not joined), 0 where nothing is.
     """
-    drawn = np.zeros(size, np.uint16)
+    drawn = np.zeros(size, np.uint32)
     for f in findings:
         x, y, w, h = f.box
         drawn[y : y + h, x : x + w][f.mask] = max(f.lesion, 1)
@@ -350,7 +351,5 @@ def _overlap(a: Finding, b: Finding) -> bool:
     bottom = min(a.box[1] + a.box[3], b.box[1] + b.box[3])
     if left >= right or top >= bottom:
         return False
-    parts = (
-        f.mask[top - f.box[1] : bottom - f.box[1], left - f.box[0] : right - f.box[0]] for f in (a, b)
-    )
+    parts = (f.mask[top - f.box[1] : bottom - f.box[1], left - f.box[0] : right - f.box[0]] for f in (a, b))
     return bool(np.logical_and(*parts).any())

@@ -161,12 +161,11 @@ def froc(masks: np.ndarray, heatmaps: np.ndarray, at: Sequence[float] = FROC_AT)
     Raises:
         ValueError: shapes that differ, or no anomalous pixel.
     """
-    masks, heatmaps = np.asarray(masks, dtype=bool), np.asarray(heatmaps)
-    tops = heatmaps[heatmaps == ndimage.maximum_filter(heatmaps, (1, 3, 3))]
-    values = np.unique(tops)
+    images = _places(masks, heatmaps)
+    values = np.unique(np.concatenate([heights for _, _, _, heights in images]))
     if len(values) > _THRESHOLDS:
         values = np.unique(np.quantile(values, np.linspace(0, 1, _THRESHOLDS)))
-    found = [recall_at(masks, heatmaps, float(v)) for v in values]
+    found = [_recall(images, float(v)) for v in values]
     return {f"recall@{n:g}": max((r for r, false in found if false <= n), default=0.0) for n in at}
 
 
@@ -184,20 +183,41 @@ def recall_at(masks: np.ndarray, heatmaps: np.ndarray, threshold: float) -> tupl
     Raises:
         ValueError: shapes that differ, or no anomalous pixel.
     """
+    return _recall(_places(masks, heatmaps), threshold)
+
+
+_Place = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _places(masks: np.ndarray, heatmaps: np.ndarray) -> list[_Place]:
+    """Returns of each image its numbered lesions, its heatmap, and where and how high its maxima are.
+
+    The peak of a connected place is one of the local maxima, whatever the threshold.
+    """
+    masks, heatmaps = np.asarray(masks, dtype=bool), np.asarray(heatmaps)
     if masks.ndim != 3 or masks.shape != heatmaps.shape or not len(masks):
         raise ValueError(f"masks {masks.shape}, heatmaps {heatmaps.shape} must be one (N, H, W): resize them")
-    lesions = marked = false = 0
-    for mask, heatmap in zip(masks, heatmaps, strict=True):
-        regions, n = ndimage.label(mask, _EIGHT)
-        lesions += n
-        places, many = ndimage.label(heatmap >= threshold, _EIGHT)
-        if many:
-            peaks = ndimage.maximum_position(heatmap, places, np.arange(1, many + 1))
-            hit = regions[tuple(np.array(peaks, int).T)]
-            marked, false = marked + len({*hit.tolist()} - {0}), false + int((hit == 0).sum())
-    if not lesions:
+    if not masks.any():
         raise ValueError("masks have no anomalous pixel: pass images with masked anomalies")
-    return marked / lesions, false / len(masks)
+    found = []
+    for mask, heatmap in zip(masks, heatmaps, strict=True):
+        tops = np.flatnonzero(heatmap == ndimage.maximum_filter(heatmap, 3))
+        tops = tops[np.argsort(-heatmap.ravel()[tops], kind="stable")]  # the highest first
+        found.append((ndimage.label(mask, _EIGHT)[0], heatmap, tops, heatmap.ravel()[tops]))
+    return found
+
+
+def _recall(images: Sequence[_Place], threshold: float) -> tuple[float, float]:
+    lesions = marked = false = 0
+    for regions, heatmap, tops, heights in images:
+        lesions += int(regions.max())
+        if not (above := int((heights >= threshold).sum())):
+            continue
+        places = ndimage.label(heatmap >= threshold, _EIGHT)[0].ravel()[tops[:above]]
+        peaks = tops[np.unique(places, return_index=True)[1]]  # the first of each place is its highest
+        hit = regions.ravel()[peaks]
+        marked, false = marked + len({*hit.tolist()} - {0}), false + int((hit == 0).sum())
+    return marked / lesions, false / len(images)
 
 
 def _area(start: np.ndarray, end: np.ndarray, limit: float) -> np.ndarray:

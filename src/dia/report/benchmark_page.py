@@ -26,8 +26,9 @@ from ..core.errors import DataError
 from ..detectors.registry import DEFAULT, TRIVIAL
 from ..evaluate.compare import Compared, compared
 from . import context, render, table, text
+from .constants import LIMITS
 from .figures import critical_difference_diagram, mean_curve, roc_overlay
-from .style import LIMITS, environment, save, svg
+from .style import environment, save, svg
 from .table import Table
 
 OURS = ("dia+", "dia", BASE)  # rows always in colour

@@ -27,8 +27,9 @@ from ..evaluate.metrics import roc_band
 from ..evaluate.verdict import Verdict
 from ..evaluate.volume_scores import TOP_K, volume_metrics, volume_scores
 from . import figures, render
+from .constants import LIMITS
 from .pictures import COLOURS, colour, scale_of
-from .style import LIMITS, axes, environment, svg
+from .style import axes, environment, svg
 from .table import Table, table
 
 SHOWN = 8  # images of each kind

@@ -20,7 +20,6 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ..data.formats.mark import MARK
-from .constants import LIMITS
 
 # Colours of ink, grid, anomalous ("C0") and normal ("C1"). Matplotlib has no CSS colours: a page is drawn in
 # colours that nothing else uses, which are then replaced by the page's own.

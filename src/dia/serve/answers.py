@@ -38,6 +38,11 @@ class ScoreForm(BaseModel):
         description="png: coloured, on one scale for all answers; raw: float32, little-endian, row by row; "
         "both of the model's height and width, as base64",
     )
+    findings: Literal["none", "list"] = Field(
+        "none",
+        description="list: what is higher in the heatmap than the given share of normal images is anywhere, "
+        "with box, contour, area and p-value",
+    )
     false_alarm_rate: float | SkipJsonSchema[None] = Field(
         None,
         description="share of normal images flagged; default: the model's",
@@ -60,6 +65,20 @@ class FileError(BaseModel):
     error: str
 
 
+class Found(BaseModel):
+    """One place of an image, in pixels of its file, x and y from the outer edge of the first."""
+
+    slice: int = Field(description="number of the image in its file, from 0")
+    box: tuple[int, int, int, int] = Field(description="x, y, width, height")
+    contour: list[list[tuple[float, float]]] = Field(description="rings of x, y; the last may be holes")
+    area_px: int
+    area_mm2: float | None = Field(description="null where the file does not tell the size of pixels")
+    centroid: tuple[float, float]
+    peak: float = Field(description="greatest value of the heatmap in it")
+    p_value: float = Field(description="share of normal images with such a peak, at most")
+    lesion: int = Field(description="equal for findings that touch from slice to slice of a file")
+
+
 class Scored(BaseModel):
     """One image, frame or slice."""
 
@@ -68,6 +87,7 @@ class Scored(BaseModel):
     p_value: float = Field(description="conformal: share of normal images at least as anomalous, at most")
     flagged: bool = Field(description="score above the threshold")
     heatmap: str | None = Field(None, description="base64, where asked for")
+    findings: list[Found] | None = Field(None, description="where asked for")
 
 
 class Volume(BaseModel):
@@ -90,6 +110,7 @@ class ScoreAnswer(BaseModel):
     false_alarm_rate: float
     threshold: float | None = Field(description="null where the held-out normals are too few for the rate")
     heat_scale: tuple[float, float] | None = Field(description="where the colours of a png begin and end")
+    no_findings: str = Field("", description="why nothing can be found at this rate, where that is so")
     model: dict[str, Any]
 
 
@@ -133,24 +154,31 @@ class Problem(BaseModel):
 
 
 def scored(
-    reading: Reading, verdict: Verdict, threshold: float, scale: tuple[float, float] | None
+    reading: Reading,
+    verdict: Verdict,
+    threshold: float,
+    scale: tuple[float, float] | None,
+    wanted: bool = True,
 ) -> list[Scored]:
     """Returns the answer's images.
 
     Args:
         reading: the pictures.
-        verdict: on them, with heatmaps where they were asked for.
+        verdict: on them, with heatmaps where they were made.
         threshold: above which a score is flagged.
         scale: where the heatmaps' colours begin and end; None for raw ones.
+        wanted: whether heatmaps that were made were asked for.
     """
     heat: list[str] | list[None] = [None] * len(reading.pictures)
-    if verdict.heatmaps is not None:
+    if wanted and verdict.heatmaps is not None:
         from ..report.pictures import colour  # which imports matplotlib
 
         shown = verdict.heatmaps if scale is None else colour(verdict.heatmaps, scale)
         heat = [in_base64(m.astype("<f4").tobytes() if scale is None else png(m)) for m in shown]
     return [
-        Scored(name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h)
+        Scored(
+            name=p.name, score=s, p_value=round(float(q), 6), flagged=s > threshold, heatmap=h, findings=None
+        )
         for p, s, q, h in zip(reading.pictures, verdict.scores.tolist(), verdict.p_values, heat, strict=True)
     ]
 
@@ -181,9 +209,7 @@ def volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: floa
     return out
 
 
-def as_zip(
-    copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]
-) -> bytes:
+def as_zip(copies: Sequence[tuple[str, list[tuple[int, bytes]]]], errors: Sequence[tuple[str, str]]) -> bytes:
     """Returns dissolved copies as a zip.
 
     Args:

@@ -1,8 +1,8 @@
 """The application: the HTTP service, and the reading room where there is one, behind one guard.
 
 The service's routes are here: scores, heatmaps and dissolved copies of images that are sent. It keeps nothing
-of a request once it is answered. Knows requests; `batching.py`, `uploads.py` and `answers.py` do the work, and
-`middleware.py` guards it. Imports no torch, so that a page is there before a model is.
+of a request once it is answered. Knows requests; `batching.py`, `uploads.py` and `answers.py` do the work,
+and `middleware.py` guards it. Imports no torch, so that a page is there before a model is.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from .. import __version__
 from ..core.errors import DataError
 from ..report.constants import LIMITS
 from .answers import (
-    Dissolved,
     DissolveAnswer,
+    Dissolved,
     DissolvedCopy,
     DissolveForm,
+    Found,
     Health,
     Problem,
     ScoreAnswer,
@@ -76,7 +77,12 @@ _ANY: dict[int | str, dict[str, Any]] = {
     500: _problem("an error of the service"),
 }
 _NONE = _problem("no model is served")
-_HEALTH: dict[int | str, dict[str, Any]] = {400: _ANY[400], 403: _ANY[403], 500: _ANY[500], 503: {"model": Health}}
+_HEALTH: dict[int | str, dict[str, Any]] = {
+    400: _ANY[400],
+    403: _ANY[403],
+    500: _ANY[500],
+    503: {"model": Health},
+}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     **_ANY,
     408: _problem("did not arrive in time"),
@@ -130,7 +136,11 @@ def build_app(
         threads.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
-        title="Dissolving Is Amplifying", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="Dissolving Is Amplifying",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.attempts = attempts
     app.add_middleware(
@@ -208,23 +218,37 @@ def _add_service(
         """Scores images: p-value, flag, and a heatmap where asked for."""
         _check_query(request)
         sent = await request.form()
-        if twice := [name for name in ("heatmaps", "false_alarm_rate") if len(sent.getlist(name)) > 1]:
+        once = ("heatmaps", "findings", "false_alarm_rate")
+        if twice := [name for name in once if len(sent.getlist(name)) > 1]:
             raise Refused(422, f"{twice[0]}: sent more than once")
         served: Served = request.state.served
         inferencer = served.inferencer
         rate = inferencer.rate if form.false_alarm_rate is None else form.false_alarm_rate
         threshold = _asked(inferencer.threshold, rate)
-        if form.heatmaps != "none" and not inferencer.has_heatmaps:
-            raise Refused(422, f"{inferencer.detector.method} has no heatmaps; send heatmaps=none")
+        wanted, find = form.heatmaps != "none", form.findings == "list"
+        if (wanted or find) and not inferencer.has_heatmaps:
+            method = inferencer.detector.method
+            raise Refused(422, f"{method} has no heatmaps; send heatmaps=none, findings=none")
 
         def make(deadline: Deadline) -> Response:
-            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline)
-            images = reading.images(inferencer.shape)
-            verdict = served.batcher.score(images, form.heatmaps != "none", deadline)
+            from ..evaluate.findings import why_none  # which imports scipy
+
+            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
+            verdict = served.batcher.score(reading.images(inferencer.shape), wanted or find, deadline)
             heat_scale = inferencer.heat_scale if form.heatmaps == "png" else None
             request.state.work.note = note(reading)
+            images = scored(reading, verdict, threshold, heat_scale, wanted)
+            if find and verdict.heatmaps is not None:
+                first = 0
+                for _, count in counts:  # findings are joined within a file
+                    deadline.check()
+                    own = slice(first, first := first + count)
+                    found = inferencer.findings(reading.pictures[own], verdict.heatmaps[own], rate)
+                    for image, places in zip(images[own], found, strict=True):
+                        image.findings = [Found(**place) for place in places]
             answer = ScoreAnswer(
-                images=scored(reading, verdict, threshold, heat_scale),
+                images=images,
+                no_findings=why_none(inferencer.detector.heat_, rate) if find else "",
                 volumes=volumes(counts, verdict, threshold),
                 errors=errors_of(reading),
                 false_alarm_rate=rate,
@@ -236,7 +260,9 @@ def _add_service(
 
         return await in_thread(request, make)
 
-    @app.post("/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs, tags=_TAGS)
+    @app.post(
+        "/dissolve", response_model=DissolveAnswer, responses=_DISSOLVED, dependencies=needs, tags=_TAGS
+    )
     async def dissolve(request: Request, form: Annotated[DissolveForm, _MULTIPART]) -> Response:
         """Dissolves images: as JSON, or as a zip of PNGs with `Accept: application/zip`."""
         _check_query(request)
@@ -288,7 +314,12 @@ def _add_service(
 
 
 def _read(
-    inferencer: Inferencer, files: Sequence[UploadFile], limits: Limits, most: int, deadline: Deadline
+    inferencer: Inferencer,
+    files: Sequence[UploadFile],
+    limits: Limits,
+    most: int,
+    deadline: Deadline,
+    spacing: bool = False,
 ) -> tuple[Reading, list[tuple[str, int]]]:
     """The pictures of the uploads, and the number of pictures of each file."""
     from ..deploy.predictor import Reading
@@ -307,7 +338,7 @@ def _read(
         errors = unpacked.errors
         for file, name in zip(unpacked.files, unpacked.names, strict=True):
             deadline.check()
-            one = inferencer.read([file], names=[name], most=most - len(pictures))
+            one = inferencer.read([file], names=[name], most=most - len(pictures), spacing=spacing)
             if one.left_out:
                 raise Refused(413, f"more than {most} images; send fewer at a time")
             pictures += one.pictures

@@ -149,7 +149,10 @@ class Bounded(logging.Filter):
             return False
         bucket.level -= 1
         if self._left_out:
-            record.msg, record.args = f"{record.getMessage()} ({self._left_out} lines before it are left out)", ()
+            record.msg, record.args = (
+                f"{record.getMessage()} ({self._left_out} lines before it are left out)",
+                (),
+            )
             self._left_out = 0
         return True
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,7 +96,11 @@ class Batcher:
             raise deadline.late() from None
         scores, p_values, maps = zip(*((p.scores, p.p_values, p.heatmaps) for p in job.parts), strict=True)
         joined = None if maps[0] is None else np.concatenate(maps)
-        whole = {"scores": np.concatenate(scores), "p_values": np.concatenate(p_values), "heatmaps": joined}
+        whole: dict[str, Any] = {
+            "scores": np.concatenate(scores),
+            "p_values": np.concatenate(p_values),
+            "heatmaps": joined,
+        }
         return replace(job.parts[0], **whole)
 
     def close(self) -> None:
@@ -171,7 +175,11 @@ class Batcher:
         for job, part in batch:
             here = slice(start, start := start + part.stop - part.start)
             maps = None if verdict.heatmaps is None else verdict.heatmaps[here]
-            own = {"scores": verdict.scores[here], "p_values": verdict.p_values[here], "heatmaps": maps}
+            own: dict[str, Any] = {
+                "scores": verdict.scores[here],
+                "p_values": verdict.p_values[here],
+                "heatmaps": maps,
+            }
             job.parts.append(replace(verdict, **own))
             if part.stop == len(job.images):
                 job.future.set_result(None)

@@ -49,7 +49,12 @@ class Connections:
     """
 
     def __init__(
-        self, most: int, *, head: float = HEAD, answer: float = ANSWER, clock: Callable[[], float] = time.monotonic
+        self,
+        most: int,
+        *,
+        head: float = HEAD,
+        answer: float = ANSWER,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.most, self.clock = most, clock
         self._patience = {"head": head, "answer": answer, "linger": LINGER}  # a body's time is the guard's
@@ -57,7 +62,9 @@ class Connections:
         self._of: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
-    def protocol(self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> Any:
+    def protocol(
+        self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None
+    ) -> Any:
         """Returns the protocol of a new connection, as uvicorn asks for it.
 
         Args:

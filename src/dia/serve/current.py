@@ -1,4 +1,4 @@
-"""The model that the service answers with: none at first where `dia serve` was given none, and exchanged whole.
+"""The model that the service answers with: none where `dia serve` was given none, and exchanged whole.
 
 A request holds on to the one that it began with. The first may be loaded while the page is served already,
 as libraries and weights take seconds. Knows models and the batches of their scoring; knows no requests,
@@ -71,7 +71,9 @@ class Current:
     @property
     def loading(self) -> bool:
         """Whether the first model is being loaded."""
-        return self._expected and self._served is None and self._loading is not None and not self._loading.done()
+        return (
+            self._expected and self._served is None and self._loading is not None and not self._loading.done()
+        )
 
     @property
     def served(self) -> Served | None:

@@ -1,4 +1,4 @@
-"""The middleware before every route: hosts, origins, token or session, sizes, time limits, headers, and the log.
+"""The middleware before every route: hosts, origins, token or session, sizes, times, headers, and the log.
 
 An ASGI middleware, so that a request is refused before its body is read. Knows headers, cookies, bytes and
 seconds; knows nothing of images, models or marks.
@@ -106,9 +106,9 @@ class Keys:
 class Guard:
     """The middleware.
 
-    A route gets, as `request.state`: `work`; `session`, None where there is none; `foreign`, whether a link of
-    another site leads here, for which no session is taken or made; and of the service's own `served`, the
-    model with which the request is answered.
+    A route gets, as `request.state`: `work`; `session`, None where there is none; `foreign`, whether a link
+    of another site leads here, for which no session is taken or made; and, of the service's own, `served`,
+    the model with which the request is answered.
 
     Args:
         app: the application that it guards.
@@ -188,13 +188,15 @@ class Guard:
                     await self.current.ready()
                     if path in SERVICE:
                         scope["state"]["served"] = self.current.get()
-                reply.begun = lambda: None if limit.expired() else limit.reschedule(None)  # it must be taken now
+                reply.begun = lambda: (
+                    None if limit.expired() else limit.reschedule(None)
+                )  # it must be taken now
                 await self.app(scope, body, reply.unless(lambda: body.refused))
             if body.refused:
                 raise body.refused
         except TimeoutError:
-            arriving = upload and not body.complete
-            raise (body.refused or (body.late() if arriving else work.deadline.late())) from None
+            late = body.late() if upload and not body.complete else work.deadline.late()
+            raise (body.refused or late) from None
         finally:
             reply.begun = lambda: None
             if upload:
@@ -213,7 +215,9 @@ class Guard:
         if origin is not None and _netloc(origin) != host:
             raise Refused(403, _FOREIGN)
         if site not in (None, "same-origin", "none"):
-            by_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            by_link = (
+                headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            )
             if not (by_link and scope["method"] in ("GET", "HEAD") and path in PAGES):
                 raise Refused(403, _FOREIGN)
             return True
@@ -232,9 +236,9 @@ class Guard:
             connection.trusted = True
         if session is None and self.sessions is not None and _ROOM.fullmatch(path):
             raise Refused(401, NO_SESSION)
-        if self.keys.needed and not (session or shown or _OPEN.fullmatch(path)):
-            if not (self.sessions is not None and path in PAGES and scope["method"] in ("GET", "HEAD")):
-                raise Refused(401, _NEEDED)
+        leads_to_login = self.sessions is not None and path in PAGES and scope["method"] in ("GET", "HEAD")
+        if self.keys.needed and not (session or shown or leads_to_login or _OPEN.fullmatch(path)):
+            raise Refused(401, _NEEDED)
         if self.keys.needed and not shown and path in SCORING and not _has_origin(headers):
             raise Refused(401, _NEEDED)  # a session alone is a browser's, which says where it asks from
         return session
@@ -302,7 +306,9 @@ def _frames(error: BaseException) -> str:
     """Where an error comes from, and its kind: its words may be a file's name, or a patient's."""
     why = f" ({error.strerror})" if isinstance(error, OSError) else ""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
-    return f"{type(error).__name__}{why} at " + " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+    return f"{type(error).__name__}{why} at " + " > ".join(
+        f"{Path(f.filename).name}:{f.lineno}" for f in frames
+    )
 
 
 class Counter:

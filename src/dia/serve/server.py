@@ -1,7 +1,7 @@
 """`dia serve`: the reading room and the HTTP service on one address, until stopped.
 
-Knows addresses, tokens and signals; the rest is `api.py`. FastAPI and uvicorn are imported only from here; and
-torch in a thread, so that the page is there at once.
+Knows addresses, tokens and signals; the rest is `api.py`. FastAPI and uvicorn are imported only from here;
+and torch in a thread, so that the page is there at once.
 """
 
 from __future__ import annotations
@@ -113,15 +113,20 @@ def serve(
         else:
             loading.result()  # nobody would look at a page meanwhile
         at = f"http://{_bracketed(host)}:{listening.getsockname()[1]}{'' if page else '/docs'}"
-        say(f"serving {Path(run).name} at {at}; Ctrl-C stops" if run else f"train a model at {at}/train; Ctrl-C stops")
+        say(
+            f"serving {Path(run).name} at {at}; Ctrl-C stops"
+            if run
+            else f"train a model at {at}/train; Ctrl-C stops"
+        )
         with _logged(), _stopped_quietly():
             server.run(sockets=[listening])
-        if error := loading.exception():  # waits: what is half imported cannot be left
-            raise error
+        loading.result()  # waits: what is half imported cannot be left
     say("stopped")
 
 
-def _loaded(done: Future[Served | None], server: uvicorn.Server, say: Callable[[str], None], took: float) -> None:
+def _loaded(
+    done: Future[Served | None], server: uvicorn.Server, say: Callable[[str], None], took: float
+) -> None:
     """Tells that the first model is there; or stops, as there is none."""
     if done.exception():
         server.should_exit = True

@@ -147,8 +147,12 @@ class Sessions:
 
 
 def _close(ended: Sequence[Session]) -> None:
+    def close() -> None:
+        for one in ended:
+            one.close()
+
     if ended:
-        threading.Thread(target=lambda: [one.close() for one in ended], name="dia-session-end").start()
+        threading.Thread(target=close, name="dia-session-end").start()
 
 
 def plain_reader(name: str) -> str:

@@ -15,7 +15,7 @@ from dia.detectors.peers.pretrained import Learner
 from dia.detectors.peers.transformaly import (
     LogLikelihood,
     TransformalySettings,
-    _block_errors,
+    _errors,
     _gaussian,
     _tokens,
 )
@@ -78,7 +78,7 @@ def test_each_block_of_the_student_is_fed_with_the_teachers_tokens_not_its_own(t
     for block in student:
         block.register_forward_pre_hook(lambda _, given: fed.append(given[0]))
     between = _tokens(teacher, X)
-    errors = _block_errors(between, student)
+    errors = _errors(between, student)
     assert len(fed) == len(errors) == 12
     for i, x in enumerate(fed):
         assert x is between[i]
@@ -89,7 +89,7 @@ def test_each_block_of_the_student_is_fed_with_the_teachers_tokens_not_its_own(t
 
 
 def test_the_teachers_own_blocks_make_no_error(teacher):
-    for error in _block_errors(_tokens(teacher, X), teacher.blocks):
+    for error in _errors(_tokens(teacher, X), teacher.blocks):
         assert error.abs().max() < 1e-10
 
 
@@ -169,7 +169,7 @@ def test_the_errors_are_those_of_the_inner_blocks(fitted):
     images = torch.from_numpy(x).permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1) / 255
     small = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", antialias=True) * 2 - 1
     with torch.no_grad():
-        every = _block_errors(_tokens(detector.frozen_, small), detector.trained_)
+        every = _errors(_tokens(detector.frozen_, small), detector.trained_)
         last = detector.frozen_.forward_features(small)[:, 0]
     classes, errors = detector._spaces(x)
     np.testing.assert_allclose(errors, torch.stack(every[1:11], 1), rtol=1e-3, atol=1e-7)

@@ -6,7 +6,6 @@ The names are followed by an audit hook, which sees whatever this process opens,
 import logging
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -14,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -255,5 +253,3 @@ def test_the_token_is_in_no_answer_and_no_log(temporary, inferencer, caplog, mon
     assert TOKEN not in caplog.text
     for answer in answers:
         assert TOKEN not in answer
-
-

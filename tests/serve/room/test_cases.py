@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from medical_files import dicom_file, meta_file, nifti_file, nrrd_file
 from PIL import Image
-from reading_room import make_page, png
+from reading_room import Held, Other, make_page, png
 
 from dia.data.readers import read
-from dia.deploy.predictor import Verdict
 from dia.serve.limits import Deadline
 from dia.serve.room.cases import Cases
 from dia.serve.room.drops import _ON_DISK, Drops
@@ -230,37 +229,6 @@ def test_the_list_has_a_greatest_length(inferencer, served_run, tmp_path):
     assert len(taken(page, session, files[3:]).all()) == 2
 
 
-class Other:
-    """A model of other scores, size and lineage."""
-
-    def __init__(self, inferencer, size=24):
-        self.inner, self.shape = inferencer, (size, size, 1)
-        self.has_heatmaps = False
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def about(self):
-        return self.inner.about() | {"lineage": "other", "model": "other"}
-
-    def score(self, images, heatmaps=True):
-        assert images.shape[1:] == self.shape
-        return Verdict(images.mean((1, 2, 3)), np.full(len(images), 0.5), None)
-
-
-class Held(Other):
-    """Such a model, whose scoring waits to be let go."""
-
-    def __init__(self, inferencer):
-        super().__init__(inferencer, size=32)
-        self.go, self.began = threading.Event(), threading.Event()
-
-    def score(self, images, heatmaps=True):
-        self.began.set()
-        self.go.wait(60)
-        return super().score(images, heatmaps)
-
-
 def test_a_drop_that_is_cancelled_while_it_is_read_leaves_what_was_scored(
     page, session, served_run, inferencer
 ):
@@ -307,7 +275,7 @@ def test_another_model_scores_all_anew_from_the_kept_pixels(page, session, serve
     cases = settled(Cases.of(session, page.room))
     for case, before in zip(cases.all(), old, strict=True):
         assert case.now.served is page.room.current.get()
-        assert case.now.heat is None
+        assert case.now.maps is None
         assert case.now.images.shape[1:] == (24, 24, 1)
         assert np.array_equal(case.now.scores, case.now.images.mean((1, 2, 3)))
         assert case.now.sha256 != before.sha256
@@ -346,6 +314,35 @@ def test_a_model_that_cannot_score_ends_in_a_line_and_not_in_a_loop(page, sessio
     cases = taken(page, session, [("a.png", png(noise(8, 9).astype(np.uint8)))])
     assert cases.all() == []
     assert cases.progress()[0].problems == [("", "not scored")]
+
+
+def test_heatmaps_are_made_behind_the_scores_and_are_those_of_the_model(page, session, inferencer):
+    cases = taken(page, session, [(f"{i}.png", png(noise(8, 9, seed=i).astype(np.uint8))) for i in range(3)])
+    for case in cases.all():
+        (heat,) = case.now.heat([0], 1)
+        expected = inferencer.score(case.images).heatmaps[0]
+        assert np.allclose(heat, expected, rtol=2e-3, atol=1e-3)
+        assert not case.now.cold
+
+
+def test_heatmaps_that_cannot_be_made_leave_the_scores(page, session, served_run, inferencer):
+    class Cold(Other):
+        def __init__(self, inferencer):
+            super().__init__(inferencer)
+            self.has_heatmaps, self.asked = True, threading.Event()
+
+        def score(self, images, heatmaps=True):
+            if heatmaps:
+                self.asked.set()
+                raise RuntimeError("no memory for it")
+            return super().score(images, heatmaps)
+
+    cold = Cold(inferencer)
+    page.room.current.use(cold, served_run.run)
+    cases = taken(page, session, [("a.png", png(noise(8, 9).astype(np.uint8)))])
+    assert cold.asked.wait(60)
+    assert [case.name for case in cases.all()] == ["a.png"]
+    assert cases.progress()[0].problems == []
 
 
 def test_marked_gives_the_image_that_a_mark_is_about(page, session, tmp_path):

@@ -244,8 +244,9 @@ def test_marks_of_0_1_are_taken_over_without_the_names_of_files(tmp_path):
     path = tmp_path / "reviews.sqlite"
     with sqlite3.connect(path) as db:  # as 0.1 made it
         db.execute(
-            "CREATE TABLE marks (name TEXT, sha256 TEXT, score REAL, p_value REAL, flagged INTEGER, rate REAL, "
-            "verdict TEXT, note TEXT, reviewer TEXT, time TEXT, model TEXT, PRIMARY KEY (model, sha256))"
+            "CREATE TABLE marks (name TEXT, sha256 TEXT, score REAL, p_value REAL, flagged INTEGER, "
+            "rate REAL, verdict TEXT, note TEXT, reviewer TEXT, time TEXT, model TEXT, "
+            "PRIMARY KEY (model, sha256))"
         )
         db.execute("PRAGMA user_version = 1")
         for i in range(30):

@@ -2,11 +2,11 @@
 
 Knows headers; reads no pixel. What a file does not tell reliably is None, never a guess:
 
-- DICOM: PixelSpacing (of the frame, the shared groups or the file); else the one region of an ultrasound
-  picture that is calibrated in cm; else ImagerPixelSpacing, divided by EstimatedRadiographicMagnificationFactor
-  where that is given. Without it the size is that at the detector, which is greater than in the body, and
-  `at` says so; also where PixelSpacing is no more than a copy of ImagerPixelSpacing. Slices are as far apart as
-  their positions are; SliceThickness is no distance.
+- DICOM: PixelSpacing (of the frame, the shared groups or the file); else ImagerPixelSpacing, divided by
+  EstimatedRadiographicMagnificationFactor where that is given (without it the size is that at the detector,
+  which is greater than in the body, and `at` says so; also where PixelSpacing is no more than a copy of
+  ImagerPixelSpacing); else the region of an ultrasound picture, if there is one alone, and it is in cm.
+  Slices are as far apart as their positions are; SliceThickness is no distance.
 - NIfTI, MetaImage, NRRD: the header's own; in mm where it names no unit but says how it lies in the body.
 - TIFF: what ImageJ, OME or a slide scanner wrote with a unit, or a resolution in pixels per cm. Dots per inch
   are what programs write by default. PNG, JPEG and the like: None, for the same reason.
@@ -101,12 +101,10 @@ class Grid(NamedTuple):
         if abs(axes[:, y] @ axes[:, x]) > _SKEW * lengths[y] * lengths[x] or not across.any():
             return None
         # of slanted slices the distance is that along their normal
-        return _spacing(lengths[y], lengths[x], abs(float(axes[:, z] @ across)) / np.linalg.norm(across))
+        return _spacing(lengths[y], lengths[x], abs(axes[:, z] @ across) / np.linalg.norm(across))
 
 
-def _spacing(
-    y: float, x: float, z: float | None = None, at: Literal["body", "detector"] = "body"
-) -> Spacing | None:
+def _spacing(y: Any, x: Any, z: Any = None, at: Literal["body", "detector"] = "body") -> Spacing | None:
     """Returns a spacing where its numbers can be."""
     if not all(_NARROW <= abs(v) <= _WIDE for v in (y, x)):  # NaN is not within
         return None
@@ -180,7 +178,9 @@ def grid_of_places(places: Sequence[Place]) -> tuple[Grid, list[int]] | None:
         is; None where they are fewer than two, do not say where they lie, or lie on no such grid.
     """
     first = places[0] if places else Place()
-    if len(places) < 2 or first.plane is None or first.spacing is None or not _spacing(*first.spacing):
+    if len(places) < 2 or first.plane is None or first.spacing is None:
+        return None
+    if not _spacing(first.spacing[0], first.spacing[1]):
         return None
     if any(p.point is None or p.plane is None or p.shape[:2] != first.shape[:2] for p in places):
         return None
@@ -216,7 +216,7 @@ def _of_dicom(path: Path, number: int) -> Spacing | None:
     with refusing("a malformed DICOM header"):
         imager = _pair(ds.get("ImagerPixelSpacing"))
         factor = ds.get("EstimatedRadiographicMagnificationFactor")
-        own = place.spacing and _spacing(*place.spacing)
+        own = place.spacing and _spacing(place.spacing[0], place.spacing[1])
         if own and (imager is None or ds.get("PixelSpacingCalibrationType") or own.plane != imager):
             grid = grid_of_places(head.places) if len(head.places) > 1 else None
             return own._replace(z=grid[0].spacing.z) if grid and grid[0].spacing else own
@@ -254,7 +254,8 @@ def _of_tiff(path: Path, number: int, shape: tuple[int, int] | None) -> Spacing 
             found = _by_tags(page, None)
         elif isinstance(found, float):  # ImageJ: a unit, and pixels for each of it in the tags
             found = _by_tags(page, found)
-        return found and _spacing(*found[:: -1 if turned_ else 1])
+        y, x = (found or (0, 0))[:: -1 if turned_ else 1]
+        return _spacing(y, x)
 
 
 def _by_tags(page: Any, unit: float | None) -> tuple[float, float] | None:

@@ -117,14 +117,15 @@ def count(path: Path, view: View) -> tuple[int, int]:
 def placed(path: Path) -> tuple[tuple[int, int, int], np.ndarray | None, tuple[float, ...] | None]:
     """Tells where the voxels of a file lie; reads the header alone.
 
-    The unit is mm where the header names none but says how its axes lie in the body, as ITK and Slicer take it.
+    The unit is mm where the header names none but says how its axes lie in the body, as ITK and Slicer take
+    it.
 
     Args:
         path: a MetaImage or NRRD file.
 
     Returns:
-        The sides x, y, z (z = 1 of a plane); the `(4, 4)` affine to mm towards right, front and top, None where
-        it is not known; and mm along each axis in space, None where not known.
+        The sides x, y, z (z = 1 of a plane); the `(4, 4)` affine to mm towards right, front and top, None
+        where it is not known; and mm along each axis in space, None where not known.
 
     Raises:
         DataError: as `count`.

@@ -52,8 +52,8 @@ def placed(path: Path) -> tuple[tuple[int, int, int], np.ndarray, float | None]:
 
     Returns:
         The sides x, y, z; the file's `(4, 4)` affine towards right, front and top; and how many mm its unit
-        has. Where the file names no unit but says how it lies in the body (a qform or sform code above 0), that
-        is 1, as nibabel and ITK take it; else None.
+        has. Where the file names no unit but says how it lies in the body (a qform or sform code above 0),
+        that is 1, as nibabel and ITK take it; else None.
 
     Raises:
         DataError: as `count`.

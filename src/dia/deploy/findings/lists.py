@@ -1,8 +1,8 @@
 """The lists of findings that users keep: JSON in the form of COCO, and CSV. Knows cases; reads no image.
 
 COCO: https://cocodataset.org/#format-data. A finding without holes has polygons; one with holes has
-uncompressed run lengths, which pycocotools reads, as COCO's polygons have no holes. What COCO does not know is
-added beside: `score` (the peak), `p_value`, `area_mm2`, `lesion`, and the list `lesions` of volumes.
+uncompressed run lengths, which pycocotools reads, as COCO's polygons have no holes. What COCO does not know
+is added beside: `score` (the peak), `p_value`, `area_mm2`, `lesion`, and the list `lesions` of volumes.
 """
 
 from __future__ import annotations

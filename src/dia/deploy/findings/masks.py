@@ -1,9 +1,9 @@
 """Masks of findings: PNG at an image's own size; NIfTI and DICOM SEG in the geometry of their source.
 
-A PNG is white where a finding is. A NIfTI file has the voxels of the source (the same array, the same affine)
-or, of a DICOM series, those of its slices, and the number of the lesion in each. A SEG refers to the images of
-its source and takes patient and study from them, as the standard asks: it is as confidential as they are.
-Knows cases; reads headers, and no pixel.
+A PNG is white where a finding is. A NIfTI file has the voxels of the source (the same array, the same
+affine) or, of a DICOM series, those of its slices, and the number of the lesion in each. A SEG refers to the
+images of its source and takes patient and study from them, as the standard asks: it is as confidential as
+they are. Knows cases; reads headers, and no pixel.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class MaskFiles:
         import nibabel
 
         many = max((lesion.number for lesion in case.lesions), default=0)
-        voxels = np.zeros(grid.shape, np.uint8 if many < 256 else np.uint16)
+        voxels = np.zeros(grid.shape, np.min_scalar_type(many))
         slices = grid.slices(voxels)
         for looked, number in zip(case.images, case.numbers, strict=True):
             if looked.size != slices.shape[1:]:
@@ -101,6 +101,8 @@ class MaskFiles:
             return f"not of more than {_MOST_SEGMENTS} lesions"
         try:
             made = _segmentation(case, self.method)
+        except DataError as error:
+            return str(error)
         except Exception as error:  # pydicom and highdicom raise nearly anything; they may quote the header
             return f"not of files that lack what the standard asks for ({_told(error)})"
         made.save_as(self._place(case.name, "seg"))
@@ -146,7 +148,7 @@ def _segmentation(case: Case, method: str) -> Any:
 
 
 def _sources(case: Case, looked: Sequence[Looked]) -> tuple[list[Any], np.ndarray]:
-    """Returns the headers of the images, and `(N, H, W)` uint16 numbers of lesions; of one file all frames."""
+    """Returns the headers of the images, and `(N, H, W)` numbers of lesions; of one file all its frames."""
     import pydicom
 
     files = dict.fromkeys(i.entry.file for i in looked if i.entry)
@@ -154,8 +156,11 @@ def _sources(case: Case, looked: Sequence[Looked]) -> tuple[list[Any], np.ndarra
     for file in files:
         data = io.BytesIO(unfolded(file)) if file.suffix.lower() == ".gz" else file
         headers[file] = pydicom.dcmread(data, stop_before_pixels=True)
-    drawn = [mask_of(i.findings, i.size) for i in looked]
-    frames = int(next(iter(headers.values())).get("NumberOfFrames") or 1)
+    drawn = [mask_of(i.findings, i.size).astype(np.uint16) for i in looked]
+    first = next(iter(headers.values()))
+    frames = int(first.get("NumberOfFrames") or 1)
+    if max(frames, len(looked)) > 1 and not first.get("FrameOfReferenceUID"):
+        raise DataError("not of several frames that have no place in the body (no FrameOfReferenceUID)")
     if len(files) == 1 and frames > 1:
         whole = np.zeros((frames, *looked[0].size), np.uint16)
         for i, mask in zip(looked, drawn, strict=True):

@@ -133,8 +133,8 @@ class Findings:
                 "description": "findings of dia-anomaly, for research; not a medical device", **about,
                 "false_alarm_rate": self.rate, "level": level,
                 "normals": 0 if self.heat is None else len(self.heat.peaks),
-                "words": self.why_none or f"at most {100 * self.rate:.3g} % of normal images (or slices) have "
-                "a finding, on average",
+                "words": self.why_none
+                or f"at most {100 * self.rate:.3g} % of normal images (or slices) have a finding, on average",
             }  # fmt: skip
             many, images = write_list(self.out, self.kept, info)
             facts |= {"findings": many, "images_with_findings": images, "findings_out": str(self.out)}

@@ -1,10 +1,11 @@
 """A model folder that learns from marked images, or is brought back to what its fit found.
 
-An update begins from the model as it was fitted, with all marks that it has learned from and the new ones: of an
-image that is marked again the later mark counts. It adds one file, `taught.safetensors`, which holds the marks,
-as the model sees them, and the calibration before; the fitted weights stay as they are. An undo takes the file
-away, and with it all marks. Folders are replaced whole: a process that is killed leaves the
-model before or after. Knows model folders and arrays; knows no files of images or marks, and no names of them.
+An update begins from the model as it was fitted, with all marks that it has learned from and the new ones:
+of an image that is marked again the later mark counts. It adds one file, `taught.safetensors`, which holds
+the marks, as the model sees them, and the calibration before; the fitted weights stay as they are. An undo
+takes the file away, and with it all marks. Folders are replaced whole: a process that is killed leaves the
+model before or after. Knows model folders and arrays; knows no files of images or marks, and no names of
+them.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def update_folder(
     at = datetime.now(UTC).isoformat(timespec="seconds")
     made = Updated(lesson.kept, lesson.words, lesson.before, lesson.after, len(learned), watch, at)
     if lesson.kept:
-        assert lesson.taught is not None and lesson.calibration is not None
+        assert lesson.taught is not None
+        assert lesson.calibration is not None
         facts = {
             "marks": len(learned), "anomalous": int(learned.labels.sum()),
             "normal": int((learned.labels == 0).sum()), "at": at,

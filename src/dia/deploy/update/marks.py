@@ -1,9 +1,9 @@
 """Files of marks: the reading room's export, or any manifest with labels, and the images that they are about.
 
-An image is found beside the file by its `path`, or among images that are named: by the sha256 of its pixels at
-the model's size, and else by its name. What is not found is counted and named. Several marks of one image are
-one: that of most readers; where as many say the one as the other, it is left out. Knows spreadsheets and
-listings; knows no model.
+An image is found beside the file by its `path`, or among images that are named: by the sha256 of its pixels
+at the model's size, and else by its name. What is not found is counted and named. Several marks of one
+image are one: that of most readers; where as many say the one as the other, it is left out. Knows
+spreadsheets and listings; knows no model.
 """
 
 from __future__ import annotations
@@ -108,10 +108,14 @@ def read_marks(path: Path) -> list[Row]:
         row, where = dict(zip(header, map(plain_cell, cells), strict=True)), f"{path}, line {line}"
         found = {name: row.get(name, "") for name in _BY}
         if not any(found.values()):
-            raise DataError(f"{where}: no {' and no '.join(n for n in _BY if n in header)}: which image is it?")
+            raise DataError(
+                f"{where}: no {' and no '.join(n for n in _BY if n in header)}: which image is it?"
+            )
         label, flag, number = row["label"].casefold(), row.get("flagged", "").casefold(), row.get("slice", "")
         if label and label not in NORMAL_WORDS | ANOMALOUS_WORDS:
-            raise DataError(f"{where}: unknown label {row['label'][:50]!r}; use 1 (anomalous), 0 (normal), or leave it empty")
+            raise DataError(
+                f"{where}: unknown label {row['label'][:50]!r}; use 1 (anomalous), 0 (normal) or nothing"
+            )
         if flag and flag not in _TRUE | _FALSE:
             raise DataError(f"{where}: flagged must be 1 or 0, not {flag[:50]!r}")
         if number and not (number.isascii() and number.isdecimal()):
@@ -142,7 +146,9 @@ def find(path: Path, rows: Sequence[Row], images: Listing | None, options: ReadO
     told = [row for row in rows if row.label is not None]
     if images is None:
         if not any(row.path for row in told):
-            raise DataError(f"{path}: it holds no column path; name the images: dia update RUN IMAGES --marks …")
+            raise DataError(
+                f"{path}: it holds no column path; name the images: dia update RUN IMAGES --marks …"
+            )
         found = _beside(path, told, options)
     else:
         found = _among(told, images)
@@ -175,7 +181,9 @@ def _beside(path: Path, rows: Sequence[Row], options: ReadOptions) -> dict[Row, 
         except DataError as error:
             raise DataError(f"{where}: {first_line(error)}") from error
         if len(held) > 1 and row.slice is None:
-            raise DataError(f"{where}: {row.path} holds {len(held)} images; say which in a column slice, from 0")
+            raise DataError(
+                f"{where}: {row.path} holds {len(held)} images; say which in a column slice, from 0"
+            )
         if (at := row.slice or 0) >= len(held):
             raise DataError(f"{where}: {row.path} has no slice {at}")
         found[row] = np.asarray(held.images[at])
@@ -214,7 +222,9 @@ def _names(row: Row) -> set[str]:
     return made
 
 
-def _agreed(found: dict[Row, np.ndarray], missing: Sequence[str], unsure: int, options: ReadOptions) -> Marked:
+def _agreed(
+    found: dict[Row, np.ndarray], missing: Sequence[str], unsure: int, options: ReadOptions
+) -> Marked:
     votes: dict[str, list[Row]] = defaultdict(list)
     images: dict[str, np.ndarray] = {}
     for row, image in found.items():
@@ -225,9 +235,10 @@ def _agreed(found: dict[Row, np.ndarray], missing: Sequence[str], unsure: int, o
     disputed = tuple(of[0].shown for sha, of in votes.items() if sha not in labels)
     kept = list(labels)
     flags = [_flag(votes[sha]) for sha in kept]
-    shape = next(iter(images.values())).shape if images else (*(options.size or (0, 0)), options.channels or 1)
+    h, w = options.size if isinstance(options.size, tuple) else (1, 1)
+    empty = np.empty((0, h, w, options.channels or 1), np.uint8)
     return Marked(
-        np.array([images[sha] for sha in kept], np.uint8).reshape(-1, *shape),
+        np.stack([images[sha] for sha in kept]) if kept else empty,
         np.array(list(labels.values()), int),
         None if None in flags else np.array(flags, bool),
         tuple(dict.fromkeys(row.reader for row in found if row.reader)), missing, disputed, unsure,

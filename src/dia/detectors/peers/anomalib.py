@@ -45,8 +45,7 @@ from ...core.running.loop import Shown, curves, interruptible
 from ...core.running.progress import Bar
 from ...core.settings import require
 from ...core.training import CHECKPOINT, batch_indices, not_finite, seed_step
-from ...features.networks import backbone, one_line
-from ...features.own import OwnFeatures, OwnResNet
+from ...features.networks import backbone, one_line, stood_in
 from ..base import Detector
 from ..calibration import Prediction
 from ..registry import PREFIX
@@ -160,11 +159,11 @@ class _Named(nn.Module):
 
 
 @contextmanager
-def _networks(weights: str, seed: int, plan: np.ndarray | None = None) -> Iterator[None]:
+def _networks(weights: str, seed: int, saved: dict[str, np.ndarray] | None = None) -> Iterator[None]:
     """While a model is built, its networks come from `backbone` instead of timm: nothing is fetched unasked.
 
     The first pretrained network has the seed itself; others have their own: no student equals its teacher.
-    `plan` rebuilds a saved `OwnFeatures` without its run.
+    `saved` rebuilds a network that stood for a ResNet, as `stood_in` takes it.
     """
     import timm
     from anomalib.models.image.cfa import torch_model
@@ -173,8 +172,8 @@ def _networks(weights: str, seed: int, plan: np.ndarray | None = None) -> Iterat
 
     def create(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         other = seed + (next(count[pretrained]) * 2 + (not pretrained)) * 2**32
-        if plan is not None and pretrained:
-            made: nn.Module = OwnFeatures(OwnResNet(*map(int, plan)), kwargs["out_indices"])
+        if saved and pretrained:
+            made = stood_in(saved, kwargs["out_indices"])
         else:
             made = backbone(name, weights if pretrained else "none", seed=other, **kwargs)
         return made.train().requires_grad_(True)  # as timm gives them
@@ -291,8 +290,12 @@ class Peer(Pretrained):
     def _pre_processor(self, cls: Any) -> Any:
         return cls.configure_pre_processor(image_size=(self.side(), self.side()))
 
-    def _changed(self, model: Any) -> None:
-        """Parts of the network that are ours, before it is trained or loaded."""
+    def _widened(self) -> dict[str, Any]:
+        """Arguments of the model that follow from the backbone's widths."""
+        return {}
+
+    def _changed(self, model: Any, weights: str, saved: dict[str, np.ndarray] | None) -> None:
+        """Parts of the network that are ours, before it is trained or loaded; `weights` of the backbone."""
 
     def _within(self, model: Any, images: np.ndarray) -> np.ndarray:
         """The normals to train on; checks that the settings fit them."""
@@ -306,18 +309,18 @@ class Peer(Pretrained):
 
     # what all do
 
-    def _built(self, weights: str, plan: np.ndarray | None = None) -> Any:
+    def _built(self, weights: str, saved: dict[str, np.ndarray] | None = None) -> Any:
         """The module of anomalib for this side, with nothing about it that changes scores."""
         image, s = _anomalib(), self.s
         cls = getattr(image, self.model)
-        options = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in _OURS}
+        options = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in _OURS} | self._widened()
         try:
-            with _alone(self.seed, _BUILD), _networks(weights, self.seed, plan):
+            with _alone(self.seed, _BUILD), _networks(weights, self.seed, saved):
                 module = cls(
                     **options | getattr(s, "options", {}), pre_processor=self._pre_processor(cls),
                     post_processor=False, evaluator=False, visualizer=False,
                 )  # fmt: skip
-                self._changed(module.model)
+                self._changed(module.model, weights, saved)
         except (TypeError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
             if isinstance(error, DataError):
                 raise
@@ -430,8 +433,9 @@ class Peer(Pretrained):
 
     def _restore(self, tensors: dict[str, np.ndarray], folder: Path) -> None:
         self.where_ = choose_device(self.device)
-        plan = next((v for k, v in tensors.items() if k.endswith(".plan")), None)
-        model = self._built("none", plan).model
+        ends = {k.rpartition(".")[2]: v for k, v in tensors.items()}
+        saved: dict[str, np.ndarray] = {k: ends[k] for k in ("plan", "variant") if k in ends}
+        model = self._built("none", saved).model
         state = {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items()}
         for name, tensor in state.items():  # banks have whatever size was fitted
             owner, _, leaf = name.rpartition(".")

@@ -10,6 +10,8 @@ Deviations, besides random weights in all presets but `paper`:
   tiles. Map quantiles come from normals that were not trained on. The learning rate falls by step, as
   published; anomalib counts epochs. With `weights` none the teacher is random. At 256 px an image takes most
   of a second on one core, to be scored too, so that even the `cpu` preset wants more than a minute.
+- with `lite0`, rd4ad's student mirrors the widths of an EfficientNet-Lite, and efficientad's teacher is one,
+  whose maps at strides 4 and 8 are brought to the student's grid: the papers' ideas, not their networks.
 - ganomaly: images are in [-1, 1], where its generator's tanh ends, not standardised by ImageNet.
 - uflow and fastflow with ResNets, cfa: timm's networks; images are resized to squares, never cropped.
 - patchcore: of too many images for `memory_gb`, so many evenly spaced ones fill the bank.
@@ -34,11 +36,14 @@ from torch import Tensor, nn
 from ...core.errors import DataError
 from ...core.settings import require
 from ...data.imageset import subsample
-from ...features.networks import describe, one_line, read_state
+from ...features.networks import backbone, describe, normalised, one_line, read_state, stood_in
 from ...features.own import OwnFeatures
+from ...features.standing import LiteFeatures
 from .anomalib import BackboneSettings, Normals, Peer, PeerSettings
+from .mirrored import Bottleneck, PatchTeacher, Student
 from .pretrained import Presets
 
+_PATCHES = (24, 40)  # widths of EfficientNet-Lite0's maps at strides 4 and 8
 _PART = 2048  # patches whose distances are computed at a time
 _ResNet = Literal["resnet18", "resnet50", "wide_resnet50_2"]
 
@@ -279,7 +284,7 @@ class Cflow(_Listed):
 
     Settings: ClassVar[type] = CflowSettings
 
-    def _changed(self, model: Any) -> None:
+    def _changed(self, model: Any, weights: str, saved: dict[str, np.ndarray] | None) -> None:
         model.anomaly_map_generator = _Peaks(len(model.pool_layers))
 
     def _within(self, model: Any, images: np.ndarray) -> np.ndarray:
@@ -300,7 +305,7 @@ class Cflow(_Listed):
 class _Flow(_Listed):
     whole = 16
 
-    def _changed(self, model: Any) -> None:
+    def _changed(self, model: Any, weights: str, saved: dict[str, np.ndarray] | None) -> None:
         """Flows are built for maps of exact size, which one of our own encoders may not give."""
         extractor = getattr(model.feature_extractor, "feature_extractor", model.feature_extractor)
         info = getattr(extractor, "feature_info", None)
@@ -337,7 +342,11 @@ class Rd4ad(_Listed):
     Settings: ClassVar[type] = Rd4adSettings
     whole = 32
 
-    def _changed(self, model: Any) -> None:
+    def _changed(self, model: Any, weights: str, saved: dict[str, np.ndarray] | None) -> None:
+        if isinstance(model.encoder.feature_extractor, LiteFeatures):
+            widths = list(map(int, model.encoder.out_dims))
+            model.bottleneck, model.decoder = Bottleneck(widths), Student(widths)
+            return
         own = isinstance(model.encoder.feature_extractor, OwnFeatures)
         if own and (list(model.encoder.out_dims) != [64, 128, 256] or self.s.backbone != "resnet18"):
             raise DataError(
@@ -351,6 +360,21 @@ class Efficientad(_Listed):
 
     Settings: ClassVar[type] = EfficientadSettings
     least = 256
+
+    def _widened(self) -> dict[str, Any]:
+        return {"teacher_out_channels": sum(_PATCHES)} if self.s.lite else {}
+
+    def _changed(self, model: Any, weights: str, saved: dict[str, np.ndarray] | None) -> None:
+        """Puts a backbone in the place of the teacher, with its maps at strides 4 and 8."""
+        if not self.s.lite:
+            return
+        maps = (1, 2)
+        made = (
+            stood_in(saved, maps)
+            if saved
+            else backbone("resnet18", weights, features_only=True, out_indices=maps)
+        )
+        model.teacher = PatchTeacher(made, normalised, margin=8).eval()
 
     def weights_source(self) -> str:
         """Where the teacher is from."""
@@ -386,7 +410,7 @@ class Efficientad(_Listed):
         try:
             if weights == "imagenet":
                 module.prepare_pretrained_model()
-            elif weights != "none":
+            elif weights != "none" and not self.s.lite:
                 module.model.teacher.load_state_dict(read_state(weights))
         except DataError:
             raise
@@ -420,7 +444,7 @@ class Cfa(_Listed):
 
     Settings: ClassVar[type] = CfaSettings
 
-    def _changed(self, model: Any) -> None:
+    def _changed(self, model: Any, weights: str, saved: dict[str, np.ndarray] | None) -> None:
         layer, network = model.descriptor.layer, model.feature_extractor.network
         dims = sum(network.feature_info.channels())  # one of our own encoders may have another width
         if dims != layer.in_channels:

@@ -18,7 +18,9 @@ values of the cloner; the score keeps the loss's λ; absolute gradients are adde
 the normalised input, and σ is 4 at a side of 128, in proportion at others. Presets other than `paper` are
 small and take a random teacher (timm's initial values keep its outputs alive to the last pool), because
 nothing is fetched unasked; the method is meant for `--settings.weights imagenet` or a file. A ResNet, so
-`dia:RUN`, cannot stand for the teacher: the cloner is planned after the pools of the VGG.
+`dia:RUN`, cannot stand for the teacher: the cloner is planned after the pools of the VGG. With `lite0` the
+teacher is an EfficientNet-Lite and the cloner a quarter as wide, with their maps at strides 4 to 32 in the
+place of pools: the idea of the paper, not its networks.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from torch import Tensor, nn
 
 from ...core.training import Precision, seed_step
 from ...features.networks import as_input, to_input
+from ...features.standing import LiteFeatures
 from ..calibration import Prediction
+from .mirrored import Cloner
 from .pretrained import Distilled, Presets, PretrainedSettings
 
 CLONER = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # channels; a pool after each
@@ -48,7 +52,7 @@ class KDADSettings(PretrainedSettings):
     """Multiresolution knowledge distillation.
 
     Args:
-        weights: of the teacher: `imagenet`, `none` (random, by seed), or a file.
+        weights: of the teacher: `lite0`, `imagenet`, `none` (random, by seed), or a file.
         size: images are resized to squares of this side, at least 32, which five pools halve.
         epochs: passes over the training normals.
         batch: images per step.
@@ -92,7 +96,7 @@ class KDAD(Distilled):
         return {"features_only": True}
 
     def _untrained(self) -> nn.Module:
-        return _cloner_of(self.seed)
+        return _cloner_of(self.seed, self._widths() if self.s.lite else None)
 
     def _loss(self, trained: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -120,12 +124,17 @@ class KDAD(Distilled):
         return Prediction(np.concatenate(scores), maps[:, 0].numpy())
 
 
-def _cloner_of(seed: int) -> nn.Sequential:
-    """The untrained cloner, random by seed: 3×3 convolutions, batch-norm but before pools, ReLU, pools."""
+def _cloner_of(seed: int, widths: list[int] | None = None) -> nn.Module:
+    """The untrained cloner, random by seed: 3×3 convolutions, batch-norm but before pools, ReLU, pools.
+
+    With the widths of another backbone's maps it is the one of `mirrored`.
+    """
     layers: list[nn.Module] = []
     channels = 3
     with torch.random.fork_rng(devices=[]):
         seed_step(seed, 2**32 - 5)
+        if widths is not None:
+            return Cloner(widths)
         for block in CLONER:
             for i, wide in enumerate(block, 1):
                 layers.append(nn.Conv2d(channels, wide, 3, padding=1))
@@ -138,7 +147,9 @@ def _cloner_of(seed: int) -> nn.Sequential:
 
 
 def _pooled(network: Any, x: Tensor) -> list[Tensor]:
-    """Outputs of the last four pools, `(N, C_l, h_l, w_l)` each, of `(N, 3, S, S)` through all layers."""
+    """Outputs of the last four pools or strides, `(N, C_l, h_l, w_l)` each, of `(N, 3, S, S)`."""
+    if isinstance(network, LiteFeatures | Cloner):
+        return list(network(x)[-TRAINED:])
     outputs = []
     for layer in network.children():
         x = layer(x)

@@ -19,6 +19,7 @@ from ...core.settings import check, plain, require
 from ...core.training import Timed, seed_step
 from ...features.networks import backbone, describe, restored, to_input
 from ...features.own import MEAN, OWN, STD, Channels
+from ...features.package import LITE
 from ..base import Detector
 from ..saving import StageCache, load_module, module_tensors
 
@@ -49,10 +50,24 @@ class PretrainedSettings:
                 fits, "weights", f"{OWN}RUN is a ResNet, which {method} cannot take: imagenet, none or a file"
             )
             require(weights != OWN, "weights", f"{OWN}RUN must name the folder of a fitted csi or dia")
+        if weights in LITE:
+            fits = self.takes_lite()
+            require(
+                fits, "weights", f"{weights} cannot stand for {getattr(self, 'backbone', 'this network')}"
+            )
 
     def takes_own_encoder(self) -> bool:
         """Returns whether `weights` may be `dia:RUN`: only a ResNet can stand for a ResNet."""
         return "resnet" in getattr(self, "backbone", "")
+
+    def takes_lite(self) -> bool:
+        """Returns whether `weights` may be `lite0`, which brings its own architecture."""
+        return True
+
+    @property
+    def lite(self) -> bool:
+        """Whether an EfficientNet-Lite is in the place of the method's own network."""
+        return getattr(self, "weights", "none") in LITE
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -73,6 +88,8 @@ class Pretrained(Detector):
         return describe(self._architecture(), self.s.weights, seed=self.seed)
 
     def _architecture(self) -> str:
+        if getattr(self.s, "lite", False):
+            return "resnet18"  # in whose place it stands
         return str(getattr(self.s, "backbone", self.pretrained))
 
     def _at_once(self) -> int:
@@ -134,12 +151,19 @@ class Distilled(Pretrained):
 
     parts: ClassVar[tuple[str, str]]
     scoring: ClassVar[tuple[str, ...]] = ()
-    normalisation: ClassVar[tuple[Channels, Channels]] = (MEAN, STD)
+    normalisation: ClassVar[tuple[Channels, Channels]] = (MEAN, STD)  # an EfficientNet-Lite takes ImageNet's
     learner: ClassVar[type[Learner]] = Learner
 
     def _options(self) -> dict[str, Any]:
         """Arguments of `timm.create_model` for the frozen network."""
         return {}
+
+    def _normalisation(self) -> tuple[Channels, Channels]:
+        return (MEAN, STD) if self.s.lite else self.normalisation
+
+    def _widths(self) -> list[int]:
+        """The channels of the maps of a frozen network made with `features_only`."""
+        return [int(c) for c in self.frozen_.feature_info.channels()]
 
     def _untrained(self) -> nn.Module:
         """The second network before training, random by seed; the frozen one is there already."""
@@ -156,7 +180,7 @@ class Distilled(Pretrained):
         self.trained_: Any = self._untrained().to(self.where_)
         key = {name: value for name, value in plain(s).items() if name not in self.scoring}
         path = stages.path(self.method, self.parts, key, self.weights_source(), self.seed, images)
-        learner = self.learner(self.trained_, self._loss, images, s, self.seed, *self.normalisation)
+        learner = self.learner(self.trained_, self._loss, images, s, self.seed, *self._normalisation())
         stages.trained(path, learner, len(images), s, self.device)
 
     def _tensors(self) -> dict[str, np.ndarray]:

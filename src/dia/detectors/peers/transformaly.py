@@ -17,7 +17,9 @@ not known. Ours: batches come from (seed, step), without augmentation; a batch o
 squares, not cropped; the errors' covariance is regularised after standardising each block's, because their
 scales differ by orders of magnitude; at most `bank_size` normals make the Gaussians. Presets other than
 `paper` are small and take a random teacher, because nothing is fetched unasked; the method is meant for
-`--settings.weights imagenet` or a file.
+`--settings.weights imagenet` or a file. With `lite0` the teacher is an EfficientNet-Lite: students
+make each of its maps of the one before, and pooled features are in the place of class tokens: the paper's
+idea, not its network.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from ...core.settings import require
-from ...core.training import Precision
+from ...core.training import Precision, seed_step
 from ...data.imageset import subsample
 from ...features.networks import as_input, backbone
+from ...features.standing import LiteFeatures
 from ...features.untrained import as_tensor, double
 from ..saving import StageCache
+from .mirrored import Students
 from .pretrained import Distilled, Presets, PretrainedSettings
 
 _STUDENT = 2**31  # added to the seed: a random teacher must not be its own student
@@ -95,16 +99,20 @@ class Transformaly(Distilled):
     normalisation = (HALF, HALF)
 
     def _options(self) -> dict[str, Any]:
-        return {"img_size": self.s.size}
+        return {"features_only": True} if self.s.lite else {"img_size": self.s.size}
 
     def _untrained(self) -> nn.Module:
         """Blocks as the teacher's."""
         seed = self.seed + _STUDENT
+        if self.s.lite:
+            with torch.random.fork_rng(devices=[]):
+                seed_step(seed, 0)
+                return Students(self._widths())
         other: Any = backbone(self.s.backbone, "none", seed=seed, img_size=self.s.size)
         return nn.ModuleList(other.blocks).requires_grad_(True)
 
     def _loss(self, trained: nn.Module, x: Tensor) -> Tensor:
-        return torch.stack(_block_errors(_tokens(self.frozen_, x), trained)).sum(0).mean()
+        return torch.stack(_errors(_tokens(self.frozen_, x), trained)).sum(0).mean()
 
     def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         super()._fit(images, reference, stages)
@@ -122,7 +130,7 @@ class Transformaly(Distilled):
 
     def _spaces(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class tokens `(N, D)` and the errors of the inner blocks `(N, 10)`, float64."""
-        spaces, step, parts = Spaces(self.frozen_, self.trained_, self.s.size), self._at_once(), []
+        spaces, step, parts = self._both_spaces(), self._at_once(), []
         with torch.inference_mode():
             for start in range(0, len(images), step):
                 made = spaces(as_tensor(images[start : start + step], self.where_))
@@ -131,7 +139,10 @@ class Transformaly(Distilled):
         return np.concatenate(classes), np.concatenate(errors)
 
     def _module(self) -> nn.Module:
-        return Unlikelihood(Spaces(self.frozen_, self.trained_, self.s.size), self.fitted_)
+        return Unlikelihood(self._both_spaces(), self.fitted_)
+
+    def _both_spaces(self) -> Spaces:
+        return Spaces(self.frozen_, self.trained_, self.s.size, self._normalisation())
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return super()._tensors() | self.fitted_
@@ -144,17 +155,19 @@ class Transformaly(Distilled):
 
 @torch.no_grad()
 def _tokens(teacher: Any, x: Tensor) -> list[Tensor]:
-    """x_0 … x_12 of the teacher, `(N, T, D)` each, of images `(N, 3, S, S)`."""
+    """x_0 … x_12 of the teacher, `(N, T, D)` each, of images `(N, 3, S, S)`; of a backbone its maps."""
+    if isinstance(teacher, LiteFeatures):
+        return teacher(x)
     between = [teacher.norm_pre(teacher._pos_embed(teacher.patch_embed(x)))]  # has no public name
     for block in teacher.blocks:
         between.append(block(between[-1]))
     return between
 
 
-def _block_errors(between: list[Tensor], student: Any) -> list[Tensor]:
+def _errors(between: list[Tensor], student: Any) -> list[Tensor]:
     """e_1 … e_12 `(N,)`: how far each block is from the teacher's, given the teacher's tokens."""
     pairs = zip(student, between, between[1:], strict=False)
-    return [(block(x).float() - y.float()).square().mean((1, 2)) for block, x, y in pairs]
+    return [(block(x).float() - y.float()).square().flatten(1).mean(1) for block, x, y in pairs]
 
 
 def _gaussian(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -175,17 +188,23 @@ class Spaces(nn.Module):
         teacher: the frozen transformer.
         student: its blocks' student.
         size: side that images are resized to.
+        normalisation: mean and deviation of each channel.
     """
 
-    def __init__(self, teacher: Any, student: nn.ModuleList, size: int):
+    def __init__(self, teacher: Any, student: nn.ModuleList, size: int, normalisation: Any):
         super().__init__()
-        self.teacher, self.student, self.size = teacher, student, size
+        self.teacher, self.student, self.size, self.normalisation = teacher, student, size, normalisation
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `(N, D)` class tokens and `(N, 10)` errors, float64, of `(N, C, H, W)` uint8."""
-        between = _tokens(self.teacher, as_input(x, self.size, HALF, HALF))
-        errors = torch.stack(_block_errors(between, self.student)[1:-1], 1).double()
-        return self.teacher.norm(between[-1])[:, 0].double(), errors
+        """Returns `(N, D)` class tokens and `(N, 10)` errors, float64, of `(N, C, H, W)` uint8.
+
+        Of a backbone these are pooled features, and the errors of all its students.
+        """
+        between = _tokens(self.teacher, as_input(x, self.size, *self.normalisation))
+        errors = torch.stack(_errors(between, self.student), 1).double()
+        if isinstance(self.teacher, LiteFeatures):
+            return self.teacher.pooled(between[-1]).double(), errors
+        return self.teacher.norm(between[-1])[:, 0].double(), errors[:, 1:-1]
 
 
 class LogLikelihood(nn.Module):

@@ -131,7 +131,7 @@ class UniAD(Distilled):
 
     def _options(self) -> dict[str, Any]:
         """A ResNet's first map is its stem's, an EfficientNet's is its first stage's."""
-        first = int("resnet" in self.s.backbone)
+        first = int("resnet" in self.s.backbone and not self.s.lite)
         return {"features_only": True, "out_indices": tuple(range(first, first + 4))}
 
     def _untrained(self) -> nn.Module:

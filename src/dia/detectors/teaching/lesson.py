@@ -6,8 +6,9 @@ then scored by probes and banks that do not know them. Images are marked because
 flatters the model without the update: where the update wins, it wins in spite of that.
 
 The new threshold and p-values come from the normals that the model was fitted on, never from marked images.
-Each normal is scored as a new one would be: its distances are to others, and its probe is fitted on normals of
-other parts, patients or volumes kept together. Knows what is seen of images; knows no images, files or readers.
+Each normal is scored as a new one would be: its distances are to others, and its probe is fitted on normals
+of other parts, patients or volumes kept together. Knows what is seen of images; knows no images, files or
+readers.
 """
 
 from __future__ import annotations
@@ -176,7 +177,10 @@ def _cross_validated(
         Mean scores `(M,)` over the repeats, AUROC without the update, and its mean over the repeats with it.
     """
     n, many, made, ranks = len(ground.normals), len(labels), [], []
-    truth, shares = np.concatenate([np.zeros(n), labels]), np.concatenate([np.full(n, many / n), np.ones(many)])
+    truth, shares = (
+        np.concatenate([np.zeros(n), labels]),
+        np.concatenate([np.full(n, many / n), np.ones(many)]),
+    )
     (median, spread), folds = ground.scale, min(_FOLDS, int(labels.sum()), len(ground.parts))
     banks, own, theirs = marks.take(enters), ground.own, ground.axes(marks.probed())
     sides = tuple((seen, along, seen.away(banks)) for seen, along in ((ground.normals, own), (marks, theirs)))

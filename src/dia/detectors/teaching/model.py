@@ -1,4 +1,4 @@
-"""Teaching of a fitted model: what it sees of marked images and saw of its normals, and the part that it gains.
+"""Teaching of a fitted model: what it sees of marked images and saw of its normals, and what it gains.
 
 Knows detectors that keep what their normals were like (`dia+`); knows no files and no readers.
 """
@@ -64,8 +64,8 @@ def look(detector: Any, images: np.ndarray) -> Seen:
             for name, values in counted.items():
                 numbers.setdefault(name, []).append(values.cpu().numpy())
             place.append(greatest(places).cpu().numpy())
-    tables = ({k: np.concatenate(v) for k, v in table.items()} for table in (vectors, distances, numbers))
-    return Seen(*tables, np.concatenate(place))
+    joined = [{k: np.concatenate(v) for k, v in table.items()} for table in (vectors, distances, numbers)]
+    return Seen(joined[0], joined[1], joined[2], np.concatenate(place))
 
 
 def own_normals(detector: Any) -> Seen:
@@ -130,7 +130,8 @@ def apply(detector: Any, lesson: Lesson, about: Mapping[str, Any]) -> None:
         lesson: with a taught part.
         about: kept as `facts_["taught"]`.
     """
-    assert lesson.taught is not None and lesson.calibration is not None
+    assert lesson.taught is not None
+    assert lesson.calibration is not None
     detector.taught_, detector._made = lesson.taught.to(detector.where_), None
     detector.calibration_ = Calibration.of(lesson.calibration)
     detector.facts_ = {**detector.facts_, "taught": dict(about)}

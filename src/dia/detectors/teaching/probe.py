@@ -80,6 +80,10 @@ def direction(normals: np.ndarray, marked: np.ndarray, labels: np.ndarray) -> np
         labels: `(M,)`, 1 = anomalous; at least one is.
     """
     x, y = np.concatenate([normals, marked]), np.concatenate([np.zeros(len(normals)), labels])
-    weights = np.concatenate([np.full(len(normals), min(1.0, len(marked) / len(normals))), np.ones(len(marked))])
-    found: np.ndarray = LogisticRegression(C=STRENGTH, max_iter=1000).fit(x, y, sample_weight=weights).coef_[0]
+    weights = np.concatenate(
+        [np.full(len(normals), min(1.0, len(marked) / len(normals))), np.ones(len(marked))]
+    )
+    found: np.ndarray = (
+        LogisticRegression(C=STRENGTH, max_iter=1000).fit(x, y, sample_weight=weights).coef_[0]
+    )
     return found

@@ -39,8 +39,8 @@ class Seen:
         Args:
             index: `(K,)` whole numbers, or `(N,)` bool.
         """
-        tables = (self.vectors, self.distances, self.numbers)
-        return Seen(*({k: v[index] for k, v in table.items()} for table in tables), self.place[index])
+        made = [{k: v[index] for k, v in t.items()} for t in (self.vectors, self.distances, self.numbers)]
+        return Seen(made[0], made[1], made[2], self.place[index])
 
     def then(self, others: Seen) -> Seen:
         """Returns these images and others after them.
@@ -48,20 +48,20 @@ class Seen:
         Args:
             others: seen by the same model.
         """
-        pairs = ((self.vectors, others.vectors), (self.distances, others.distances), (self.numbers, others.numbers))
-        tables = ({k: np.concatenate([a[k], b[k]]) for k in a} for a, b in pairs)
-        return Seen(*tables, np.concatenate([self.place, others.place]))
+        mine, theirs = ((seen.vectors, seen.distances, seen.numbers) for seen in (self, others))
+        made = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(mine, theirs, strict=True)]
+        return Seen(made[0], made[1], made[2], np.concatenate([self.place, others.place]))
 
     def away(self, others: Seen) -> dict[str, np.ndarray]:
-        """Returns the distances to other images, `(N, K)` by view, measured one by one: near ones do not cancel.
+        """Returns the distances to other images, `(N, K)` by view, each measured alone: none cancels.
 
         Args:
             others: K images.
         """
         made = {}
         for name, vectors in self.vectors.items():
-            pair = (torch.from_numpy(rows).double() for rows in (vectors, others.vectors[name]))
-            made[name] = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+            own, bank = (torch.from_numpy(rows).double() for rows in (vectors, others.vectors[name]))
+            made[name] = torch.cdist(own, bank, compute_mode="donot_use_mm_for_euclid_dist").numpy()
         return made
 
     def beside(self, away: Mapping[str, np.ndarray]) -> Seen:

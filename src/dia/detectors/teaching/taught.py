@@ -96,7 +96,9 @@ class Learned:
         return made | flags | {"place": self.seen.place, "digest": self.digests, "sha256": self.sha256}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, np.ndarray], sizes: Mapping[str, int], numbers: Sequence[str]) -> Learned:
+    def restored(
+        cls, tensors: Mapping[str, np.ndarray], sizes: Mapping[str, int], numbers: Sequence[str]
+    ) -> Learned:
         """Restores what `tensors` gave.
 
         Args:
@@ -112,10 +114,14 @@ class Learned:
         wanted: dict[str, Any] = {f"vector.{k}": (np.float32, (rows, size)) for k, size in sizes.items()}
         wanted |= {f"away.{k}": (np.float64, (rows,)) for k in sizes}
         wanted |= {f"number.{k}": (np.float64, (rows,)) for k in numbers}
-        wanted |= {"label": (np.uint8, (rows,)), "flagged": (np.uint8, (rows,)), "place": (np.float64, (rows,)),
+        wanted |= {"label": (np.uint8, (rows,)), "flagged": (np.uint8, (rows,)),
+                   "place": (np.float64, (rows,)),
                    "digest": (np.uint64, (rows,)), "sha256": (np.uint8, (rows, 32))}  # fmt: skip
         _fitting(tensors, wanted)
-        _require(bool((tensors["label"] <= 1).all() and (tensors["flagged"] <= 1).all()), "its labels are not 0 or 1")
+        _require(
+            bool((tensors["label"] <= 1).all() and (tensors["flagged"] <= 1).all()),
+            "its labels are not 0 or 1",
+        )
         seen = Seen(
             {k: tensors[f"vector.{k}"] for k in sizes}, {k: tensors[f"away.{k}"] for k in sizes},
             {k: tensors[f"number.{k}"] for k in numbers}, tensors["place"],
@@ -195,11 +201,17 @@ class Taught(nn.Module):
         """Returns everything as arrays, for a file."""
         made = {f"slope.{n}": self.get_buffer(f"slope_{n}").cpu().numpy() for n in self.names}
         made |= {f"mark.{name}": array for name, array in self.learned.tensors().items()}
-        made |= {"scale": np.array(self.scale), "offset": np.array([self.offset]), "calibration": self.calibration}
+        made |= {
+            "scale": np.array(self.scale),
+            "offset": np.array([self.offset]),
+            "calibration": self.calibration,
+        }
         return made | {"entered": self.entered.astype(np.uint8)}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, np.ndarray], banks: Mapping[str, Nearest], numbers: Sequence[str]) -> Taught:
+    def restored(
+        cls, tensors: Mapping[str, np.ndarray], banks: Mapping[str, Nearest], numbers: Sequence[str]
+    ) -> Taught:
         """Restores what `tensors` gave.
 
         Args:
@@ -226,7 +238,10 @@ class Taught(nn.Module):
         scale, offset, entered = tensors["scale"], float(tensors["offset"][0]), tensors["entered"]
         _require(bool((np.abs([*scale, offset]) <= _LARGEST).all()), "its scales are too large")
         _require(scale[1] > 0 and scale[3] > 0 and 0 <= scale[4] <= 1, "its scales cannot be")
-        _require(bool((entered <= 1).all() and not learned.labels[entered == 1].any()), "an anomaly is among its normals")
+        _require(
+            bool((entered <= 1).all() and not learned.labels[entered == 1].any()),
+            "an anomaly is among its normals",
+        )
         slopes = {name: tensors[f"slope.{name}"] for name in probed}
         return cls(slopes, offset, scale, np.sort(tensors["calibration"]), learned, entered.astype(bool))
 
@@ -252,11 +267,15 @@ def said_of(taught: Mapping[str, Any]) -> str:
     judged = ""
     if before is not None and after is not None:
         judged = f" Cross-validated AUROC on the marks: {before:.3f} before, {after:.3f} after."
-    added = f" {n} flagged images marked normal are among its normals." if (n := taught.get("normals_added")) else ""
+    added = (
+        f" {n} flagged images marked normal are among its normals."
+        if (n := taught.get("normals_added"))
+        else ""
+    )
     return (
         f"It learned from {count['marks']} marked images ({count['anomalous']} anomalous, {count['normal']} "
-        f"normal), marked by {readers}, on {count['at']}.{judged}{added} `dia update RUN --undo` brings back the "
-        "model as it was fitted."
+        f"normal), marked by {readers}, on {count['at']}.{judged}{added} `dia update RUN --undo` brings back "
+        "the model as it was fitted."
     )
 
 

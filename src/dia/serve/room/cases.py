@@ -11,9 +11,8 @@ import logging
 import secrets
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,47 +29,15 @@ from .images.case import Case, Judged, Marked, hash_of, judgements, reading_of
 from .images.gather import Gatherer
 from .images.memory import Memory
 from .images.native import conformed, levels_of
+from .images.work import WAIT, Job, Progress, Swapped, turn
 from .mark import Mark
 from .store import Marks
 
 _LOG = logging.getLogger("dia.serve")
-_READING = threading.BoundedSemaphore(4)  # sessions whose files are read at the same time
 _SECONDS = 600.0  # for one batch, behind those of others
-_WAIT = 0.2  # seconds until what was refused is tried again
+_HEATED = 8  # heatmaps that are made at a time, so that who asks for another waits little
 _MOST_PROBLEMS = 1000  # lines that are kept
 _KEPT = 48  # pictures of a session that are kept once made
-
-
-@dataclass
-class Progress:
-    """How far reading and scoring are.
-
-    Args:
-        files: that were dropped.
-        read: of these.
-        images: slices that were found.
-        scored: of these, by the model in use.
-        problems: (client's name, one line) of each file that is left out.
-    """
-
-    files: int = 0
-    read: int = 0
-    images: int = 0
-    scored: int = 0
-    problems: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What the thread does: reads a drop, or scores all anew where there is none."""
-
-    drop: Drop | None
-    progress: Progress
-    stop: threading.Event = field(default_factory=threading.Event)
-
-
-class _Swapped(Exception):
-    """Another model is served by now."""
 
 
 class Cases:
@@ -85,9 +52,9 @@ class Cases:
         self._memory = Memory(room.limits)
         self._cases: OrderedDict[str, Case] = OrderedDict()
         self._queue: deque[Drop] = deque()
-        self._job: _Job | None = None
+        self._job: Job | None = None
         self._worker: threading.Thread | None = None
-        self._closed = False
+        self._settled, self._closed = True, False
         self._given_up: Served | None = None  # a model that could not score
         self._progress = Progress()
         self._version, self._lock = 0, threading.RLock()
@@ -120,7 +87,7 @@ class Cases:
     def follow(self) -> None:
         """Begins to score anew where another model is served than the one that scored."""
         with self._lock:
-            if self._worker is None and self._outdated():
+            if self._settled and self._outdated():
                 self._start()
 
     def all(self) -> list[Case]:
@@ -149,7 +116,7 @@ class Cases:
         """Returns how far reading and scoring are, and whether both are done."""
         with self._lock:
             now = replace(self._progress, problems=list(self._progress.problems))
-            return now, self._worker is None
+            return now, self._settled
 
     def cancel(self, id: str) -> None:
         """Ends the reading of a drop; what is scored stays."""
@@ -246,6 +213,7 @@ class Cases:
 
     def _start(self) -> None:
         self._version += 1
+        self._settled = False
         if self._worker is None and not self._closed:
             self._worker = threading.Thread(target=self._work, name="dia-cases", daemon=True)
             self._worker.start()
@@ -260,12 +228,14 @@ class Cases:
     def _work(self) -> None:
         while job := self._next():
             try:
-                if job.drop is None:
+                if job.cold is not None:
+                    self._heat(job, job.cold)
+                elif job.drop is None:
                     self._score_anew(job)
                 else:
-                    with _turn(job.stop):
+                    with turn(job.stop):
                         self._read(job, job.drop)
-            except _Swapped:
+            except Swapped:
                 pass  # the next job is of the other model
             except Exception as error:  # the list must live on
                 line = error.line if isinstance(error, Refused) else printable(first_line(error)[:200])
@@ -277,20 +247,42 @@ class Cases:
                 if job.drop is not None:
                     job.drop.close()
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         """Takes the next job; where there is none, says that all is done."""
         with self._lock:
             drop = self._queue.popleft() if self._queue else None
-            self._job = _Job(drop, self._progress) if drop or self._outdated() else None
-            if self._job is None:
-                self._worker = None
-                now = self._progress
+            if drop or self._outdated():
+                self._settled = False
+                self._job = Job(drop, self._progress)
+                return self._job
+            if not self._settled:
+                self._settled, now = True, self._progress
                 now.files = now.read  # others were cancelled
                 now.images = now.scored = sum(len(case.slices) for case in self._cases.values())
                 self._version += 1
+            cold = (
+                c for c in self._cases.values() if c.judged and c.judged.cold and c.unheated is not c.judged
+            )
+            case = None if self._closed else next(cold, None)
+            self._job = None if case is None else Job(None, self._progress, case)
+            if self._job is None:
+                self._worker = None
             return self._job
 
-    def _read(self, job: _Job, drop: Drop) -> None:
+    def _heat(self, job: Job, case: Case) -> None:
+        """Makes a case's heatmaps while nothing else is to be done: they are there when it is opened."""
+        judged = case.now
+
+        def stopped() -> bool:
+            return bool(self._queue) or job.stop.is_set() or self.room.current.served is not judged.served
+
+        try:
+            judged.heat(range(len(case.slices)), _HEATED, stopped)
+        except Exception as error:
+            case.unheated = judged  # they are tried again when they are asked for
+            _LOG.warning("heatmaps of the page were not made: %s", type(error).__name__)
+
+    def _read(self, job: Job, drop: Drop) -> None:
         served = self.room.current.get()
         height, width, _ = served.inferencer.shape
         heat = 2 * height * width if served.inferencer.has_heatmaps else 0
@@ -333,7 +325,7 @@ class Cases:
                 now, fresh = self._list(job, fresh, now), []
         self._list(job, fresh, now)
 
-    def _list(self, job: _Job, cases: Sequence[Case], served: Served | None) -> Served | None:
+    def _list(self, job: Job, cases: Sequence[Case], served: Served | None) -> Served | None:
         """Scores cases and lists them. Where another model is served by now, they wait for it.
 
         Returns:
@@ -343,7 +335,7 @@ class Cases:
         try:
             if served is not None and cases:
                 judged = self._judge(job, [case.images for case in cases], served)
-        except _Swapped:
+        except Swapped:
             served = None
         except BaseException:
             for case in cases:
@@ -359,7 +351,7 @@ class Cases:
             self._version += 1
         return served
 
-    def _judge(self, job: _Job, images: Sequence[np.ndarray], served: Served) -> list[Judged] | None:
+    def _judge(self, job: Job, images: Sequence[np.ndarray], served: Served) -> list[Judged] | None:
         """Scores stacks of images, a batch at a time, so that progress is seen; None where it was stopped."""
         every, batch, parts = np.concatenate(images), self.room.limits.batch, []
         start = 0
@@ -367,13 +359,13 @@ class Cases:
             if job.stop.is_set():
                 return None
             try:
-                parts.append(served.batcher.score(every[start : start + batch], True, Deadline(_SECONDS)))
+                parts.append(served.batcher.score(every[start : start + batch], False, Deadline(_SECONDS)))
             except Refused as refused:
                 if self.room.current.get() is not served:
-                    raise _Swapped from None
+                    raise Swapped from None
                 if refused.status != 503 or not served.batcher.alive:
                     raise
-                job.stop.wait(_WAIT)  # others wait for the model
+                job.stop.wait(WAIT)  # others wait for the model
                 continue
             start += batch
             with self._lock:
@@ -381,7 +373,7 @@ class Cases:
                 self._version += 1
         return judgements(served, images, parts)
 
-    def _score_anew(self, job: _Job) -> None:
+    def _score_anew(self, job: Job) -> None:
         """Scores all cases with the model in use; those of the one before stand until all are done."""
         served = self.room.current.get()
         options = reading_of(served.inferencer)
@@ -405,18 +397,3 @@ class Cases:
         progress.problems += problems
         del progress.problems[_MOST_PROBLEMS:]
         self._version += 1
-
-
-@contextmanager
-def _turn(stop: threading.Event) -> Iterator[None]:
-    """Waits until few enough sessions read."""
-    while not _READING.acquire(timeout=_WAIT):
-        if stop.is_set():
-            break
-    else:
-        try:
-            yield
-        finally:
-            _READING.release()
-        return
-    yield

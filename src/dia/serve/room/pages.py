@@ -1,15 +1,17 @@
-"""HTML pages of the reading room, its static files, login and logout; and the page that describes the service.
+"""HTML pages of the reading room, its static files, login and logout; and the service's description.
 
-Files are read once, at the start: no name in an address is ever a path. Knows templates, sessions and cookies;
-knows no images, models' results or marks.
+Files are read once, at the start: no name in an address is ever a path. Knows templates, sessions and
+cookies; knows no images, models' results or marks.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -44,10 +46,13 @@ class _File(NamedTuple):
 
 
 def docs() -> APIRouter:
-    """Returns the routes of the service's description for readers, `/docs`, which loads nothing from elsewhere."""
+    """Returns the routes of the service's description, `/docs`, which loads nothing from elsewhere."""
     router = APIRouter(include_in_schema=False)
     swagger = Path(str(files("fastapi_offline"))) / "static"
-    paths = [*(_HERE / "static" / name for name in ("docs.js", "icon.svg")), *(swagger / name for name in _SWAGGER)]
+    paths = [
+        *(_HERE / "static" / name for name in ("docs.js", "icon.svg")),
+        *(swagger / name for name in _SWAGGER),
+    ]
     shown = {path.name: _file(path) for path in paths}
 
     @router.get("/docs")
@@ -73,48 +78,54 @@ def routes(room: Room, keys: Keys) -> APIRouter:
     shown = {f.name: _file(f) for f in (_HERE / "static").iterdir() if f.suffix in _KINDS}
     shown[_TOKENS.name] = _file(_TOKENS)
 
-    def page(request: Request, template: str, here: str) -> Response:
+    def opened(request: Request, template: str, here: str) -> Response:
         if request.state.foreign:  # a link led here, with which no cookie comes: from here on one does
-            return HTMLResponse(_render("enter.html", to=request.url.path))
+            return _page("enter.html", to=request.url.path)
         session: Session | None = request.state.session
         if session is None and keys.needed:
             return RedirectResponse("/login", 303)
+        if session is None and not _tells_sites(request):
+            return _page("enter.html", to="")
         found = session or room.sessions.open()
         if here == "read" and not room.current.there:
             answer: Response = RedirectResponse("/train", 303)
         else:
-            values = {"here": here, "session": True, "token": keys.needed, "model": _model_of(room)}
-            values["loading"] = room.current.loading
-            answer = HTMLResponse(_render(template, reader=found.reader, **values))
+            values: dict[str, Any] = {
+                "here": here, "session": True, "token": keys.needed, "model": _model_of(room),
+                "loading": room.current.loading,
+            }  # fmt: skip
+            answer = _page(template, reader=found.reader, **values)
         if session is None:
             _keep(request, answer, found)
         return answer
 
     @router.get("/")
     async def read(request: Request) -> Response:
-        return page(request, "room.html", "read")
+        return opened(request, "room.html", "read")
 
     @router.get("/train")
     async def train(request: Request) -> Response:
-        return page(request, "train.html", "train")
+        return opened(request, "train.html", "train")
 
     @router.get("/login")
     async def login_page() -> Response:
-        return HTMLResponse(_render("login.html")) if keys.needed else RedirectResponse("/", 303)
+        return _page("login.html") if keys.needed else RedirectResponse("/", 303)
 
     @router.post("/login")
     async def login(request: Request) -> Response:
         if not keys.needed:
-            return RedirectResponse("/", 303)
+            answer = RedirectResponse("/", 303)
+            if request.state.session is None:
+                _keep(request, answer, room.sessions.open())
+            return answer
         given = _form(await request.body())
         if not (name := plain_reader(given.get("name", ""))):
-            return HTMLResponse(_render("login.html", problem="Give a name: it stands at your marks."), 422)
+            return _page("login.html", 422, problem="Give a name: it stands at your marks.")
         try:
             keys.check(given.get("token", "").encode().decode("latin-1"), client_of(request.scope))
         except Refused as refused:
             line = "That is not the token." if refused.status == 401 else f"{refused.line.capitalize()}."
-            page = _render("login.html", problem=line)
-            return HTMLResponse(page, refused.status, headers=refused.headers)
+            return _page("login.html", refused.status, refused.headers, problem=line)
         if request.state.session:  # whoever had it before has it no more
             room.sessions.end(request.state.session.key)
         answer = RedirectResponse("/", 303)
@@ -143,11 +154,15 @@ def _environment() -> Environment:
     )  # fmt: skip
 
 
-def _render(template: str, **values: Any) -> str:
+def _page(
+    template: str, status: int = 200, headers: Mapping[str, str] = MappingProxyType({}), **values: Any
+) -> Response:
+    """A page. Its forms tell where they come from, which they would not with `no-referrer`."""
     first, _, rest = LIMITS.partition(". ")
     second, _, rest = rest.partition(". ")
     known = {"session": False, "problem": "", "limits": (f"{first}. {second}.", rest)}
-    return _environment().get_template(template).render(**known | values)
+    html = _environment().get_template(template).render(**known | values)
+    return HTMLResponse(html, status, headers={**headers, "Referrer-Policy": "same-origin"})
 
 
 def _model_of(room: Room) -> str:
@@ -155,6 +170,19 @@ def _model_of(room: Room) -> str:
         return "the model is being loaded" if room.current.loading else "no model yet"
     about = served.inferencer.about()
     return f"{about['method']}, fitted on {about['n_train']} normals"
+
+
+def _tells_sites(request: Request) -> bool:
+    """Whether browsers say from which site a link leads here: they do over TLS, and on this machine.
+
+    Elsewhere a link could not be told from a first visit, and the new session would take the place of the
+    reader's own, whose cookie did not come with the link.
+    """
+    return request.url.scheme == "https" or f"{request.url.hostname}".strip("[]") in (
+        "localhost",
+        "127.0.0.1",
+        "::1",
+    )
 
 
 def _form(body: bytes) -> dict[str, str]:

@@ -7,7 +7,6 @@ dropped in its own session: each id is random and is looked up there alone.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import logging
 import threading
@@ -19,19 +18,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 
 from ...core.errors import DataError
 from ...evaluate.findings import of_case
-from ..answers import Problem, png
+from ..answers import png
 from ..limits import Deadline, Refused
 from ..sessions import plain_reader, session_of
 from .base import Room
 from .cases import Cases
 from .drops import Drops
+from .forms import BINARY, CONFLICT, CSV, JPEG, PNG, MarkForm, ReaderForm, attached, packed, within
 from .images.case import Case, lineage_of
 from .images.native import sent
-from .mark import Box, Key, Mark, as_coco, as_csv
+from .mark import Key, Mark, as_coco, as_csv
 from .told import listed, mark_told, state_of, threshold_of, told, unmarked
 
 _LOG = logging.getLogger("dia.serve")
@@ -39,51 +38,9 @@ _GAIN = 4  # of the difference: fixed, so that strengths and images can be compa
 _NEAREST = 4  # normals beside an image
 _UPLOADS = 8  # requests whose files are taken at a time
 _HEAVY = 8  # pictures of one session that are made at a time
-_BINARY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-}
-_PNG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
-}
-_JPEG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
-}
-_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
-_CONFLICT: dict[int | str, dict[str, Any]] = {
-    409: {"model": Problem, "description": "not now: no model is served, or nothing can be done"}
-}
 Id = Annotated[str, Path(max_length=64)]
 Slice = Annotated[int, Path(ge=0, le=2**31)]
 Rate = Annotated[float, Query(gt=0, lt=1, description="false-alarm rate")]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class ReaderForm(_Strict):
-    """Who reads."""
-
-    name: str = Field(max_length=400)
-
-
-class BoxForm(_Strict):
-    """A rectangle in native pixels."""
-
-    slice: int = Field(0, ge=0, le=2**31)
-    x: float
-    y: float
-    w: float = Field(gt=0)
-    h: float = Field(gt=0)
-
-
-class MarkForm(_Strict):
-    """What changes of a mark; what is not sent stays."""
-
-    verdict: Literal["agree", "disagree", "unsure", ""] | None = None
-    note: str | None = None
-    boxes: list[BoxForm] | None = None
-    rate: float = Field(gt=0, lt=1)
 
 
 class _Heavy:
@@ -109,7 +66,7 @@ def routes(room: Room) -> APIRouter:
     Args:
         room: the shared parts.
     """
-    router = APIRouter(prefix="/room", tags=["reading"], responses=_CONFLICT)
+    router = APIRouter(prefix="/room", tags=["reading"], responses=CONFLICT)
     threads = ThreadPoolExecutor(_UPLOADS, "dia-upload")
     room.at_end.append(lambda: threads.shutdown(wait=False, cancel_futures=True))
 
@@ -235,45 +192,46 @@ def routes(room: Room) -> APIRouter:
             "slices": [{"score": score, "p_value": round(p, 6)} for score, p in slices],
             "channels": case.channels, "dtype": case.dtype, "range": case.range(), "levels": case.levels,
             "spacing": case.spacing, "model_shape": judged.images.shape[1:3],
-            "heat": judged.heat is not None, "marks": [mark_told(mark, me) for mark in marks],
+            "heat": judged.maps is not None, "marks": [mark_told(mark, me) for mark in marks],
             "history": mine.history if mine else 0,
         })  # fmt: skip
 
-    @router.get("/cases/{id}/thumb", responses=_JPEG)
+    @router.get("/cases/{id}/thumb", responses=JPEG)
     def thumb(request: Request, id: Id) -> Response:
         """A small picture of the slice with the greatest score."""
         return Response(cases_of(request).get(id).thumb(), media_type="image/jpeg")
 
-    @router.get("/cases/{id}/slices/{k}/pixels", responses=_BINARY)
+    @router.get("/cases/{id}/slices/{k}/pixels", responses=BINARY)
     def pixels(
         request: Request, id: Id, k: Slice, accept_encoding: Annotated[str, Header()] = ""
     ) -> Response:
         """A slice at its own size and depth, row by row, little-endian."""
         _, case = slice_of(request, id, k)
-        return _packed(sent(case.slices[k], case.dtype, case.channels), accept_encoding)
+        return packed(sent(case.slices[k], case.dtype, case.channels), accept_encoding)
 
-    @router.get("/cases/{id}/slices/{k}/heat", responses=_BINARY)
+    @router.get("/cases/{id}/slices/{k}/heat", responses=BINARY)
     def heat(request: Request, id: Id, k: Slice, accept_encoding: Annotated[str, Header()] = "") -> Response:
         """The heatmap of a slice at the model's size, float32, little-endian."""
         _, case = slice_of(request, id, k)
-        if case.now.heat is None:
+        if case.now.maps is None:
             raise Refused(409, "this model has no heatmaps")
-        return _packed(case.now.heat[k].astype("<f4").tobytes(), accept_encoding)
+        (found,) = case.now.heat([k], 1)
+        return packed(found.astype("<f4").tobytes(), accept_encoding)
 
     @router.get("/cases/{id}/findings")
     def findings(request: Request, id: Id, rate: Rate) -> JSONResponse:
         """The connected places above the level of heat at a rate, joined across slices."""
         cases = cases_of(request)
         case = cases.get(id)
-        heat, model = case.now.heat, case.now.served.inferencer.detector
+        judged = case.now
+        scale = None if judged.maps is None else judged.served.inferencer.detector.heat_
 
         def make() -> dict[str, Any]:
-            maps = np.empty((0, 1, 1), np.float32) if heat is None else heat
-            scale = None if heat is None else model.heat_
+            maps = [] if scale is None else judged.heat(range(len(case.slices)), room.limits.batch)
             return of_case(maps, scale, rate, size=case.shape, spacing=case.spacing)
 
         with session_of(request).hold(_Heavy, _Heavy).one():
-            return JSONResponse(cases.picture((id, case.now.served.number, "findings", rate), make))
+            return JSONResponse(cases.picture((id, judged.served.number, "findings", rate), make))
 
     def nearest_of(request: Request, id: str, k: int) -> Any:
         cases, case = slice_of(request, id, k)
@@ -296,7 +254,7 @@ def routes(room: Room) -> APIRouter:
         ]
         return JSONResponse({"normals": normals, "why": "" if normals else why})
 
-    @router.get("/cases/{id}/slices/{k}/nearest/{j}", responses=_PNG)
+    @router.get("/cases/{id}/slices/{k}/nearest/{j}", responses=PNG)
     def normal(request: Request, id: Id, k: Slice, j: Slice) -> Response:
         """One of these normals, at the model's size."""
         found, why = nearest_of(request, id, k)
@@ -304,7 +262,7 @@ def routes(room: Room) -> APIRouter:
             raise Refused(404, why or f"there is no normal {j}")
         return Response(png(found.images[0, j]), media_type="image/png")
 
-    @router.get("/cases/{id}/slices/{k}/dissolved", responses=_PNG)
+    @router.get("/cases/{id}/slices/{k}/dissolved", responses=PNG)
     def dissolved(
         request: Request,
         id: Id,
@@ -334,7 +292,7 @@ def routes(room: Room) -> APIRouter:
     def mark(request: Request, id: Id, form: MarkForm) -> JSONResponse:
         """Changes what is sent of my mark, and nothing else."""
         case = cases_of(request).get(id)
-        boxes = None if form.boxes is None else [_within(box, case) for box in form.boxes]
+        boxes = None if form.boxes is None else [within(box, case) for box in form.boxes]
         with _asked():
             seen = case.now.seen(form.rate, case.shape)
         with _stored():
@@ -374,17 +332,17 @@ def routes(room: Room) -> APIRouter:
         ranked = sorted(cases.all(), key=lambda case: -case.now.score)
         return [(case.name, m) for case in ranked for m in of.get(case.id) or [unmarked(case)]]
 
-    @router.get("/export.csv", responses=_CSV)
+    @router.get("/export.csv", responses=CSV)
     def export_csv(request: Request, what: Literal["list", "all"] = "list") -> Response:
         """This list with the marks of all readers, or all marks of this model, as CSV."""
         text = as_csv(exported(request, what))
-        return _attached(text.encode(), "text/csv; charset=utf-8", f"dia-{what}.csv")
+        return attached(text.encode(), "text/csv; charset=utf-8", f"dia-{what}.csv")
 
     @router.get("/export.json")
     def export_json(request: Request, what: Literal["list", "all"] = "list") -> Response:
         """The same as COCO: images, boxes and one category."""
         text = json.dumps(as_coco(exported(request, what)), allow_nan=False)
-        return _attached(text.encode(), "application/json", f"dia-{what}.json")
+        return attached(text.encode(), "application/json", f"dia-{what}.json")
 
     return router
 
@@ -411,32 +369,9 @@ def _asked() -> Generator[None, None, None]:
         raise Refused(422, str(error)) from error
 
 
-def _within(box: BoxForm, case: Case) -> Box:
-    """Returns the part of a box that lies in its slice."""
-    height, width = case.shape
-    x, y = max(box.x, 0.0), max(box.y, 0.0)
-    w, h = min(box.x + box.w, width) - x, min(box.y + box.h, height) - y
-    if box.slice >= len(case.slices) or w <= 0 or h <= 0:
-        raise Refused(422, "a box lies outside its image")
-    return Box(box.slice, x, y, w, h)
-
-
 def _lineage(room: Room) -> set[str]:
     return {lineage_of(room.current.get().inferencer)} if room.current.there else set()
 
 
 def _problems(problems: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"name": name, "error": line} for name, line in problems]
-
-
-def _packed(data: bytes, accepted: str) -> Response:
-    """Sends bytes, by gzip where the client takes it."""
-    headers = {"Vary": "Accept-Encoding"}
-    if "gzip" in accepted:
-        data = gzip.compress(data, 1)
-        headers["Content-Encoding"] = "gzip"
-    return Response(data, media_type="application/octet-stream", headers=headers)
-
-
-def _attached(data: bytes, kind: str, name: str) -> Response:
-    return Response(data, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})

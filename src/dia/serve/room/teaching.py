@@ -1,8 +1,8 @@
 """The routes of teaching: the marks of a session teach the model in use, and are taken back again.
 
-One update at a time, in a thread of its own, whatever reader began it; the model in use answers meanwhile. The
-folder is replaced whole, so a stop in between leaves the model before or after. Knows requests, sessions and the
-model in use; `deploy.update` does the work.
+One update at a time, in a thread of its own, whatever reader began it; the model in use answers meanwhile.
+The folder is replaced whole, so a stop in between leaves the model before or after. Knows requests,
+sessions and the model in use; `deploy.update` does the work.
 """
 
 from __future__ import annotations

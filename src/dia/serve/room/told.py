@@ -10,8 +10,8 @@ import numpy as np
 from ...data.formats.windowing import PRESETS
 from ...deploy.predictor import Inferencer
 from ...detectors.teaching.order import next_to_mark
+from ...report.constants import LIMITS
 from ...report.pictures import COLOURS
-from ...report.style import LIMITS
 from .base import Room
 from .cases import Cases
 from .images.case import Case

@@ -19,10 +19,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from ...core.errors import DataError
 from ..limits import Refused
 from ..sessions import Session, session_of
-from .train.asked import CheckAsked, RunAsked, StartAsked, methods
-from .train.child import Child
+from .train.asked import OF, CheckAsked, RunAsked, StartAsked, methods
 from .train.jobs import BUSY, Checked, Jobs
-from .train.normals import Source, folders_of, folders_told, own_names, place_of, sets_in, told_apart
+from .train.normals import NO_SET, Source, folders_of, folders_told, own_names, sets_in, told_apart
 from .train.runs import Runs
 
 if TYPE_CHECKING:
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 
 IDLE = 900.0  # seconds without a request of its session after which what was checked is deleted
 _LOOK = 15.0  # seconds between two looks for that
-_OF: dict[str, dict[int | str, dict[str, Any]]] = {
-    kind: {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}}
-    for kind in ("image/jpeg", "text/html")
-}
 
 
 def _take(session: Session, id: str) -> Any:
@@ -71,7 +66,7 @@ def routes(room: Room, take: Callable[[Session, str], Any] = _take) -> APIRouter
         page.checked(session_of(request)).close()
         return _said({})
 
-    @router.get("/check/thumbs/{number}", response_class=Response, responses=_OF["image/jpeg"])
+    @router.get("/check/thumbs/{number}", response_class=Response, responses=OF["image/jpeg"])
     def thumb(request: Request, number: int) -> Response:
         """Returns a picture of one of the dropped images."""
         return Response(
@@ -124,7 +119,7 @@ def routes(room: Room, take: Callable[[Session, str], Any] = _take) -> APIRouter
         session_of(request)
         return _said(page.facts(run))
 
-    @router.get("/report/{run}", response_class=Response, responses=_OF["text/html"])
+    @router.get("/report/{run}", response_class=Response, responses=OF["text/html"])
     def report(request: Request, run: str) -> Response:
         """Returns the report page of a run on labelled test images, as a file: it has styles of its own."""
         session_of(request)
@@ -207,7 +202,8 @@ class Training:
             if not before:
                 self.sweep()
         elif asked.data is not None:
-            self._known(asked.data)
+            if asked.data not in sets_in(self.jobs.data_root):
+                raise Refused(422, NO_SET)
             checked.close()
         else:
             checked.cancel()
@@ -234,12 +230,6 @@ class Training:
             raise Refused(422, "a folder with a comma in its name cannot be chosen; rename it")
         normal = ",".join(asked.folders) if asked.folders else None
         return Source("set", name, normal=normal, patients=asked.patients)
-
-    def _known(self, name: str) -> None:
-        try:
-            place_of(name, self.jobs.data_root)
-        except DataError as error:
-            raise Refused(422, str(error)) from None
 
     def start(self, session: Session, asked: StartAsked) -> None:
         """Begins a training.
@@ -365,7 +355,7 @@ class Training:
         stage, curve = self.jobs.curve(run)
         return {"id": child.process.pid, "run": run, "state": "running", "own": True, **moved, "curve": curve,
                 "curve_of": stage, "problem": None, "stopping": child.asked_to_stop,
-                "words": _far(child, moved)}  # fmt: skip
+                "words": child.words(moved)}  # fmt: skip
 
     def _check(self, checked: Checked) -> dict[str, Any] | None:
         source = checked.source
@@ -404,14 +394,6 @@ class Training:
         except Refused:  # there is none, or none yet
             return None
         return run.name if run.parent == self.jobs.runs else None
-
-
-def _far(child: Child, moved: Mapping[str, Any]) -> str:
-    if child.asked_to_stop:
-        return "Stopping, and leaving a checkpoint"
-    unit = f" {moved['unit']}" if moved["unit"] else ""
-    far = f":{unit} {moved['step']} of {moved['steps']}" if moved["steps"] else ""
-    return f"{moved['stage']}{far}"
 
 
 def _said(content: Any, status: int = 200) -> JSONResponse:

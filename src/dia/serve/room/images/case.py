@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,12 @@ from ....data.options import ReadOptions
 from ....deploy.predictor import Inferencer, Verdict
 from ....detectors.drift import acquisition
 from ...current import Served
+from ...limits import Deadline
 from ..mark import Seen
 from .native import Native, range_of, shown, type_of
 
 _THUMBNAIL = 128  # pixels
+_SECONDS = 60.0  # for a batch of heatmaps, behind those of others
 
 
 class Marked(NamedTuple):
@@ -53,7 +56,8 @@ class Judged:
         sha256: of the case; that of its image where it has one slice.
         scores: `(S,)` raw, higher = more anomalous.
         p_values: `(S,)` conformal, in (0, 1].
-        heat: `(S, H, W)` float16 or float32 at the model's size; None where the method has none.
+        maps: S heatmaps `(H, W)`, float16 or float32, at the model's size, each None until it is made; None
+            where the method has none.
         acquisition: `(1, D)` statistics of the slice in the middle, for drift.
     """
 
@@ -63,8 +67,9 @@ class Judged:
     sha256: str
     scores: np.ndarray
     p_values: np.ndarray
-    heat: np.ndarray | None
+    maps: list[np.ndarray | None] | None
     acquisition: np.ndarray
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def worst(self) -> int:
@@ -80,6 +85,37 @@ class Judged:
     def p_value(self) -> float:
         """Of the greatest score, times the number of slices (Bonferroni), at most 1."""
         return min(1.0, round(float(self.p_values.min()) * len(self.scores), 6))
+
+    @property
+    def cold(self) -> bool:
+        """Whether heatmaps are still to be made."""
+        return self.maps is not None and any(one is None for one in self.maps)
+
+    def heat(self, slices: Sequence[int], batch: int, stopped: Callable[[], bool] = bool) -> list[np.ndarray]:
+        """Returns heatmaps, which are made where they are not there yet: they take longer than scores.
+
+        Args:
+            slices: numbers of those that are wanted; the method has heatmaps.
+            batch: how many are made at a time; the model is free for others between.
+            stopped: whether nobody waits any more.
+
+        Returns:
+            `(H, W)` float16 or float32 each; fewer where it was stopped.
+
+        Raises:
+            Refused: the model is no longer served, or many wait for it.
+        """
+        assert self.maps is not None
+        while not stopped():
+            with self.lock:
+                wanted = [k for k in slices if self.maps[k] is None][:batch]
+                if not wanted:
+                    break
+                made = self.served.batcher.score(self.images[wanted], True, Deadline(_SECONDS)).heatmaps
+                assert made is not None
+                for k, one in zip(wanted, made, strict=True):
+                    self.maps[k] = _narrow(one)
+        return [one for k in slices if (one := self.maps[k]) is not None]
 
     @property
     def lineage(self) -> str:
@@ -115,6 +151,7 @@ class Case:
         images: `(S, H, W, C)` uint8 at the size of the model that reads.
         size: bytes in memory; 0 once they were given back.
         judged: by the model in use, or the one before while that is not done; None before the first.
+        unheated: a judgement of which no heatmaps could be made.
     """
 
     id: str
@@ -125,6 +162,7 @@ class Case:
     images: np.ndarray
     size: int
     judged: Judged | None = None
+    unheated: Judged | None = None
     _thumb: bytes = b""
     _range: tuple[float, float] | None = None
 
@@ -197,7 +235,7 @@ def hash_of(images: np.ndarray) -> str:
 
 
 def _narrow(heat: np.ndarray) -> np.ndarray:
-    """Halves heatmaps where float16 can hold them to a thousandth."""
+    """Halves a heatmap where float16 can hold them to a thousandth."""
     most = float(np.abs(heat).max(initial=0))
     return heat.astype(np.float16) if 1e-2 < most < 6e4 else heat.astype(np.float32)
 
@@ -212,13 +250,11 @@ def judgements(served: Served, images: Sequence[np.ndarray], parts: Sequence[Ver
     """
     scores = np.concatenate([part.scores for part in parts])
     p_values = np.concatenate([part.p_values for part in parts])
-    maps = [_narrow(part.heatmaps) for part in parts if part.heatmaps is not None]
-    heat = np.concatenate(maps) if maps else None
     made, at = [], 0
     for own in images:
         part = slice(at, at := at + len(own))
         hashes = tuple(hash_of(image[None]) for image in own)
         middle = acquisition(own[len(own) // 2][None])
-        maps_of = None if heat is None else heat[part].copy()
-        made.append(Judged(served, own, hashes, hash_of(own), scores[part], p_values[part], maps_of, middle))
+        maps: list[np.ndarray | None] | None = [None] * len(own) if served.inferencer.has_heatmaps else None
+        made.append(Judged(served, own, hashes, hash_of(own), scores[part], p_values[part], maps, middle))
     return made

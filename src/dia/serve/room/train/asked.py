@@ -5,8 +5,14 @@ Knows names and limits; imports no method, and so no torch.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
+OF: dict[str, dict[int | str, dict[str, Any]]] = {
+    kind: {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}}
+    for kind in ("image/jpeg", "text/html")
+}  # answers that are no JSON, for the description
 METHODS: dict[str, tuple[str, str]] = {  # of this package that need no weights from elsewhere: line, warning
     "dia+": ("Compares with all normals in the features of a pretrained network; minutes. The default.", ""),
     "dia": (

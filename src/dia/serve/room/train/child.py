@@ -78,6 +78,18 @@ class Child:
             "unit": said.get("unit", ""), "seconds": now - self.begun, "left_seconds": left,
         }  # fmt: skip
 
+    def words(self, moved: Mapping[str, Any]) -> str:
+        """Returns how far it is, in words.
+
+        Args:
+            moved: of `progress`.
+        """
+        if self.asked_to_stop:
+            return "Stopping, and leaving a checkpoint"
+        unit = f" {moved['unit']}" if moved["unit"] else ""
+        far = f":{unit} {moved['step']} of {moved['steps']}" if moved["steps"] else ""
+        return f"{moved['stage']}{far}"
+
     def stop(self) -> None:
         """Asks the process to leave a checkpoint and to end; one that does not is killed."""
         self.asked_to_stop = True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ....data.readers import Listing
 
 PHANTOM = "phantom"
+NO_SET = "there is no such set to train on; choose one of the list"
 OUTSIDE = "it lies, or a file of it lies, outside the folder that --data-root names"
 _NUMBERED = re.compile(r"\d{5}/\d{5}\.[a-z0-9.]+")  # a file of a drop
 _NO_NORMALS = ("anomalous", "mask", "label")  # what the name of a folder may mean
@@ -165,7 +166,7 @@ def place_of(name: str, data_root: Path | None) -> str:
     """
     offered = sets_in(data_root)
     if name not in offered:
-        raise DataError("there is no such set to train on; choose one of the list")
+        raise DataError(NO_SET)
     return offered[name][1]
 
 

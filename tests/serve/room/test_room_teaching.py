@@ -1,4 +1,4 @@
-"""Teaching on the page: marks become a better model in use, one update at a time, and are taken back again."""
+"""Teaching on the page: marks make a better model, one update at a time, and are taken back again."""
 
 import shutil
 import threading
@@ -196,8 +196,9 @@ def test_a_model_that_is_served_meanwhile_stays(page, marked, monkeypatch):
 
 def test_readers_who_disagree_teach_nothing_of_that_image():
     image, other = phantom(2)
-    said = [Marked("a", image, 1, True, "Ann"), Marked("a", image, 0, True, "Bo"), Marked("b", other, 1, False, "Ann"),
-            Marked("b", other, 1, False, "Bo"), Marked("b", other, 0, True, "Cy"), Marked("c", other[:8], 1, True, "")]  # fmt: skip
+    said = [Marked("a", image, 1, True, "Ann"), Marked("a", image, 0, True, "Bo")]
+    said += [Marked("b", other, label, not label, name) for name, label in (("Ann", 1), ("Bo", 1), ("Cy", 0))]
+    said.append(Marked("c", other[:8], 1, True, ""))
     images, labels, flagged = teaching.agreed(said, (32, 32, 1))
     assert len(images) == 1
     np.testing.assert_array_equal(images[0], other)

@@ -9,6 +9,8 @@ from medical_files import dicom_file, meta_file, nifti_file, nrrd_file
 from PIL import Image
 
 from dia.core.errors import DataError
+from dia.data.formats import geometry
+from dia.data.formats.windowing import View
 from dia.data.readers import listing
 from dia.deploy.findings.kept import FindingsKept
 from dia.deploy.findings.lists import COLUMNS, write_list
@@ -167,7 +169,9 @@ def test_a_seg_lies_where_the_lesion_does(tmp_path):
     files.write(case)
     assert not files.left_out
     made = segread(mask_path(tmp_path / "m", "ct", "seg"))
-    assert made.PatientID == "P1" and made.StudyInstanceUID == "1.2.3" and made.SeriesInstanceUID != "1.2.4"
+    assert made.PatientID == "P1"
+    assert made.StudyInstanceUID == "1.2.3"
+    assert made.SeriesInstanceUID != "1.2.4"
     space = made.get_volume(combine_segments=True)
     found = np.argwhere(space.array > 0) @ space.affine[:3, :3].T + space.affine[:3, 3]
     found = found[np.lexsort(found.round(3).T)]
@@ -183,7 +187,8 @@ def test_what_lacks_what_a_seg_needs_is_told_without_its_texts(tmp_path):
     files = MaskFiles(tmp_path / "m", ["seg"], "test")
     files.write(case)
     (line,) = files.left_out
-    assert "lack what the standard asks for" in line and "A^B" not in line
+    assert "lack what the standard asks for" in line
+    assert "A^B" not in line
     assert not list((tmp_path / "m").rglob("*.dcm"))
 
 
@@ -207,17 +212,24 @@ def test_the_json_is_that_of_coco_and_its_shapes_are_the_masks(tmp_path):
     kept = kept_of(images(tmp_path / "in"), tmp_path / "s.csv")
     many, with_any = write_list(tmp_path / "f.json", kept, {"model": "m"})
     found = json.loads((tmp_path / "f.json").read_text())
-    assert (many, with_any) == (4, 3) == (len(found["annotations"]), len({a["image_id"] for a in found["annotations"]}))
+    assert (
+        (many, with_any)
+        == (4, 3)
+        == (len(found["annotations"]), len({a["image_id"] for a in found["annotations"]}))
+    )
     assert [i["file_name"] for i in found["images"]] == [f"{i}.png" for i in range(5)]
     names = {i["id"]: i["file_name"] for i in found["images"]}
     for a in found["annotations"]:
         truth = np.asarray(Image.open(tmp_path / "in" / names[a["image_id"]])) > 0
         x, y, w, h = a["bbox"]
-        assert a["p_value"] <= 0.05 and a["area_mm2"] is None and a["category_id"] == 1
+        assert a["p_value"] <= 0.05
+        assert a["area_mm2"] is None
+        assert a["category_id"] == 1
         if isinstance(a["segmentation"], dict):  # the ring, with its hole
             counts, size = a["segmentation"]["counts"], a["segmentation"]["size"]
             values = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
-            assert np.array_equal(values, truth) and a["area"] == truth.sum() == 200
+            assert np.array_equal(values, truth)
+            assert a["area"] == truth.sum() == 200
         else:
             (ring,) = a["segmentation"]
             drawn = polygon2mask((30, 40), np.reshape(ring, (-1, 2))[:, ::-1] - 0.5)
@@ -231,9 +243,12 @@ def test_csv_has_a_row_for_each_finding(tmp_path):
     kept = kept_of(images(tmp_path / "in"), tmp_path / "s.csv")
     write_list(tmp_path / "f.csv", kept, {})
     rows = [*csv.DictReader((tmp_path / "f.csv").read_text().splitlines())]
-    assert tuple(rows[0]) == COLUMNS and len(rows) == 4
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 4
     assert [r["path"] for r in rows] == ["1.png", "2.png", "2.png", "3.png"]
-    assert rows[0]["x"] == "5" and rows[0]["width"] == "6" and rows[0]["area_mm2"] == ""
+    assert rows[0]["x"] == "5"
+    assert rows[0]["width"] == "6"
+    assert rows[0]["area_mm2"] == ""
 
 
 def test_a_run_that_was_killed_anywhere_ends_with_the_same_files(tmp_path):
@@ -259,10 +274,12 @@ def test_png_masks_have_the_size_of_their_images_and_are_no_scans(tmp_path):
     for case in kept.cases():
         MaskFiles(tmp_path / "m", ["png"], "test").write(case)
     made = sorted((tmp_path / "m").iterdir())
-    assert len(made) == 5 and all(map(is_marked, made))
+    assert len(made) == 5
+    assert all(map(is_marked, made))
     drawn = np.asarray(Image.open(made[1]))
     truth = np.asarray(Image.open(tmp_path / "in" / "1.png")) > 0
-    assert drawn.shape == (30, 40) and set(np.unique(drawn)) == {0, 255}
+    assert drawn.shape == (30, 40)
+    assert set(np.unique(drawn)) == {0, 255}
     assert ((drawn > 0) & truth).sum() / ((drawn > 0) | truth).sum() > 0.6
 
 
@@ -272,3 +289,23 @@ def test_what_has_no_geometry_gets_no_volume_mask_and_one_line(tmp_path):
     for case in kept.cases():
         files.write(case)
     assert dict(files.left_out) == {"--masks-as nifti: not of images that are no volumes": 5}
+
+
+def test_a_volume_sent_to_the_service_is_measured_and_joined(tmp_path):
+    """As `Inferencer.findings` is called: pictures of one file, with what its header says."""
+    from types import SimpleNamespace
+
+    from dia.deploy.predictor import Inferencer, Picture
+
+    file = nifti_file(tmp_path / "a.nii.gz", volume(), oblique())
+    found = listing(file).read()
+    entries = listing(file).entries
+    mm = geometry.spacing_of(file, "nifti", 0, View.of())
+    pictures = [
+        Picture(e.name, x, 0, x.shape[:2], mm, e.volume) for e, x in zip(entries, found.images, strict=True)
+    ]
+    model = SimpleNamespace(detector=SimpleNamespace(heat_=HEAT))
+    told = Inferencer.findings(model, pictures, found.images[..., 0].astype(float), 0.05)
+    assert [len(own) for own in told] == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+    assert {f["lesion"] for own in told for f in own} == {1}
+    assert told[3][0]["area_mm2"] == pytest.approx(5 * 6 * 0.7 * 0.9, rel=1e-4)
