@@ -54,7 +54,7 @@ class Process(Live):
             with suppress(OSError):
                 if str(self.folder / "tmp") in os.readlink(file):
                     sizes += file.stat().st_size
-        return [p for p in (self.folder / "tmp").rglob("*") if p.is_file()], sizes
+        return [p for p in (self.folder / "tmp").rglob("*") if p.is_file() and p.name != "lock"], sizes
 
 
 @contextmanager
@@ -243,8 +243,10 @@ def test_names_of_patients_reach_neither_disk_nor_log(process, cookie):
                 assert status < 500
     _, body = process.ask(request("POST", "/room/drops", b"{}", JSON, cookie, *TLS, host=NAME))
     drop = json.loads(body)["drop"]
-    files = form((b"files", name + b"/" + name + b".png", picture()), (b"files", name + b".dcm", b"DICM" + name))
-    assert process.ask(request("POST", f"/room/drops/{drop}/files", files, KIND, cookie, *TLS, host=NAME))[0] == 200
+    named = (name + b"/" + name + b".png", name + b".dcm")
+    files = form((b"files", named[0], picture()), (b"files", named[1], b"DICM" + name))
+    sent = request("POST", f"/room/drops/{drop}/files", files, KIND, cookie, *TLS, host=NAME)
+    assert process.ask(sent)[0] == 200
     assert process.left()[0]
     assert not [p for p in process.folder.rglob("*") if MARK in str(p)]
     assert process.ask(request("POST", f"/room/drops/{drop}/read", b"", cookie, *TLS, host=NAME))[0] == 202
