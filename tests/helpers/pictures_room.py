@@ -58,7 +58,7 @@ def main() -> None:
         model = Inferencer(work / "run", device="cpu", normals="phantom")
         with chromium() as browser, serving_room(model, work / "run", work / "room") as url:
             for name, scheme, width, height in (
-                ("desktop", "light", 1440, 900), ("volume", "dark", 1440, 900), ("phone", "dark", 390, 844),
+                ("desktop", "light", 1360, 830), ("volume", "dark", 1360, 830), ("phone", "dark", 390, 844),
             ):  # fmt: skip
                 with ReadingWindow(
                     browser, url, width, height, color_scheme=scheme, device_scale_factor=1

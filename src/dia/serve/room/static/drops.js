@@ -1,6 +1,6 @@
-// Files and folders that are dropped or chosen, sent in pieces. Knows no page; the training page may use it too.
+// Files and folders that are dropped or chosen, sent in pieces. Knows no page.
 
-import { send, sendForm } from "./api.js";
+import { Failed, send, sendForm } from "./api.js";
 
 const AT_ONCE = 64; // files of a request
 const BYTES = 24e6; // and their bytes, unless one file alone is larger
@@ -33,9 +33,10 @@ export const chosen = (input) =>
 
 const hiddenFile = (name) => /(^|\/)(\.[^/]*|Thumbs\.db|desktop\.ini)$/i.test(name);
 
-/** Sends files, and returns the drop's id. `told(sent, all)` hears of progress in bytes; `signal` stops it.
+/** Sends files, and returns the drop's id. `told(sent, all, files, of)` hears of progress in bytes and files; `signal` stops it.
  *  `problem(name, error)` hears of each file that was refused. */
 export async function upload(files, { told, problem, signal }) {
+  if (!files.length) throw new Failed(400, "There are no files in what you dropped.");
   const { drop } = await send("POST", "/room/drops");
   const all = files.reduce((sum, { file }) => sum + file.size, 0);
   let sent = 0;
@@ -52,7 +53,7 @@ export async function upload(files, { told, problem, signal }) {
       const { problems } = await sendForm(`/room/drops/${drop}/files`, form, signal);
       for (const { name, error } of problems ?? []) problem(name, error);
       sent += size;
-      told(sent, all);
+      told(sent, all, i, files.length);
     }
   } catch (error) {
     await send("DELETE", `/room/drops/${drop}`).catch(() => null); // what came is of no use

@@ -2,7 +2,7 @@
 
 import { ask } from "./base.js";
 import { curveOf, histogramOf, short } from "./charts.js";
-import { chosen, filesOf, send } from "./dropping.js";
+import { chosen, dropped, upload as sendFiles } from "./drops.js";
 
 const at = (id) => document.getElementById(id);
 const MARKS = { good: "good", note: "note", warn: "look", stop: "stop" };
@@ -96,14 +96,17 @@ async function bring(found) {
   trouble("");
   draw();
   try {
-    const drop = await send(ask, found, (sent, all, files, of) => {
-      Object.assign(upload, { sent, all, files, of });
-      draw();
-    }, upload.control.signal);
+    const refused = [];
+    const drop = await sendFiles(found, {
+      told: (sent, all, files, of) => { Object.assign(upload, { sent, all, files, of }); draw(); },
+      problem: (name, error) => refused.push(`${name}: ${error}`), signal: upload.control.signal,
+    });
+    if (refused.length) trouble(`${refused.length} left out; the first: ${refused[0]}`);
     await ask("POST", "/room/train/check", { drop, ...wanted() });
     say("The images are being checked.");
   } catch (error) {
-    if (!upload.control.signal.aborted) trouble(error.message);
+    if (error.status === 401) location.reload(); // leads to the login
+    else if (!upload.control.signal.aborted) trouble(error.message);
   } finally {
     upload = null;
     await look();
@@ -374,7 +377,7 @@ addEventListener("drop", async (event) => {
   event.preventDefault();
   within = 0;
   at("dropping").hidden = true;
-  const found = await filesOf(event.dataTransfer);
+  const found = await dropped(event.dataTransfer);
   if (state?.job) trouble("A check or training is under way; wait for it, or stop it.");
   else bring(found);
 });
