@@ -108,8 +108,7 @@ def why_none(heat: HeatScale | None, rate: float) -> str:
     if (n := len(heat.peaks)) < (needed := fewest_for(rate)):
         return (
             f"no findings: a rate of {rate:.3g} needs heatmaps of {needed} normals, and the model keeps "
-            f"those of {n}; give more to `dia calibrate`, or take --false-alarm-rate of {1 / (n + 1):.2g} or "
-            "more"
+            f"those of {n}; take a rate of {1 / (n + 1):.2g} or more, or calibrate it on more normals"
         )
     return ""
 

@@ -163,7 +163,7 @@ class Guard:
         except ClientDisconnect:
             pass  # nobody is there to be answered
         except Exception as error:
-            LOG.error("%s failed: %s", _place(scope, path), _frames(error))
+            LOG.error("%s failed: %s", _place(scope, path), frames(error))
             await reply.refuse(Refused(500, "an error of the service; its log says more"))
             await reply.end()
         finally:
@@ -302,12 +302,12 @@ def _place(scope: Scope, path: str) -> str:
     return path if path in SERVICE else known or "the page"
 
 
-def _frames(error: BaseException) -> str:
-    """Where an error comes from, and its kind: its words may be a file's name, or a patient's."""
+def frames(error: BaseException) -> str:
+    """Returns where an error comes from, and its kind: its words may be a file's name, or a patient's."""
     why = f" ({error.strerror})" if isinstance(error, OSError) else ""
-    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    last = traceback.extract_tb(error.__traceback__)[-8:]
     return f"{type(error).__name__}{why} at " + " > ".join(
-        f"{Path(f.filename).name}:{f.lineno}" for f in frames
+        f"{Path(f.filename).name}:{f.lineno}" for f in last
     )
 
 

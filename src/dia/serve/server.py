@@ -101,6 +101,8 @@ def serve(
         room = None
         if page:
             root = Path(data_root) if data_root else None
+            if root and not root.is_dir():
+                raise DataError(f"--data-root {data_root}: no such folder; name one, or leave it out")
             room = Room(current, Sessions(), limits, Marks(Path(store)), Path(runs), root)
         app = build_app(current, token, hosts=names, room=room, parts=False)
         server, start = make_server(app, behind_proxy=bool(hosts)), time.perf_counter()

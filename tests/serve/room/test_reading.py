@@ -379,3 +379,22 @@ def test_marks_made_before_a_restart_are_there_after_it(page, client, dropped, i
     assert len(Marks(page.room.marks.path).of_lineage(inferencer.about()["lineage"])) == 1
     assert listed(browser)["cases"] == [case]
     again.room.sessions.close()
+
+
+def test_a_box_that_has_no_size_once_it_is_rounded_is_refused(client, dropped):
+    case = dropped["cases"][0]
+    width = case["shape"][1]
+    for box in ({"x": width - 0.001, "w": 1}, {"x": 0, "w": 1e-9}, {"x": 1e9, "w": 1}):
+        sent = {"rate": 0.05, "boxes": [{"slice": 0, "y": 0, "h": 1} | box]}
+        answer = client.patch(f"/room/cases/{case['id']}/mark", json=sent)
+        assert (answer.status_code, answer.json()["detail"]) == (422, "a box lies outside its image")
+
+
+def test_a_volume_is_flagged_by_its_p_value_and_an_image_by_its_score(client, page, dropped):
+    case = drop(client, [("v.npy", volume())])["cases"][-1]
+    assert case["images"] == 6
+    for rate in (case["p_value"] - 1e-3, case["p_value"]):
+        if 0 < rate < 1:
+            sent = {"verdict": "agree", "rate": rate}
+            mark = client.patch(f"/room/cases/{case['id']}/mark", json=sent).json()["mark"]
+            assert mark["flagged"] == (case["p_value"] <= rate)

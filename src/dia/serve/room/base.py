@@ -24,6 +24,7 @@ class Room:
         runs: the folder in which models that are trained in the browser are written.
         data_root: the folder whose data may be named for a training; None for none.
         at_end: what parts add here is called when the service stops, before sessions end.
+        writing: model folders that an update is about to replace; nothing else may change them meanwhile.
     """
 
     current: Current
@@ -33,3 +34,4 @@ class Room:
     runs: Path
     data_root: Path | None = None
     at_end: list[Callable[[], None]] = field(default_factory=list)
+    writing: set[Path] = field(default_factory=set)

@@ -68,8 +68,9 @@ def within(box: BoxForm, case: Case) -> Box:
         Refused: no part does (422).
     """
     height, width = case.shape
-    x, y = max(box.x, 0.0), max(box.y, 0.0)
-    w, h = min(box.x + box.w, width) - x, min(box.y + box.h, height) - y
+    left, top = (round(max(v, 0.0), 2) for v in (box.x, box.y))
+    right, bottom = round(min(box.x + box.w, width), 2), round(min(box.y + box.h, height), 2)
+    x, y, w, h = left, top, round(right - left, 2), round(bottom - top, 2)
     if box.slice >= len(case.slices) or w <= 0 or h <= 0:
         raise Refused(422, "a box lies outside its image")
     return Box(box.slice, x, y, w, h)

@@ -28,6 +28,7 @@ from ...detectors.teaching.probe import weight_of
 from ...detectors.teaching.taught import summary_of
 from ..current import Served
 from ..limits import Refused
+from ..middleware import frames
 from ..sessions import session_of
 from .base import Room
 from .cases import Cases
@@ -119,17 +120,21 @@ class Teaching:
             thread.join(_END)
 
     def _start(self, served: Served, work: Callable[[], tuple[bool, dict[str, Any]]]) -> None:
+        folder = served.run.resolve()
+
         def run() -> None:
             try:
                 changed, told = work()
                 if changed and self.room.current.served is served:
                     self.room.current.serve(served.run, normals=served.inferencer.normals)
             except Exception as error:
-                _LOG.warning("an update of the model failed: %s", type(error).__name__)
+                _LOG.warning("an update of the model failed: %s", frames(error))
                 line = first_line(error) if isinstance(error, DataError) else "the update failed; see the log"
                 for place in (str(served.run), str(served.run.resolve()), str(served.run.parent.resolve())):
                     line = line.replace(f"{place}: ", "").replace(place, served.run.name)
                 told = {"kept": False, "words": printable(line), "before": None, "after": None}
+            finally:
+                self.room.writing.discard(folder)
             self.last = told
 
         with self._lock:
@@ -138,6 +143,7 @@ class Teaching:
             if self._closed:
                 raise Refused(503, _STOPPED)
             self.last = None
+            self.room.writing.add(folder)
             self._thread = threading.Thread(target=run, name="dia-teach", daemon=True)
             self._thread.start()
 

@@ -272,11 +272,13 @@ class Training:
             do: what.
 
         Raises:
-            Refused: there is no such run (404); the name cannot be one (422).
+            Refused: there is no such run (404); the name cannot be one (422); it is being taught (409).
         """
         self.jobs.check_name(run)
         if not self.jobs.there(run):
             raise Refused(404, "there is no such run")
+        if (self.jobs.runs / run).resolve() in self.room.writing:
+            raise Refused(409, "this model is being taught; wait until that is done")
         do()
 
     def serve(self, run: str) -> int:

@@ -133,7 +133,8 @@ class Judged:
             DataError: another rate.
         """
         inferencer = self.served.inferencer
-        flagged = self.score > inferencer.threshold(rate)
+        several = len(self.hashes) > 1  # whose p-value counts them
+        flagged = self.p_value <= rate + 1e-9 if several else self.score > inferencer.threshold(rate)
         model = str(inferencer.about()["model"])
         return Seen(flagged, rate, self.score, self.p_value, self.worst, self.hashes, shape, model)
 

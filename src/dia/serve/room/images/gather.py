@@ -225,8 +225,12 @@ class Gatherer:
             file = str(self.drop.folder / number)
             if file in line:
                 line = line.replace(file, own)
-        line = line.replace(str(self.drop.folder), "…")
-        return line.removeprefix(f"{name}: ")
+        line = line.replace(str(self.drop.folder), "…").removeprefix(f"{name}: ")
+        if "--window" in line:  # which no page has
+            return (
+                f"{line.partition(';')[0]}: the model knows no black and white for it; train it on such files"
+            )
+        return "; ".join(part for part in line.split("; ") if " --" not in part) or line
 
 
 def _header(file: Path) -> dicom.Header | None:

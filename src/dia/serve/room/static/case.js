@@ -28,7 +28,7 @@ export class CasePanel {
       fact("flag", flagged ? "⚑ yes" : "no", flagged ? "anomalous" : ""), fact("pixels", detail.images > 1 ? `${size} × ${detail.images}` : size),
       ...(mm ? [fact("mm a pixel", mm.join(" × "))] : []));
     const below = normals.filter((v) => v < detail.score).length;
-    el("place").textContent = normals.length ? `Higher than ${below === normals.length ? "all" : `${Math.floor((100 * below) / normals.length)} % of the`} normals of the calibration; ${flagged ? "flagged" : "not flagged"} at ${percent(rate)} false alarms${detail.images > 1 ? " a slice" : ""}.` : "";
+    el("place").textContent = normals.length ? `Higher than ${below === normals.length ? "all" : `${Math.floor((100 * below) / normals.length)} % of the`} normals of the calibration; ${flagged ? "flagged" : "not flagged"} at ${percent(rate)} false alarms.` : "";
     for (const button of el("verdicts").querySelectorAll("[data-verdict]")) button.querySelector("small").textContent = meaning(button.dataset.verdict, flagged);
   }
 

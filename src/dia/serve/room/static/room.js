@@ -174,7 +174,7 @@ el("rate").addEventListener("input", () => {
 /** Flags all anew, and draws what hangs on it. */
 function judge() {
   const scores = list.cases.map((c) => c.score);
-  Object.assign(list, { threshold: room.threshold, scale: scaleOf(normals(), scores) });
+  Object.assign(list, { threshold: room.threshold, rate: room.rate, scale: scaleOf(normals(), scores) });
   list.arrange();
   histogram(el("histogram"), { normals: normals(), scores, scale: list.scale, threshold: room.threshold, open: room.detail?.score ?? null });
   reader.judge();

@@ -45,6 +45,7 @@ export class Worklist {
   constructor(parts, open) {
     Object.assign(this, { ...parts, open, cases: [], seen: [], current: null, sort: "score", down: true, show: "all" });
     this.threshold = null;
+    this.rate = 0;
     this.scale = [0, 1, 0, 1]; // ends of the bars, and of the normals' scores
     this.rows = new Map();
     this.filter.append(...Object.keys(FILTERS).map((key) => make("option", { value: key })));
@@ -63,8 +64,9 @@ export class Worklist {
     });
   }
 
-  /** Whether a case, or a slice, is flagged at the rate in use. */
+  /** Whether a case is flagged at the rate in use, a volume by its p-value; of a slice, whether it is above the threshold. */
   flagged(c) {
+    if (c.images > 1) return c.p_value <= this.rate + 1e-9;
     return this.threshold !== null && c.score > this.threshold;
   }
 
