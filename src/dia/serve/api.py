@@ -45,10 +45,10 @@ from .answers import (
     scored,
     volumes,
 )
-from .attempts import LOG, Attempts
+from .attempts import LOG, Attempts, Keys
 from .current import Current, Served
 from .limits import Deadline, Limits, Refused
-from .middleware import LOOPBACK, Counter, Guard, Keys, Work
+from .middleware import LOOPBACK, Counter, Guard, Work
 from .room import pages
 from .uploads import Unpacking, plain_name
 

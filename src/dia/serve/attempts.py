@@ -1,10 +1,11 @@
 """Wrong tokens: counted for each client and in all, so that guessing is slow; and a log that grows slowly.
 
-Knows addresses and seconds; knows neither the token nor requests.
+Knows the token, addresses and seconds; knows no requests.
 """
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import logging
 import time
@@ -19,6 +20,7 @@ OWN, OWN_EVERY = 10, 2.0  # wrong tokens that a client may send at once, and sec
 ALL, ALL_EVERY = 100, 0.1  # and all clients together
 LINE_EVERY = 10.0  # seconds between two lines of the log
 LINES, LINES_EVERY = 100, 0.5  # other lines of the log at once, and seconds for each one more
+NEEDED = "a token is needed: Authorization: Bearer TOKEN"
 _MOST = 10_000  # clients that are remembered
 Client = tuple[str, int]  # address and port
 
@@ -119,6 +121,36 @@ class Attempts:
         LOG.warning("wrong tokens: %d%s; the last from %s", self._wrong, unread, printable(self._last[:45]))
         self._wrong = self._unread = 0
         self._said = now
+
+
+class Keys:
+    """The token, and who has shown a wrong one.
+
+    Args:
+        token: None for none.
+        attempts: counts wrong ones.
+    """
+
+    def __init__(self, token: str | None, attempts: Attempts):
+        self.attempts, self.needed = attempts, token is not None
+        self._token = (token or "").encode()
+
+    def check(self, given: str, client: Client) -> None:
+        """Looks at a token.
+
+        Args:
+            given: what was sent as the token, as headers have it (Latin-1).
+            client: the sender's address and port.
+
+        Raises:
+            Refused: it is wrong (401), or too many were (429).
+        """
+        self.attempts.begin(client)
+        # as bytes: compare_digest takes only ASCII text
+        if not (self.needed and hmac.compare_digest(given.encode("latin-1", "replace"), self._token)):
+            self.attempts.wrong(client)
+            raise Refused(401, NEEDED)
+        self.attempts.right(client)
 
 
 class Bounded(logging.Filter):

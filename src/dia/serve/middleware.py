@@ -7,7 +7,6 @@ seconds; knows nothing of images, models or marks.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import re
 import threading
@@ -25,10 +24,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .attempts import LOG, Attempts, Client
+from .attempts import LOG, NEEDED, Client, Keys
 from .current import Current
 from .limits import STOPPING, Deadline, Limits, Refused
-from .sessions import COOKIE, NO_SESSION, Session, Sessions
+from .sessions import NO_SESSION, Session, Sessions, cookie_name
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SCORING = ("/score", "/dissolve")
@@ -40,7 +39,6 @@ _UPLOAD = re.compile(r"/score|/dissolve|/room/drops/[^/]+/files")  # whose bodie
 _BODY, _BODY_SECONDS = 64_000, 20.0  # bytes, and seconds to arrive, of all other bodies
 _LOGIN, _LOGIN_SECONDS = 4_000, 10.0
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
-_NEEDED = "a token is needed: Authorization: Bearer TOKEN"
 _FOREIGN = "requests from pages of other sites are not answered"
 _GUESSES = (401, 429)  # answers that are counted in lines of their own, which a flood of them does not fill
 _CSP = (
@@ -71,36 +69,6 @@ class Work:
     deadline: Deadline
     thread: Future[Any] | None = None
     note: str = ""
-
-
-class Keys:
-    """The token, and who has shown a wrong one.
-
-    Args:
-        token: None for none.
-        attempts: counts wrong ones.
-    """
-
-    def __init__(self, token: str | None, attempts: Attempts):
-        self.attempts, self.needed = attempts, token is not None
-        self._token = (token or "").encode()
-
-    def check(self, given: str, client: Client) -> None:
-        """Looks at a token.
-
-        Args:
-            given: what was sent as the token, as headers have it (Latin-1).
-            client: the sender's address and port.
-
-        Raises:
-            Refused: it is wrong (401), or too many were (429).
-        """
-        self.attempts.begin(client)
-        # as bytes: compare_digest takes only ASCII text
-        if not (self.needed and hmac.compare_digest(given.encode("latin-1", "replace"), self._token)):
-            self.attempts.wrong(client)
-            raise Refused(401, _NEEDED)
-        self.attempts.right(client)
 
 
 class Guard:
@@ -238,9 +206,9 @@ class Guard:
             raise Refused(401, NO_SESSION)
         leads_to_login = self.sessions is not None and path in PAGES and scope["method"] in ("GET", "HEAD")
         if self.keys.needed and not (session or shown or leads_to_login or _OPEN.fullmatch(path)):
-            raise Refused(401, _NEEDED)
+            raise Refused(401, NEEDED)
         if self.keys.needed and not shown and path in SCORING and not _has_origin(headers):
-            raise Refused(401, _NEEDED)  # a session alone is a browser's, which says where it asks from
+            raise Refused(401, NEEDED)  # a session alone is a browser's, which says where it asks from
         return session
 
     def _session(self, scope: Scope, headers: Headers) -> Session | None:
@@ -265,15 +233,6 @@ class Guard:
         method = scope["method"] if scope["method"] in ("GET", "HEAD", *_UNSAFE) else "another method"
         line = "%s %s %s %.3f s%s", method, _place(scope, path), status, took, note
         LOG.info(*line, extra={"always": scored})
-
-
-def cookie_name(scope: Scope) -> str:
-    """Returns the name of the session's cookie; over TLS one that no other host can set.
-
-    Args:
-        scope: of the request.
-    """
-    return f"__Host-{COOKIE}" if scope["scheme"] == "https" else COOKIE
 
 
 def client_of(scope: Scope) -> Client:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .limits import Refused
@@ -153,6 +153,15 @@ def _close(ended: Sequence[Session]) -> None:
 
     if ended:
         threading.Thread(target=close, name="dia-session-end").start()
+
+
+def cookie_name(scope: Mapping[str, Any]) -> str:
+    """Returns the name of the session's cookie; over TLS one that no other host can set.
+
+    Args:
+        scope: of the request.
+    """
+    return f"__Host-{COOKIE}" if scope["scheme"] == "https" else COOKIE
 
 
 def plain_reader(name: str) -> str:

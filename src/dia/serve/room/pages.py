@@ -20,9 +20,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...report.constants import LIMITS
+from ..attempts import Keys
 from ..limits import Refused
-from ..middleware import Keys, client_of, cookie_name
-from ..sessions import Session, plain_reader
+from ..middleware import client_of
+from ..sessions import Session, cookie_name, plain_reader
 from .base import Room
 
 _HERE = Path(__file__).parent
