@@ -182,13 +182,14 @@ def routes(room: Room) -> APIRouter:
     @router.get("")
     def state(request: Request) -> JSONResponse:
         """The marks of this session, what was taught, and what became of the last update."""
+        running = teaching.running  # asked first: what follows is then what it left
         cases = Cases.of(session_of(request), room)
         served = room.current.served
         marked = cases.marked(room.marks)
         unsure = len({case.id for case, mark in cases.with_marks(room.marks) if mark.verdict == UNSURE})
         told: dict[str, Any] = {
             "marks": {"usable": 0, "anomalous": 0, "normal": 0, "unsure": unsure}, "taught": None,
-            "advice": "no model is served", "watch": [], "running": teaching.running, "last": teaching.last,
+            "advice": "no model is served", "watch": [], "running": running, "last": teaching.last,
         }  # fmt: skip
         if served is None:
             return JSONResponse(told)

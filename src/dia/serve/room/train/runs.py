@@ -72,7 +72,8 @@ class Runs:
             made = {
                 "method": str(config["method"]), "normals": int(config["n_train"]), "rate": rate,
                 "calibrated": len(scores), "threshold": threshold if threshold < float("inf") else None,
-                "few": f"none: {len(scores)} scores of normals allow rates from {1 / (len(scores) + 1):.2g} on", "shape": config["shape"],
+                "few": f"none: {len(scores)} scores of normals allow rates from {1 / (len(scores) + 1):.2g} on",
+                "shape": config["shape"],
                 "fit_seconds": config["fit_seconds"], "scores": calibration.scores.tolist(),
                 "versions": config["facts"].get("versions"), "device": config["facts"].get("device"),
                 "patients": config["facts"].get("patients"), "weights": config["facts"].get("weights"),
