@@ -72,7 +72,7 @@ class Runs:
             made = {
                 "method": str(config["method"]), "normals": int(config["n_train"]), "rate": rate,
                 "calibrated": len(scores), "threshold": threshold if threshold < float("inf") else None,
-                "few": f"none: {len(scores)} scores of normals allow rates from {1 / (len(scores) + 1):.2g} on",
+                "few": f"none: {len(scores)} scores of normals allow {1 / (len(scores) + 1):.2g} and more",
                 "shape": config["shape"],
                 "fit_seconds": config["fit_seconds"], "scores": calibration.scores.tolist(),
                 "versions": config["facts"].get("versions"), "device": config["facts"].get("device"),
