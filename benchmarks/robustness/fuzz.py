@@ -142,7 +142,7 @@ def all_targets(ground: Ground) -> list[Fuzz]:
         Fuzz("ledger", targets.ledger, 3, [json.dumps(line).encode() + b"\n"]),
         Fuzz("ledger, by field", targets.ledger, 2, cases=cases.lines(line)),
         Fuzz("score file", targets.score_rows, 3, targets.row_seeds()),
-        Fuzz("marks of the review page", targets.marks, 1, targets.mark_seeds()),
+        Fuzz("marks of the reading room", targets.marks, 1, targets.mark_seeds()),
         Fuzz("`dia stress` file", targets.stress_file, 1, [b'{"identity": {"format": 1}, "rows": []}']),
         Fuzz("upload", targets.unpacks, 5, [*files.npz_seeds(), files.link("a.png", "../secret.txt")]),
         Fuzz("uploads, by zip entry", targets.unpacks, 4, cases=cases.zips()),

@@ -25,7 +25,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from dia.serve.review.store import Mark, Reviews, as_csv
 
 from dia.benchmark.grid import load_grid
 from dia.benchmark.ledger import Ledger
@@ -36,14 +35,16 @@ from dia.core.errors import DataError
 from dia.core.modelfiles import SUMS, write_sums
 from dia.data import imageset, readers
 from dia.deploy.onnx_model import OnnxModel
-from dia.deploy.predictor import Inferencer
 from dia.deploy.scorefile import FIELDS, ScoreFile
 from dia.detectors import Detector
 from dia.evaluate.stress import load_stress
 from dia.features.networks import read_state
 from dia.report.gather import scores_by_name
 from dia.serve.api import build_app
+from dia.serve.current import Current
 from dia.serve.limits import Deadline, Limits, Refused
+from dia.serve.room.mark import Key, Seen, as_csv
+from dia.serve.room.store import Marks
 from dia.serve.uploads import Unpacking
 
 SECONDS = 10.0  # of one case
@@ -90,8 +91,9 @@ class Ground:
         if self._client is None:
             from starlette.testclient import TestClient
 
-            app = build_app(Inferencer(self.model, device="cpu"), LIMITS)
-            client = TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=True)
+            current = Current(LIMITS, device="cpu")
+            current.serve(self.model)
+            client = TestClient(build_app(current), base_url="http://127.0.0.1:7860", raise_server_exceptions=True)
             self._client = self._stack.enter_context(client)
         return self._client
 
@@ -372,19 +374,23 @@ def score_rows(ground: Ground, data: bytes) -> list[str]:
 
 
 def marks(ground: Ground, data: bytes) -> list[str]:
-    """A file of the review page's marks."""
+    """A file of the reading room's marks."""
     path = ground.case / "r.sqlite"
     path.write_bytes(data)
-    reviews = Reviews(path)
-    reviews.save(Mark("n.png", "1" * 64, 0.5, 0.5, False, 0.1, "agree", "x", model="m"))
-    return [as_csv(reviews.of_model("m"))]
+    kept = Marks(path)
+    kept.change(Key("m", "1" * 64, "r"), _seen("1" * 64), verdict="agree", note="x")
+    return [as_csv([("n.png", mark) for mark in kept.of_lineage("m")])]
+
+
+def _seen(sha256: str) -> Seen:
+    return Seen(False, 0.1, 0.5, 0.5, 0, [sha256], (8, 8), "m")
 
 
 def mark_seeds() -> list[bytes]:
     """A file of marks, with one of them."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "r.sqlite")
-        Reviews(path).save(Mark("a.png", "0" * 64, 1.5, 0.04, True, 0.05, "agree", "left", model="m"))
+        Marks(path).change(Key("m", "0" * 64, "r"), _seen("0" * 64), verdict="agree", note="left")
         with contextlib.closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA journal_mode = DELETE")
         return [path.read_bytes()]

@@ -49,6 +49,9 @@ TINY = [
 ]  # fmt: skip
 
 
+PAGE_ROUTES = ("/room/state", "/room/list", "/room/threshold?rate=0.3", "/static/viewer.js", "/train")
+
+
 class Sent(NamedTuple):
     """A request: its files, and what must come back for them in this order."""
 
@@ -107,8 +110,10 @@ def dicom(png: bytes) -> bytes | None:
 def draw(chance: random.Random, known: dict[str, bytes], number: int) -> Sent:
     """The next request of a client; names begin with its number, so that no answer fits another's."""
     plain = [n for n in known if not n.endswith(".dcm")]
-    kinds = ("one", "several", "zip", "heatmap", "broken", "dicom")
-    kind = chance.choices(kinds, (40, 25, 10, 10, 10, 5))[0]
+    kinds = ("one", "several", "zip", "heatmap", "broken", "dicom", "page")
+    kind = chance.choices(kinds, (34, 22, 10, 10, 10, 4, 10))[0]
+    if kind == "page":
+        return Sent(kind, [(chance.choice(PAGE_ROUTES), b"")], 200, [], [])
     dicoms = [n for n in known if n.endswith(".dcm")]
     if kind == "dicom" and dicoms:
         name = chance.choice(dicoms)
@@ -136,6 +141,9 @@ def wrong(sent: Sent, answer: httpx.Response, said: dict[str, dict[str, Any]]) -
         return f"{answer.status_code}, not {sent.status}: {answer.text[:200]}"
     if sent.status != 200:
         return ""
+    if sent.kind == "page":
+        route = sent.files[0][0]
+        return "" if answer.text == said[route]["text"] else f"{route}: another text"
     found = answer.json()
     if [e["name"] for e in found["errors"]] != sent.errors:
         return f"errors {found['errors']}"
@@ -163,7 +171,17 @@ def same(a: float, b: float) -> bool:
 @contextmanager
 def served(root: Path):  # type: ignore[no-untyped-def]
     """A process of `dia serve`, and its address."""
-    command = [sys.executable, "-m", "dia", "serve", str(root / "run"), "--port", "0", "--page", "false"]
+    command = [
+        sys.executable,
+        "-m",
+        "dia",
+        "serve",
+        str(root / "run"),
+        "--port",
+        "0",
+        "--store",
+        str(root / "marks.sqlite"),
+    ]
     log = root / "log"
     env = {k: v for k, v in os.environ.items() if k != "DIA_TOKEN"} | {"TMPDIR": str(root / "tmp")}
     with log.open("w") as said:
@@ -228,6 +246,7 @@ class Load:
     def _client(self, client: int) -> None:
         chance = random.Random(f"{self.seed} {client}")
         with httpx.Client(base_url=self.url, timeout=120) as http:
+            http.get("/")  # a session
             while True:
                 with self.lock:
                     if not self._left:
@@ -241,7 +260,10 @@ class Load:
         try:
             while True:
                 start = time.perf_counter()
-                answer = http.post("/score", files=[("files", file) for file in sent.files], data=form)
+                if sent.kind == "page":
+                    answer = http.get(sent.files[0][0])
+                else:
+                    answer = http.post("/score", files=[("files", file) for file in sent.files], data=form)
                 seconds = time.perf_counter() - start
                 if answer.status_code != 503:
                     break
@@ -266,7 +288,9 @@ def alone(url: str, known: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     """Returns the service's answer to each file when nothing else is sent."""
     with httpx.Client(base_url=url, timeout=120) as http:
         answers = {n: http.post("/score", files=[("files", (n, data))]) for n, data in known.items()}
-    return {name: answer.json()["images"][0] for name, answer in answers.items()}
+        http.get("/")
+        pages = {route: {"text": http.get(route).raise_for_status().text} for route in PAGE_ROUTES}
+    return {name: answer.json()["images"][0] for name, answer in answers.items()} | pages
 
 
 def as_scored(root: Path, said: dict[str, dict[str, Any]]) -> int:

@@ -38,7 +38,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before anything reads it: forked processe
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
-from dia.serve.review.store import Mark, Reviews
 from PIL import Image
 
 from dia.amplify.contrast import AmplifySettings
@@ -51,6 +50,8 @@ from dia.detectors import Detector
 from dia.detectors.dia import DIASettings
 from dia.detectors.registry import METHODS
 from dia.dissolve import DissolverSettings, bank
+from dia.serve.room.mark import Key, Seen
+from dia.serve.room.store import Marks
 
 from ..common import HERE, RESULTS, parser, publish
 
@@ -158,32 +159,34 @@ def scored(folder: Path) -> dict[str, str]:
 
 def review(folder: Path) -> None:
     """Marks as the page saves them, each acknowledged by a byte once it is saved."""
-    reviews, done = Reviews(folder / "reviews.sqlite"), folder / "acknowledged"
+    marks, done = Marks(folder / "marks.sqlite"), folder / "acknowledged"
     with done.open("ab", buffering=0) as file:
         for i in range(done.stat().st_size, MARKS):
-            reviews.save(mark(i))
+            seen = Seen(False, 0.05, i / 7, 0.5, 0, [key(i).sha256], (8, 8), "m")
+            marks.change(key(i), seen, verdict="agree", note=f"note {i}")
             file.write(b".")
 
 
-def mark(i: int) -> Mark:
-    """The i-th; every seventh takes another's place."""
-    return Mark(f"{i}.png", f"{i - i % 7 // 6}", i / 7, 0.5, False, 0.05, "agree", f"note {i}", model="m")
+def key(i: int) -> Key:
+    """The i-th mark's; every seventh changes another's."""
+    return Key("m", f"{i - i % 7 // 6}", "reader")
 
 
 def reviewed(folder: Path) -> list[Any]:
     """Returns all marks without their times."""
-    rows = (Reviews(folder / "reviews.sqlite").find("m", str(i)) for i in range(MARKS))
-    return [(m.name, m.score, m.note) if m else None for m in rows]
+    marks = Marks(folder / "marks.sqlite")
+    rows = (marks.find(Key("m", str(i), "reader")) for i in range(MARKS))
+    return [(m.score, m.note) if m else None for m in rows]
 
 
 def lost(folder: Path) -> int:
     """Counts the acknowledged marks that are not there."""
     done = folder / "acknowledged"
     n = done.stat().st_size if done.exists() else 0
-    reviews, wanted = Reviews(folder / "reviews.sqlite"), {mark(i).sha256: mark(i) for i in range(n)}
-    found = {sha: reviews.find("m", sha) for sha in wanted}
-    newer = mark(n).name  # saved, and killed before it was acknowledged
-    return sum(f is None or f.name not in (wanted[sha].name, newer) for sha, f in found.items())
+    marks, wanted = Marks(folder / "marks.sqlite"), {key(i): f"note {i}" for i in range(n)}
+    found = {of: marks.find(of) for of in wanted}
+    newer = f"note {n}"  # saved, and killed before it was acknowledged
+    return sum(f is None or f.note not in (wanted[of], newer) for of, f in found.items())
 
 
 TRAINED = ("dissolver", "bank", "amplify", "encoder")
@@ -195,7 +198,7 @@ STAGES = (
     Stage("saving over another model", refit, fitted, "detector.save", TRAINED, missing),
     Stage("benchmark grid", grid, ledger, "cli.main"),
     Stage("scoring with heatmaps", score, scored, "cli.main"),
-    Stage("the review page's writes", review, reviewed, "", (), lost),
+    Stage("the reading room's marks", review, reviewed, "", (), lost),
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from live_service import app_of
 from PIL import Image
 from scoring import interrupted, refused, score
 
@@ -15,7 +16,6 @@ from dia.core.errors import DataError
 from dia.data import phantoms
 from dia.deploy.predictor import Inferencer
 from dia.detectors import Detector
-from dia.serve.api import build_app
 
 RATE = 0.2
 
@@ -110,7 +110,7 @@ def test_python_and_the_service_find_the_same(place, tmp_path):
     with pytest.raises(DataError, match="heatmaps=True"):
         dia.load(place / "run").predict(place / "in").findings()
     files = [("files", (p.name, p.read_bytes())) for p in sorted((place / "in").iterdir())]
-    with TestClient(build_app(Inferencer(place / "run")), base_url="http://127.0.0.1:7860") as client:
+    with TestClient(app_of(Inferencer(place / "run")), base_url="http://127.0.0.1:7860") as client:
         answer = client.post("/score", files=files, data={"findings": "list"}).json()
         plain = client.post("/score", files=files).json()
         few = client.post("/score", files=files, data={"findings": "list", "false_alarm_rate": 0.001}).json()
