@@ -93,7 +93,8 @@ class Ground:
 
             current = Current(LIMITS, device="cpu")
             current.serve(self.model)
-            client = TestClient(build_app(current), base_url="http://127.0.0.1:7860", raise_server_exceptions=True)
+            app = build_app(current)
+            client = TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=True)
             self._client = self._stack.enter_context(client)
         return self._client
 
