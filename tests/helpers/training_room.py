@@ -52,6 +52,7 @@ def app_of(runs, *, data_root=None, current=None):
         runs=Path(runs),
         data_root=data_root,
         at_end=[],
+        writing=set(),
     )
 
     @asynccontextmanager
