@@ -341,7 +341,7 @@ export class Reader {
     if (!d) return;
     const { flagged } = this.known(), slice = d.slices[this.slice], lines = (...all) => all.filter(Boolean).flatMap((line, i) => (i ? [make("br"), line] : [line]));
     this.corner.name.replaceChildren(...lines(make("b", { text: last(d.name) }), `${d.shape[1]} × ${d.shape[0]}`, d.images > 1 && `slice ${this.slice + 1} of ${d.images}`));
-    this.corner.score.replaceChildren(...lines(make("b", { text: short(slice.score) }), `p ${pShort(slice.p_value)}`, flagged(slice) && make("span", { class: "flag", text: d.images > 1 ? "above the threshold" : "⚑ flagged" })));
+    this.corner.score.replaceChildren(...lines(make("b", { text: short(slice.score) }), `p ${pShort(slice.p_value)}`, flagged(slice) && make("span", { class: "flag", text: d.images > 1 ? "⚑ slice" : "⚑ flagged" })));
     this.corner.window.textContent = `L ${el("level").value}  W ${el("width").value}  ·  ${Math.round(100 * v.view.scale * devicePixelRatio)} %`;
     this.ramp.hidden = !v.overlay || el("heat-tools").hidden;
   }
