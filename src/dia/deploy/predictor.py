@@ -1,6 +1,6 @@
 """A fitted model that answers: reads files and gives scores, heatmaps, dissolved copies and nearest normals.
 
-The HTTP service and the review page share it. Knows readers and detectors; knows nothing of requests, pages,
+The HTTP service and the reading room share it. Knows readers and detectors; knows nothing of requests, pages,
 limits on bytes or stored reviews. No message of it names a place on this machine.
 """
 

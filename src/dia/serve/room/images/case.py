@@ -5,7 +5,6 @@ Knows models and pixels; knows no session, request or page.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ....data.imageset import pixels_sha256
 from ....data.options import ReadOptions
 from ....deploy.predictor import Inferencer, Verdict
 from ....detectors.drift import acquisition
@@ -232,7 +232,7 @@ def reading_of(inferencer: Inferencer) -> ReadOptions:
 def hash_of(images: np.ndarray) -> str:
     """Returns the sha256 of shape and pixels of a case `(S, H, W, C)`; of one image that of the image."""
     one = images[0] if len(images) == 1 else images
-    return hashlib.sha256(repr(one.shape).encode() + np.ascontiguousarray(one).tobytes()).hexdigest()
+    return pixels_sha256(one)
 
 
 def _narrow(heat: np.ndarray) -> np.ndarray:
