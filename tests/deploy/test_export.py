@@ -27,7 +27,7 @@ from dia.deploy.export import TOLERANCE, Comparison, export
 from dia.deploy.graph import exportable_methods, resized, scoring_graph
 from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import CSI, DIA, Detector, DIAPlus
-from dia.detectors.baselines import Brightness
+from dia.detectors.baselines.images import Brightness
 from dia.detectors.calibration import Calibration
 from dia.detectors.dia import CSISettings
 from dia.detectors.diaplus import VIEWS, DIAPlusSettings

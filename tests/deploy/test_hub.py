@@ -19,7 +19,7 @@ from dia.cli.main import main
 from dia.core.errors import DataError
 from dia.deploy.hub import from_pretrained, public, push_to_hub, save_pretrained
 from dia.detectors import CSI, DIA, Detector
-from dia.detectors.baselines import Brightness, Pixels, Statistics
+from dia.detectors.baselines.images import Brightness, Pixels, Statistics
 from dia.detectors.dia import CSISettings, DIASettings
 from dia.detectors.peers.msc import MSC, MSCSettings
 from dia.dissolve import DissolverSettings

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from dia.data import datasets, phantoms
 from dia.data.imageset import ImageSet
-from dia.detectors import baselines
-from dia.detectors.baselines import Blur, TrivialSettings
+from dia.detectors.baselines import images as baselines
+from dia.detectors.baselines.images import Blur, TrivialSettings
 from dia.detectors.registry import TRIVIAL as ALL
 from dia.features.untrained import as_tensor, luma, measured
 

@@ -10,11 +10,11 @@ import pytest
 
 from dia.core.errors import DataError
 from dia.detectors import METHODS, PEERS, TRIVIAL, Detector, detector_class, register, registry
-from dia.detectors.baselines import Std, TrivialSettings
+from dia.detectors.baselines.images import Std, TrivialSettings
 
 PLUGIN = """
 from dia.detectors import register
-from dia.detectors.baselines import Std
+from dia.detectors.baselines.images import Std
 
 @register("spread")
 class Spread(Std):

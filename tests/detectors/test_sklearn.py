@@ -20,7 +20,7 @@ from dia.core.errors import DataError
 from dia.core.settings import SettingsError
 from dia.data import phantoms
 from dia.detectors import CSI, DIA, Detector
-from dia.detectors.baselines import Statistics, TrivialSettings
+from dia.detectors.baselines.images import Statistics, TrivialSettings
 from dia.detectors.dia import CSISettings, DIASettings
 from dia.detectors.registry import METHODS
 from dia.dissolve import DissolverSettings

@@ -33,7 +33,7 @@ from dia.deploy.onnx_model import OnnxModel
 from dia.deploy.predictor import Inferencer
 from dia.deploy.scoring import hash_of, load_model
 from dia.detectors import DIA, METHODS, TRIVIAL, Detector
-from dia.detectors.baselines import Brightness, Hog
+from dia.detectors.baselines.images import Brightness, Hog
 from dia.detectors.calibration import Prediction
 from dia.detectors.dia import DIASettings
 from dia.detectors.diaplus import DIAPlusSettings

@@ -12,7 +12,7 @@ from dia.amplify.contrast import AmplifySettings
 from dia.amplify.loss import targets
 from dia.core.errors import DataError
 from dia.data.imageset import ImageSet
-from dia.detectors.baselines import Brightness
+from dia.detectors.baselines.images import Brightness
 from dia.detectors.dia import CSI, DIA, CSISettings, DIASettings
 from dia.dissolve import DissolverSettings
 from dia.report.method_figures import (

@@ -115,6 +115,7 @@ class Grid:
         protocol: the purpose; a grid to confirm is frozen, see `protocol.check_frozen`.
         preset: the settings that the cells change.
         max_size: images are read at this longer side at most, in pixels; the preset's if None.
+        sizes: by data set, the setting `size` of methods that resize images and have it changed.
         encoder: changes of `dia`'s settings, for cells whose weights are `dia`.
         factors: the factors that a cell's names belong to.
         reference: names of the cell with which the others are compared.
@@ -135,6 +136,7 @@ class Grid:
     protocol: Literal["benchmark", "ablation", "explore", "confirm"] = "benchmark"
     preset: str = "cpu"
     max_size: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
     factors: tuple[str, ...] = ()
     reference: Names | None = None
@@ -189,7 +191,8 @@ class Grid:
             kinds = [TEST] if judged is None else judged[name]
             for kind, seed, cell in product(kinds, self.seeds, self.cells):
                 about = self._about(cell, (before or {}).get(name, ()))
-                run = name, cell.method, seed, self.preset, cell.changes, self.side, cell.contamination
+                changes = sized(cell.changes, self.sizes.get(name_of(name)))
+                run = name, cell.method, seed, self.preset, changes, self.side, cell.contamination
                 made.append(Job(*run, about, self.encoder, kind))
         return made
 
@@ -224,6 +227,16 @@ class Grid:
         return of
 
 
+def sized(changes: Mapping[str, Any], size: int | None) -> Mapping[str, Any]:
+    """Returns changes of settings with another `size`, where they change it and there is another.
+
+    Args:
+        changes: by dotted name.
+        size: in pixels.
+    """
+    return {**changes, "size": size} if size and "size" in changes else changes
+
+
 # --- four ways to fill it ---------------------------------------------------------------------------------
 
 
@@ -236,6 +249,7 @@ def benchmark_grid(
     max_size: int | None = None,
     weights: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[Grid, list[str]]:
     """Fills a grid with data sets × methods × weights × seeds.
 
@@ -248,6 +262,7 @@ def benchmark_grid(
         weights: first weights of methods that start from a network's; the preset's if empty. `dia` is the
             encoder of `dia` fitted on the same normals.
         settings: changes by dotted name, by method.
+        sizes: by data set, the `size` of methods for which `settings` changes it.
 
     Returns:
         The grid; and a remark for each method that cannot take some of the weights, which is then left out.
@@ -273,7 +288,7 @@ def benchmark_grid(
     encoder = given.get(DIA.method, {})
     grid = Grid(
         "benchmark", tuple(cells), tuple(datasets), tuple(seeds), preset=preset, max_size=max_size,
-        encoder=encoder,
+        encoder=encoder, sizes=sizes or {},
     )  # fmt: skip
     return grid, remarks
 

@@ -26,6 +26,7 @@ from ..data.datasets import is_path, load, load_training, name_of
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
 from ..detectors.registry import wanted_settings
+from ..features.shared import SharedMaps, sharing
 from .grid import TEST, Job
 from .ledger import Ledger, append_line, failures_path, identity
 from .protocol import development
@@ -48,6 +49,7 @@ class Paths:
         device: of the fits.
         progress: show each fit's own bar.
         normal: comma-separated classes that are normal in data sets that are named by their paths.
+        features_gb: of disk under `work` for maps of frozen networks, which all methods share; 0: none.
     """
 
     ledger: str
@@ -57,6 +59,15 @@ class Paths:
     device: str = "auto"
     progress: bool = False
     normal: str | None = None
+    features_gb: float = 16.0
+
+    def shared_maps(self) -> SharedMaps | None:
+        """Returns the maps that the runs share; None if they are to share none."""
+        return (
+            SharedMaps(Path(self.work, "features"), int(self.features_gb * 2**30))
+            if self.features_gb
+            else None
+        )
 
     def normal_in(self, dataset: str) -> str | None:
         """Returns `normal` where the data set is named by its path; known sets say what is normal."""
@@ -112,7 +123,8 @@ def perform(job: Job, paths: Paths) -> Result:
     """
     began = time.time()
     try:
-        line = run(
+        with sharing(paths.shared_maps()):
+            line = run(
             job.label, *_images(job, paths), job.method, preset=job.preset, changes=job.changes,
             encoder=job.encoder, seed=job.seed, device=paths.device, progress=paths.progress,
             workdir=Path(paths.work, name_of(job.dataset)), ledger=Ledger(paths.ledger),

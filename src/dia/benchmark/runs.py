@@ -26,6 +26,7 @@ from ..detectors.registry import detector_class, wanted_settings
 from ..detectors.saving import OWN, fingerprint, identity_of, sha256_of
 from ..evaluate.metrics import image_metrics, pixel_metrics
 from ..features.package import LITE
+from ..features.shared import seconds_saved
 from .ledger import Ledger, identity
 
 OWN_WEIGHTS = "dia"
@@ -38,7 +39,8 @@ class Scored:
     Args:
         scores: `(N,)`.
         heatmaps: `(N, H, W)` or None.
-        images_per_second: speed of scoring, with the heatmaps if they were made.
+        images_per_second: speed of scoring, with the heatmaps if they were made; features that were shared
+            count as if they were computed.
         metrics: image and, with masks and heatmaps, pixel metrics; None without labels of both classes.
     """
 
@@ -62,9 +64,9 @@ def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_
     """
     first = images.subset(slice(0, 1))  # first use of a network is slow, and not what is measured
     detector.detect(first, heatmaps=heatmaps)
-    start = time.perf_counter()
+    start, saved = time.perf_counter(), seconds_saved()
     scores, maps, _ = detector.detect(images, heatmaps=heatmaps)
-    speed = len(images) / (time.perf_counter() - start)
+    speed = len(images) / (time.perf_counter() - start + seconds_saved() - saved)
     metrics = None
     if images.labels is not None and 0 < images.labels.sum() < len(images):
         metrics = image_metrics(images.labels, scores, images.unit_codes, n_boot=n_boot)
@@ -317,7 +319,7 @@ def run(
         made = None if ledger is None else ledger.find(asked)
         if made and (scores is None or scores_path(scores, made).exists()):
             return made
-        start, cpu = time.perf_counter(), time.process_time()
+        start, cpu, saved = time.perf_counter(), time.process_time(), seconds_saved()
         wanted = wanted_settings(method, preset, changes)
         if getattr(wanted, "weights", None) == OWN_WEIGHTS:
             own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
@@ -327,10 +329,16 @@ def run(
         detector = detector_class(method)(wanted, seed=seed, device=device)
         detector.facts_ = facts_of(detector, dataset, preset, normals)
         detector.fit(normals, workdir=workdir, resume=True, progress=progress)
+        fit_saved = seconds_saved() - saved
         scored = score_set(detector, test, heatmaps=test.masks is not None or on_fitted is not None)
         line = record(detector, scored, test, dataset) | dict(about or {})
         line["run_seconds"] = round(time.perf_counter() - start, 2)
         line["cpu_seconds"] = round(time.process_time() - cpu, 2)  # of all threads: other work counts less
+        if (
+            saved := seconds_saved() - saved
+        ) > 0:  # by features another run computed: a fit alone has them to pay
+            line["shared_seconds"] = round(saved, 2)
+            line["fit_seconds"] = round(line["fit_seconds"] + fit_saved, 2)
         if scores is not None:
             path = scores_path(scores, line)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,8 @@ class Runs(Cluster, Device, DataRoot):
         memory_gb: memory of all workers together; default: with several, four fifths of the machine's
         normal: class folders or label values, comma separated, that are normal in your own folders, .npz or
             .csv among the data sets; known sets say what is normal
+        features_gb: of disk under `work` for features of frozen networks, computed once for all methods and
+            seeds; 0: each run computes its own
     """
 
     ledger: str = LEDGER
@@ -42,13 +44,23 @@ class Runs(Cluster, Device, DataRoot):
     workers: int | None = None
     memory_gb: float | None = None
     normal: str | None = None
+    features_gb: float = 16.0
 
     def paths(self) -> Paths:
         """Returns the places of data and results."""
         from ..benchmark.runner import Paths
 
         bar = self.executor == "local" and self.workers in (None, 1)
-        return Paths(self.ledger, self.scores, self.work, self.data_root, self.device, bar, self.normal)
+        return Paths(
+            self.ledger,
+            self.scores,
+            self.work,
+            self.data_root,
+            self.device,
+            bar,
+            self.normal,
+            self.features_gb,
+        )
 
     def check(self, datasets: Collection[str]) -> None:
         """Raises `DataError`: a set is not there, a user's own lacks labels, or `normal` is idle."""
@@ -122,6 +134,7 @@ def benchmark(
     preset: str = "cpu",
     weights: Sequence[str] = (),
     settings: dict[str, dict[str, Any]] = {},  # noqa: B006 - never changed
+    sizes: dict[str, int] = {},  # noqa: B006 - never changed
     max_size: int | None = None,
     readme: Sequence[str] = (),
     dry_run: bool = False,
@@ -143,6 +156,7 @@ def benchmark(
             imagenet, a file, dia:RUN, or dia: the encoder of dia fitted on the same normals; default: the
             preset's
         settings: changes of a method's settings, as '{patchcore: {size: 96}}'
+        sizes: by data set, another size for the methods whose size `settings` changes
         max_size: read images at this side at most; default: the preset's
         readme: write the tables between the marks SETS, RESULTS and HEATMAPS of these files, as [a,b]
         dry_run: show which runs are missing, and their cost
@@ -162,7 +176,7 @@ def benchmark(
 
     _check_preset(preset)
     grid, left_out = benchmark_grid(
-        datasets, methods, seeds, preset, max_size=max_size, weights=weights, settings=settings
+        datasets, methods, seeds, preset, max_size=max_size, weights=weights, settings=settings, sizes=sizes
     )
     for line in left_out:
         remark(line, "yellow")

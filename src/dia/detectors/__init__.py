@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Detector
-    from .baselines import Blur
+    from .baselines.images import Blur
     from .dia import CSI, DIA
     from .diaplus import DIAPlus
     from .peers.kdad import KDAD
@@ -20,7 +20,8 @@ __all__ = [
 ]  # fmt: skip
 _ELSEWHERE = {
     "Detector": "base", "CSI": "dia", "DIA": "dia", "DIAPlus": "diaplus", "KDAD": "peers.kdad",
-    "MSC": "peers.msc", "Transformaly": "peers.transformaly", "UniAD": "peers.uniad", "Blur": "baselines",
+    "MSC": "peers.msc", "Transformaly": "peers.transformaly", "UniAD": "peers.uniad",
+    "Blur": "baselines.images",
 }  # fmt: skip
 
 

@@ -49,14 +49,17 @@ _PEERS = {
     for name in ("ganomaly", "cflow", "uflow", "fastflow", "rd4ad", "efficientad", "cfa", "patchcore")
 }
 _TRIVIAL = {
-    f"trivial:{name}": f"baselines:{cls}"
+    f"trivial:{name}": f"baselines.images:{cls}"
     for name, cls in {
         "brightness": "Brightness", "std": "Std", "gradient": "Gradient", "statistics": "Statistics",
         "spectrum": "Spectrum", "hog": "Hog", "lbp": "Lbp", "pixels": "Pixels",
         "pixels-normalised": "NormalisedPixels", "pca": "Pca", "blur": "Blur",
     }.items()
 }  # fmt: skip
-_BUILT_IN = _OWN | _PEERS | _TRIVIAL
+_CONTROLS = {
+    f"control:{name.lower()}": f"baselines.controls:{name}" for name in ("Detail", "Length", "Centre")
+}
+_BUILT_IN = _OWN | _PEERS | _TRIVIAL | _CONTROLS
 
 _registered: dict[str, type[Detector]] = {}  # by the decorator, in this process
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*(:[a-z0-9][a-z0-9_.+-]*)?")

@@ -359,7 +359,7 @@ class StageCache:
             path: the folder of the part.
             module: is trained in place and makes its own batches.
             images: the number of training images.
-            s: settings with `epochs`, `batch` and `precision`.
+            s: settings with `epochs`, `steps`, `batch` and `precision`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
         """
         file = path / "trained.safetensors"
@@ -368,7 +368,7 @@ class StageCache:
             from ..core.running.loop import train
 
             start = time.perf_counter()
-            steps = s.epochs * (images // min(s.batch, images))
+            steps = s.steps or s.epochs * (images // min(s.batch, images))
             train(
                 module, steps=steps, workdir=path, resume=self.resume, device=device,
                 precision=s.precision, progress=self.progress,

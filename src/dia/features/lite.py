@@ -1,4 +1,5 @@
-"""EfficientNet-Lite 0 to 2, with batch normalisation folded into the convolutions. Knows tensors alone.
+"""EfficientNet-Lite 0 to 2, with batch normalisation folded into the convolutions. Knows tensors,
+and that their maps may be shared.
 
 Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variants (no squeeze-and-excitation, ReLU6, stem and
 head of one size) are TensorFlow's, whose padding is kept: `SAME`, which pads more at the end than before.
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .shared import shared
 
 HEAD = 1280  # pooled features
 DEPTHS, WIDTHS = (1.0, 1.1, 1.2), (1.0, 1.0, 1.1)  # by variant
@@ -92,10 +95,20 @@ class EfficientNetLite(nn.Module):
         Args:
             x: `(N, 3, H, W)` in [−1, 1].
         """
-        fine = self.fine(x)
-        middle = self._through(fine, _TAKEN[0], _TAKEN[1])
-        coarse = self._through(middle, _TAKEN[1], _TAKEN[2])
-        return fine, middle, coarse, _relu6(self.head(coarse)).mean((2, 3))
+        *_, fine, middle, coarse, pooled = shared(self, x, self.all_maps)
+        return fine, middle, coarse, pooled
+
+    def all_maps(self, x: Tensor) -> list[Tensor]:
+        """Returns the last maps at strides 2, 4, 8, 16 and 32, and features `(N, 1280)`.
+
+        Args:
+            x: `(N, 3, H, W)` in [−1, 1].
+        """
+        made, after = [_relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))], -1
+        for to in (0, 1, *_TAKEN):
+            made.append(self._through(made[-1], after, to))
+            after = to
+        return [*made[1:], _relu6(self.head(made[-1])).mean((2, 3))]
 
     def fine(self, x: Tensor) -> Tensor:
         """Returns the map at stride 8 of `(N, 3, H, W)` in [−1, 1], and runs no later stage."""

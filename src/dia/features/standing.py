@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .lite import HEAD, EfficientNetLite
 from .own import MEAN, STD, check_timm
+from .shared import shared
 
 _LAYERS = {"layer1": (1, 2), "layer2": (2, 3), "layer3": (3, 5), "layer4": (5, 7)}  # stages; 0 is the stem's
 _STRIDES = (2, 4, 8, 16, 32)
@@ -43,10 +44,14 @@ class LiteResNet(nn.Module):
     def maps(self, x: Tensor) -> list[Tensor]:
         """Returns the maps `(N, C, h, w)` at strides 2 to 32, of `(N, 3, H, W)` normalised."""
         x = x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
-        made = [self.stem(((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))]
+        return shared(self, (x - 0.5) / 0.5, self._all_maps)[:-1]
+
+    def _all_maps(self, x: Tensor) -> list[Tensor]:
+        """As `EfficientNetLite.all_maps`."""
+        made = [self.stem(x.contiguous(memory_format=torch.channels_last))]
         for name in _LAYERS:
             made.append(getattr(self, name)(made[-1]))
-        return made
+        return [*made, self.headed(made[-1]).mean((2, 3))]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Returns the last feature map `(N, num_features, h, w)` of `(N, 3, H, W)` normalised."""

@@ -382,7 +382,8 @@ class Peer(Pretrained):
     def _trained(self, module: Any, images: np.ndarray, path: Path, stages: StageCache) -> float:
         """Trains, from the last checkpoint where there is one; returns the seconds spent before it."""
         s, watch, stage = self.s, _Steps(self.seed), path.name.rpartition("-")[0]
-        steps, bank = getattr(s, "steps", -1), hasattr(module, "_is_fitted")  # filled in one epoch
+        bank = hasattr(module, "_is_fitted")  # filled in one epoch
+        steps = -1 if bank or s.steps is None else s.steps
         kept = ModelCheckpoint(
             path, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
         )

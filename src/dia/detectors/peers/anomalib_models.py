@@ -11,7 +11,8 @@ Deviations, besides random weights in all presets but `paper`:
   published; anomalib counts epochs. With `weights` none the teacher is random. At 256 px an image takes most
   of a second on one core, to be scored too, so that even the `cpu` preset wants more than a minute.
 - with `lite0`, rd4ad's student mirrors the widths of an EfficientNet-Lite, and efficientad's teacher is one,
-  whose maps at strides 4 and 8 are brought to the student's grid: the papers' ideas, not their networks.
+  whose maps at strides 4 and 8 are brought to the student's grid, from 128 px: the papers' ideas, not their
+  networks.
 - ganomaly: images are in [-1, 1], where its generator's tanh ends, not standardised by ImageNet.
 - uflow and fastflow with ResNets, cfa: timm's networks; images are resized to squares, never cropped.
 - patchcore: of too many images for `memory_gb`, so many evenly spaced ones fill the bank.
@@ -145,7 +146,7 @@ class Rd4adSettings(BackboneSettings):
 
 @dataclass(frozen=True)
 class EfficientadSettings(BackboneSettings):
-    """EfficientAD: a student of patch descriptions, and an autoencoder. From 256 px.
+    """EfficientAD: a student of patch descriptions, and an autoencoder. From 256 px; with `lite0` from 128.
 
     Args:
         weights: of the teacher: `imagenet` (anomalib's archive), a file with its state, or `none`.
@@ -361,6 +362,10 @@ class Efficientad(_Listed):
     Settings: ClassVar[type] = EfficientadSettings
     least = 256
 
+    def side(self) -> int:
+        """Returns 256 at least, as published; with `lite0` 128, where the autoencoder's last kernel is smaller."""
+        return max(128, -(-self.s.size // 32) * 32) if self.s.lite else super().side()
+
     def _widened(self) -> dict[str, Any]:
         return {"teacher_out_channels": sum(_PATCHES)} if self.s.lite else {}
 
@@ -375,6 +380,8 @@ class Efficientad(_Listed):
             else backbone("resnet18", weights, features_only=True, out_indices=maps)
         )
         model.teacher = PatchTeacher(made, normalised, margin=8).eval()
+        last = model.ae.encoder.enconv6  # of 8×8, which at 256 px is all that is left
+        model.ae.encoder.enconv6 = nn.Conv2d(last.in_channels, last.out_channels, self.side() // 32)
 
     def weights_source(self) -> str:
         """Where the teacher is from."""

@@ -8,12 +8,15 @@ weights. Ours, not of the papers: rows made with them are named so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...features.shared import sharing
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -134,6 +137,8 @@ class PatchTeacher(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns `(N, C, S/4 − margin, S/4 − margin)` of `(N, 3, S, S)` in [0, 1]."""
         x, side = (x[None] if x.ndim == 3 else x), x.shape[-1] // 4  # anomalib's penalty is one image
-        maps = [F.interpolate(m, (side, side), mode="bilinear") for m in self.network(self.normalise(x))]
+        with sharing(None) if self.training else nullcontext():  # what is drawn in training never comes again
+            seen = self.network(self.normalise(x))
+        maps = [F.interpolate(m, (side, side), mode="bilinear") for m in seen]
         cut = slice(self.margin // 2, side - self.margin + self.margin // 2)
         return torch.cat(maps, 1)[..., cut, cut]

@@ -30,10 +30,15 @@ Presets = dict[str, dict[str, Any]]
 class PretrainedSettings:
     """Base of settings: a number must be above 0, or at least what `least` says; words are those of the type.
 
+    Args:
+        steps: of the optimiser, for methods that train; null: as many as `epochs` make.
+
     Attributes:
         presets: what differs from the defaults, by preset; `paper` also takes the ImageNet weights.
         least: the smallest value of each number that has one.
     """
+
+    steps: int | None = None
 
     presets: ClassVar[Presets] = {}
     least: ClassVar[dict[str, float]] = {}
@@ -41,6 +46,7 @@ class PretrainedSettings:
     def __post_init__(self) -> None:
         numbers = [name for name, hint in get_type_hints(type(self)).items() if hint in (int, float)]
         check(self, **{n: f"[{self.least[n]}, inf)" if n in self.least else "(0, inf)" for n in numbers})
+        require(self.steps is None or self.steps > 1, "steps", f"must be at least 2, not {self.steps}")
         weights = getattr(self, "weights", "none")
         require(bool(weights), "weights", "must be imagenet, none or a file, not empty")
         if weights.startswith(OWN):

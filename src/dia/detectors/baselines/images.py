@@ -34,14 +34,23 @@ from skimage.feature import hog, local_binary_pattern
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from ..data.imageset import subsample
-from ..features import untrained as features
-from ..features.backbone import Squares
-from ..features.untrained import CONSTANT, Linear, as_tensor, luma, measured, resizer, resizing, with_channels
-from .base import Detector
-from .nearest import Nearest
-from .places import Places, Residuals, folds_of, greatest, owners_of
-from .saving import StageCache, module_tensors
+from ...data.imageset import subsample
+from ...features import untrained as features
+from ...features.backbone import Squares
+from ...features.untrained import (
+    CONSTANT,
+    Linear,
+    as_tensor,
+    luma,
+    measured,
+    resizer,
+    resizing,
+    with_channels,
+)
+from ..base import Detector
+from ..nearest import Nearest
+from ..places import Places, Residuals, folds_of, greatest, owners_of
+from ..saving import StageCache, module_tensors
 
 _LBP = ((8, 1), (16, 2))  # points, radius
 _LARGEST = 32  # side of what HOG and PCA see

@@ -1,0 +1,1 @@
+"""Rows that train nothing: numbers and pixels of images, and controls on a frozen network or on no image."""

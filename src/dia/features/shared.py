@@ -1,0 +1,155 @@
+"""Maps of frozen networks in files, so that the methods of a comparison compute them once and share them.
+
+An entry is found by the network's weights and the image's pixels: no method, setting or data set has to be
+known, and an image of another size or with other pixels is another entry. Knows tensors and files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_LEVELS = 255 * 256  # of a pixel's key: 8-bit images prepared in two ways have one, other images nearly
+_SECONDS = "seconds"  # of the entry's computation, kept with it
+_log = logging.getLogger(__name__)
+
+
+class SharedMaps:
+    """A folder of entries, one file an image; several processes may use one.
+
+    Args:
+        folder: made if it is absent; safe to delete.
+        most_bytes: of all entries together; what comes later is computed and not kept.
+
+    Attributes:
+        computed: images computed here.
+        found: images found.
+        seconds_saved: what the found ones cost when they were computed.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int):
+        self.folder, self.most_bytes = folder, most_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bytes = sum(file.stat().st_size for file in folder.iterdir())
+        self.computed, self.found, self.seconds_saved = 0, 0, 0.0
+        self._digests: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], bytes]] = (
+            WeakKeyDictionary()
+        )
+
+    def maps(
+        self, network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Returns what `compute(x)` does.
+
+        Args:
+            network: whose weights decide the maps.
+            x: `(N, 3, H, W)` in [−1, 1], on the CPU.
+            compute: gives tensors of N rows; a row depends on its image alone.
+        """
+        keys = self._keys(network, x)
+        rows = [self._read(key) for key in keys]
+        lacks = [i for i, row in enumerate(rows) if row is None]
+        if lacks:
+            start = time.perf_counter()
+            made = compute(x if len(lacks) == len(x) else x[lacks])
+            each = (time.perf_counter() - start) / len(lacks)
+            for k, i in enumerate(lacks):
+                rows[i] = [part[k] for part in made]
+                self._keep(keys[i], rows[i] or [], each)
+            self.computed += len(lacks)
+            if len(lacks) == len(x):
+                return list(made)
+        return [torch.stack(parts) for parts in zip(*(row or [] for row in rows), strict=True)]
+
+    def _keys(self, network: nn.Module, x: Tensor) -> list[str]:
+        weights = self._digest(network)
+        levels = ((x.detach() * 0.5 + 0.5) * _LEVELS).round().to(torch.int32).contiguous().numpy()
+        shape = str(tuple(x.shape[1:])).encode()
+        return [blake2b(weights + shape + image.tobytes(), digest_size=16).hexdigest() for image in levels]
+
+    def _digest(self, network: nn.Module) -> bytes:
+        """The hash of the weights, taken anew when a weight was written to or replaced since."""
+        state = [p for p in (*network.parameters(), *network.buffers())]
+        now = tuple((p.data_ptr(), p._version) for p in state)
+        known = self._digests.get(network)
+        if known is None or known[0] != now:
+            hashed = blake2b(digest_size=16)
+            for p in network.parameters():  # an architecture has them in one order, however it is wrapped
+                hashed.update(p.detach().cpu().contiguous().numpy().tobytes())
+            known = self._digests[network] = now, hashed.digest()
+        return known[1]
+
+    def _read(self, key: str) -> list[Tensor] | None:
+        try:
+            kept = load_file(self.folder / key)
+            self.seconds_saved += float(kept.pop(_SECONDS))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # damaged: it is made again
+            _log.warning("%s: %s; computed anew", self.folder / key, error)
+            return None
+        self.found += 1
+        return [kept[str(i)] for i in range(len(kept))]
+
+    def _keep(self, key: str, row: list[Tensor], seconds: float) -> None:
+        if self.bytes >= self.most_bytes:
+            return
+        entry = {str(i): part.detach().contiguous().clone() for i, part in enumerate(row)}
+        new = self.folder / f".{key}-{os.getpid()}"  # whole or not at all
+        try:
+            save_file(entry | {_SECONDS: torch.tensor(seconds)}, new)
+            self.bytes += new.stat().st_size
+            new.replace(self.folder / key)
+        except OSError as error:
+            _log.warning("%s: %s; features are computed and not kept from here on", self.folder, error)
+            self.most_bytes = 0
+            new.unlink(missing_ok=True)
+
+
+_active: SharedMaps | None = None
+
+
+@contextmanager
+def sharing(maps: SharedMaps | None) -> Iterator[SharedMaps | None]:
+    """While it lasts, frozen networks ask these maps first; with None, or outside, they compute.
+
+    Args:
+        maps: from which and into which.
+    """
+    global _active
+    before, _active = _active, maps
+    try:
+        yield maps
+    finally:
+        _active = before
+
+
+def shared(network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    """Returns `compute(x)`, of the maps that are shared now where the network is frozen and on the CPU.
+
+    Args:
+        network: as for `SharedMaps.maps`.
+        x: likewise.
+        compute: likewise.
+    """
+    learns = torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for p in network.parameters())
+    )
+    if _active is None or learns or x.device.type != "cpu":
+        return list(compute(x))
+    return _active.maps(network, x, compute)
+
+
+def seconds_saved() -> float:
+    """Returns the seconds that shared maps saved so far; 0 where none are shared."""
+    return 0.0 if _active is None else _active.seconds_saved
