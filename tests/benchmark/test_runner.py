@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from grids import TINY, benchmark, lines_of, two_sets
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,6 +27,7 @@ from dia.core.settings import SettingsError
 from dia.core.training import TrainingError
 from dia.data import phantoms
 from dia.detectors import Blur, Detector, registry
+from grids import TINY, benchmark, lines_of, two_sets
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 from conftest import smooth_images
-from grids import benchmark, compared, lines_of, two_sets
 from PIL import Image
 from scoring import score
 
@@ -17,6 +16,7 @@ from dia.benchmark.runner import Paths, _result
 from dia.benchmark.workers import Process
 from dia.cli.main import main
 from dia.detectors import METHODS
+from grids import benchmark, compared, lines_of, two_sets
 
 WITH_ENCODER = [
     "--method", "dia", "--settings.dissolver.steps", "8", "--settings.dissolver.widths", "[8,16]",

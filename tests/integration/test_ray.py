@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import smooth_images
-from grids import benchmark, compared, two_sets
 from PIL import Image
 from scoring import refused, score
 
 from dia.cli.main import main
 from dia.detectors import METHODS
+from grids import benchmark, compared, two_sets
 
 FEW = {"datasets": ["breastmnist"], "methods": ["csi", "trivial:hog"]}
 

@@ -27,7 +27,7 @@ from ..detectors import DIA
 from ..detectors.presets import MAX_SIZE, PRESETS
 from ..detectors.registry import METHODS, wanted_settings
 from ..evaluate.compare import Difference, paired_difference
-from .runs import OWN_WEIGHTS, full_settings, planned, scores_path
+from .runs import OWN_WEIGHTS, full_settings, planned, scores_path, sized
 
 SHIPPED = Path(__file__).parent / "ablations"
 TEST, VAL, LESIONS = "test", "val", "lesions"
@@ -225,16 +225,6 @@ class Grid:
             return alike and same(line)
 
         return of
-
-
-def sized(changes: Mapping[str, Any], size: int | None) -> Mapping[str, Any]:
-    """Returns changes of settings with another `size`, where they change it and there is another.
-
-    Args:
-        changes: by dotted name.
-        size: in pixels.
-    """
-    return {**changes, "size": size} if size and "size" in changes else changes
 
 
 # --- four ways to fill it ---------------------------------------------------------------------------------

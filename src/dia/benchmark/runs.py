@@ -374,6 +374,7 @@ def current_lines(
     datasets: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> list[Mapping[str, Any]]:
     """Selects the ledger lines that a benchmark with this preset would make today, one for each run.
 
@@ -386,13 +387,14 @@ def current_lines(
         datasets: names to select; all if None.
         methods: likewise.
         changes: of settings by dotted name, by method.
+        sizes: by data set, the `size` where `changes` has one, see `sized`.
 
     Returns:
         The lines, in order.
     """
     asked = [r for r in rows if _asked(r, preset, datasets, methods) and "ablation" not in r]
     known = [r for r in asked if r.get("settings") is not None]
-    today = [r for r in known if identity(r) == _identity_today(r, changes or {})]
+    today = [r for r in known if identity(r) == _identity_today(r, changes or {}, sizes or {})]
     wanted = {(r["dataset"], r["method"], r["weights_kind"], r["seed"]): r for r in today}
     newest = {r["dataset"]: r["data_sha256"] for r in rows if any(r is w for w in wanted.values())}
     return [r for r in wanted.values() if r["data_sha256"] == newest[r["dataset"]]]
@@ -434,9 +436,22 @@ def _asked(
     return row["preset"] == preset and of_set and (not methods or row["method"] in methods)
 
 
-def _identity_today(line: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> str | None:
+def sized(changes: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    """Returns changes of settings with another `size`, where they change it and there is another.
+
+    Args:
+        changes: by dotted name.
+        size: in pixels.
+    """
+    return {**changes, "size": size} if size and "size" in changes else dict(changes)
+
+
+def _identity_today(
+    line: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]
+) -> str | None:
     """Returns the identity that a line's run would have now with the same weights; None if it cannot be."""
-    method, preset, own = line["method"], line["preset"], dict(changes.get(line["method"], {}))
+    method, preset = line["method"], line["preset"]
+    own = sized(changes.get(method, {}), sizes.get(line["dataset"]))
     try:
         if hasattr(usual := wanted_settings(method, preset), "weights"):
             own["weights"] = line["settings"].get("weights", usual.weights)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..benchmark.ledger import FAILED, LEDGER, Ledger, failures_path
 from ..core.errors import DataError, TrainingError
+from ..core.yamlfile import read_yaml
 from ..data.options import ReadOptions
 from .options import Cluster, DataRoot, Device, remark, result
 from .options import out as console
@@ -213,6 +214,7 @@ def report_benchmark(
     datasets: list[str] | None = None,
     methods: list[str] | None = None,
     settings: dict[str, dict[str, Any]] = {},  # noqa: B006 - never changed
+    grid: str | None = None,
     out: str = "results/benchmark",
     what: Literal["benchmark"] = "benchmark",
     root: DataRoot,
@@ -230,12 +232,15 @@ def report_benchmark(
         datasets: the columns (default: all in the ledger)
         methods: the rows (default: all in the ledger)
         settings: as they were given to `dia benchmark`
+        grid: the file that was given to `dia benchmark --config`: its data sets, methods, preset and settings
+            count where no option here says otherwise
         out: folder of the report
         what: the word `benchmark`, which older configurations hold
         root: where data sets lie, to count duplicates.
 
     Examples:
         dia report benchmark
+        dia report benchmark --grid grids/table.yaml --out results/table
         dia report benchmark --datasets [breastmnist,pneumoniamnist] --out two-sets
         dia report benchmark --config report.yaml
     """
@@ -245,10 +250,16 @@ def report_benchmark(
     from ..report.benchmark_page import write_benchmark_report
     from ..report.gather import set_contexts
 
+    of_grid = read_yaml(Path(grid)) if grid else {}
+    preset = of_grid.get("preset", preset)
+    datasets, methods = datasets or of_grid.get("datasets"), methods or of_grid.get("methods")
+    settings = settings or of_grid.get("settings", {})
     _check_preset(preset)
     names = datasets and [name_of(d) for d in datasets]
     rows = Ledger(ledger).rows()
-    lines = current_lines(rows, preset, datasets=names, methods=methods, changes=settings)
+    lines = current_lines(
+        rows, preset, datasets=names, methods=methods, changes=settings, sizes=of_grid.get("sizes")
+    )
     if not lines:
         raise DataError(f"{ledger}: no line of preset {preset} with these settings; run `dia benchmark`")
     failed = Ledger(failures_path(Path(ledger)), FAILED).rows()

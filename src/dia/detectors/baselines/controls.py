@@ -81,7 +81,8 @@ class _OnBackbone(Detector):
         return max(_ROOM // max(self.s.size, *self.shape_[:2]) ** 2, 1)
 
     def _squares(self) -> Squares:
-        return Squares(*self.shape_[:2], self.s.size)
+        height, width, _ = self.shape_
+        return Squares(height, width, self.s.size)
 
     def _fit(self, images: np.ndarray, reference: np.ndarray, stages: StageCache) -> None:
         self.where_ = choose_device(self.device)

@@ -363,7 +363,7 @@ class Efficientad(_Listed):
     least = 256
 
     def side(self) -> int:
-        """Returns 256 at least, as published; with `lite0` 128, where the autoencoder's last kernel is smaller."""
+        """Returns 256 at least, as published; with `lite0` 128, where the last kernel is smaller."""
         return max(128, -(-self.s.size // 32) * 32) if self.s.lite else super().side()
 
     def _widened(self) -> dict[str, Any]:

@@ -78,7 +78,9 @@ class PretrainedSettings:
     @classmethod
     def preset(cls, name: str) -> Self:
         """Returns `paper` as published, as far as known; the others are for two cores or one accelerator."""
-        published = {"weights": "imagenet"} if name == "paper" and hasattr(cls, "weights") else {}
+        published: dict[str, Any] = {}
+        if name == "paper" and hasattr(cls, "weights"):
+            published = {"weights": "imagenet"}
         return cls(**published | cls.presets.get(name, {}))
 
 
