@@ -17,7 +17,7 @@ TINY = {
 }
 OF_THE_RUN = {
     "began", "fit_seconds", "run_seconds", "cpu_seconds", "score_images_per_second", "peak_memory_mb",
-    "commit", "weights",
+    "commit", "weights", "shared_seconds",
 }  # fmt: skip
 
 

@@ -12,10 +12,19 @@ if TYPE_CHECKING:
     from .peers.msc import MSC
     from .peers.transformaly import Transformaly
     from .peers.uniad import UniAD
-    from .registry import DEFAULT, METHODS, PEERS, TRIVIAL, detector_class, register, wanted_settings
+    from .registry import (
+        CONTROLS,
+        DEFAULT,
+        METHODS,
+        PEERS,
+        TRIVIAL,
+        detector_class,
+        register,
+        wanted_settings,
+    )
 
 __all__ = [
-    "CSI", "DEFAULT", "DIA", "KDAD", "METHODS", "MSC", "PEERS", "TRIVIAL", "Blur", "DIAPlus", "Detector",
+    "CONTROLS", "CSI", "DEFAULT", "DIA", "KDAD", "METHODS", "MSC", "PEERS", "TRIVIAL", "Blur", "DIAPlus", "Detector",
     "Transformaly", "UniAD", "detector_class", "register", "wanted_settings",
 ]  # fmt: skip
 _ELSEWHERE = {

@@ -232,4 +232,5 @@ def _origin(cls: type) -> tuple[str, str]:
 
 METHODS: Mapping[str, type[Detector]] = Methods(_names)
 TRIVIAL: Mapping[str, type[Detector]] = Methods(lambda: _TRIVIAL)
+CONTROLS: Mapping[str, type[Detector]] = Methods(lambda: _CONTROLS)
 PEERS: Mapping[str, type[Detector]] = Methods(lambda: _PEERS)

@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from contract import fresh, needs_libraries
 
 from dia.core.errors import DataError
+from dia.core.settings import SettingsError
+from dia.data import phantoms
 from dia.detectors import Detector
 from dia.detectors.peers.mirrored import Bottleneck, Cloner, PatchTeacher, Student, Students
 from dia.detectors.presets import settings
@@ -80,3 +83,18 @@ def test_every_method_takes_it_and_comes_back_from_its_folder_without_the_packag
     again = Detector.load(tmp_path / "m")
     np.testing.assert_allclose(again.score(few), scores, rtol=1e-5)
     assert again.settings_hash() == before
+
+
+def test_a_length_in_steps_takes_the_place_of_epochs():
+    """Both trainings, ours and anomalib's: a step more changes weights, other epochs do not."""
+    x = phantoms.load("train", size=32, n=24, seed=1).images
+    for method in ("kdad", "fastflow"):
+        needs_libraries(method)
+        scores = {}
+        for steps, epochs in ((3, 1), (3, 9), (4, 1)):
+            detector = fresh(method, steps=steps, epochs=epochs).fit(x)
+            scores[steps, epochs] = detector.score(x[:4])
+        np.testing.assert_array_equal(scores[3, 1], scores[3, 9])
+        assert not np.array_equal(scores[3, 1], scores[4, 1])
+    with pytest.raises(SettingsError, match="steps must be at least 2"):
+        fresh("kdad", steps=1)
