@@ -1,4 +1,4 @@
-"""What makes a comparison affordable and fair: features computed once, lengths in steps, sizes by data set."""
+"""What makes a comparison affordable and fair: features computed once, lengths in steps, sizes by set."""
 
 import json
 import os
