@@ -1,4 +1,4 @@
-"""Draws the rows of `csi` and `dia` next to the paper's, by data set and direction, in docs/findings.md.
+"""Draws the rows of `csi` and `dia` next to the paper's, by data set and direction, in docs/results.md.
 
 Runs of the `cpu` preset are of `results/as-published.jsonl`, those of the paper's own encoder and length of
 `results/accelerator.jsonl`; both judge an encoder by every score at some steps. A row's result is the last
@@ -24,7 +24,7 @@ from dia.benchmark.published import OTHER, UNKNOWN, paper_table
 
 ROOT = Path(__file__).parents[1]
 LEDGER, LONG = ROOT / "results/as-published.jsonl", ROOT / "results/accelerator.jsonl"
-PAGE = ROOT / "docs/findings.md"
+PAGE = ROOT / "docs/results.md"
 REQUIRED = ("dataset", "method", "score", "settings_hash")  # text in every line
 EPOCHS = 2.04  # standard deviations by which the best of thirty independent values exceeds their mean
 SETS = {
