@@ -127,6 +127,12 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_file_that_goes_while_the_folder_is_counted_does_not_matter(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # listed, but not there
+    (tmp_path / "entry").write_bytes(b"1234")
+    assert SharedMaps(tmp_path, SPACE).bytes == 4
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 40])
 def test_a_damaged_entry_is_computed_anew(tmp_path, damage):
     network, x = Counting(), images(1)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ class SharedMaps:
     def __init__(self, folder: Path, most_bytes: int):
         self.folder, self.most_bytes = folder, most_bytes
         folder.mkdir(parents=True, exist_ok=True)
-        self.bytes = sum(file.stat().st_size for file in folder.iterdir())
+        self.bytes = _bytes(folder)
         self.computed, self.found, self.seconds_saved = 0, 0, 0.0
         self._digests: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], bytes]] = (
             WeakKeyDictionary()
@@ -114,6 +114,15 @@ class SharedMaps:
             _log.warning("%s: %s; features are computed and not kept from here on", self.folder, error)
             self.most_bytes = 0
             new.unlink(missing_ok=True)
+
+
+def _bytes(folder: Path) -> int:
+    """Sums up the entries; another process may rename or remove one meanwhile."""
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 _active: SharedMaps | None = None
