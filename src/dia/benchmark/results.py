@@ -18,7 +18,8 @@ import numpy as np
 from ..core.errors import DataError
 from ..data.datasets import CATALOG
 from ..detectors.registry import detector_class
-from ..evaluate.compare import Friedman, Nemenyi, friedman, nemenyi, relative_gain
+from ..evaluate.compare import relative_gain
+from ..evaluate.ranking import Friedman, Nemenyi, friedman, nemenyi
 from .grid import load_grid
 from .ledger import identity
 from .published import BASE, DIRECTIONS, OTHER, Published, paper_table
