@@ -292,7 +292,9 @@ def section(found: Mapping[str, Any]) -> str:
     parts = []
     for kind, own in found["kinds"].items():
         if "rules" not in own:
-            parts.append(f"Rules among {kind} are not measured: fewer than four data sets have half of them.")
+            parts.append(
+                f"Rules among {kind} are not measured: too few data sets have at least half of them."
+            )
             continue
         sets, rules = own["data sets"], own["rules"]
         groups = len({*sets.values()})
@@ -302,8 +304,8 @@ def section(found: Mapping[str, Any]) -> str:
             "|---|--:|--:|--:|",
         ]
         for name, of in rules.items():
-            apart = f"{of['difference']:+.3f} ± {of['spread']:.3f}".replace("-", "−")
-            lines.append(f"| {name} | {of['auroc']:.3f} | {of['regret']:.3f} | {apart} |")
+            numbers = f"{of['auroc']:.3f} | {of['regret']:.3f} | {of['difference']:+.3f} ± {of['spread']:.3f}"
+            lines.append(f"| {name} | {numbers.replace('-', '−')} |")
         parts.append("\n".join(lines))
         if worth := worth_it(rules):
             parts.append(f"Better than always `{DEFAULT}` by more than the spread: {'; '.join(worth)}.")

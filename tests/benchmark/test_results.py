@@ -4,6 +4,7 @@ import pytest
 
 from dia.benchmark.results import OverUntrained, benchmark_results, cells_above_untrained
 from dia.evaluate.compare import Compared, Difference
+from dia.evaluate.ranking import against
 
 
 def line(**changes):
@@ -37,6 +38,20 @@ def test_an_entry_by_hand():
 def test_unlike_runs_are_not_averaged(change):
     with pytest.raises(ValueError, match="mixes"):
         benchmark_results([line(), line(**{"seed": 1, **change})])
+
+
+def test_the_other_direction_is_no_data_set_more_when_methods_are_compared():
+    def of(method, *aurocs):
+        sets = ("breastmnist", "breastmnist-0", "headct-128")
+        return [line(method=method, dataset=d, auroc=a) for d, a in zip(sets, aurocs, strict=True)]
+
+    rows = [*of("dia+", 0.9, 0.1, 0.8), *of("csi", 0.7, 0.9, 0.6), line(dataset="headct-128", seed=3)]
+    results = benchmark_results([*rows, line(method="dia+", dataset="breastmnist", auroc=0.8, seed=1)])
+    assert results.aurocs["dia+"] == pytest.approx({"breastmnist": 0.85, "headct-128": 0.8})
+    assert results.aurocs["dia"] == {"headct-128": 0.8}
+    csi, dia = sorted(against(results.aurocs, "dia+"), key=lambda a: a.method)
+    assert (csi.datasets, dia.datasets) == (("breastmnist", "headct-128"), ("headct-128",))
+    assert csi.difference == pytest.approx(-0.175)
 
 
 def test_results_above_the_best_untrained_row_by_hand():

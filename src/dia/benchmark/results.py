@@ -183,6 +183,11 @@ class BenchmarkResults:
         return _once(self.datasets)
 
     @property
+    def aurocs(self) -> dict[str, dict[str, float]]:
+        """Mean AUROC by name of a row, by data set of `once`: what `ranking.against` takes."""
+        return {r.name: {d: r.cells[d].mean for d in self.once if d in r.cells} for r in self.rows}
+
+    @property
     def blocks(self) -> list[tuple[str, list[Row]]]:
         """Rows by family, in order."""
         found: dict[str, list[Row]] = {}
