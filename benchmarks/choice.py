@@ -241,8 +241,9 @@ def table_of(
     kept = tuple(d for d, has in sets.items() if 2 * len(has) >= max(len(aurocs), 1))
     methods = tuple(m for m, own in aurocs.items() if all(d in own for d in kept))
     out = {
-        "data sets": [d for d in facts if d not in kept], "methods": [m for m in aurocs if m not in methods]
-    }  # fmt: skip
+        "data sets": [d for d in facts if d not in kept],
+        "candidates": [m for m in aurocs if m not in methods],
+    }
     groups = tuple(group_of(d) for d in kept)
     if len(kept) < 4 or len({*groups}) < 3 or len(methods) < 2:
         return None, out
@@ -307,6 +308,11 @@ def section(found: Mapping[str, Any]) -> str:
             numbers = f"{of['auroc']:.3f} | {of['regret']:.3f} | {of['difference']:+.3f} ± {of['spread']:.3f}"
             lines.append(f"| {name} | {numbers.replace('-', '−')} |")
         parts.append("\n".join(lines))
+        parts += [
+            f"Incomplete {what}, left out: {', '.join(names)}."
+            for what, names in own["left out"].items()
+            if names
+        ]
         if worth := worth_it(rules):
             parts.append(f"Better than always `{DEFAULT}` by more than the spread: {'; '.join(worth)}.")
         else:

@@ -114,7 +114,7 @@ def test_a_set_with_few_methods_and_methods_without_a_set_are_left_out():
     del aurocs["z"]["b"]
     made, out = table_of(aurocs, facts)
     assert (made.datasets, made.methods) == (tuple("abcde"), ("dia+", "x", "y"))
-    assert out == {"data sets": ["f"], "methods": ["z"]}
+    assert out == {"data sets": ["f"], "candidates": ["z"]}
     assert table_of({m: aurocs[m] for m in ("dia+", "x")}, {d: facts[d] for d in "abc"})[0] is None
     assert table_of({}, facts)[0] is None
 
@@ -191,5 +191,8 @@ def test_what_a_few_sets_cannot_tell_is_said():
     aurocs = {m: dict.fromkeys("abc", 0.5) for m in ("dia+", "x", "trivial:hog", "trivial:std")}
     found = measure(aurocs, {d: {"f": 0.0} for d in "abc"})
     assert "rules" not in found["methods"]
+    aurocs = {m: dict.fromkeys("abcd", 0.5) for m in ("dia+", "x")} | {"y": {"a": 0.5}}
+    found_most = measure(aurocs, {d: {"f": 0.0} for d in "abcd"})
+    assert "Incomplete candidates, left out: y." in section({"kinds": found_most})
     assert section({"kinds": found}).count("not measured") == 2
-    assert measure({}, {})["methods"]["left out"] == {"data sets": [], "methods": []}
+    assert measure({}, {})["methods"]["left out"] == {"data sets": [], "candidates": []}
