@@ -19,13 +19,14 @@ from dia.benchmark.grid import Job, benchmark_grid
 from dia.benchmark.ledger import FAILED, Ledger, failures_path
 from dia.benchmark.protocol import development
 from dia.benchmark.runner import Costs, Paths, Result, Worker, run_grid
-from dia.benchmark.runs import current_lines, open_failures, run, weights_kind
+from dia.benchmark.runs import current_lines, open_failures, run, scores_path, weights_kind
 from dia.benchmark.workers import Process, memory_of_machine_gb, workers_of
 from dia.cli.main import main
 from dia.core.errors import DataError
 from dia.core.settings import SettingsError
 from dia.core.training import TrainingError
 from dia.data import phantoms
+from dia.data.imageset import ImageSet
 from dia.detectors import Blur, Detector, registry
 from grids import TINY, benchmark, lines_of, two_sets
 
@@ -109,6 +110,26 @@ def test_a_method_or_setting_that_is_not_there_stops_before_anything_runs(root, 
         assert stopped.value.code == 2
         assert word in capsys.readouterr().err
         assert not (tmp_path / "l.jsonl").exists()
+
+
+def test_scores_are_kept_with_the_units_of_intervals_and_the_rest_does_not_know_them(tmp_path):
+    """Windows of one frame are a unit; images with other names, as those of development, have none."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    labels, names = np.array([0, 0, 0, 1, 1, 1]), [f"{f}.jpg:0:{i}:8" for i, f in enumerate("abacbc")]
+    normals, made = ImageSet(np.random.default_rng(1).integers(0, 256, (20, 8, 8, 1), np.uint8)), {}
+    for name, of in (("frames", names), ("own", ["lesions/0", *names[1:]])):
+        test = ImageSet(images, labels, names=of)
+        line = run(
+            "kvasirseg_patches" if name == "frames" else "chestxray-128", normals, test, "trivial:std",
+            workdir=tmp_path / "w", scores=tmp_path / name,
+        )  # fmt: skip
+        with np.load(scores_path(tmp_path / name, line)) as kept:
+            made[name] = line, dict(kept)
+    assert made["frames"][1]["units"].tolist() == [0, 1, 0, 2, 1, 2]
+    assert "units" not in made["own"][1]
+    for what in ("auroc", "auroc_ci", "data_sha256"):
+        assert made["frames"][0][what] == made["own"][0][what]
+    assert "n_patients" not in made["frames"][0]
 
 
 # --- memory ----------------------------------------------------------------------------------------------

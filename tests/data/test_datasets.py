@@ -87,6 +87,30 @@ def test_findings_in_real_sets():
 
 @needs_data
 @pytest.mark.parametrize(
+    ("name", "units", "unit"),
+    [
+        ("chestxray-128", None, lambda n: re.split(r"(person\d+|(?:NORMAL2-)?IM-\d+)", n)[1]),
+        ("kvasirseg_patches", None, lambda n: n.split(".jpg:")[0]),
+        ("kvasirseg_patches-128", None, lambda n: n.split(".jpg:")[0]),
+        ("breastmnist", 0, None),
+    ],
+)
+def test_units_of_intervals_in_real_sets(name, units, unit):
+    """And the set itself is as before: `interval_by` is for intervals alone."""
+    test = load(name, "test", ROOT)
+    found = datasets.units_for(name, ROOT, test.labels)
+    assert test.unit_codes is None
+    if unit is None:
+        assert found is None
+        return
+    names = [unit(n) for n in test.names]
+    assert len(np.unique(found)) == len({*zip(names, found, strict=True)}) == len({*names}) < len(test)
+    np.testing.assert_array_equal(found, datasets.interval_units(name, test.names))
+    assert datasets.units_for(name, ROOT, 1 - test.labels) is None  # scores of other images
+
+
+@needs_data
+@pytest.mark.parametrize(
     ("name", "other"), [("breastmnist", "breastmnist-0"), ("sarscov2ct", "sarscov2ct-covid")]
 )
 def test_the_two_directions_of_a_file_swap_labels(name, other):
@@ -169,6 +193,28 @@ def test_declarations_are_complete(known):
         assert text
         assert "\n" not in text
     assert known.proxy == ("not the paper's protocol" in known.note or not known.path)
+
+
+def test_units_of_intervals_are_told_by_names_and_nothing_else_knows(tmp_path):
+    names = ["p1_a", "p2_a", "p1_b", "p3_a"]
+    x, labels = np.arange(64, dtype=np.uint8).reshape(4, 4, 4), [0, 0, 0, 1]
+    np.savez(tmp_path / "a.npz", test_images=x, test_labels=labels, test_names=names)
+    (tmp_path / "own.yaml").write_text("path: a.npz\nnormal: 0")
+    plain = load("own", "test", tmp_path)
+    assert datasets.units_for("own", tmp_path) is None
+    (tmp_path / "own.yaml").write_text('path: a.npz\nnormal: 0\ninterval_by: "(p[0-9])_"')
+    test = load("own", "test", tmp_path)
+    assert (test.patients, test.unit_codes, test.sha256()) == ((), None, plain.sha256())
+    assert datasets.units_for("own", tmp_path).tolist() == [0, 1, 0, 2]
+    assert datasets.units_for("own", tmp_path, np.array(labels)).tolist() == [0, 1, 0, 2]
+    assert datasets.units_for("own", tmp_path, np.array([0, 0, 1, 1])) is None
+    assert datasets.interval_units("own", names[::-1], tmp_path).tolist() == [0, 1, 2, 1]
+    assert datasets.interval_units("own", names) is None  # of another data root
+    assert datasets.interval_units("absent", names, tmp_path) is None
+    with pytest.raises(DataError, match=r"own: interval_by .*: q, does not hold"):
+        datasets.interval_units("own", ["p1_a", "q"], tmp_path)
+    (tmp_path / "a.npz").unlink()
+    assert datasets.units_for("own", tmp_path) is None
 
 
 def test_unknown_name():
@@ -338,6 +384,7 @@ def test_the_example_of_the_page_runs(chest, capsys):
         ("path: x\nsize: big", "size cannot be 'big'"),
         ("path: x\nsize: 0", "at least 1 pixel"),
         ("path: x\nchannels: 2", "channels must be 1 or 3"),
+        ('path: x\ninterval_by: "("', r"interval_by: \(: no regular expression"),
         ("path: x\nsplit_folders: {dev: d}", "split_folders must name a folder"),
         ("path: x\nsplit_folders: [a]", "split_folders cannot be"),
         ("path: x", "no such file or folder"),

@@ -20,6 +20,7 @@ from ..core.environment import environment, peak_memory_mb, reset_peak_memory
 from ..core.errors import DataError
 from ..core.settings import changes_from, from_dict
 from ..core.storage import locked
+from ..data.datasets import interval_units
 from ..data.imageset import ImageSet
 from ..detectors import DIA, Detector
 from ..detectors.registry import detector_class, wanted_settings
@@ -253,7 +254,8 @@ def _encoder_of(run: Path, preset: str) -> dict[str, Any]:
 def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
     """Returns the file of a line's raw scores, which holds `scores` float64 and `labels` int8.
 
-    Where patients or volumes are known, it holds `units` too: whole numbers, equal for the images of one.
+    Where patients, volumes or `DataSet.interval_by` are known, it holds `units` too: whole numbers, equal for
+    the images of one. Files from before a set had `interval_by` are without; `datasets.units_for` tells then.
 
     Args:
         folder: of raw scores.
@@ -344,8 +346,8 @@ def run(
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}")  # whole or not at all
             kept: dict[str, Any] = {"scores": scored.scores, "labels": np.asarray(test.labels)}
-            if test.unit_codes is not None:
-                kept["units"] = test.unit_codes
+            if (units := _units(dataset, test)) is not None:
+                kept["units"] = units
             np.savez_compressed(new, **kept)
             new.replace(path)
         if ledger is not None:
@@ -353,6 +355,16 @@ def run(
         if on_fitted is not None:
             on_fitted(detector, scored)
         return line
+
+
+def _units(dataset: str, test: ImageSet) -> np.ndarray | None:
+    """Returns which test images count as one in intervals: by patient or volume, else by `interval_by`."""
+    if test.unit_codes is not None:
+        return test.unit_codes
+    try:
+        return interval_units(dataset, test.names)
+    except DataError:  # images made for development have names of their own
+        return None
 
 
 def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:

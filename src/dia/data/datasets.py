@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from ..core.settings import from_dict
 from ..core.yamlfile import read_yaml
 from . import readers
 from .formats.spreadsheet import SHEETS
-from .imageset import ImageSet
-from .layouts import SUFFIXES, Entry
+from .imageset import ImageSet, codes_of
+from .layouts import SUFFIXES, Entry, patients_of
 from .levels import survey
 from .npz import joined
 from .options import ReadOptions
@@ -55,6 +56,8 @@ class DataSet:
         split_folders: the names of its folders for "train", "val" and "test", where they differ.
         masks: the folder of its masks, where not "ground_truth".
         group_by: how the names of its images tell the patient: "folder", or a regular expression.
+        interval_by: a regular expression for what images of one name have in common (a patient, a frame), as
+            for `group_by`, but for intervals and tests alone: no split, fit or score knows of it.
         size: (H, W), or n for n × n, to which its images are resized, where they differ in size.
         pool: the split of the .npz ("test", or "all") that is divided anew by the rule of such a folder,
             where its own train holds no normals; empty where the file's splits stand.
@@ -77,6 +80,7 @@ class DataSet:
     split_folders: Mapping[str, str] | None = None
     masks: str | None = None
     group_by: str | None = None
+    interval_by: str | None = None
     size: int | tuple[int, int] | None = None
     pool: str = ""
     channels: int | None = None
@@ -118,8 +122,13 @@ def _declaration(name: str, values: Any, where: str) -> DataSet:
     try:
         known: DataSet = from_dict(DataSet, values)
         known.options(Path(known.path), ReadOptions())
+        re.compile(known.interval_by or "")
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+    except re.error as error:
+        raise DataError(
+            f"{where}: interval_by: {known.interval_by}: no regular expression ({error})"
+        ) from error
     return known
 
 
@@ -195,6 +204,63 @@ def known_sets(data_root: PathLike | None = None) -> dict[str, DataSet]:
         with suppress(DataError):  # a YAML file of another purpose
             known[name] = declared(file)
     return known
+
+
+def interval_units(
+    dataset: str, names: Sequence[str], data_root: PathLike | None = None
+) -> np.ndarray | None:
+    """Tells which images count as one where intervals and tests are made, by `DataSet.interval_by`.
+
+    Args:
+        dataset: the name of a data set.
+        names: of N images.
+        data_root: the folder that holds the data sets, by default `$DIA_DATA`; known sets do not need it.
+
+    Returns:
+        `(N,)` whole numbers, equal for images of one unit; None where the set is not known, or does not say.
+
+    Raises:
+        DataError: a name in which the expression is not found.
+
+    Example:
+        >>> interval_units("kvasirseg_patches", ["a.jpg:35:311:212", "b.jpg:0:0:64", "a.jpg:0:0:64"]).tolist()
+        [0, 1, 0]
+        >>> interval_units("breastmnist", ["0", "1"]) is None
+        True
+    """
+    known = known_sets(data_root).get(dataset)
+    if known is None or not known.interval_by:
+        return None
+    try:
+        units, _ = patients_of(dataset, names, known.interval_by)
+    except DataError as error:
+        raise DataError(f"{error}".replace("--group-by", "interval_by")) from error
+    return codes_of(units, len(names))
+
+
+def units_for(
+    dataset: str, data_root: PathLike | None = None, labels: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Tells which test images of a data set count as one where intervals are made, for scores kept without.
+
+    Args:
+        dataset: the name of a data set.
+        data_root: the folder that holds the data sets, by default `$DIA_DATA`.
+        labels: `(N,)`, kept with the scores.
+
+    Returns:
+        `(N,)` as of `interval_units`; None also where the set is not there, or its labels are others.
+    """
+    known = known_sets(data_root).get(dataset)
+    if known is None or not known.interval_by:
+        return None
+    try:
+        found = open_listing(dataset, "test", data_root)
+    except DataError:  # it is not there
+        return None
+    if labels is not None and (found.labels is None or not np.array_equal(labels, found.labels)):
+        return None
+    return interval_units(dataset, found.names, data_root)
 
 
 def is_path(spec: str, data_root: PathLike | None = None) -> bool:

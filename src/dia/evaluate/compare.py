@@ -1,10 +1,9 @@
-"""Compares methods on the same test images with intervals, and by ranks over data sets. Knows numbers only.
+"""Compares methods on the same test images with intervals; `ranking` does over data sets. Knows numbers only.
 
 Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver
 Operating Characteristic Curves", Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014, for its
 computation by midranks; Obuchowski, "Nonparametric Analysis of Clustered ROC Curve Data", Biometrics 1997,
-for several images of one patient; Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets",
-JMLR 2006, for ranks; Holm, Scandinavian Journal of Statistics 1979, for many tests at once.
+for several images of one patient; Holm, Scandinavian Journal of Statistics 1979, for many tests at once.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import friedmanchisquare, rankdata, studentized_range
+from scipy.stats import rankdata
 from scipy.stats import t as student
 
 
@@ -24,26 +23,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
-
-
-class Friedman(NamedTuple):
-    """Friedman's test: its statistic, the p-value of no difference, `(k,)` mean ranks (1 = best)."""
-
-    statistic: float
-    p: float
-    ranks: np.ndarray
-
-
-class Nemenyi(NamedTuple):
-    """Nemenyi's test after Friedman's.
-
-    Mean ranks further apart than `critical` differ; `p` is `(k, k)`; `groups` are the largest sets of methods
-    (indices, best first) of which no two differ, none within another, each of two or more.
-    """
-
-    critical: float
-    p: np.ndarray
-    groups: list[tuple[int, ...]]
 
 
 class Compared(NamedTuple):
@@ -185,68 +164,6 @@ def compared(
             found.append((first, second, paired_difference(labels, a, b, units), seeds))
     corrected = holm([d.p for _, _, d, _ in found])
     return [Compared(a, b, d, float(p), s) for (a, b, d, s), p in zip(found, corrected, strict=True)]
-
-
-def friedman(aurocs: np.ndarray) -> Friedman:
-    """Tests whether any of k methods differs from the others in its ranks over N data sets; ties by midranks.
-
-    The χ² approximation is rough for small N and k (Demšar advises N > 10 and k > 5), and few data sets give
-    the test little power: a large p says nothing.
-
-    Args:
-        aurocs: `(N, k)`, higher = better.
-
-    Returns:
-        The statistic, its p-value and the mean ranks.
-
-    Raises:
-        ValueError: fewer than two data sets or three methods, or values that are not finite.
-    """
-    aurocs = np.asarray(aurocs, dtype=float)
-    if aurocs.ndim != 2 or aurocs.shape[0] < 2 or aurocs.shape[1] < 3:
-        raise ValueError(f"aurocs {aurocs.shape} must be (data sets, methods): two or more by three or more")
-    if not np.isfinite(aurocs).all():
-        raise ValueError("aurocs hold NaN or infinite values: leave methods out that lack a data set")
-    ranks = rankdata(-aurocs, axis=1)
-    if (ranks == ranks[0, 0]).all():  # all tied everywhere, where the statistic is 0 / 0
-        return Friedman(0.0, 1.0, ranks.mean(0))
-    statistic, p = friedmanchisquare(*aurocs.T)
-    return Friedman(float(statistic), float(p), ranks.mean(0))
-
-
-def nemenyi(ranks: np.ndarray, datasets: int, level: float = 0.95) -> Nemenyi:
-    """Compares all methods with each other by their mean ranks.
-
-    The critical difference is q·√(k(k+1) / 6N), where q is the quantile of the studentized range for infinite
-    degrees of freedom, divided by √2.
-
-    Args:
-        ranks: `(k,)` mean ranks, of `friedman`, k ≥ 2.
-        datasets: the number N of data sets over which they are means, at least 1.
-        level: 1 − α, in (0, 1).
-
-    Returns:
-        The critical difference, the p-values of all pairs and the groups that do not differ.
-
-    Raises:
-        ValueError: fewer methods or data sets, or a level outside (0, 1).
-    """
-    ranks = np.asarray(ranks, dtype=float)
-    k = len(ranks)
-    if k < 2 or datasets < 1 or not 0 < level < 1:
-        raise ValueError(f"{k} methods on {datasets} data sets at {level}: need ≥ 2, ≥ 1, and in (0, 1)")
-    error = float(
-        np.sqrt(k * (k + 1) / (6 * datasets))
-    )  # of a difference of mean ranks, if no method differs
-    critical = float(studentized_range.ppf(level, k, np.inf)) / np.sqrt(2) * error
-    apart = np.abs(ranks[:, None] - ranks)
-    p = studentized_range.sf(apart * np.sqrt(2) / error, k, np.inf)
-    order = np.argsort(ranks, kind="stable")
-    ends = np.searchsorted(ranks[order], ranks[order] + critical, side="right")  # where each one's group ends
-    # a group lies within the one before unless it goes further
-    starts = [i for i in range(k) if i == 0 or ends[i] > ends[i - 1]]
-    groups = [tuple(map(int, order[i : ends[i]])) for i in starts if ends[i] - i > 1]
-    return Nemenyi(critical, np.clip(p, 0, 1), groups)
 
 
 def relative_gain(ours: Sequence[float] | np.ndarray, base: Sequence[float] | np.ndarray) -> float:
