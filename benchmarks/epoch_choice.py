@@ -26,8 +26,6 @@ from dia.benchmark.choice import LOOKS, choices
 from dia.benchmark.grid import Job, benchmark_grid
 from dia.benchmark.ledger import Ledger
 from dia.benchmark.runs import run
-from dia.core.errors import DataError
-from dia.core.training import TrainingError
 from dia.core.yamlfile import read_yaml
 from dia.data.datasets import load, load_training
 from dia.features.shared import SharedMaps, sharing
@@ -72,8 +70,8 @@ def judged(job: Job, data: str, work: Path, ledger: Path, say: Callable[[str], o
             job.dataset, normals, test, job.method, preset=job.preset, changes=job.changes, seed=job.seed,
             workdir=work / job.dataset, ledger=Ledger(ledger), about=job.about, device="cpu",
         )  # fmt: skip
-    except (DataError, TrainingError) as error:
-        say(f"{job}: {error}")
+    except Exception as error:  # one method's defect must not stop the others
+        say(f"{job}: {type(error).__name__}: {error}")
         return
     say(f"{job}, {job.changes['steps']} steps: {line['auroc']:.3f}, {line['run_seconds']:.0f} s")
 
