@@ -4,9 +4,9 @@ Published code often evaluates on the test set after each epoch and keeps the be
 worth of that is the best AUROC of the looks less that of the last one, which nobody chose. The ledger is of
 `benchmarks/epoch_choice.py`. Knows lines; fits nothing and chooses nothing.
 
-`choice_before.csv` beside this file holds the same of 39 trainings of `csi` and `dia` by their published score,
-drawn by a program from `results/curves.jsonl` at the commit `92f48f9` (docs/findings.md, "How far training goes,
-and how far choosing on the test set"). Those runs are of 0.1, before the augmentation was mended.
+`choice_before.csv` beside this file holds the same of 39 trainings of `csi` and `dia` by their published
+score, drawn by a program from `results/curves.jsonl` at the commit `92f48f9` (docs/findings.md, "How far
+training goes, and how far choosing on the test set"): runs of 0.1, before the augmentation was mended.
 """
 
 from __future__ import annotations
