@@ -3,6 +3,8 @@ numbers take as normal where that is in question. Knows no runs.
 
 Source: Shi et al., "Dissolving Is Amplifying", ECCV 2024; `paper_table.csv` beside this file holds the facts,
 transcribed by a program at the commit `92f48f9`. Other splits and training than ours: compare with care.
+`references.csv` beside it holds what others report on the same data sets, each with its source and where the
+value was read; a field that was not found there is empty.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from ..evaluate.compare import relative_gain
 
 BASE = "csi"  # of the paper's relative gain
 TABLE = Path(__file__).parent / "paper_table.csv"
+REFERENCES = Path(__file__).parent / "references.csv"
 
 
 @dataclass(frozen=True)
@@ -140,3 +143,55 @@ def paper_gains() -> dict[str, float]:
         method: relative_gain([row.aurocs[d][0] for d in base], [mean for mean, _ in base.values()])
         for method, row in paper_table().items()
     }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A result on one of our data sets that others report, mostly on other splits and sizes than ours.
+
+    Args:
+        dataset: our name of the data set, or of the images that it was made from.
+        method: our name where it is one of ours, else the source's.
+        value: as reported, from 0 to 1.
+        metric: of the value.
+        split: how the images were divided; empty where it was not found, as are the fields below.
+        normals: how many normals it was trained on; 0 for a method that saw no image of the set.
+        chosen_on_test: what was chosen or printed by the test set's labels, as epochs or thresholds.
+        source: the publication.
+        year: of the source.
+        read_in: where the value was read, as not every source was at hand.
+    """
+
+    dataset: str
+    method: str
+    value: float
+    metric: str
+    split: str
+    normals: int | None
+    chosen_on_test: str
+    source: str
+    year: int | None
+    read_in: str
+
+
+@cache
+def references() -> tuple[Reference, ...]:
+    """Returns results on the same data sets that were reported elsewhere, in the order of the file.
+
+    Example:
+        >>> [r.value for r in references() if (r.dataset, r.method) == ("oct2017", "recontrast")]
+        [0.996]
+    """
+    with REFERENCES.open(newline="", encoding="utf-8") as file:
+        return tuple(
+            Reference(
+                r["dataset"], r["method"], float(r["value"]), r["metric"], r["split"], _number(r["normals"]),
+                r["chosen_on_test"], r["source"], _number(r["year"]), r["read_in"],
+            )
+            for r in csv.DictReader(file)
+        )  # fmt: skip
+
+
+def _number(text: str) -> int | None:
+    """A whole number; None if the field is empty."""
+    return int(text) if text else None

@@ -120,6 +120,23 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console.print(render.console(table(head, rows)))
 
 
+def _check_there(datasets: Sequence[str], data_root: str | None) -> None:
+    """Raises `DataError`: a set is not there; it says where to get it, and how to go on without."""
+    from ..data.datasets import find, known_set
+
+    absent: dict[str, DataError] = {}
+    for name in datasets:
+        if (known := known_set(name, data_root)).path:
+            try:
+                find(known, data_root)
+            except DataError as error:
+                absent[name] = error
+    rest = [name for name in datasets if name not in absent]
+    for error in absent.values():
+        without = f"; or go on without: --datasets '[{','.join(rest)}]'" if rest else ""
+        raise DataError(f"{error}{without}")
+
+
 def _check_preset(preset: str) -> None:
     from ..detectors.presets import PRESETS
 
@@ -182,6 +199,7 @@ def benchmark(
     for line in left_out:
         remark(line, "yellow")
     jobs = grid.jobs()
+    _check_there(datasets, runs.data_root)
     if dry_run:
         return _show_cost(missing(jobs, runs.paths()), len(jobs), runs.ledger)
     failed = runs.carry_out(jobs)

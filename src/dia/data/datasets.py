@@ -58,7 +58,8 @@ class DataSet:
         group_by: how the names of its images tell the patient: "folder", or a regular expression.
         interval_by: a regular expression for what images of one name have in common (a patient, a frame), as
             for `group_by`, but for intervals and tests alone: no split, fit or score knows of it.
-        size: (H, W), or n for n × n, to which its images are resized, where they differ in size.
+        size: (H, W), or n for n × n, to which its images are resized, where they differ in size. A known
+            set's is for its folder, not for its .npz, and a smaller `max_size` goes before it.
         pool: the split of the .npz ("test", or "all") that is divided anew by the rule of such a folder,
             where its own train holds no normals; empty where the file's splits stand.
         channels: 1 where colour files hold grey images; as they are where None.
@@ -97,14 +98,16 @@ class DataSet:
         Returns:
             The options to read the set with.
         """
-        in_folder = path.is_dir()
-        named = ("train_normals", "split_folders", "masks", "group_by", "size", "channels")
+        in_folder, size = path.is_dir(), self.size
+        if isinstance(size, int) and not os.path.isabs(self.path):  # a known set, no user's own
+            size = min(size, options.max_size or size) if in_folder else None
+        named = ("train_normals", "split_folders", "masks", "group_by", "channels")
         divide = options.divide or self.name in CATALOG or self.train_normals is not None
         return replace(options, divide=divide).or_else(
             normal=(self.normal if in_folder else self.normal_label or self.normal) or None,
-            anomalous=(in_folder and self.anomalous) or None,
+            anomalous=(in_folder and self.anomalous) or None, size=size,
             **{name: getattr(self, name) for name in named},
-        )
+        )  # fmt: skip
 
 
 def _declaration(name: str, values: Any, where: str) -> DataSet:
@@ -121,7 +124,7 @@ def _declaration(name: str, values: Any, where: str) -> DataSet:
         values[key] = ",".join(map(str, classes))
     try:
         known: DataSet = from_dict(DataSet, values)
-        known.options(Path(known.path), ReadOptions())
+        known.options(Path(known.path), ReadOptions(size=known.size))
         re.compile(known.interval_by or "")
     except DataError as error:
         raise DataError(f"{where}: {error}") from error

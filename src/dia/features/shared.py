@@ -1,7 +1,8 @@
 """Maps of frozen networks in files, so that the methods of a comparison compute them once and share them.
 
-An entry is found by the network's weights and the image's pixels: no method, setting or data set has to be
-known, and an image of another size or with other pixels is another entry. Knows tensors and files.
+An entry is found by the network's weights, the image's pixels and the precision of mixed training: no method,
+setting or data set has to be known, and an image of another size or with other pixels is another entry. Knows
+tensors and files.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class SharedMaps:
         weights = self._digest(network)
         levels = ((x.detach() * 0.5 + 0.5) * _LEVELS).round().to(torch.int32).contiguous().numpy()
         shape = str(tuple(x.shape[1:])).encode()
+        if torch.is_autocast_enabled("cpu"):  # maps of mixed precision are no others' maps
+            shape += str(torch.get_autocast_dtype("cpu")).encode()
         return [blake2b(weights + shape + image.tobytes(), digest_size=16).hexdigest() for image in levels]
 
     def _digest(self, network: nn.Module) -> bytes:

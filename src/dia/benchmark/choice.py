@@ -1,0 +1,99 @@
+"""What choosing a training's length on the test set would be worth, from a ledger of fits of several lengths.
+
+Published code often evaluates on the test set after each epoch and keeps the best. For one training, the
+worth of that is the best AUROC of the looks less that of the last one, which nobody chose. The ledger is of
+`benchmarks/epoch_choice.py`. Knows lines; fits nothing and chooses nothing.
+
+`choice_before.csv` beside this file holds the same of 39 trainings of `csi` and `dia` by their published
+score, drawn by a program from `results/curves.jsonl` at the commit `92f48f9` (docs/findings.md, "How far
+training goes, and how far choosing on the test set"): runs of 0.1, before the augmentation was mended.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from ..core.errors import DataError
+from .ledger import Ledger
+
+BEFORE = Path(__file__).parent / "choice_before.csv"
+LOOKS = 4  # at a training, evenly spaced, the last at its end
+CHOICE = "choice"  # a line's field: {"steps": length of this fit, "of": length of the whole training}
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What choosing is worth to one method. With few looks it is a lower bound for code that looks often.
+
+    Args:
+        mean: AUROC gained by the best look over the last one, over trainings.
+        greatest: of the trainings.
+        looks: at each training, the last one included.
+        trainings: data sets × seeds.
+        datasets: their names.
+    """
+
+    mean: float
+    greatest: float
+    looks: int
+    trainings: int
+    datasets: tuple[str, ...]
+
+
+def choices(path: Path | str, looks: int = LOOKS) -> dict[str, Worth]:
+    """Returns what choosing is worth, by method, over the trainings of which all looks are there.
+
+    Args:
+        path: the ledger.
+        looks: at each training.
+
+    Returns:
+        By method, in the order of the ledger; methods without a whole training are left out.
+
+    Raises:
+        DataError: a damaged ledger, or a line that does not say which part of a training it is.
+    """
+    of: dict[tuple[str, str, int, str], dict[int, float]] = defaultdict(dict)
+    for number, line in enumerate(Ledger(path).rows(), 1):
+        part = line.get(CHOICE)
+        if not isinstance(part, dict) or not {"steps", "of"} <= set(part):
+            raise DataError(f"{path}:{number}: no field {CHOICE} with steps and of; is it another ledger?")
+        key = line["method"], line["dataset"], line["seed"], f"{line['data_sha256']} {part['of']}"
+        of[key][round(looks * part["steps"] / part["of"])] = line["auroc"]
+    gains: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for (method, dataset, _, _), aurocs in of.items():
+        if len(aurocs) == looks:
+            gains[method].append((dataset, max(aurocs.values()) - aurocs[looks]))
+    return _worths(gains, looks)
+
+
+def choices_before() -> dict[str, Worth]:
+    """Returns what choosing was worth to `csi` and `dia` in the trainings of `choice_before.csv`.
+
+    Example:
+        >>> found = choices_before()
+        >>> {method: (worth.trainings, worth.looks) for method, worth in found.items()}
+        {'csi': (19, 7), 'dia': (20, 7)}
+    """
+    gains: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    with BEFORE.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for r in rows:
+        gains[r["method"]].append((r["dataset"], float(r["best"]) - float(r["last"])))
+    return _worths(gains, min(int(r["looks"]) for r in rows))
+
+
+def _worths(gains: Mapping[str, Sequence[tuple[str, float]]], looks: int) -> dict[str, Worth]:
+    """By method, of the gains of its trainings, each with its data set."""
+    return {
+        method: Worth(
+            fmean(g for _, g in found), max(g for _, g in found), looks, len(found),
+            tuple(dict.fromkeys(d for d, _ in found)),
+        )
+        for method, found in gains.items()
+    }  # fmt: skip
