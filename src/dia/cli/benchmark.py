@@ -132,9 +132,9 @@ def _check_there(datasets: Sequence[str], data_root: str | None) -> None:
             except DataError as error:
                 absent[name] = error
     rest = [name for name in datasets if name not in absent]
-    for error in absent.values():
+    if absent:
         without = f"; or go on without: --datasets '[{','.join(rest)}]'" if rest else ""
-        raise DataError(f"{error}{without}")
+        raise DataError(f"{next(iter(absent.values()))}{without}")
 
 
 def _check_preset(preset: str) -> None:

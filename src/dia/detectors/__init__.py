@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "CONTROLS", "CSI", "DEFAULT", "DIA", "KDAD", "METHODS", "MSC", "PEERS", "TRIVIAL", "Blur", "DIAPlus", "Detector",
-    "Transformaly", "UniAD", "detector_class", "register", "wanted_settings",
+    "CONTROLS", "CSI", "DEFAULT", "DIA", "KDAD", "METHODS", "MSC", "PEERS", "TRIVIAL", "Blur", "DIAPlus",
+    "Detector", "Transformaly", "UniAD", "detector_class", "register", "wanted_settings",
 ]  # fmt: skip
 _ELSEWHERE = {
     "Detector": "base", "CSI": "dia", "DIA": "dia", "DIAPlus": "diaplus", "KDAD": "peers.kdad",
