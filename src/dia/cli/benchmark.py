@@ -249,7 +249,7 @@ def report_benchmark(
     Examples:
         dia report benchmark
         dia report benchmark --grid grids/table.yaml --out results/table --title 'One fair table'
-        dia report benchmark --grid grids/table.yaml --data_root data --pictures true --work .work
+        dia report benchmark --grid grids/table.yaml --data_root data --pictures --work .work
         dia report benchmark --datasets [breastmnist,pneumoniamnist] --out two-sets
         dia report benchmark --config report.yaml
     """
@@ -295,7 +295,7 @@ def report_benchmark(
 
         results = benchmark_results(lines, failures)
         shown = draw_pictures(
-            Path(out), results, root.data_root, MAX_SIZE[preset], work and Path(work), remark
+            Path(out), results, root.data_root, MAX_SIZE[preset], Path(work) if work else None, remark
         )
     for path in write_benchmark_report(
         Path(out), lines, Path(scores), failures, title, sets=sets, pictures=shown, notes=notes

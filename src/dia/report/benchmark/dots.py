@@ -41,18 +41,23 @@ class Scale:
         return round(100 * min(max((shown - ends[0]) / (ends[1] - ends[0]), 0), 1), 2)
 
 
-def auroc_scale(values: Iterable[float]) -> Scale:
-    """An axis of AUROCs that ends at 1, with a tick at each tenth.
+def auroc_scale(values: Iterable[float], end: float = 1.0) -> Scale:
+    """An axis of AUROCs with a tick at each tenth.
 
     Args:
         values: what it must hold.
+        end: its upper end, a tenth.
+
+    Returns:
+        The axis, which begins at the tenth below the least value.
 
     Example:
         >>> auroc_scale([0.62, 0.9]).ticks
         (0.6, 0.7, 0.8, 0.9, 1.0)
     """
-    first = min(floor(10 * min(values, default=0.5)), 9)
-    return Scale(first / 10, 1.0, tuple(i / 10 for i in range(first, 11)))
+    last = round(10 * end)
+    first = min(floor(10 * min(values, default=0.5)), last - 1)
+    return Scale(first / 10, end, tuple(i / 10 for i in range(first, last + 1)))
 
 
 def log_scale(values: Iterable[float]) -> Scale:
@@ -60,6 +65,9 @@ def log_scale(values: Iterable[float]) -> Scale:
 
     Args:
         values: what it must hold, all above 0.
+
+    Returns:
+        The axis.
 
     Example:
         >>> log_scale([3, 70]).ticks
@@ -158,7 +166,8 @@ def plot(values: Sequence[tuple[str, float, float, str]], unit: str) -> Plot:
     Returns:
         The plot.
     """
-    x, y = log_scale(v[1] for v in values), auroc_scale(v[2] for v in values)
+    x, most = log_scale(v[1] for v in values), max(v[2] for v in values)
+    y = auroc_scale((v[2] for v in values), ceil(10 * most) / 10)
     at = [(x.at(cost), round(100 - y.at(auroc), 2)) for _, cost, auroc, _ in values]
     placed = labels(at, [v[0] for v in values])
     words = [f"{name}: AUROC {auroc:.3f}, {amount(cost)} {unit}" for name, cost, auroc, _ in values]

@@ -88,6 +88,7 @@ def write_benchmark_report(
     stands, labels = standing(results, differences), {d: of.labels for d, of in scores.items()}
     slugs = {d: f"roc-{re.sub(r'[^A-Za-z0-9_.-]+', '_', d)}" for d in curves}
     written = [save(draw, out / f"{slugs[d]}.png") for d, draw in curves.items()]
+    written += [p.file for of in (pictures.sets if pictures else ()) for p in of.pictures]
     ranks = None
     if results.ranking is not None:
         diagram = partial(critical_difference_diagram, results.ranking)
@@ -167,7 +168,7 @@ def _plots(stands: Standing) -> list[tuple[str, Plot]]:
         for s in whole:
             css = "untrained" if s.row.trivial else "default" if s.row.method == DEFAULT else "method"
             if (cost := s.row.average(what)) is not None:
-                values.append((s.row.name, max(cost, 0.01), s.mean, css))
+                values.append((stands.short(s.row), max(cost, 0.01), s.mean, css))
         if values:
             found.append((words, plot(values, unit)))
     return found

@@ -96,6 +96,11 @@ class Standing:
         """The methods that have all data sets."""
         return [s for s in self.methods if len(s.cells) == len(self.sets)]
 
+    def short(self, row: Row) -> str:
+        """Returns the name of a row, without its weights where no other row is of its method."""
+        alone = sum(r.method == row.method for r in self.results.rows) == 1
+        return row.method if alone else row.name
+
     @property
     def untrained(self) -> Stand | None:
         """The one untrained row that is best over all data sets."""

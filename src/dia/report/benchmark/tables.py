@@ -42,7 +42,7 @@ def results_table(results: BenchmarkResults, compact: bool = False) -> Table:
         if compact:
             return [r.method, "" if r.trivial else r.kind, str(most), *cells]
         rank = "–" if r.rank is None else f"{r.rank:.2f}"
-        return [r.method, "" if r.trivial else r.weights, *cells, _mean(r, results), rank]
+        return [r.method, "" if r.trivial else r.kind, *cells, _mean(r, results), rank]
 
     blocks = tuple((family, tuple(map(line, rows))) for family, rows in results.blocks)
     first = ("method", "weights", "seeds") if compact else ("method", "weights")
