@@ -71,7 +71,15 @@ def critical_difference_diagram(ranking: Ranking) -> Figure:
 
 
 def roc_curves(results: BenchmarkResults, scores: Mapping[str, Scores]) -> dict[str, Callable[[], Figure]]:
-    """By data set, what draws the curves of the methods and of the best untrained row."""
+    """Gathers the curves of the methods and of the best untrained row.
+
+    Args:
+        results: results of the benchmark.
+        scores: raw scores by data set.
+
+    Returns:
+        By data set, what draws them.
+    """
     figures: dict[str, Callable[[], Figure]] = {}
     for d, of_set in scores.items():
         trivial = results.best_trivial[d].name if d in results.best_trivial else ""
