@@ -19,8 +19,10 @@ from urllib.parse import unquote, urlsplit
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = [ROOT / "results" / folder for folder in ("benchmark", "ablations")]
-RENAMED = {"results/benchmark/benchmark.md": "results/benchmark/report.md"}  # beside benchmark.html
+RESULTS = [ROOT / "results" / folder for folder in ("benchmark", "table", "ablations")]
+RENAMED = {  # beside benchmark.html
+    f"results/{folder}/benchmark.md": f"results/{folder}/report.md" for folder in ("benchmark", "table")
+}
 log = logging.getLogger("mkdocs.hooks.dia")
 
 

@@ -17,8 +17,7 @@ from dia.core.settings import differences
 from dia.data.datasets import CATALOG, load_training
 from dia.detectors.dia import DIASettings
 from dia.detectors.presets import settings
-from dia.report.benchmark_page import ablation_page
-from dia.report.figures import ablation_plot
+from dia.report.ablation import ablation_page, ablation_plot
 
 TINY = {
     "amplify.size": 16, "amplify.width": 4, "amplify.steps": 2, "amplify.batch": 4,

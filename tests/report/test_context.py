@@ -12,6 +12,7 @@ from test_benchmark_page import line as of_benchmark
 from dia.benchmark.results import benchmark_results
 from dia.cli.main import main
 from dia.data.imageset import ImageSet
+from dia.report.benchmark.sentences import below_chance
 from dia.report.context import (
     best_in_ledger,
     best_of,
@@ -19,7 +20,6 @@ from dia.report.context import (
     facts_of_set,
     sentences,
 )
-from dia.report.text import below_chance
 
 METRICS = {"auroc": 0.7, "auroc_ci": [0.6, 0.8]}
 

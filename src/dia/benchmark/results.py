@@ -69,7 +69,7 @@ class Entry:
 
     def cost(self, what: str) -> float | None:
         """Returns the median over seeds of a cost, such as the field `fit_seconds`; None if it is unknown."""
-        known = [r[what] for r in self.runs if r[what] is not None]
+        known = [r[what] for r in self.runs if r.get(what) is not None]
         return median(known) if known else None
 
     def _mean(self, field: str) -> float:
@@ -122,6 +122,16 @@ class Row:
         """True if it trains nothing."""
         return self.method.startswith(TRIVIAL)
 
+    @property
+    def control(self) -> bool:
+        """True if it compares with no normal: what a claim about features or places has to beat."""
+        return self.method.startswith(CONTROL)
+
+    @property
+    def contends(self) -> bool:
+        """True if it counts as a method: it is neither untrained nor a control."""
+        return not (self.trivial or self.control)
+
     def average(self, what: str) -> float | None:
         """Returns the mean over data sets of a cost of the entries; None if it is unknown."""
         values = [v for c in self.cells.values() if (v := c.cost(what)) is not None]
@@ -163,7 +173,7 @@ class BenchmarkResults:
 
     Args:
         datasets: columns; the other direction of a data set right after it.
-        rows: the trivial ones, then methods by family.
+        rows: the trivial ones, the controls, then methods by family.
         seeds: the most that any cell has.
         best_trivial: the best untrained row of each data set that has one.
         ranking: the tests; None with fewer than two data sets or three rows that have them all.
@@ -219,7 +229,7 @@ def benchmark_results(
     rows = [_row(m, kind, lines, failures) for m, kind in dict.fromkeys(keys)]
     papers = paper_table()
     families = list(
-        dict.fromkeys([UNTRAINED, *(p.family for p in papers.values()), *(r.family for r in rows)])
+        dict.fromkeys([UNTRAINED, "control", *(p.family for p in papers.values()), *(r.family for r in rows)])
     )
     order = list(papers)
 
@@ -248,7 +258,7 @@ def benchmark_results(
     for r in rows:
         r.rank = ranks.get(r.name)
         r.gain_over = tuple(d for d in once if base is not None and d in r.cells and d in base.cells)
-        if base is not None and r.gain_over and not r.trivial:
+        if base is not None and r.gain_over and r.contends:
             ours, theirs = ([of.cells[d].mean for d in r.gain_over] for of in (r, base))
             r.gain = relative_gain(ours, theirs)
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
@@ -333,12 +343,13 @@ def paper_name(dataset: str) -> str:
 
 
 def about(dataset: str) -> str:
-    """Returns the catalogue's facts of a data set, and first whether it stands in for another."""
+    """Returns the catalogue's facts of a data set with its licence, and whether it stands in for another."""
     known = CATALOG.get(dataset)
     if known is None:
         return "not in the catalogue; no value of the paper compares with it"
     proxy = ["a stand-in: no value of the paper compares with it"] if known.proxy else []
-    return "; ".join([known.title, *proxy, f"split {known.split}", known.note]).rstrip("; ")
+    facts = [known.title, *proxy, f"split {known.split}", known.note, f"licence {known.licence}"]
+    return "; ".join(filter(None, facts))
 
 
 def headline_gain() -> tuple[float, float]:
@@ -408,11 +419,11 @@ def _images_seen(line: Mapping[str, Any]) -> str:
 
 
 def _ranking(rows: Sequence[Row], datasets: tuple[str, ...]) -> tuple[Ranking | None, str]:
-    lacks = {r.name: tuple(d for d in datasets if d not in r.cells) for r in rows if not r.trivial}
+    lacks = {r.name: tuple(d for d in datasets if d not in r.cells) for r in rows if r.contends}
     complete = [r for r in rows if all(d in r.cells for d in datasets)]
     untrained = [r for r in complete if r.trivial]
     best = max(untrained, key=lambda r: mean(r.cells[d].mean for d in datasets), default=None)
-    entered = [r for r in complete if not r.trivial or r is best]
+    entered = [r for r in complete if r.contends or r is best]
     if len(datasets) < 2 or len(entered) < 3:
         return None, (
             f"No test over data sets: it needs two of them and three rows that have all, and here are "

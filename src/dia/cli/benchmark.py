@@ -190,7 +190,7 @@ def benchmark(
     """
     from ..benchmark.grid import benchmark_grid
     from ..benchmark.runner import missing
-    from ..report.benchmark_page import marked_tables
+    from ..report.benchmark.readme import marked_tables
 
     _check_preset(preset)
     grid, left_out = benchmark_grid(
@@ -234,6 +234,9 @@ def report_benchmark(
     settings: dict[str, dict[str, Any]] = {},  # noqa: B006 - never changed
     grid: str | None = None,
     out: str = "results/benchmark",
+    title: str = "Benchmark",
+    pictures: bool = False,
+    work: str | None = None,
     what: Literal["benchmark"] = "benchmark",
     root: DataRoot,
 ) -> None:
@@ -250,23 +253,32 @@ def report_benchmark(
         datasets: the columns (default: all in the ledger)
         methods: the rows (default: all in the ledger)
         settings: as they were given to `dia benchmark`
-        grid: the file that was given to `dia benchmark --config`: its data sets, methods, preset and settings
-            count where no option here says otherwise
+        grid: the file that was given to `dia benchmark --config`: its runs alone are shown, and the page says
+            which are missing; data sets, methods, preset and settings are its own where no option here says
+            otherwise
         out: folder of the report
+        title: of the page
+        pictures: fit the default and the best other method with heatmaps anew, and show what they marked in
+            four test images of each set whose licence allows it; needs the data sets
+        work: `--work` of `dia benchmark`: with its finished stages a fit for `pictures` takes seconds
         what: the word `benchmark`, which older configurations hold
         root: where data sets lie, to count duplicates.
 
     Examples:
         dia report benchmark
-        dia report benchmark --grid grids/table.yaml --out results/table
+        dia report benchmark --grid grids/table.yaml --out results/table --title 'One fair table'
+        dia report benchmark --grid grids/table.yaml --data_root data --pictures --work .work
         dia report benchmark --datasets [breastmnist,pneumoniamnist] --out two-sets
         dia report benchmark --config report.yaml
     """
+    from ..benchmark.grid import benchmark_grid
+    from ..benchmark.results import benchmark_results
     from ..benchmark.runs import current_lines, open_failures
     from ..data.datasets import name_of
     from ..detectors.presets import MAX_SIZE
-    from ..report.benchmark_page import write_benchmark_report
-    from ..report.gather import set_contexts
+    from ..report.benchmark.lines import RunsOf
+    from ..report.benchmark.page import write_benchmark_report
+    from ..report.benchmark.sets import set_contexts
 
     of_grid = read_yaml(Path(grid)) if grid else {}
     preset = of_grid.get("preset", preset)
@@ -278,12 +290,32 @@ def report_benchmark(
     lines = current_lines(
         rows, preset, datasets=names, methods=methods, changes=settings, sizes=of_grid.get("sizes")
     )
+    of, notes = None, list[str]()
+    if grid:
+        sets_asked = datasets or list(dict.fromkeys(r["dataset"] for r in lines))
+        asked, _ = benchmark_grid(
+            sets_asked, methods, of_grid.get("seeds", (0, 1, 2)), preset,
+            weights=of_grid.get("weights", ()), settings=settings, sizes=of_grid.get("sizes"),
+        )  # fmt: skip
+        of = RunsOf(asked)
+        lines, notes = of.lines(lines), of.missing(lines)
     if not lines:
         raise DataError(f"{ledger}: no line of preset {preset} with these settings; run `dia benchmark`")
     failed = Ledger(failures_path(Path(ledger)), FAILED).rows()
     failures = open_failures(failed, lines, preset, datasets=names, methods=methods)
+    failures = of.failures(failures) if of else failures
     sets, remarks = set_contexts(lines, root.data_root, MAX_SIZE[preset])
     for line in remarks:
         remark(line)
-    for path in write_benchmark_report(Path(out), lines, Path(scores), failures, sets=sets):
+    shown = None
+    if pictures:
+        from ..report.benchmark.pictures import draw_pictures
+
+        results = benchmark_results(lines, failures)
+        shown = draw_pictures(
+            Path(out), results, root.data_root, MAX_SIZE[preset], Path(work) if work else None, remark
+        )
+    for path in write_benchmark_report(
+        Path(out), lines, Path(scores), failures, title, sets=sets, pictures=shown, notes=notes
+    ):
         result(str(path))

@@ -69,8 +69,7 @@ def ablate(
         dia ablate dissolver-masking --draw --reference [none,excluded]
     """
     from ..benchmark.grid import load_grid, measured, shipped
-    from ..report.benchmark_page import ablation_page
-    from ..report.figures import ablation_plot
+    from ..report.ablation import ablation_page, ablation_plot
 
     if list or grid is None:
         grids = [load_grid(name) for name in shipped()]
@@ -125,7 +124,7 @@ def explore(
     """
     from ..benchmark.grid import load_recipe
     from ..benchmark.protocol import development_kinds
-    from ..report.table import over_seeds
+    from ..report.text import over_seeds
 
     grids, jobs = [], []
     for path in recipes:
@@ -164,7 +163,7 @@ def confirm(recipe: str, *, runs: Runs) -> None:
     from ..benchmark.grid import load_recipe
     from ..benchmark.protocol import check_frozen, confirmations, met_before, met_unconfirmed
     from ..benchmark.runner import asked
-    from ..report.table import over_seeds
+    from ..report.text import over_seeds
 
     frozen, ledger = load_recipe(recipe), Ledger(runs.ledger)
     rows = ledger.rows()
@@ -194,7 +193,7 @@ def _against_untrained(
     """Returns the best untrained row on the same images, and how far above it a recipe's lines are."""
     from ..benchmark.grid import paired
     from ..report.context import best_in_ledger
-    from ..report.table import difference
+    from ..report.text import difference
 
     sha, rows = own[0]["data_sha256"], [r for r in rows if "recipe" not in r]
     best = best_in_ledger(rows, sha)

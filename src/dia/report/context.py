@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark.results import TRIVIAL, BenchmarkResults
+from ..benchmark.results import TRIVIAL
 from ..core.errors import DataError
 from ..data.datasets import known_set
 from ..data.imageset import ANOMALOUS, NORMAL, ImageSet
 from ..evaluate.metrics import resampled_units
 from ..evaluate.quality import has_near_duplicate, near_duplicate_limit, nearest_images, thumbnails
 from .style import lines
-from .table import Table, table
-from .text import signed
 
 
 def facts_of_set(test: ImageSet, normals: ImageSet | None, direction: str) -> dict[str, Any]:
@@ -162,73 +160,6 @@ def sentences(
     """
     shown = {"facts": facts, "metrics": metrics, "best": best, "method": method, "compared": compared}
     return lines("context.txt.j2", **shown, against_untrained=against_untrained)
-
-
-# --- the benchmark's page ---------------------------------------------------------------------------------
-
-ENOUGH = 0.01  # of the test images: fewer copies change nothing that can be seen
-
-
-def set_table(
-    results: BenchmarkResults, labels: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[str, Any]]
-) -> Table:
-    """The context of each data set of the benchmark.
-
-    Args:
-        results: results of the benchmark.
-        labels: `(N,)` labels of the test images by data set, where raw scores were kept.
-        facts: facts by data set, of `facts_of_set`, where its images are at hand.
-
-    Returns:
-        The table.
-    """
-    rows = []
-    for d in results.datasets:
-        of, best, y = facts.get(d), results.best_trivial.get(d), labels.get(d)
-        balance, near, copies = "not known: no raw scores", *["not known: give --data_root"] * 2
-        if y is not None:
-            balance = f"{(y == NORMAL).sum()} + {(y == ANOMALOUS).sum()} ({np.mean(y == ANOMALOUS):.0%})"
-            runs = (run for r in results.rows if d in r.cells for run in r.cells[d].runs)
-            if patients := next((n for run in runs if (n := run.get("n_patients"))), None):
-                balance += f" of {patients} patients"
-        if of is not None:
-            anomalous = f" ({of['copies_anomalous']} anomalous)" if of["copies_of_training"] else ""
-            near, copies = str(of["near_duplicates"]), f"{of['copies_of_training']}{anomalous}"
-        untrained = "–" if best is None else f"{best.name} ({best.cells[d].mean:.3f})"
-        direction = direction_of(d) if of is None else of["direction"]
-        rows.append([d, balance, direction, untrained, near, copies])
-    head = ("data set", "test images: normal + anomalous", "direction", "best untrained row")
-    return table((*head, "near-duplicates in the test", "copies of training images"), rows)
-
-
-def copies_table(
-    results: BenchmarkResults,
-    scores: Mapping[str, Mapping[int, np.ndarray]],
-    labels: np.ndarray,
-    copied: np.ndarray,
-    units: np.ndarray | None = None,
-) -> Table:
-    """AUROC of each row on one data set, with and without copies of training images.
-
-    Args:
-        results: results of the benchmark.
-        scores: `(N,)` raw scores by row and seed.
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        copied: `(N,)` bool, True where training has a near-duplicate.
-        units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
-
-    Returns:
-        The table.
-    """
-    rows = []
-    for name in (r.name for r in results.rows if r.name in scores):
-        found = effect_of_copies(labels, np.stack(list(scores[name].values())), copied, units)
-        shown = ["–", "–"]
-        if found["auroc_without"] is not None:
-            low, high = map(signed, found["difference_ci"])
-            shown = [f"{found['auroc_without']:.3f}", f"{signed(found['difference'])} [{low}, {high}]"]
-        rows.append([name, f"{found['auroc']:.3f}", *shown, str(len(scores[name]))])
-    return table(("method", "AUROC", "without copies", "difference [95 %]", "seeds"), rows)
 
 
 def effect_of_copies(

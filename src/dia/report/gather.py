@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..benchmark.ledger import LEDGER, Ledger
-from ..benchmark.runs import Scored, images_sha256, score_set
+from ..benchmark.runs import Scored, score_set
 from ..core.errors import DataError
 from ..core.running.progress import Bar
 from ..data import datasets
@@ -34,7 +34,6 @@ from ..evaluate.learning_curve import Point, learning_curve
 from ..evaluate.properties import properties_of
 from ..evaluate.quality import check, has_near_duplicate
 from ..evaluate.stress import is_of, load_stress
-from .benchmark_page import Context
 from .context import best_in_ledger, best_of, direction_of, effect_of_copies, facts_of_set, sentences
 from .pictures import dissolved_columns
 from .run_page import ReportContent, write_report
@@ -469,34 +468,3 @@ def scores_by_name(path: Path, names: Sequence[str]) -> np.ndarray:
             "score the same split of the same data"
         )
     return np.array([found[name] for name in names])
-
-
-def set_contexts(
-    lines: Sequence[Mapping[str, Any]], data_root: str | None, side: int | None
-) -> tuple[dict[str, Context], list[str]]:
-    """Describes the images of the data sets of a benchmark.
-
-    Args:
-        lines: of the ledger.
-        data_root: folder of known data sets.
-        side: the longer side in pixels at which the images were read.
-
-    Returns:
-        The contexts by data set; and a remark for each set that is absent or has other images than the runs.
-    """
-    found, remarks = dict[str, Context](), list[str]()
-    by_set = {(line["dataset"], line["data_sha256"]): line.get("source") for line in lines}
-    for (name, sha256), source in by_set.items():
-        place, normal = (source["path"], source["normal"]) if source else (name, None)
-        try:
-            test = datasets.load(place, "test", data_root, max_size=side, normal=normal)
-            normals = datasets.load_training(place, data_root, max_size=side, normal=normal)
-        except DataError as error:
-            remarks.append(f"{name}: duplicates and copies are not counted ({error})")
-            continue
-        if sha256 != images_sha256(normals.sha256(), test.sha256()) or test.labels is None:
-            remarks.append(f"{name}: duplicates and copies are not counted, as the runs are of other images")
-            continue
-        facts = facts_of_set(test, normals, direction_of(name, normal))
-        found[name] = Context(facts, test.labels, has_near_duplicate(test, normals))
-    return found, remarks

@@ -29,6 +29,7 @@ _CSS = {
     "#010206": "var(--anomalous)",
     "#010205": "var(--normal)",
 }
+QUIET = "#8a94a0"  # legible on white and on black
 _FILE = ("#24292f", "#d5d9de", "#c2500a", "#0072b2")
 
 

@@ -1,16 +1,11 @@
-"""Numbers as text, and the sentences about the benchmark's results that follow from comparisons.
-
-Knows `BenchmarkResults` and the paper's table; no ledger, scores, plots or forms of output. Other sentences
-stand in the templates.
-"""
+"""Numbers as text. Knows no results."""
 
 from __future__ import annotations
 
-from ..benchmark.published import DIRECTIONS, OTHER, UNKNOWN, known_direction
-from ..benchmark.results import BenchmarkResults, Entry, Row, paper_name
-from ..evaluate.compare import Difference
+from collections.abc import Sequence
+from statistics import mean, stdev
 
-DIRECTION_MARKS = {OTHER: "⇄", UNKNOWN: "?"}
+from ..evaluate.compare import Difference
 
 
 def signed(number: float, digits: int = 3) -> str:
@@ -26,17 +21,17 @@ def signed(number: float, digits: int = 3) -> str:
     return f"{number:+.{digits}f}".replace("-", "−")
 
 
-def mean_and_spread(mean: float, std: float | None) -> str:
+def mean_and_spread(value: float, std: float | None) -> str:
     """'mean ± standard deviation' to three decimals, or the mean alone.
 
     Args:
-        mean: an AUROC.
+        value: an AUROC, the mean over seeds.
         std: its standard deviation; None with one seed.
 
     Returns:
         The text.
     """
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+    return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"
 
 
 def difference(d: Difference) -> str:
@@ -49,88 +44,20 @@ def amount(number: float | None) -> str:
     return "–" if number is None else f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def paper_value(cell: Entry, compact: bool) -> str:
-    """The paper's value, a mark where its direction is in question, and ours minus it.
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it.
 
-    Args:
-        cell: results of one method on one data set.
-        compact: leaves the difference out.
-
-    Returns:
-        The text; empty where the paper has no value.
+    Example:
+        >>> duration(42), duration(600), duration(9000)
+        ('42 s', '10 min', '2.5 h')
     """
-    if cell.paper is None:
-        return ""
-    parts = [f"paper {cell.paper[0]:.3f}", DIRECTION_MARKS.get(cell.direction, "")]
-    if not compact and cell.difference is not None:
-        parts.append(f"({signed(cell.difference)})")
-    return " ".join(filter(None, parts))
+    if seconds < 120:
+        return f"{amount(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def sizes(row: Row) -> str:
-    """The sizes that images were brought to, with the data sets where they differ."""
-    by_text: dict[str, list[str]] = {}
-    for d, size in row.sizes.items():
-        by_text.setdefault(size, []).append(d)
-    if len(by_text) == 1 and set(row.sizes) == set(row.cells):
-        return next(iter(by_text))
-    return "; ".join(f"{size} ({', '.join(ds)})" for size, ds in by_text.items())
-
-
-def sentences(results: BenchmarkResults) -> tuple[str, list[str]]:
-    """How many results do not beat the best untrained row of their data set, and a line on each data set."""
-    lost = total = 0
-    lines = []
-    for d, best in results.best_trivial.items():
-        trained = [r for r in results.rows if not r.trivial and d in r.cells]
-        trained.sort(key=lambda r: -r.cells[d].mean)
-        above = [_named(r, d) for r in trained if r.cells[d].mean > best.cells[d].mean]
-        below = [_named(r, d) for r in trained[len(above) :]]
-        lost, total = lost + len(below), total + len(trained)
-        if below:
-            but = f"; {', '.join(above)} {_do(above)}" if above else ""
-            row = f"not beat the best untrained row, {_named(best, d)}"
-            lines.append(f"{d}: {', '.join(below)} {_do(below)} {row}{but}.")
-    if not total:
-        return "No data set has both a trained and an untrained row.", []
-    of = "result of a method does" if total == 1 else "results of methods do"
-    return f"{lost} of {total} {of} not beat the best untrained row of the data set.", lines
-
-
-def _do(names: list[str]) -> str:
-    return "do" if len(names) > 1 else "does"
-
-
-def _named(row: Row, dataset: str) -> str:
-    return f"{row.name} ({row.cells[dataset].mean:.3f})"
-
-
-def below_chance(results: BenchmarkResults) -> list[str]:
-    """A line on each data set where rows rank anomalous images as more normal."""
-    out = []
-    for d in results.datasets:
-        below = [r for r in results.rows if d in r.cells and r.cells[d].mean < 0.5]
-        clear = [_named(r, d) for r in below if r.cells[d].ci[1] < 0.5]
-        others = [_named(r, d) for r in below if r.cells[d].ci[1] >= 0.5]
-        parts = [f"with the whole interval {', '.join(clear)}"] * bool(clear)
-        parts += [f"by the mean alone {', '.join(others)}"] * bool(others)
-        if parts:
-            out.append(f"{d}, below .5: {'; '.join(parts)}.")
-    return out
-
-
-def direction_notes(results: BenchmarkResults) -> list[str]:
-    """The meaning of the marks at the paper's values; empty without marks."""
-    cells = [(r.method, d) for r in results.rows for d, cell in r.cells.items() if cell.direction]
-    seen = {known_direction(method, paper_name(d)) for method, d in cells}
-    notes = [
-        f"{DIRECTION_MARKS[OTHER]}: the paper's values of {' and '.join(d.methods)} on {d.dataset} most "
-        f"likely belong to {d.likely}, where they have no mark: {d.reason}."
-        for d in DIRECTIONS
-        if d in seen and d.likely
-    ]
-    unsure = [f"{d.dataset} or {d.other}: {d.reason}" for d in DIRECTIONS if d in seen and not d.likely]
-    if unsure:
-        mark = DIRECTION_MARKS[UNKNOWN]
-        notes.append(f"{mark}: the direction of the paper's value is not known. {'; '.join(unsure)}.")
-    return notes
+def over_seeds(aurocs: Sequence[float]) -> str:
+    """'mean ± standard deviation' of AUROCs; the value alone with one seed, a dash with none."""
+    if not aurocs:
+        return "–"
+    return mean_and_spread(mean(aurocs), stdev(aurocs) if len(aurocs) > 1 else None)

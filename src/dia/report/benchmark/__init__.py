@@ -1,0 +1,1 @@
+"""The page of the benchmark: its tables, figures, sentences and pictures."""

@@ -1,0 +1,54 @@
+"""The tables of the benchmark within another text, such as the README. Knows the ledger's lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...benchmark.ledger import update_section
+from ...benchmark.results import benchmark_results
+from ...benchmark.runs import current_lines
+from ...core.errors import DataError
+from ...detectors.registry import DEFAULT, TRIVIAL
+from .. import render
+from . import sentences, tables
+
+
+def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the ledger's `cpu` rows and the paper's values into a text, and says who beats whom.
+
+    Only lines of the preset as it is now are drawn: those of earlier settings stay in the ledger as history.
+
+    Args:
+        path: a text file with a pair of the marks SETS, RESULTS or HEATMAPS, or with several.
+        rows: lines of the ledger.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    today = current_lines(rows, "cpu")
+    # generated images are no result, but their heatmaps are
+    real = [r for r in today if not r["dataset"].startswith("phantom")]
+    compared = {r["dataset"] for r in real if r["method"] != DEFAULT and r["method"] not in TRIVIAL}
+    shown = [r for r in real if r["dataset"] in compared] or real
+    mapped = [r for r in today if "pixel_auroc" in r]
+    made = {
+        "SETS": render.markdown(tables.default_table(benchmark_results(real))) if real else "",
+        "RESULTS": "No run yet.",
+        "HEATMAPS": "No run with masks yet.",
+    }
+    if shown:
+        page = render.markdown_page(
+            "readme.md.j2", results=benchmark_results(shown), tables=tables, sentences=sentences
+        )
+        made["RESULTS"] = page
+    if mapped:
+        made["HEATMAPS"] = render.markdown(tables.heatmap_table(benchmark_results(mapped)))
+    there = [name for name in made if f"<!-- {name}:begin -->" in path.read_text(encoding="utf-8")]
+    if not there:
+        raise DataError(
+            f"{path} holds none of the marks <!-- NAME:begin --> with NAME one of {', '.join(made)}"
+        )
+    for name in there:
+        update_section(path, name, made[name])
