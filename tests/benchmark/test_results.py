@@ -2,8 +2,7 @@
 
 import pytest
 
-from dia.benchmark.results import OverUntrained, benchmark_results, cells_above_untrained
-from dia.evaluate.compare import Compared, Difference
+from dia.benchmark.results import benchmark_results
 from dia.evaluate.ranking import against
 
 
@@ -52,29 +51,3 @@ def test_the_other_direction_is_no_data_set_more_when_methods_are_compared():
     csi, dia = sorted(against(results.aurocs, "dia+"), key=lambda a: a.method)
     assert (csi.datasets, dia.datasets) == (("breastmnist", "headct-128"), ("headct-128",))
     assert csi.difference == pytest.approx(-0.175)
-
-
-def test_results_above_the_best_untrained_row_by_hand():
-    def of(method, *aurocs):
-        return [line(method=method, dataset=d, auroc=a) for d, a in zip("abc", aurocs, strict=False)]
-
-    rows = [
-        *of("trivial:hog", 0.6, 0.9), *of("trivial:std", 0.7, 0.5), *of("control:length", 0.9, 0.95),
-        *of("dia", 0.8, 0.9), *of("csi", 0.65, 0.95, 0.99),
-        line(method="csi", dataset="a", auroc=0.85, seed=1),
-    ]  # fmt: skip
-    results = benchmark_results(rows)  # csi has a mean of .75 on a; c has no untrained row
-
-    def pair(name, low, high):
-        return Compared(name, "trivial:std", Difference((low + high) / 2, low, high, 0.5), 0.5, (0,))
-
-    found = cells_above_untrained(results, {"a": {"trivial:std": [pair("dia", 0.01, 0.2)], "csi": []}})
-    assert found[:2] == (3, 4)  # dia on b is equal
-    assert found[3:] == (1, 1)
-    by_name = {(c.method, c.dataset): c for c in found.cells}
-    assert by_name["csi", "a"] == OverUntrained("csi", "a", "trivial:std", pytest.approx(0.05), None)
-    assert by_name["dia", "b"][2:] == ("trivial:hog", 0, None)
-    assert by_name["dia", "a"].clear
-    unclear = {"a": {"trivial:std": [pair("dia", -0.01, 0.2), pair("csi", -0.3, -0.1)]}}
-    assert cells_above_untrained(results, unclear)[3:] == (0, 2)
-    assert cells_above_untrained(benchmark_results(of("dia", 0.9)))[:2] == (0, 0)

@@ -8,8 +8,9 @@ from dia.benchmark.grid import benchmark_grid
 from dia.benchmark.results import benchmark_results
 from dia.evaluate.compare import Compared, Difference
 from dia.report.benchmark.dots import LETTER, LINE, NARROW, auroc_scale, labels, log_scale
+from dia.report.benchmark.extras import Extras
 from dia.report.benchmark.lines import RunsOf
-from dia.report.benchmark.page import Extras, write_benchmark_report
+from dia.report.benchmark.page import write_benchmark_report
 from dia.report.benchmark.sentences import sentences, spent
 from dia.report.benchmark.standing import standing
 from dia.report.benchmark.tables import architecture, cost_table, trained

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import mean, median, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from ..core.errors import DataError
 from ..data.datasets import CATALOG
 from ..detectors.registry import detector_class
-from ..evaluate.compare import Compared, relative_gain
+from ..evaluate.compare import relative_gain
 from ..evaluate.ranking import Friedman, Nemenyi, friedman, nemenyi
 from .grid import load_grid
 from .ledger import identity
@@ -263,60 +263,6 @@ def benchmark_results(
             r.gain = relative_gain(ours, theirs)
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
     return BenchmarkResults(datasets, tuple(rows), most, best, ranking, why)
-
-
-class OverUntrained(NamedTuple):
-    """A method on a data set beside the best untrained row there.
-
-    `difference` is of the mean AUROCs, the method's minus the untrained row's. `clear` is True where the
-    paired 95 % interval lies above 0, and None where no paired difference is known.
-    """
-
-    method: str
-    dataset: str
-    untrained: str
-    difference: float
-    clear: bool | None
-
-
-class CellsAbove(NamedTuple):
-    """How many of `total` results of methods are above the best untrained row by mean AUROC, and all results.
-
-    Of the `compared` of them whose raw scores are known, the 95 % interval of `clear` lies above 0.
-    """
-
-    above: int
-    total: int
-    cells: list[OverUntrained]
-    clear: int
-    compared: int
-
-
-def cells_above_untrained(
-    results: BenchmarkResults, paired: Mapping[str, Mapping[str, Sequence[Compared]]] | None = None
-) -> CellsAbove:
-    """Counts the results of methods that beat the best untrained row of their data set.
-
-    Controls are neither methods nor untrained rows. The untrained row is the best of its data set by its test
-    labels, so the count is, if anything, too low.
-
-    Args:
-        results: of the benchmark.
-        paired: paired differences by data set and reference, of `report.benchmark_page.comparisons`.
-
-    Returns:
-        The counts, and the results in the order of data sets and rows.
-    """
-    cells = []
-    for d, best in results.best_trivial.items():
-        intervals = {c.first: c.difference for c in (paired or {}).get(d, {}).get(best.name, ())}
-        for row in results.rows:
-            if d in row.cells and not row.trivial and not row.method.startswith(CONTROL):
-                apart = row.cells[d].mean - best.cells[d].mean
-                clear = intervals[row.name].low > 0 if row.name in intervals else None
-                cells.append(OverUntrained(row.name, d, best.name, apart, clear))
-    known = [c.clear for c in cells if c.clear is not None]
-    return CellsAbove(sum(c.difference > 0 for c in cells), len(cells), cells, sum(known), len(known))
 
 
 def _in_order(datasets: Iterable[str]) -> tuple[str, ...]:

@@ -235,6 +235,7 @@ def report_benchmark(
     grid: str | None = None,
     out: str = "results/benchmark",
     title: str = "Benchmark",
+    readme: Sequence[str] = (),
     pictures: bool = False,
     work: str | None = None,
     what: Literal["benchmark"] = "benchmark",
@@ -258,6 +259,7 @@ def report_benchmark(
             otherwise
         out: folder of the report
         title: of the page
+        readme: write how methods stand between the marks FAIR of these files, as [a,b]
         pictures: fit the default and the best other method with heatmaps anew, and show what they marked in
             four test images of each set whose licence allows it; needs the data sets
         work: `--work` of `dia benchmark`: with its finished stages a fit for `pictures` takes seconds
@@ -278,6 +280,8 @@ def report_benchmark(
     from ..detectors.presets import MAX_SIZE
     from ..report.benchmark.lines import RunsOf
     from ..report.benchmark.page import write_benchmark_report
+    from ..report.benchmark.readme import marked_standing
+    from ..report.benchmark.scores import load_scores
     from ..report.benchmark.sets import set_contexts
 
     of_grid = read_yaml(Path(grid)) if grid else {}
@@ -316,6 +320,10 @@ def report_benchmark(
             Path(out), results, root.data_root, MAX_SIZE[preset], Path(work) if work else None, remark
         )
     for path in write_benchmark_report(
-        Path(out), lines, Path(scores), failures, title, sets=sets, pictures=shown, notes=notes
-    ):
+        Path(out), lines, Path(scores), failures, title, sets=sets, pictures=shown, notes=notes,
+        data_root=root.data_root,
+    ):  # fmt: skip
         result(str(path))
+    for file in readme:
+        results = benchmark_results(lines, failures)
+        marked_standing(Path(file), results, load_scores(results, Path(scores), root.data_root))

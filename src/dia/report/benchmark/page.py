@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,9 +23,9 @@ from ...detectors.registry import DEFAULT
 from .. import render
 from ..constants import LIMITS
 from ..style import environment, save, svg
-from ..table import Table
 from . import sentences, tables
 from .dots import Plot, auroc_scale, plot
+from .extras import Extras, extras_of
 from .figures import critical_difference_diagram, roc_curves
 from .pictures import Pictures
 from .scores import comparisons, load_scores, paired_table, pairs_table
@@ -35,21 +34,6 @@ from .standing import Standing, standing
 
 _RANKS = "critical-difference"
 _COSTS = {"fit_seconds": ("seconds to fit", "s"), "score_images_per_second": ("images a second", "images/s")}
-
-
-@dataclass(frozen=True, eq=False)
-class Extras:
-    """Tables of the page that come from elsewhere; those that are None are left out.
-
-    Args:
-        references: values of references outside the paper.
-        epoch_choice: what choosing the epoch on the test set is worth.
-        equal: the Bayesian signed-rank test: pair, P(first better), P(practically equal), P(second better).
-    """
-
-    references: Table | None = None
-    epoch_choice: Table | None = None
-    equal: Table | None = None
 
 
 def write_benchmark_report(
@@ -62,6 +46,7 @@ def write_benchmark_report(
     extras: Extras | None = None,
     pictures: Pictures | None = None,
     notes: Sequence[str] = (),
+    data_root: str | None = None,
 ) -> list[Path]:
     """Writes `benchmark.md`, `.html`, `.csv` and `.tex`, `pairs.csv` and their pictures into `out`.
 
@@ -72,9 +57,10 @@ def write_benchmark_report(
         failures: reasons of failed runs by (data set, method, weights, seed).
         title: title of the page.
         sets: what is known of the images themselves, by data set.
-        extras: tables from elsewhere.
+        extras: tables from elsewhere; those of `extras_of` if None.
         pictures: what methods marked in test images.
         notes: sentences for the top of the page, such as on runs that are not made yet.
+        data_root: where the data sets lie, for intervals by patient or frame where names tell them.
 
     Returns:
         The files written.
@@ -83,7 +69,7 @@ def write_benchmark_report(
         ValueError: there are no lines, or several settings, presets or data behind one cell.
     """
     results = benchmark_results(lines, failures)
-    scores, sets = load_scores(results, scores_folder), sets or {}
+    scores, sets = load_scores(results, scores_folder, data_root), sets or {}
     differences, curves = comparisons(results, scores), roc_curves(results, scores)
     stands, labels = standing(results, differences), {d: of.labels for d, of in scores.items()}
     slugs = {d: f"roc-{re.sub(r'[^A-Za-z0-9_.-]+', '_', d)}" for d in curves}
@@ -118,7 +104,7 @@ def write_benchmark_report(
         "headline": headline_gain(),
         "wrong": [p for p in paper_table().values() if p.corrected],
         "about": about,
-        "extras": extras or Extras(),
+        "extras": extras or extras_of(results, stands),
         "pictures": pictures,
         "limits": LIMITS,
     }

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ...benchmark.ledger import update_section
-from ...benchmark.results import benchmark_results
+from ...benchmark.results import BenchmarkResults, benchmark_results
 from ...benchmark.runs import current_lines
 from ...core.errors import DataError
 from ...detectors.registry import DEFAULT, TRIVIAL
 from .. import render
 from . import sentences, tables
+from .scores import Scores, comparisons
+from .standing import standing
 
 
 def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -52,3 +54,30 @@ def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         )
     for name in there:
         update_section(path, name, made[name])
+
+
+def marked_standing(path: Path, results: BenchmarkResults, scores: Mapping[str, Scores]) -> None:
+    """Draws into a text, between the marks FAIR, how methods stand over the data sets.
+
+    Args:
+        path: the text file.
+        results: results of the benchmark.
+        scores: raw scores by data set.
+
+    Raises:
+        DataError: it has no such marks.
+    """
+    if "<!-- FAIR:begin -->" not in path.read_text(encoding="utf-8"):
+        raise DataError(f"{path} holds no marks <!-- FAIR:begin -->")
+    stands = standing(results, comparisons(results, scores))
+    above, clear, total = stands.count(stands.methods)
+    said = [
+        f"{above} of {total} results of methods are above the best untrained row of their data set, "
+        f"{clear} of them by more than the paired 95 % interval."
+    ]
+    if (default := stands.default) is not None:
+        above, clear, total = stands.count([default])
+        said.append(f"`{DEFAULT}` alone: {above} of {total}, {clear} clear.")
+    said.append(f"{sentences.spent(results)} Seeds: {results.seeds} at most.")
+    made = render.markdown(tables.standing_table(stands))
+    update_section(path, "FAIR", "\n\n".join([" ".join(said), made]))

@@ -12,6 +12,7 @@ import numpy as np
 from ...benchmark.published import BASE
 from ...benchmark.results import BenchmarkResults
 from ...benchmark.runs import scores_path
+from ...data.datasets import units_for
 from ...evaluate.compare import Compared, compared
 from .. import text
 from ..table import Table, table
@@ -36,12 +37,13 @@ class Scores:
     units: np.ndarray | None = None
 
 
-def load_scores(results: BenchmarkResults, folder: Path) -> dict[str, Scores]:
+def load_scores(results: BenchmarkResults, folder: Path, data_root: str | None = None) -> dict[str, Scores]:
     """Loads the raw scores of the results' runs.
 
     Args:
         results: results of the benchmark.
         folder: folder of raw scores; some may be missing.
+        data_root: where the data sets lie, whose names may tell the patients that scores do not.
 
     Returns:
         The scores by data set; data sets without any are left out.
@@ -70,8 +72,11 @@ def load_scores(results: BenchmarkResults, folder: Path) -> dict[str, Scores]:
                 rows.setdefault(name, {})[seed] = scores
             else:
                 others[name] = None
-        name, seed, labels, _ = read[images.index(common)]
-        found[d] = Scores(labels, rows, tuple(absent), tuple(others), units[name, seed])
+        labels = read[images.index(common)][2]
+        of_rows = [units[name, seed] for name, by_seed in rows.items() for seed in by_seed]
+        known = next((u for u in of_rows if u is not None), None)
+        chosen = units_for(d, data_root, labels) if known is None else known
+        found[d] = Scores(labels, rows, tuple(absent), tuple(others), chosen)
     return found
 
 

@@ -14,6 +14,7 @@ from ...features.package import LITE
 from .. import text
 from ..table import Line, Marked, Table, Value, table
 from .sentences import paper_value, sizes
+from .standing import Standing
 
 CSV_FIELDS = (
     *("dataset", "method", "kind", "weights", "starts_from", "family", "preset", "seeds", "auroc"),
@@ -232,3 +233,30 @@ def printed_table() -> Table:
         values = [f"{m:.3f} ± {s:.2f}" for m, s in (p.aurocs[d] for d in datasets)]
         rows.append([f"{p.mark}{p.title}", p.venue, said, p.weights, *values])
     return table(("method", "venue", "“extra training data”", "starts from", *datasets), rows)
+
+
+def standing_table(stands: Standing) -> Table:
+    """Methods, the best untrained row and the controls over the data sets, best first.
+
+    Args:
+        stands: how the rows stand.
+    """
+    rows: list[Line] = []
+    for s in [*stands.rows, *stands.controls]:
+        wins = "–" if s.row.trivial else f"{len(s.above)} of {len(s.against)}"
+        clear = "–" if s.row.trivial else str(len(s.clear))
+        rank = "–" if s.row.rank is None else f"{s.row.rank:.1f}"
+        costs = (s.row.average(c) for c in ("fit_seconds", "score_images_per_second"))
+        name = Marked(stands.short(s.row), "best" if s is stands.methods[0] else "")
+        rows.append([name, str(len(s.cells)), f"{s.mean:.3f}", rank, wins, clear, *map(text.amount, costs)])
+    head = (
+        "method",
+        "data sets",
+        "mean AUROC",
+        "mean rank",
+        "above untrained",
+        "clear",
+        "fit, s",
+        "images/s",
+    )
+    return table(head, rows, 1)
