@@ -17,7 +17,7 @@ from dia.detectors.baselines.images import Blur, TrivialSettings
 from dia.detectors.registry import TRIVIAL as ALL
 from dia.features.untrained import as_tensor, luma, measured
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
 TRIVIAL = {name: ALL[name] for name in ALL if name != "trivial:blur"}  # whose settings are others
 ROWS = pytest.mark.parametrize("method", TRIVIAL)
 
