@@ -68,8 +68,15 @@ class Entry:
         return self._mean("ap")
 
     def cost(self, what: str) -> float | None:
-        """Returns the median over seeds of a cost, such as the field `fit_seconds`; None if it is unknown."""
-        known = [r[what] for r in self.runs if r.get(what) is not None]
+        """Returns the median over seeds of a cost, `processor` or a field; None if it is unknown.
+
+        `processor`: seconds of a whole run on all its threads; features that were shared count.
+        """
+        if what == "processor":
+            spent = [(r.get("cpu_seconds"), r.get("shared_seconds", 0.0)) for r in self.runs]
+            known = [own + shared for own, shared in spent if own is not None]
+        else:
+            known = [r[what] for r in self.runs if r.get(what) is not None]
         return median(known) if known else None
 
     def _mean(self, field: str) -> float:

@@ -246,7 +246,7 @@ def standing_table(stands: Standing) -> Table:
         wins = "–" if s.row.trivial else f"{len(s.above)} of {len(s.against)}"
         clear = "–" if s.row.trivial else str(len(s.clear))
         rank = "–" if s.row.rank is None else f"{s.row.rank:.1f}"
-        costs = (s.row.average(c) for c in ("fit_seconds", "score_images_per_second"))
+        costs = (s.row.average(c) for c in ("processor", "score_images_per_second"))
         name = Marked(stands.short(s.row), "best" if s is stands.methods[0] else "")
         rows.append([name, str(len(s.cells)), f"{s.mean:.3f}", rank, wins, clear, *map(text.amount, costs)])
     head = (
@@ -256,7 +256,7 @@ def standing_table(stands: Standing) -> Table:
         "mean rank",
         "above untrained",
         "clear",
-        "fit, s",
+        "processor s",
         "images/s",
     )
     return table(head, rows, 1)
