@@ -51,3 +51,14 @@ def test_the_other_direction_is_no_data_set_more_when_methods_are_compared():
     csi, dia = sorted(against(results.aurocs, "dia+"), key=lambda a: a.method)
     assert (csi.datasets, dia.datasets) == (("breastmnist", "headct-128"), ("headct-128",))
     assert csi.difference == pytest.approx(-0.175)
+
+
+def test_the_cost_of_a_run_counts_features_that_another_run_computed():
+    rows = [
+        line(method="dia", dataset="a", seed=0, cpu_seconds=10.0, shared_seconds=5.0),
+        line(method="dia", dataset="a", seed=1, cpu_seconds=12.0),
+        line(method="dia", dataset="a", seed=2, cpu_seconds=None),
+    ]
+    (row,) = benchmark_results(rows).rows
+    assert row.cells["a"].cost("processor") == 13.5  # the median of 15 and 12
+    assert row.average("processor") == 13.5
