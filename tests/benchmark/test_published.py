@@ -28,15 +28,14 @@ def test_every_reference_is_of_a_known_set_and_has_a_source(row):
     assert row.year is None or 2017 < row.year < 2100
 
 
-def test_references_are_those_of_the_file_once_each_and_beyond_the_paper():
+def test_references_are_those_of_the_file_once_each_of_a_publication():
     with REFERENCES.open(newline="") as file:
         lines = list(csv.reader(file))
     assert {len(line) for line in lines} == {10}
     assert len(references()) == len(lines) - 1 == len(set(references()))
-    ours = [r for r in references() if r.method in METHODS]
-    assert {r.method for r in ours} <= set(paper_table())
-    best = max(r.value for r in ours if (r.dataset, r.method) == ("oct2017", "patchcore"))
-    assert best > paper_table()["patchcore"].aurocs["oct2017"][0]  # whose own row is far below
+    assert not [r for r in references() if "notes" in r.source]  # a publication, whoever wrote it down
+    best = max(r.value for r in references() if r.dataset == "oct2017")
+    assert best > max(row.aurocs["oct2017"][0] for row in paper_table().values())
 
 
 def line(method, dataset, steps, auroc, seed=0, of=200):

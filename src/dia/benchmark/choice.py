@@ -5,8 +5,8 @@ worth of that is the best AUROC of the looks less that of the last one, which no
 `benchmarks/epoch_choice.py`. Knows lines; fits nothing and chooses nothing.
 
 `choice_before.csv` beside this file holds the same of 39 trainings of `csi` and `dia` by their published
-score, drawn by a program from `results/curves.jsonl` at the commit `92f48f9` (docs/findings.md, "How far
-training goes, and how far choosing on the test set"): runs of 0.1, before the augmentation was mended.
+score, drawn by a program from `results/curves.jsonl` at the commit `92f48f9`: runs of 0.1, before the
+augmentation was mended.
 """
 
 from __future__ import annotations
