@@ -29,8 +29,8 @@ HEADERS = ("content-security-policy", "x-content-type-options", "referrer-policy
 ASKED, OPENED = [], []
 
 
-def hook(event, args):
-    if event.startswith(NETWORK):
+def hook(event, args, network=NETWORK):  # names of modules are gone when the interpreter ends
+    if event.startswith(network):
         address = args[0] if event.startswith("socket.get") else args[1]
         if (address[0] if isinstance(address, tuple) else address) not in ("127.0.0.1", None):
             ASKED.append((event, address))

@@ -412,6 +412,58 @@ def test_what_is_dropped_anywhere_on_the_page_is_read(browser, url, incoming):
         w.opened("dragged.png")
 
 
+def test_an_answer_that_was_on_its_way_hides_no_new_images(browser, url, incoming):
+    """The list is asked for, files arrive, and only then does the older answer, of an empty list, come."""
+    with ReadingWindow(browser, url) as w:
+        w.expect(w.at("#welcome")).to_be_visible()
+        late = []
+
+        def hold(route):
+            if late:
+                route.continue_()
+            else:
+                late.append((route, route.fetch()))
+
+        w.page.route("**/room/list", hold)
+        w.page.evaluate("document.dispatchEvent(new CustomEvent('reader'))")  # asks for the whole list
+        for _ in range(100):
+            if late:
+                break
+            w.page.wait_for_timeout(50)
+        with w.page.expect_response("**/read"):
+            w.at("#files").set_input_files(of(incoming, "case 5.png"))
+        w.frame()
+        route, answer = late[0]
+        route.fulfill(response=answer)
+        w.expect(w.row("case 5.png")).to_be_visible(timeout=10_000)  # it used to be asked for again after 20 s
+        assert "0 images" not in w.at("#said").inner_text()
+
+
+def test_files_chosen_before_the_page_is_ready_are_read(browser, url, incoming):
+    with ReadingWindow(browser, url) as w:
+        w.expect(w.at("#welcome")).to_be_visible()
+        modules = []
+        w.page.route("**/room.js", lambda route: modules.append(route))
+        w.page.reload(wait_until="commit")
+        w.at("#files").set_input_files(of(incoming, "case 6.png"))
+        modules[0].continue_()
+        w.expect(w.row("case 6.png")).to_be_visible()
+
+
+def test_files_that_a_lost_connection_kept_back_are_named(browser, url, incoming):
+    with ReadingWindow(browser, url) as w:
+        w.allowed = ("ERR_FAILED",)
+        w.expect(w.at("#welcome")).to_be_visible()
+        w.page.route("**/files", lambda route: route.abort())
+        w.at("#files").set_input_files(of(incoming, "case 4.png", "case 5.png"))
+        w.expect(w.at("#problems-words")).to_have_text("2 files left out")
+        w.at("#problems summary").click()
+        w.sees("#problems-list", "case 4.png not sent: The server does not answer. Add it again.")
+        w.page.unroute("**/files")
+        w.drop(of(incoming, "case 4.png"), cases=1)
+        w.expect(w.at("#problems")).to_be_hidden()
+
+
 def test_names_and_notes_stay_text(browser, url, incoming):
     with ReadingWindow(browser, url) as w:
         w.drop(of(incoming, EVIL), cases=1)

@@ -20,6 +20,7 @@ export class Adding {
         el(id).value = "";
         this.add(files);
       });
+      if (el(id).files.length) el(id).dispatchEvent(new Event("change")); // chosen before this ran
     }
     el("stop").addEventListener("click", () => this.uploading?.stop.abort());
     this._drops();
@@ -62,6 +63,7 @@ export class Adding {
     } catch (error) {
       if (error.name === "AbortError") this.say("Stopped.");
       else if (error.status > 401) this.trouble(`The files were not taken: ${error.message}`, { retry: false });
+      else this.refused = files.map(({ name }) => ({ name, error: `not sent: ${error.message} Add it again.` })); // a banner would go
     }
     this.uploading = null;
     this.sent();

@@ -66,5 +66,27 @@ export const sendForm = async (path, form, signal) =>
 /** Asks for bytes. */
 export const bytes = async (path, signal) => (await answer(path, { signal })).arrayBuffer();
 
+/** Makes `ask` a function that runs once at a time. A call while it runs has it run once more, since what is on its way
+ *  may be older than what the call is about; `ask(counts)` learns by `counts()` whether its answer is still wanted.
+ *  `.due()` runs it only where it does not run, `.outdate()` has it run once more only where it does. */
+export function latest(ask) {
+  let running = null, again = false;
+  const run = async () => {
+    try {
+      do {
+        again = false;
+        await ask(() => !again);
+      } while (again);
+    } finally {
+      running = null;
+    }
+  };
+  const asking = () => {
+    again = running !== null;
+    return (running ??= run());
+  };
+  return Object.assign(asking, { due: () => running ?? asking(), outdate: () => { again ||= running !== null; } });
+}
+
 /** Asks for a picture. */
 export const picture = async (path, signal) => createImageBitmap(await (await answer(path, { signal })).blob());

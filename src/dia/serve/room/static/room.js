@@ -1,7 +1,7 @@
 // The reading page: what the server knows, the list, the open case, and the keys. The parts are modules of their own.
 
 import { Adding } from "./adding.js";
-import { Failed, get, onTrouble, send } from "./api.js";
+import { Failed, get, latest, onTrouble, send } from "./api.js";
 import { CasePanel, meaning, percent } from "./case.js";
 import { histogram, scaleOf } from "./histogram.js";
 import { choose, keys, roving } from "./keys.js";
@@ -45,7 +45,7 @@ onTrouble((failed) => {
   if (failed) {
     if (failed.status === 401) trouble("Your session has ended. Marks that are not saved yet are kept in this window: log in again in another, then try again here.", { login: true });
     else trouble("Connection lost. Your marks are kept, and are saved as soon as the server answers.");
-    away ??= setInterval(poll, 3 * SOON);
+    away ??= setInterval(poll.due, 3 * SOON);
   } else if (away) {
     clearInterval(away);
     away = null;
@@ -85,23 +85,19 @@ async function start() {
   teach.refresh();
 }
 
-let timer = null, asking = null;
-function poll() {
-  asking ??= ask().finally(() => { asking = null; });
-  return asking;
-}
-async function ask() {
+let timer = null;
+const poll = latest(async (counts) => {
   clearTimeout(timer);
   let wait = SELDOM;
   try {
     const now = await get(`/room/list${room.version === null ? "" : `?since=${encodeURIComponent(room.version)}`}`);
-    if (now) showList(now);
+    if (now && counts()) showList(now);
     if (!room.progress?.done) wait = SOON;
   } catch (error) {
     if (error.status > 401) trouble(error.message);
   }
-  timer = setTimeout(poll, wait);
-}
+  timer = setTimeout(poll.due, wait);
+});
 
 function showList({ version, progress, drift, cases }) {
   const was = room.progress;
@@ -330,6 +326,7 @@ function saving(id, words, kind) {
 }
 
 function saved(id, { mark, history }) {
+  poll.outdate(); // a list on its way may not have this mark
   listed(id, mark && { ...mark, ...marks.pending(id) });
   if (room.detail?.id === id) {
     takeMark(mark, history);

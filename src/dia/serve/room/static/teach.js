@@ -1,6 +1,6 @@
 // The panel in which marks teach the model. Knows its part of the page and its requests.
 
-import { get, send } from "./api.js";
+import { get, latest, send } from "./api.js";
 import { last, make, sentence, short } from "./worklist.js";
 
 const AGAIN = 1000;
@@ -11,18 +11,19 @@ export class Teach {
   /** `open(id)` opens a case, `changed()` hears that another model is in use, `before()` resolves when marks are
    *  saved, `next()` opens the next image worth marking. */
   constructor({ open, changed, before, next, say }) {
-    Object.assign(this, { open, changed, before, say, known: null, timer: null });
+    Object.assign(this, { open, changed, before, say, known: null, timer: null, refresh: latest((counts) => this._refresh(counts)) });
     el("teach-now").addEventListener("click", () => this._do("/room/teach", {}));
     el("teach-undo").addEventListener("click", () => this._do("/room/teach/undo"));
     el("teach-next").addEventListener("click", next);
   }
 
   /** Asks how things stand, and again while a teaching runs. */
-  async refresh() {
+  async _refresh(counts) {
     clearTimeout(this.timer);
     let now;
     try {
       now = await get("/room/teach");
+      if (!counts()) return;
     } catch (error) {
       this._state(error.message, true);
       if (this.known?.running) this.timer = setTimeout(() => this.refresh(), 3 * AGAIN);

@@ -1,5 +1,6 @@
 // The page that trains: what was dropped is checked, trained on, and served. It draws what GET /room/train says.
 
+import { latest } from "./api.js";
 import { ask } from "./base.js";
 import { curveOf, histogramOf, short } from "./charts.js";
 import { chosen, dropped, upload as sendFiles } from "./drops.js";
@@ -74,10 +75,12 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
 // --- asking ------------------------------------------------------------------------------------------------
 
-async function look() {
+const look = latest(async (counts) => {
   clearTimeout(timer);
   try {
-    state = await ask("GET", "/room/train");
+    const now = await ask("GET", "/room/train");
+    if (!counts()) return;
+    state = now;
     if (at("trouble").dataset.of === "asking") trouble("");
     delete at("trouble").dataset.of;
     draw();
@@ -86,9 +89,9 @@ async function look() {
     trouble(error.message);
     at("trouble").dataset.of = "asking";
   }
-  timer = setTimeout(look, document.hidden ? 30000 : state?.job ? 1000 : 10000);
-}
-document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+  timer = setTimeout(look.due, document.hidden ? 30000 : state?.job ? 1000 : 10000);
+});
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look.due(); });
 
 async function bring(found) {
   if (upload) return;
