@@ -209,6 +209,32 @@ def test_the_fine_map_alone_is_that_of_all(lite, x):
     torch.testing.assert_close(lite.fine(x), lite(x).fine, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("variant", LITE)
+@pytest.mark.parametrize("exported", [False, True])
+def test_tiles_give_the_map_of_the_whole(variant, exported, monkeypatch):
+    """All of what a place sees lies in the overlap of its tile, at the edges of the image, too."""
+    backbone = load_backbone(variant, "none", seed=1)
+    x = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(2))
+    whole = backbone.fine(x)
+    monkeypatch.setattr(module, "_TILE", 64)
+    seen = []
+    monkeypatch.setattr(backbone.network, "fine", lambda part: seen.append(part.shape[-1]) or real(part))
+    real = type(backbone.network).fine.__get__(backbone.network)
+    if exported:
+        monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)  # pads the image, not the kernel
+    made = backbone.fine(x)
+    assert max(seen) == 64 + 2 * module._OVERLAP
+    torch.testing.assert_close(made, whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_tiles_without_their_overlap_would_not(monkeypatch, lite):
+    x = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    whole = lite.fine(x)
+    monkeypatch.setattr(module, "_TILE", 64)
+    monkeypatch.setattr(module, "_OVERLAP", 16)
+    assert float((lite.fine(x) - whole).abs().max()) > 1e-3 * float(whole.abs().max())
+
+
 def test_grey_is_its_repetition(lite, x):
     grey = x[:, :1]
     assert alike(lite(grey), lite(grey.repeat(1, 3, 1, 1)))

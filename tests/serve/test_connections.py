@@ -197,6 +197,18 @@ def test_an_early_answer_arrives_though_more_is_sent(service):
     assert (status, "token" in json.loads(body)["detail"]) == (401, True)
 
 
+@pytest.mark.parametrize("body", [b"", b"{}", b"x" * 100_000], ids=["none", "small", "left unread"])
+def test_an_answer_says_when_its_connection_ends(service, body):
+    """Else a client, or a proxy that keeps connections, sends its next request into one that is ended."""
+    sent = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with service.connect(sent + body[:10]) as connection:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(1 << 16)
+        assert head.startswith(b"HTTP/1.1 401")
+        assert (b"\r\nconnection: close\r\n" in head.lower()) == (len(body) > 10)
+
+
 def test_the_cap_lies_below_the_limit_on_open_files(monkeypatch):
     import resource
 

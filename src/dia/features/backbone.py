@@ -23,6 +23,8 @@ from .untrained import resizer
 _HALF: Channels = (0.5, 0.5, 0.5)  # mean and deviation with which EfficientNet-Lite was trained
 _STRIDES = (8, 16, 32)
 _AT_ONCE = 16 * 128**2  # pixels in one pass on a CPU
+_TILE = 1024  # px: larger images are seen in tiles of this side, where only the fine map is wanted
+_OVERLAP = 64  # px on each side of a tile; a place of EfficientNet-Lite2's fine map sees 53 px to each side
 
 
 class Maps(NamedTuple):
@@ -61,16 +63,36 @@ class Backbone(nn.Module):
         return Maps(*_by_part(self.network, self._normalised(x)))
 
     def fine(self, x: Tensor) -> Tensor:
-        """Returns the map at stride 8 alone, which costs a third."""
-        network = self.network
+        """Returns the map at stride 8 alone, which costs a third; of EfficientNet-Lite in bounded memory.
 
-        def fine(part: Tensor) -> tuple[Tensor, ...]:
-            return (network.fine(part),) if isinstance(network, EfficientNetLite) else network(part)[:1]
-
-        return _by_part(fine, self._normalised(x))[0]
+        Args:
+            x: `(N, 1 or 3, S, S)` in [0, 1], S a multiple of 8.
+        """
+        network, side = self.network, int(x.shape[-1])
+        if not isinstance(network, EfficientNetLite):
+            return _by_part(lambda part: network(part)[:1], self._normalised(x))[0]
+        rows, starts = [], range(0, side, _TILE)  # one start where the image is no larger than a tile
+        for top in starts:
+            row = []
+            for left in starts:
+                part, inner = _tile(x, top, left)
+                made = _by_part(lambda seen: (network.fine(seen),), self._normalised(part))[0]
+                row.append(made[inner])
+            rows.append(torch.cat(row, 3) if len(row) > 1 else row[0])
+        return torch.cat(rows, 2) if len(rows) > 1 else rows[0]
 
     def _normalised(self, x: Tensor) -> Tensor:
         return (x.expand(-1, 3, -1, -1) - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+def _tile(x: Tensor, top: int, left: int) -> tuple[Tensor, tuple[slice, ...]]:
+    """Returns a tile of `(N, C, S, S)` with its overlap, and where in its fine map the tile itself lies."""
+    across, within = [slice(None)] * 2, [slice(None)] * 2
+    for start in (top, left):
+        first, fine = max(start - _OVERLAP, 0), _STRIDES[0]
+        across.append(slice(first, start + _TILE + _OVERLAP))
+        within.append(slice((start - first) // fine, (start - first + _TILE) // fine))
+    return x[tuple(across)], tuple(within)
 
 
 def _by_part(network: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
