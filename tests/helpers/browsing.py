@@ -25,7 +25,7 @@ def chromium():
     if found is None:
         pytest.skip("no Chromium found; name one with DIA_BROWSER")
     root = hasattr(os, "geteuid") and os.geteuid() == 0
-    api.expect.set_options(timeout=20_000)
+    api.expect.set_options(timeout=60_000)  # other work may hold the machine
     with (
         api.sync_playwright() as playwright,
         closing(playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] * root)) as browser,
@@ -76,6 +76,7 @@ class Window:
 
         self.expect = expect
         self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.requests, self.complaints, self.url, self.step = [], [], url, 0
         self.allowed = ()  # parts of complaints that a test brings about

@@ -68,7 +68,7 @@ def site(request, inferencer, temporary, tmp_path_factory):
 @pytest.fixture
 def client(site):
     """A reader's browser: logged in, where one must."""
-    with httpx.Client(base_url=site.url, timeout=30, trust_env=False, headers=site.sent) as client:
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False, headers=site.sent) as client:
         client.headers["Origin"] = site.origin
         if site.token:
             answer = client.post("/login", data={"name": "a", "token": site.token})
@@ -130,7 +130,7 @@ def is_open(path):
 
 def test_without_token_or_session_no_route_answers(site):
     """But the health, the login, what it looks like, and pages, which lead to the login."""
-    with httpx.Client(base_url=site.url, timeout=30, trust_env=False, headers=site.sent) as stranger:
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False, headers=site.sent) as stranger:
         stranger.headers["Origin"] = site.origin
         for method, path in [*all_routes(site), ("GET", "/nothing"), ("POST", "/room"), ("GET", "/room/x/y")]:
             answer = stranger.request(method, path)
@@ -144,7 +144,7 @@ def test_without_token_or_session_no_route_answers(site):
                 assert answer.status_code == 401, (method, path)
     if site.token:
         for path in ("/room/state", "/room/list"):  # a program's token is no reader's session
-            answer = httpx.get(site.url + path, headers={**site.sent, "Authorization": f"Bearer {TOKEN}"})
+            answer = httpx.get(site.url + path, timeout=60, headers={**site.sent, "Authorization": f"Bearer {TOKEN}"})
             assert answer.status_code == 401
 
 
@@ -166,7 +166,7 @@ def test_no_route_answers_another_site(site, client, said):
     given = {k: v for k, v in client.headers.items() if k.lower() != "origin"} | said
     if site.token:
         given["Authorization"] = f"Bearer {site.token}"
-    with httpx.Client(base_url=site.url, trust_env=False) as browser:
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False) as browser:
         for method, path in all_routes(site):
             answer = browser.request(method, path, headers=given)
             assert answer.status_code == 403, (method, path)
@@ -177,7 +177,7 @@ def test_no_route_answers_another_site(site, client, said):
 
 def test_a_link_of_another_site_leads_to_the_page_without_a_cookie(site, client):
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-    with httpx.Client(base_url=site.url, trust_env=False, headers={**site.sent, **link}) as browser:
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False, headers={**site.sent, **link}) as browser:
         for path in ("/", "/train", "/login"):
             for sent in ({}, {"Cookie": client.headers["Cookie"]}):
                 answer = browser.get(path, headers=sent)
@@ -196,7 +196,7 @@ def test_a_link_of_another_site_leads_to_the_page_without_a_cookie(site, client)
 def test_what_changes_something_says_where_it_comes_from(site, client):
     """As every browser does: a request with a session's cookie and neither header is none of a page."""
     bare = {k: v for k, v in client.headers.items() if k.lower() != "origin"}
-    with httpx.Client(base_url=site.url, trust_env=False) as browser:
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False) as browser:
         for method, path in all_routes(site):
             if method in ("POST", "PUT", "PATCH", "DELETE") and path not in ("/score", "/dissolve"):
                 assert browser.request(method, path, headers=bare).status_code == 403, path
@@ -212,7 +212,8 @@ def test_every_answer_has_the_headers_and_none_allows_another_site(site, client)
     for method, path in [*all_routes(site), ("GET", "/nothing")]:
         if path == "/logout" or method == "HEAD":
             continue
-        for answer in (client.request(method, path), httpx.request(method, site.url + path, trust_env=False)):
+        bare = httpx.request(method, site.url + path, timeout=60, trust_env=False)
+        for answer in (client.request(method, path), bare):
             assert [h for h in HEADERS if h not in answer.headers] == [], (method, path)
             policy = answer.headers["content-security-policy"]
             assert "unsafe" not in policy
@@ -320,7 +321,7 @@ def test_the_cookie_is_for_this_site_alone(site, client):
 def test_a_session_is_never_one_that_a_client_chose(site, client):
     name, _, own = client.headers["Cookie"].partition("=")
     with httpx.Client(
-        base_url=site.url, trust_env=False, headers={**site.sent, "Origin": site.origin}
+        base_url=site.url, timeout=60, trust_env=False, headers={**site.sent, "Origin": site.origin}
     ) as other:
         for chosen in (f"{name}=chosen", f"{name}=", f"{name}={own}; {name}=chosen", f"x{name}={own}", own):
             assert other.get("/room/state", headers={"Cookie": chosen}).status_code == 401

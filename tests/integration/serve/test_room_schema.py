@@ -42,7 +42,7 @@ schema = schemathesis.openapi.from_dict(described())
 def site(inferencer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("room")
     with live(inferencer, Limits(), alone=False, store=folder / "marks.sqlite") as one:
-        with httpx.Client(base_url=one.url, trust_env=False) as reader:
+        with httpx.Client(base_url=one.url, timeout=60, trust_env=False) as reader:
             reader.get("/")
             cookie = "; ".join(f"{k}={v}" for k, v in reader.cookies.items())
         one.headers = {"Cookie": cookie, "Origin": one.url}

@@ -292,8 +292,8 @@ def test_guesses_are_slowed_and_logged_and_readers_go_on(inferencer, tmp_path, c
     kept = httpx.Limits(keepalive_expiry=None)
     with (
         live(inferencer, Limits(), TOKEN, alone=False, store=tmp_path / "marks.sqlite") as one,
-        httpx.Client(base_url=one.url, trust_env=False, headers={"Origin": one.url}) as reader,
-        httpx.Client(base_url=one.url, trust_env=False, limits=kept) as program,
+        httpx.Client(base_url=one.url, timeout=60, trust_env=False, headers={"Origin": one.url}) as reader,
+        httpx.Client(base_url=one.url, timeout=60, trust_env=False, limits=kept) as program,
     ):
         origin = f"Origin: {one.url}".encode()
         host = one.url.partition("//")[2].encode()

@@ -1,4 +1,4 @@
-// Requests of the reading page. Knows paths and failures; knows no page.
+// Requests of all pages. Knows paths and failures; knows no page.
 
 /** A request that failed: `status` 0 where no answer came, else the answer's. */
 export class Failed extends Error {
@@ -22,7 +22,7 @@ async function answer(path, options, tries = TRIES) {
     got = await fetch(path, { credentials: "same-origin", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    const failed = new Failed(0, "The server does not answer.");
+    const failed = new Failed(0, "The service does not answer.");
     tell(failed);
     throw failed;
   }

@@ -1,7 +1,6 @@
 // The page that trains: what was dropped is checked, trained on, and served. It draws what GET /room/train says.
 
-import { latest } from "./api.js";
-import { ask } from "./base.js";
+import { get, latest, onTrouble, send } from "./api.js";
 import { curveOf, histogramOf, short } from "./charts.js";
 import { chosen, dropped, upload as sendFiles } from "./drops.js";
 
@@ -75,10 +74,12 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
 // --- asking ------------------------------------------------------------------------------------------------
 
+onTrouble((failed) => { if (failed?.status === 401) location.reload(); }); // leads to the login
+
 const look = latest(async (counts) => {
   clearTimeout(timer);
   try {
-    const now = await ask("GET", "/room/train");
+    const now = await get("/room/train");
     if (!counts()) return;
     state = now;
     if (at("trouble").dataset.of === "asking") trouble("");
@@ -105,11 +106,10 @@ async function bring(found) {
       problem: (name, error) => refused.push(`${name}: ${error}`), signal: upload.control.signal,
     });
     if (refused.length) trouble(`${refused.length} left out; the first: ${refused[0]}`);
-    await ask("POST", "/room/train/check", { drop, ...wanted() });
+    await send("POST", "/room/train/check", { drop, ...wanted() });
     say("The images are being checked.");
   } catch (error) {
-    if (error.status === 401) location.reload(); // leads to the login
-    else if (!upload.control.signal.aborted) trouble(error.message);
+    if (!upload.control.signal.aborted) trouble(error.message);
   } finally {
     upload = null;
     await look();
@@ -122,7 +122,7 @@ const wanted = () => ({
 const again = (more = {}) => {
   const { folders, patients } = state.check;
   const kept = folders?.every((f) => f.chosen) ? null : folders?.filter((f) => f.chosen).map((f) => f.id);
-  return act(() => ask("POST", "/room/train/check", { folders: kept, patients, ...wanted(), ...more }));
+  return act(() => send("POST", "/room/train/check", { folders: kept, patients, ...wanted(), ...more }));
 };
 
 // --- drawing -----------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ function drawJob() {
       make("p", { class: "numbers", id: "numbers" }),
       make("div", { id: "curve" })),
     make("p", { class: "actions" },
-      button(job.stopping ? "Stopping …" : "Stop", () => act(() => ask("POST", "/room/train/stop"), "Stopping."), { id: "stop", disabled: job.stopping })),
+      button(job.stopping ? "Stopping …" : "Stop", () => act(() => send("POST", "/room/train/stop"), "Stopping."), { id: "stop", disabled: job.stopping })),
     make("p", { class: "soft" }, "You can close this page: the training goes on. A training that is stopped can go on later."),
   ]);
   progress(at("far"), job);
@@ -204,7 +204,7 @@ const looking = (job) => [
   make("p", {}, "Looking at the images before anything is trained."),
   make("div", { class: "work" }, make("progress", { id: "check-far", max: 1, "aria-label": "how far the check is" })),
   make("p", { class: "soft" }, job.words),
-  make("p", { class: "actions" }, button("Cancel", () => act(() => ask("DELETE", "/room/train/check")), { id: "cancel" })),
+  make("p", { class: "actions" }, button("Cancel", () => act(() => send("DELETE", "/room/train/check")), { id: "cancel" })),
 ];
 
 function zone() {
@@ -219,7 +219,7 @@ function zone() {
         button("Choose files …", () => at("files").click(), { id: "choose-files" }))),
     make("div", { class: "or" },
       make("label", { htmlFor: "set" }, state.data_root ? "or a set on the server" : "or a set to try it with", set),
-      button("Check this set", () => act(() => ask("POST", "/room/train/check", { data: set.value, ...wanted() }), "The set is being checked."), { id: "choose-set" })),
+      button("Check this set", () => act(() => send("POST", "/room/train/check", { data: set.value, ...wanted() }), "The set is being checked."), { id: "choose-set" })),
   ];
 }
 
@@ -249,7 +249,7 @@ function findings(check) {
         const folders = [...document.querySelectorAll("input[name=folders]:checked")].map((i) => i.value);
         again({ folders: folders.length === check.folders.length ? null : folders, patients: patients.checked });
       }, { id: "again" })),
-    make("p", { class: "actions" }, button("Take other images", () => act(() => ask("DELETE", "/room/train/check")), { id: "others" })),
+    make("p", { class: "actions" }, button("Take other images", () => act(() => send("DELETE", "/room/train/check")), { id: "others" })),
   ];
 }
 
@@ -301,17 +301,17 @@ function deeds(run, few = false) {
   return [
     done && !run.serving && button("Serve this model", () => act(async () => {
       say(`Loading ${name}`);
-      await ask("POST", "/room/train/serve", { run: name });
+      await send("POST", "/room/train/serve", { run: name });
       location.assign("/");
     }), { class: few ? "primary" : "", ...id("serve") }),
     done && button("Report", () => report(name), id("report")),
-    ["stopped", "failed"].includes(run.state) && button(run.state === "failed" ? "Try again" : "Resume", () => act(() => ask("POST", "/room/train/resume", { run: name }), `${name} goes on`), id("resume")),
+    ["stopped", "failed"].includes(run.state) && button(run.state === "failed" ? "Try again" : "Resume", () => act(() => send("POST", "/room/train/resume", { run: name }), `${name} goes on`), id("resume")),
     !few && run.kept && run.state !== "running" && button("Delete its images", () => sure(`Delete the images of ${name}?`,
       done ? "The model stays, but can no longer show similar normals." : "A training that has not ended cannot go on without them.",
-      () => ask("POST", "/room/train/forget", { run: name })), { class: "quiet", ...id("forget") }),
+      () => send("POST", "/room/train/forget", { run: name })), { class: "quiet", ...id("forget") }),
     !few && !run.serving && run.state !== "running" && button("Delete", () => sure(`Delete ${name}?`,
       "Its model, its images on the server and its report are deleted for good.",
-      () => ask("DELETE", `/room/train/runs/${name}`)), { class: "danger", ...id("delete") }),
+      () => send("DELETE", `/room/train/runs/${name}`)), { class: "danger", ...id("delete") }),
   ].filter(Boolean);
 }
 
@@ -325,7 +325,7 @@ function sure(title, words, work) {
 
 async function report(name) {
   await act(async () => {
-    const facts = await ask("GET", `/room/train/runs/${name}`);
+    const facts = await get(`/room/train/runs/${name}`);
     const rows = [
       ["Method", facts.method], ["Normal images", facts.normals && `${facts.normals.toLocaleString("en")}${facts.of ? ` of ${facts.of}` : ""}`],
       ["Patients", facts.patients], ["Size", facts.shape && `${facts.shape[1]} × ${facts.shape[0]} pixels, ${facts.shape[2] === 3 ? "colour" : "grey"}`],
@@ -359,7 +359,7 @@ at("model-form").addEventListener("submit", (event) => {
   name.setCustomValidity(there ? "There is a training of this name; choose another." : "");
   if (!name.reportValidity()) return;
   act(async () => {
-    await ask("POST", "/room/train/start", { name: name.value, method: wanted().method });
+    await send("POST", "/room/train/start", { name: name.value, method: wanted().method });
     name.value = "";
     last = null;
     at("job").scrollIntoView({ block: "start" });
