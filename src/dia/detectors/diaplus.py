@@ -68,7 +68,7 @@ _BYTES = 2**29  # of the maps of normals of which the places' Gaussians are made
 _FROM = 50  # normals, with fewer of which a place's spread is not known well enough to count beside the whole
 _ROOM = 2**20  # pixels of one pass
 # of the squares in which places of large images are sought: the largest they fill
-_SIDES = (256, 512, 1024, 2048, 4096, 8192, 16384)
+_SIDES = (256, 512, 1024, 2048, 4096, 8192)
 _PIXELS = 256  # side of the largest squares of which pixels are measured
 _COARSE = 2.0  # weight of the coarse map in the heatmap: larger lesions are seen there
 
@@ -82,7 +82,7 @@ class DIAPlusSettings:
         weights: `lite0`, `lite1` or `lite2`: ImageNet's, from an installed package; `imagenet`: of another
             backbone, from timm's hub; `none`: random; a file; `dia:RUN`: the encoder of a fitted csi or dia.
         size: side in pixels of the squares in which whole images are seen.
-        place_size: side of the squares in which places are sought; null: by the size of images.
+        place_size: side of the squares in which places are sought; null: by the size of images, up to 8192.
         map_size: side of the squares of the heatmap's coarse features.
         bank_size: normals kept to compare with; of more, this many evenly spaced ones.
         views: of the whole image: some of `cells`, `standardised`, `coarse`, `pooled`, `shape`, `statistics`,
@@ -114,8 +114,8 @@ class DIAPlusSettings:
     ts: tuple[int, ...] = (300, 500, 700, 900)
 
     def __post_init__(self) -> None:
-        check(self, size="[32, 1024]", place_size=f"[32, {_SIDES[-1]}]", map_size="[32, 1024]", bank_size="[2, inf)",
-              margin="[0, inf)", neighbours="[1, inf)", ts=f"[0, {T_MAX - 1}]")  # fmt: skip
+        check(self, size="[32, 1024]", place_size=f"[32, {_SIDES[-1]}]", map_size="[32, 1024]",
+              bank_size="[2, inf)", margin="[0, inf)", neighbours="[1, inf)", ts=f"[0, {T_MAX - 1}]")  # fmt: skip
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
         require(bool(set(self.views) - set(NUMBERS)), "views", f"must hold others than {', '.join(NUMBERS)}")

@@ -195,7 +195,9 @@ class Connection(asyncio.Protocol):
             nonlocal answering
             answering = True
             unfinished = self._unfinished()
-            if unfinished and message["type"] == "http.response.start":  # it will end, so nobody may use it again
+            if (
+                unfinished and message["type"] == "http.response.start"
+            ):  # it will end, so nobody may use it again
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             for piece in _pieces(message):
                 self._now("answer")

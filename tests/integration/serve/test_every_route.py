@@ -144,7 +144,9 @@ def test_without_token_or_session_no_route_answers(site):
                 assert answer.status_code == 401, (method, path)
     if site.token:
         for path in ("/room/state", "/room/list"):  # a program's token is no reader's session
-            answer = httpx.get(site.url + path, timeout=60, headers={**site.sent, "Authorization": f"Bearer {TOKEN}"})
+            answer = httpx.get(
+                site.url + path, timeout=60, headers={**site.sent, "Authorization": f"Bearer {TOKEN}"}
+            )
             assert answer.status_code == 401
 
 
@@ -177,7 +179,9 @@ def test_no_route_answers_another_site(site, client, said):
 
 def test_a_link_of_another_site_leads_to_the_page_without_a_cookie(site, client):
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-    with httpx.Client(base_url=site.url, timeout=60, trust_env=False, headers={**site.sent, **link}) as browser:
+    with httpx.Client(
+        base_url=site.url, timeout=60, trust_env=False, headers={**site.sent, **link}
+    ) as browser:
         for path in ("/", "/train", "/login"):
             for sent in ({}, {"Cookie": client.headers["Cookie"]}):
                 answer = browser.get(path, headers=sent)

@@ -562,6 +562,11 @@ def test_every_control_has_a_name_and_roles_are_whole(browser, url, incoming, ch
         w.drop(of(incoming, "case 6.png"), cases=1)
         w.drop(chest, cases=2)
         w.open(VOLUME)
+        label = f"{VOLUME}, slice {LESION + 1} of {SLICES}"
+        for beside in ("dissolved", "", "normals"):  # the image keeps its name whatever is shown beside it
+            w.at(f"#beside [data-beside='{beside}']").click()
+            w.frame()
+            w.expect(w.at("#tiles canvas >> nth=0")).to_have_attribute("aria-label", label)
         nameless = w.page.evaluate("""() => [...document.querySelectorAll(
             "button, a[href], input, select, textarea, summary, [role=slider], [role=img], dialog")]
             .filter((e) => e.offsetParent !== null).filter((e) => !(e.ariaLabel || e.textContent.trim()

@@ -159,7 +159,7 @@ export class Reader {
     this.viewer.heat = heat;
     const { spacing, images } = this.detail;
     this.viewer.setImage(pixels, { spacing, slice: k, slices: images, keep: !this.fresh });
-    this.viewer.tiles[0].canvas.setAttribute("aria-label", `${last(this.detail.name)}${images > 1 ? `, slice ${k + 1} of ${images}` : ""}`);
+    this.viewer.tiles[0].canvas.setAttribute("aria-label", this._label());
     el("stage").dataset.shown = `${this.detail.id}/${k}`;
     if (this.fresh) this.preset("default");
     this.fresh = false;
@@ -233,8 +233,13 @@ export class Reader {
     else this.besides(this.mode);
   }
 
+  _label() {
+    const { name, images } = this.detail;
+    return `${last(name)}${images > 1 ? `, slice ${this.slice + 1} of ${images}` : ""}`;
+  }
+
   _tiles() {
-    const open = Boolean(this.detail), mode = open ? this.mode : "", known = this.normals, tiles = [{ name: "" }];
+    const open = Boolean(this.detail), mode = open ? this.mode : "", known = this.normals, tiles = [{ name: "", label: open ? this._label() : "No image is open" }];
     el("neighbours").hidden = mode !== "normals";
     el("dissolving").hidden = mode !== "dissolved";
     el("t-value").textContent = `t = ${this.t}`;
