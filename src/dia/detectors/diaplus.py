@@ -115,7 +115,8 @@ class DIAPlusSettings:
 
     def __post_init__(self) -> None:
         check(self, size="[32, 1024]", place_size=f"[32, {_SIDES[-1]}]", map_size="[32, 1024]",
-              bank_size="[2, inf)", margin="[0, inf)", neighbours="[1, inf)", ts=f"[0, {T_MAX - 1}]")  # fmt: skip
+              bank_size="[2, inf)", margin="[0, inf)", neighbours="[1, inf)",
+              ts=f"[0, {T_MAX - 1}]")  # fmt: skip
         known = set(self.views) <= set(VIEWS) and len(set(self.views)) == len(self.views)
         require(known and bool(self.views), "views", f"must be some of {', '.join(VIEWS)}, once each")
         require(bool(set(self.views) - set(NUMBERS)), "views", f"must hold others than {', '.join(NUMBERS)}")
