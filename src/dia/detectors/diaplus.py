@@ -68,7 +68,7 @@ _BYTES = 2**29  # of the maps of normals of which the places' Gaussians are made
 _FROM = 50  # normals, with fewer of which a place's spread is not known well enough to count beside the whole
 _ROOM = 2**20  # pixels of one pass
 # of the squares in which places of large images are sought: the largest they fill
-_SIDES = (256, 512, 1024, 2048, 4096, 8192)
+_SIDES = (256, 512, 1024, 2048, 4096)
 _PIXELS = 256  # side of the largest squares of which pixels are measured
 _COARSE = 2.0  # weight of the coarse map in the heatmap: larger lesions are seen there
 
@@ -82,7 +82,7 @@ class DIAPlusSettings:
         weights: `lite0`, `lite1` or `lite2`: ImageNet's, from an installed package; `imagenet`: of another
             backbone, from timm's hub; `none`: random; a file; `dia:RUN`: the encoder of a fitted csi or dia.
         size: side in pixels of the squares in which whole images are seen.
-        place_size: side of the squares in which places are sought; null: by the size of images, up to 8192.
+        place_size: side of the squares in which places are sought; null: by the size of images, up to 4096.
         map_size: side of the squares of the heatmap's coarse features.
         bank_size: normals kept to compare with; of more, this many evenly spaced ones.
         views: of the whole image: some of `cells`, `standardised`, `coarse`, `pooled`, `shape`, `statistics`,
