@@ -105,6 +105,14 @@ class Window:
     def sees(self, selector, words):
         self.expect(self.at(selector)).to_contain_text(words)
 
+    def until(self, found):
+        """Waits until `found()` is true, while events of the page come in."""
+        for _ in range(1200):
+            if found():
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError("it never came")
+
     def frame(self):
         """Waits until what was asked for is drawn."""
         self.page.evaluate(FRAME)

@@ -82,9 +82,8 @@ def checked(found, temporary, served_run):
         whole = os.path.realpath(path)
         inside = any(whole.startswith(os.path.realpath(p)) for p in places)
         deleted = event in ("os.remove", "os.rmdir") and NUMBERED.fullmatch(path)  # within an open folder
-        imported = event == "os.listdir" and whole in map(
-            os.path.realpath, sys.path
-        )  # where a module is sought
+        # where a module is sought
+        imported = event == "os.listdir" and whole in map(os.path.realpath, sys.path)
         assert inside or deleted or imported, (event, path, found)
 
 

@@ -428,10 +428,7 @@ def test_an_answer_that_was_on_its_way_hides_no_new_images(browser, url, incomin
         w.page.evaluate("""() => { const said = document.querySelector("#said"); window.told = [];
             new MutationObserver(() => told.push(said.textContent)).observe(said, { childList: true }); }""")
         w.page.evaluate("document.dispatchEvent(new CustomEvent('reader'))")  # asks for the whole list
-        for _ in range(1200):
-            if late:
-                break
-            w.page.wait_for_timeout(50)
+        w.until(lambda: late)
         with w.page.expect_response("**/read"):
             w.at("#files").set_input_files(of(incoming, "case 5.png"))
         w.frame()
@@ -448,6 +445,7 @@ def test_files_chosen_before_the_page_is_ready_are_read(browser, url, incoming):
         w.page.route("**/room.js", lambda route: modules.append(route))
         w.page.reload(wait_until="commit")
         w.at("#files").set_input_files(of(incoming, "case 6.png"))
+        w.until(lambda: modules)
         modules[0].continue_()
         w.expect(w.row("case 6.png")).to_be_visible()
 
