@@ -1,15 +1,19 @@
 """The untrained views, their symmetric copies, distances to normals and the evidence of them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
 
 from dia.detectors.diaplus import NEAR, Scale, log_distance
 from dia.detectors.nearest import Nearest
-from dia.features.untrained import Shape, Statistics, copies, possible
+from dia.features.untrained import Shape, Statistics, copies, cosines, passed, possible
 
 
 def tensor(images):
@@ -29,15 +33,40 @@ def test_copies_are_numpys_turns_of_the_image_or_of_its_mirror_image():
     assert possible(3, 4) == (0, 2, 4, 6)
 
 
-@pytest.mark.parametrize("shape", [(9, 30), (24, 24)])
-def test_statistics_of_colours_end_with_those_of_opponent_channels(shape):
-    images = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
-    ours = Statistics(*shape)(tensor(images)).numpy()
-    assert ours.shape == (3, 24)
-    red_green = (images[..., 0] / 255.0 - images[..., 1] / 255.0).reshape(3, -1)
-    np.testing.assert_allclose(ours[:, 12], red_green.std(1))
-    want = np.quantile(red_green, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
-    np.testing.assert_allclose(ours[:, 13:18], want, atol=1e-12)
+def plain_statistics(image):
+    """Those of one image `(H, W, C)` uint8, by numpy, Pillow and scipy."""
+    fractions = (0.05, 0.25, 0.5, 0.75, 0.95)
+    y = np.asarray(Image.fromarray(image).convert("L") if image.shape[2] == 3 else image[..., 0]) / 255.0
+    bands = [y, *(ndimage.gaussian_filter(y, sigma) for sigma in (0.7, 1.0, 2.0, 4.0))]
+    energies = [((fine - coarse) ** 2).mean() for fine, coarse in pairwise(bands)]
+    steep = np.abs(np.diff(y, axis=0)).mean() + np.abs(np.diff(y, axis=1)).mean()
+    made = [y.mean(), y.std(), steep, *np.log(np.array(energies) + 1e-8), *np.quantile(y, fractions)]
+    if image.shape[2] == 3:
+        red, green, blue = (image[..., i] / 255.0 for i in range(3))
+        for opponent in (red - green, (red + green) / 2 - blue):
+            made += [opponent.std(), *np.quantile(opponent, fractions)]
+    return made
+
+
+SIDES = st.integers(2, 40)
+
+
+@given(SIDES, SIDES, st.sampled_from([1, 3]), st.integers(1, 256), st.integers(0, 99))
+@run_settings(max_examples=40, deadline=None)
+def test_statistics_are_those_of_numpy_and_scipy(height, width, channels, levels, seed):
+    images = np.random.default_rng(seed).integers(0, levels, (3, height, width, channels), dtype=np.uint8)
+    ours = Statistics(height, width)(tensor(images)).numpy()
+    np.testing.assert_allclose(ours, [plain_statistics(image) for image in images], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sides", [(5, 64), (33, 2)])
+@pytest.mark.parametrize("sigma", [0.7, 3.0, 12.0])  # the widest reaches beyond both edges
+def test_a_gaussian_multiplies_cosines(sides, sigma):
+    x = np.random.default_rng(0).random(sides)
+    down, across = (cosines(side).numpy() for side in sides)
+    np.testing.assert_allclose(down.T @ (down @ x @ across.T) @ across, x, atol=1e-12)  # and back
+    blurred = down.T @ (passed(sides, sigma).numpy() * (down @ x @ across.T)) @ across
+    np.testing.assert_allclose(blurred, ndimage.gaussian_filter(x, sigma), atol=1e-12)
 
 
 def test_shape_of_stripes_is_in_the_orientation_of_their_gradient():

@@ -15,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..features.untrained import Linear, blurring, pooling, resizer, smoothed, smoothing
+from ..features.untrained import (
+    Linear,
+    blurring,
+    cosines,
+    passed,
+    pooling,
+    resizer,
+    smoothed,
+    smoothing,
+)
 
 GRID = 32  # places on a side at least; more where a map has more
 SIGMAS = (0.7, 1.5, 3.0, 6.0)  # of the blurs, in pixels of an image whose side is 64
@@ -249,22 +258,27 @@ class Residuals(nn.Module):
 
     def __init__(self, side: int, sigmas: Sequence[float] = SIGMAS):
         super().__init__()
-        unit, pool = side / 64, pooling(side, min(side, GRID))
-        # in 64 bits: the difference of an image and its blur is small
-        self.blurs = nn.ModuleList(blurring(side, sigma * unit, torch.float64) for sigma in sigmas)
-        self.fine, self.wider = (blurring(side, k * unit) for k in (1, 3))
-        wide = [pool @ torch.from_numpy(smoothing(side, k * unit, np.float64)) for k in (2, 3)]
-        self.pool, *means = (Linear(line.float(), line.float()) for line in (pool, *wide))
-        self.means = nn.ModuleList(means)
+        unit, pool, square = side / 64, pooling(side, min(side, GRID)), cosines(side)
+        self.transform = Linear(square, square)
+        back = square.T.float()
+        self.back, self.wider = Linear(back, back), blurring(side, 3 * unit)
+        removed = torch.stack([1 - passed((side, side), sigma * unit) for sigma in sigmas])
+        self.register_buffer("removed", removed, persistent=False)
+        self.register_buffer("fine", (1 - passed((side, side), unit)).float(), persistent=False)
+        wide = [torch.from_numpy(smoothing(side, k * unit, np.float64)) for k in (2, 3)]
+        lines = [(pool @ line @ square.T).float() for line in wide]
+        self.means = nn.ModuleList(Linear(line, line) for line in lines)
+        self.pool = Linear(pool.float(), pool.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps squares `(N, C, S, S)` in [0, 1] to `(N, 3·B, h, w)`."""
-        y = x.double().mean(1) * 255
+        # in 64 bits, as far as brightness is in it
+        whole = self.transform(x.double().mean(1) * 255)
         made = []
-        for blur in self.blurs:
-            r = (y - blur(y)).float()
-            detail = (self.wider((r - self.fine(r)) ** 2).clamp(min=0) + 1).log()
-            made += [*(mean(r) for mean in self.means), self.pool(detail)]
+        for removed in self.get_buffer("removed"):
+            r = (whole * removed).float()  # as cosines
+            energy = self.wider(self.back(r * self.get_buffer("fine")) ** 2)
+            made += [*(mean(r) for mean in self.means), self.pool((energy.clamp(min=0) + 1).log())]
         return torch.stack(made, 1)
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from ..amplify.augment import AugmentSettings
@@ -138,6 +139,7 @@ _OTHER: dict[str, dict[str, Any]] = {
 }
 
 
+@lru_cache(maxsize=64)  # they are frozen
 def settings(settings_class: type, preset: str = "cpu") -> Any:
     """Returns the settings of a method under a preset; a preset changes the settings that the method has.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -95,7 +96,9 @@ def with_channels(x: Tensor, channels: int) -> Tensor:
     Returns:
         `(N, channels, H, W)`.
     """
-    # first, middle and last channel: the three there are, or three times the one; grey's luma is itself
+    if x.shape[1] == channels:
+        return x
+    # first, middle and last channel: the three there are, or three times the one
     x = x.index_select(1, torch.arange(3, device=x.device) * (x.shape[1] - 1) // 2)
     if channels == 3:
         return x
@@ -194,6 +197,30 @@ def blurring(side: int, sigma: float, dtype: torch.dtype = torch.float32) -> Lin
     return Linear(line, line)
 
 
+def cosines(side: int) -> Tensor:
+    """Returns the orthonormal cosine transform of a line (DCT-II), `(side, side)` float64.
+
+    Args:
+        side: pixels of the line.
+    """
+    k = np.arange(side)
+    lines = np.cos(np.pi * (2 * k + 1) * k[:, None] / (2 * side)) * np.sqrt(2 / side)
+    lines[0] /= np.sqrt(2)
+    return torch.from_numpy(lines)
+
+
+def passed(sides: tuple[int, int], sigma: float) -> Tensor:
+    """Returns what scipy's Gaussian filter, whose mirrored edges cosines share, leaves of each: `(H, W)`.
+
+    Args:
+        sides: H and W in pixels.
+        sigma: width of the Gaussian in pixels.
+    """
+    down, across = (np.diag(c @ smoothing(n, sigma, np.float64) @ c.T)
+                    for n, c in ((n, cosines(n).numpy()) for n in sides))  # fmt: skip
+    return torch.from_numpy(np.outer(down, across))
+
+
 def smoothed(x: Tensor) -> Tensor:
     """Averages a map `(N, C, h, w)` over 3×3 neighbours, fewer at its edges."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
@@ -279,34 +306,36 @@ class Statistics(nn.Module):
 
     def __init__(self, height: int, width: int):
         super().__init__()
-        sides = [[smoothing(side, sigma, np.float64) for side in (height, width)] for sigma in SIGMAS]
-        self.bands = nn.ModuleList(Linear(*(torch.from_numpy(m) for m in pair)) for pair in sides)
+        self.transform = Linear(cosines(height), cosines(width))
+        # energies of the bands, by Parseval: of each cosine what one blur leaves and the next does not
+        left = [torch.ones(height, width), *(passed((height, width), sigma) for sigma in SIGMAS)]
+        energies = [((fine - coarse) ** 2).flatten() / (height * width) for fine, coarse in pairwise(left)]
+        self.register_buffer("energies", torch.stack(energies, 1), persistent=False)
         # numpy's quantiles: between the two values about the place (n − 1)·q
-        place = (height * width - 1) * np.array(QUANTILES)
-        self.low = np.floor(place).astype(int).tolist()
-        self.high = np.ceil(place).astype(int).tolist()
-        self.register_buffer("part", torch.from_numpy(place - np.floor(place)))
+        place = torch.from_numpy((height * width - 1) * np.array(QUANTILES))
+        self.register_buffer("place", torch.stack([place.floor(), place.ceil()]).int(), persistent=False)
+        self.register_buffer("part", place.frac())
 
-    def _quantiles(self, x: Tensor) -> Tensor:
-        ordered = x.flatten(1).sort(1).values
-        low, high = ordered[:, self.low], ordered[:, self.high]
+    def _quantiles(self, levels: Tensor, count: int) -> Tensor:
+        """Returns the quantiles `(N, 5)` of whole numbers `(N, H, W)` float64 in 0 to count − 1, counted."""
+        flat = levels.flatten(1).long()
+        each = torch.ones_like(flat, dtype=torch.int32)
+        counts = each.new_zeros(flat.shape[0], count).scatter_add(1, flat, each).cumsum(1)
+        places = self.get_buffer("place")[:, :, None]
+        low, high = ((counts[:, None] <= place).sum(2).double() for place in places)
         return low + (high - low) * self.get_buffer("part")
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes `(N, C, H, W)` uint8: luma first, then red − green and (red + green)/2 − blue."""
         y = luma(x)
-        columns = [brightness(y), deviation(y), gradient(y)]
-        finer = y
-        for band in self.bands:
-            coarser = band(y)
-            energy = ((finer - coarser) ** 2).mean((1, 2))
-            columns.append(_floored_log(energy))
-            finer = coarser
-        parts = [torch.stack(columns, 1), self._quantiles(y)]
+        bands = _floored_log((self.transform(y) ** 2).flatten(1) @ self.get_buffer("energies"))
+        parts = [torch.stack([brightness(y), deviation(y), gradient(y)], 1), bands]
+        parts.append(self._quantiles((y * 255).round(), 256) / 255)
         if x.shape[1] == 3:
-            red, green, blue = (x.double() / 255).unbind(1)
-            for opponent in (red - green, (red + green) / 2 - blue):
-                parts += [deviation(opponent)[:, None], self._quantiles(opponent)]
+            red, green, blue = x.double().unbind(1)
+            for opponent, steps in ((red - green, 1), ((red + green) / 2 - blue, 2)):  # steps of a level
+                quantiles = self._quantiles((opponent + 255) * steps, 510 * steps + 1) / steps - 255
+                parts += [deviation(opponent)[:, None] / 255, quantiles / 255]
         return torch.cat(parts, 1)
 
 
