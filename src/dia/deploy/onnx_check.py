@@ -28,8 +28,8 @@ MAX_BYTES = 2**31 - 1  # of a file, which is protobuf's limit
 MAX_FIELDS = 2_000_000  # in a file: some 20,000 operators
 OPSETS = range(18, 27)
 _NAMES = (
-    "Abs Add And Attention AveragePool Cast Clip Concat ConstantOfShape Conv Cos DepthToSpace Div Equal "
-    "Erf Expand EyeLike Floor Gather GatherND Gelu Gemm Greater GreaterOrEqual GridSample "
+    "Abs Add And Attention AveragePool Cast Clip Concat ConstantOfShape Conv Cos CumSum DepthToSpace Div "
+    "Equal Erf Expand EyeLike Floor Gather GatherND Gelu Gemm Greater GreaterOrEqual GridSample "
     "InstanceNormalization IsInf IsNaN LayerNormalization Less Log MatMul Max MaxPool Min Mod Mul Neg Not "
     "Or Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize "
     "Round ScatterElements Shape Sigmoid Sign Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK "

@@ -96,9 +96,7 @@ def with_channels(x: Tensor, channels: int) -> Tensor:
     Returns:
         `(N, channels, H, W)`.
     """
-    if x.shape[1] == channels:
-        return x
-    # first, middle and last channel: the three there are, or three times the one
+    # first, middle and last channel: the three there are, or three times the one; grey's luma is itself
     x = x.index_select(1, torch.arange(3, device=x.device) * (x.shape[1] - 1) // 2)
     if channels == 3:
         return x
@@ -313,7 +311,8 @@ class Statistics(nn.Module):
         self.register_buffer("energies", torch.stack(energies, 1), persistent=False)
         # numpy's quantiles: between the two values about the place (n − 1)·q
         place = torch.from_numpy((height * width - 1) * np.array(QUANTILES))
-        self.register_buffer("place", torch.stack([place.floor(), place.ceil()]).int(), persistent=False)
+        ranks = torch.stack([place.floor(), place.ceil()]).int() + 1
+        self.register_buffer("ranks", ranks[:, :, None], persistent=False)  # from 1
         self.register_buffer("part", place.frac())
 
     def _quantiles(self, levels: Tensor, count: int) -> Tensor:
@@ -321,8 +320,7 @@ class Statistics(nn.Module):
         flat = levels.flatten(1).long()
         each = torch.ones_like(flat, dtype=torch.int32)
         counts = each.new_zeros(flat.shape[0], count).scatter_add(1, flat, each).cumsum(1)
-        places = self.get_buffer("place")[:, :, None]
-        low, high = ((counts[:, None] <= place).sum(2).double() for place in places)
+        low, high = ((counts[:, None] < rank).sum(2).double() for rank in self.get_buffer("ranks"))
         return low + (high - low) * self.get_buffer("part")
 
     def forward(self, x: Tensor) -> Tensor:
