@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, first_line
+from ..core.running.threads import onnxruntime_options
 
 MAX_BYTES = 2**31 - 1  # of a file, which is protobuf's limit
 MAX_FIELDS = 2_000_000  # in a file: some 20,000 operators
@@ -314,7 +315,7 @@ def _main() -> None:
             with contextlib.suppress(ValueError, OSError):  # lower already
                 resource.setrlimit(what, (most, most))
     try:
-        options = session_options(ort, asked["threads"])
+        options = onnxruntime_options(ort, asked["threads"])
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         for n in asked["batches"]:
             images = np.resize(np.arange(256, dtype=np.uint8), (n, *asked["shape"]))
@@ -327,22 +328,6 @@ def _main() -> None:
         print(first_line(error))
     else:
         print("ok")
-
-
-def session_options(ort: Any, threads: int) -> Any:
-    """Returns options of onnxruntime: errors alone are told, threads that wait let others work, ONNX alone.
-
-    Args:
-        ort: the module onnxruntime.
-        threads: that one operator may take.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # onnxruntime warns of every graph
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own format
-    for pool in ("intra", "inter"):
-        options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
-    return options
 
 
 if __name__ == "__main__":

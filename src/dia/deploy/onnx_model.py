@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.modelfiles import check_facts
-from ..core.running.threads import chosen
+from ..core.running.threads import chosen, onnxruntime_options
 from ..core.settings import fits
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
@@ -75,7 +75,7 @@ class OnnxModel:
         except DataError as error:
             raise DataError(f"{path}: {error}; `dia export RUN` writes a file that can be read") from error
         try:
-            options = onnx_check.session_options(ort, threads)
+            options = onnxruntime_options(ort, threads)
             self.session = ort.InferenceSession(data, options, providers=_providers(ort, device))
         except DataError:
             raise

@@ -139,7 +139,6 @@ _OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-@lru_cache(maxsize=64)  # they are frozen
 def settings(settings_class: type, preset: str = "cpu") -> Any:
     """Returns the settings of a method under a preset; a preset changes the settings that the method has.
 
@@ -152,6 +151,11 @@ def settings(settings_class: type, preset: str = "cpu") -> Any:
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
+    return _made(settings_class, preset)
+
+
+@lru_cache(maxsize=64)  # they are frozen
+def _made(settings_class: Any, preset: str) -> Any:
     if hasattr(settings_class, "preset"):
         return settings_class.preset(preset)
     known = {"dissolver": _DISSOLVER[preset], "amplify": _AMPLIFY[preset], **_OTHER[preset]}

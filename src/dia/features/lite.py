@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .runtime import Graph, run
 from .shared import shared
 
 HEAD = 1280  # pooled features
@@ -68,6 +69,16 @@ class _Block(nn.Module):
         return x + y if self.residual else y
 
 
+def _added(graph: Graph, x: str, stage: nn.Module) -> str:
+    """Adds the blocks of a stage to a graph, as `_Block.forward` computes them."""
+    for block in stage.children():
+        assert isinstance(block, _Block)
+        y = x if block.up is None else graph.conv(x, block.up, relu6=True)
+        y = graph.conv(graph.conv(y, block.deep, relu6=True), block.down, relu6=False)
+        x = graph.add("Add", x, y) if block.residual else y
+    return x
+
+
 class EfficientNetLite(nn.Module):
     """An EfficientNet-Lite with random weights, until `load_published` or `load_state_dict` brings others.
 
@@ -104,6 +115,8 @@ class EfficientNetLite(nn.Module):
         Args:
             x: `(N, 3, H, W)` in [−1, 1].
         """
+        if (found := run(self, x, "maps", self._graph_of_maps)) is not None:
+            return found
         made, after = [_relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))], -1
         for to in (0, 1, *_TAKEN):
             made.append(self._through(made[-1], after, to))
@@ -112,6 +125,8 @@ class EfficientNetLite(nn.Module):
 
     def fine(self, x: Tensor) -> Tensor:
         """Returns the map at stride 8 of `(N, 3, H, W)` in [−1, 1], and runs no later stage."""
+        if (found := run(self, x, "fine", self._graph_of_fine)) is not None:
+            return found[0]
         x = _relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self._through(x, -1, _TAKEN[0])
 
@@ -119,6 +134,20 @@ class EfficientNetLite(nn.Module):
         for stage in self.stages[after + 1 : to + 1]:
             x = stage(x)
         return x
+
+    def _graph_of_maps(self, graph: Graph) -> list[str]:
+        made = [graph.conv("images", self.stem, relu6=True)]
+        for stage in self.stages:
+            made.append(_added(graph, made[-1], stage))
+        head = graph.conv(made[-1], self.head, relu6=True)
+        pooled = graph.add("Flatten", graph.add("GlobalAveragePool", head))
+        return [*(made[1 + i] for i in (0, 1, *_TAKEN)), pooled]
+
+    def _graph_of_fine(self, graph: Graph) -> list[str]:
+        x = graph.conv("images", self.stem, relu6=True)
+        for stage in self.stages[: _TAKEN[0] + 1]:
+            x = _added(graph, x, stage)
+        return [x]
 
     @torch.no_grad()
     def load_published(self, state: Mapping[str, Tensor]) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from .runtime import digest, learns
 
 _LEVELS = 255 * 256  # of a pixel's key: 8-bit images prepared in two ways have one, other images nearly
 _SECONDS = "seconds"  # of the entry's computation, kept with it
@@ -43,9 +44,6 @@ class SharedMaps:
         folder.mkdir(parents=True, exist_ok=True)
         self.bytes = _bytes(folder)
         self.computed, self.found, self.seconds_saved = 0, 0, 0.0
-        self._digests: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], bytes]] = (
-            WeakKeyDictionary()
-        )
 
     def maps(
         self, network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]
@@ -73,24 +71,12 @@ class SharedMaps:
         return [torch.stack(parts) for parts in zip(*(row or [] for row in rows), strict=True)]
 
     def _keys(self, network: nn.Module, x: Tensor) -> list[str]:
-        weights = self._digest(network)
+        weights = digest(network)
         levels = ((x.detach() * 0.5 + 0.5) * _LEVELS).round().to(torch.int32).contiguous().numpy()
         shape = str(tuple(x.shape[1:])).encode()
         if torch.is_autocast_enabled("cpu"):  # maps of mixed precision are no others' maps
             shape += str(torch.get_autocast_dtype("cpu")).encode()
         return [blake2b(weights + shape + image.tobytes(), digest_size=16).hexdigest() for image in levels]
-
-    def _digest(self, network: nn.Module) -> bytes:
-        """The hash of the weights, taken anew when a weight was written to or replaced since."""
-        state = [p for p in (*network.parameters(), *network.buffers())]
-        now = tuple((p.data_ptr(), p._version) for p in state)
-        known = self._digests.get(network)
-        if known is None or known[0] != now:
-            hashed = blake2b(digest_size=16)
-            for p in network.parameters():  # an architecture has them in one order, however it is wrapped
-                hashed.update(p.detach().cpu().contiguous().numpy().tobytes())
-            known = self._digests[network] = now, hashed.digest()
-        return known[1]
 
     def _read(self, key: str) -> list[Tensor] | None:
         try:
@@ -154,10 +140,7 @@ def shared(network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[T
         x: likewise.
         compute: likewise.
     """
-    learns = torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for p in network.parameters())
-    )
-    if _active is None or learns or x.device.type != "cpu":
+    if _active is None or learns(network, x) or x.device.type != "cpu":
         return list(compute(x))
     return _active.maps(network, x, compute)
 

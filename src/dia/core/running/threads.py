@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 SET = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which a user decides
 _EVERY = 1.0  # seconds between two looks
@@ -72,6 +73,22 @@ def chosen() -> int:
             return int(os.environ[name])
     adapt()
     return _now if _looked is not None else 0
+
+
+def onnxruntime_options(ort: Any, threads: int) -> Any:
+    """Returns options of onnxruntime: errors alone are told, threads that wait let others work, ONNX alone.
+
+    Args:
+        ort: the module onnxruntime.
+        threads: that one operator may take; 0 for its own number.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # onnxruntime warns of every graph
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own format
+    for pool in ("intra", "inter"):
+        options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
+    return options
 
 
 def free(others: float, machine: int, mine: int) -> int:
