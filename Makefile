@@ -5,7 +5,7 @@ STAMP := .venv/.locked
 DATA ?= ../shared/data
 SETS := '[pneumoniamnist,breastmnist,breastmnist-0,sarscov2ct,sarscov2ct-covid,kvasirseg_patches]'
 
-.PHONY: audit coverage demo docs pages scores test unit integration test-slow test-elsewhere results soak fuzz bench bench-quick bench-peers bench-service bench-stranger lint lock clean
+.PHONY: audit coverage demo docs pages scores test unit integration test-slow test-elsewhere results soak fuzz bench bench-quick bench-eyes bench-service bench-stranger lint lock clean
 
 demo: $(STAMP)  ## DIA on generated images: train, score, report, in demo/
 	$(BIN)/dia demo --out demo
@@ -74,17 +74,16 @@ results: $(STAMP)  ## what the grids of the README's table still lack (some six 
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme '[README.md,docs/results.md]'
 	$(MAKE) pages
 
-bench: $(STAMP)  ## all benchmarks but the peers', on an otherwise idle machine (about an hour and a half)
+bench: $(STAMP)  ## all benchmarks of speed but the peers', on an otherwise idle machine (about an hour and a half)
 	for b in train_step dissolve score fit scale; do $(BIN)/python -m benchmarks.speed.$$b || exit 1; done
-	$(BIN)/python -m benchmarks.speed.breakdown
 	$(BIN)/python -m benchmarks.speed.quick --keep
 	$(BIN)/python -m benchmarks.speed.page
 
 bench-quick: $(STAMP)  ## the ratios in under three minutes; fails where one fell
 	$(BIN)/python -m benchmarks.speed.quick
 
-bench-peers: $(STAMP)  ## beside three of anomalib's methods
-	$(BIN)/python -m benchmarks.speed.peers
+bench-eyes: $(STAMP)  ## `dia+` beside PatchCore, and imgad where IMGAD=FOLDER has it, through the same network
+	$(BIN)/python -m benchmarks.speed.eyes $(if $(IMGAD),--imgad $(IMGAD))
 	$(BIN)/python -m benchmarks.speed.page
 
 bench-service: $(STAMP)  ## `dia serve` under load, every answer compared: docs/reliability.md (ten minutes)

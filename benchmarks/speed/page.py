@@ -10,8 +10,6 @@ from dia.benchmark.ledger import update_section
 from ..common import HERE, RESULTS
 
 PAGE = HERE.parent / "docs" / "performance.md"
-# on pages of their own
-ELSEWHERE = ("drift", "export_parity", "few_normals", "fuzz", "service_load", "soak", "stranger")
 # what the page says first: benchmark, ratio, words
 HEADLINES = (
     ("train_step", "paper encoder, 28 px: whole / bare", "training step of the paper's encoder: {:.2f} of "
@@ -42,21 +40,18 @@ def table(made: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(cell(v) for v in row.values()) + " |" for row in rows]
     lines += ["", *(f"- {name}: **{value:.3f}**" for name, value in made["ratios"].items())]
-    for what, found in made.get("operators", {}).items():
-        shares = ", ".join(f"{o['operator']} {o['share']:.0%}" for o in found)
-        lines.append(f"- operators, {what}: {shares}")
     where = made["environment"]
     lines.append(f"\n*{where['device']}, {made['threads']} threads, commit {where['commit']}*")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Writes every table that has a result."""
+    """Writes every table that the page has a place for."""
+    text = PAGE.read_text()
     for path in sorted(RESULTS.glob("*.json")):
-        if path.stem in ELSEWHERE:
-            continue
-        update_section(PAGE, path.stem, table(json.loads(path.read_text())))
-        print(path.stem)
+        if f"<!-- {path.stem}:begin -->" in text:
+            update_section(PAGE, path.stem, table(json.loads(path.read_text())))
+            print(path.stem)
     found = {name: RESULTS / f"{name}.json" for name, _, _ in HEADLINES}
     ratios = {name: json.loads(p.read_text())["ratios"] for name, p in found.items() if p.exists()}
     lines = [f"- {words.format(ratios[b][key])}" for b, key, words in HEADLINES if key in ratios.get(b, {})]

@@ -73,10 +73,10 @@ def test_networks_of_equal_weights_share_a_session_and_few_are_kept(network, ses
     for made in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         made.fine(x)
     assert len(sessions) == 1
-    for seed in range(6):
+    for seed in range(10):
         torch.manual_seed(seed)
         EfficientNetLite().requires_grad_(False).fine(x)
-    assert len(sessions) <= 4
+    assert len(sessions) == 8
 
 
 def test_weights_read_in_inference_mode_have_a_hash():

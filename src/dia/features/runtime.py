@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.running.threads import onnxruntime_options
 
-_KEPT = 4  # sessions; one of Lite0 holds 17 MB
+_KEPT = 8  # sessions, of several parts and numbers of threads; one of Lite0 holds 17 MB
 _OPSET, _IR = 18, 9
 _sessions: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 _digests: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], bytes]] = WeakKeyDictionary()
