@@ -3,7 +3,7 @@
 The AUROC is that of the phantoms' `val` images, whose lesions are small. The reference trains what `dia`
 trains. Its full schedule would take days on a CPU, so its seconds are steps × measured seconds of a step,
 twice: for its own schedule, with the fewest steps its authors call enough (diffusion: 5 epochs; encoder: 1000
-epochs of at most 200 steps), and for only as many steps as our preset takes. Its AUROC is not known from that.
+epochs of at most 200 steps), and for as many steps as our preset takes. Its AUROC is not known from that.
 """
 
 from __future__ import annotations
