@@ -32,8 +32,9 @@ def patchcore(data: Path, weights: Path, side: int, warmup: int) -> dict[str, An
     import anomalib
     from anomalib.data import Folder
     from anomalib.engine import Engine
+    from lightning import seed_everything
 
-    torch.manual_seed(0)
+    seed_everything(0, verbose=False)  # its random projection is numpy's
     images = Folder(
         name="images", root=data, normal_dir="train/good", normal_test_dir="test/good",
         abnormal_dir="test/bad", train_batch_size=BATCH, eval_batch_size=BATCH, num_workers=0,
