@@ -6,7 +6,7 @@ changed as another scanner, window, size or dose would change them, and lesions 
 set's own test normals, which nobody promises to be exchangeable with the training normals. No label chooses
 anything; labels say which images are the normals.
 
-    DIA_DATA=../shared/data python benchmarks/drift.py
+    DIA_DATA=../shared/data python -m benchmarks.robustness.drift
 
 writes `results/drift.json` and the tables between the marks of `docs/howto/drift.md`; with --page it only
 draws the tables anew. About six minutes on one core. With --trained METHOD ... it measures the p-values of

@@ -125,14 +125,15 @@ def write_onnx(graph: ScoringGraph, facts: dict[str, Any], path: Path, opset: in
         opset: version of the ONNX operators.
 
     Raises:
-        DataError: onnx is not installed, the weights are more than one file holds, or torch's exporter does
-            not know the opset.
+        DataError: onnxscript is not installed, the weights are more than one file holds, or torch's exporter
+            does not know the opset.
     """
+    import onnx
+
     try:
-        import onnx
         import onnxscript  # noqa: F401  # torch's exporter imports it only when it is needed
     except ImportError as error:
-        raise DataError("exporting needs onnx: pip install 'dia-anomaly[export]'") from error
+        raise DataError("exporting needs onnxscript: pip install 'dia-anomaly[export]'") from error
     weights = sum(x.nbytes for x in graph.state_dict().values())
     if weights > _LARGEST:
         most = f"{weights / 2**30:.1f} GiB of weights and normals; one ONNX file holds {_LARGEST / 2**30:.1f}"

@@ -53,7 +53,7 @@ class OnnxModel:
         try:
             import onnxruntime as ort
         except ImportError as error:
-            raise DataError("an .onnx model needs onnxruntime: pip install 'dia-anomaly[export]'") from error
+            raise DataError("an .onnx model needs onnxruntime: pip install onnxruntime") from error
         path = Path(path)
         if not path.is_file():
             raise DataError(f"{path}: no such file")

@@ -15,16 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..features.untrained import (
-    Linear,
-    blurring,
-    cosines,
-    passed,
-    pooling,
-    resizer,
-    smoothed,
-    smoothing,
-)
+from ..features.untrained import Linear, blurring, cosines, passed, pooling, resizer, smoothed, smoothing
 
 GRID = 32  # places on a side at least; more where a map has more
 SIGMAS = (0.7, 1.5, 3.0, 6.0)  # of the blurs, in pixels of an image whose side is 64

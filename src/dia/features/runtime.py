@@ -1,6 +1,6 @@
 """A frozen EfficientNet-Lite in onnxruntime, which convolves on a CPU faster than torch does.
 
-Where onnxruntime or onnx is missing, and on accelerators, torch computes; the maps are the same but for
+On accelerators, and where gradients or graphs are wanted, torch computes; the maps are the same but for
 rounding. Sessions are found by the weights, so networks with equal weights share one. Knows convolutions.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,10 +21,10 @@ from ..core.running.threads import onnxruntime_options
 
 _KEPT = 8  # sessions, of several parts and numbers of threads; one of Lite0 holds 17 MB
 _OPSET, _IR = 18, 9
+_CLIP = {"zero": 0.0, "six": 6.0}  # constants of every graph
 _sessions: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 _digests: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], bytes]] = WeakKeyDictionary()
 _lock = threading.Lock()
-_off = False
 
 
 def digest(network: nn.Module) -> bytes:
@@ -35,8 +34,7 @@ def digest(network: nn.Module) -> bytes:
         network: its parameters count, in their order, whatever their names.
     """
     state = [p for p in (*network.parameters(), *network.buffers())]
-    # tensors of inference mode are not written to, outside of it, and count no versions
-    now = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in state)
+    now = tuple((p.data_ptr(), p._version) for p in state)
     known = _digests.get(network)
     if known is None or known[0] != now:
         hashed = blake2b(digest_size=16)
@@ -115,20 +113,6 @@ class Graph:
         return made
 
 
-_CLIP = {"zero": 0.0, "six": 6.0}  # constants of every graph
-
-
-@contextmanager
-def torch_alone() -> Iterator[None]:
-    """While it lasts, torch computes, for comparisons."""
-    global _off
-    before, _off = _off, True
-    try:
-        yield
-    finally:
-        _off = before
-
-
 def run(
     network: nn.Module, x: Tensor, what: str, build: Callable[[Graph], Sequence[str]]
 ) -> list[Tensor] | None:
@@ -141,15 +125,14 @@ def run(
         build: adds its operators, from `images`; returns the names of its outputs.
     """
     if (
-        _off or x.device.type != "cpu" or x.dtype != torch.float32 or learns(network, x)
+        x.device.type != "cpu" or x.dtype != torch.float32 or learns(network, x)
         or torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
+        or any(p.is_inference() for p in network.parameters())  # which do not count when they are written to
     ):  # fmt: skip
         return None
-    try:
-        import onnx
-        import onnxruntime as ort
-    except ImportError:
-        return None
+    import onnx  # here, as half a second of every command
+    import onnxruntime as ort
+
     # a forked process has none of the threads
     key = digest(network), what, torch.get_num_threads(), os.getpid()
     with _lock:

@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from scipy import fft, ndimage
 from torch import Tensor, nn
 
 from ..core.running.threads import adapt
@@ -183,15 +183,14 @@ def resizer(sides: tuple[int, int], to: tuple[int, int], *, antialias: bool = Fa
     return Linear(*(resizing(n, m, antialias=antialias).float() for n, m in zip(sides, to, strict=True)))
 
 
-def blurring(side: int, sigma: float, dtype: torch.dtype = torch.float32) -> Linear:
+def blurring(side: int, sigma: float) -> Linear:
     """Returns scipy's Gaussian filter of squares.
 
     Args:
         side: of the squares, in pixels.
         sigma: width of the Gaussian in pixels.
-        dtype: of the squares.
     """
-    line = torch.from_numpy(smoothing(side, sigma, np.float64)).to(dtype)
+    line = torch.from_numpy(smoothing(side, sigma))
     return Linear(line, line)
 
 
@@ -201,10 +200,7 @@ def cosines(side: int) -> Tensor:
     Args:
         side: pixels of the line.
     """
-    k = np.arange(side)
-    lines = np.cos(np.pi * (2 * k + 1) * k[:, None] / (2 * side)) * np.sqrt(2 / side)
-    lines[0] /= np.sqrt(2)
-    return torch.from_numpy(lines)
+    return torch.from_numpy(fft.dct(np.eye(side), axis=0, norm="ortho"))
 
 
 def passed(sides: tuple[int, int], sigma: float) -> Tensor:
@@ -214,9 +210,11 @@ def passed(sides: tuple[int, int], sigma: float) -> Tensor:
         sides: H and W in pixels.
         sigma: width of the Gaussian in pixels.
     """
-    down, across = (np.diag(c @ smoothing(n, sigma, np.float64) @ c.T)
-                    for n, c in ((n, cosines(n).numpy()) for n in sides))  # fmt: skip
-    return torch.from_numpy(np.outer(down, across))
+    lines = [
+        (cosines(n) @ torch.from_numpy(smoothing(n, sigma, np.float64)) @ cosines(n).T).diagonal()
+        for n in sides
+    ]
+    return torch.outer(*lines)
 
 
 def smoothed(x: Tensor) -> Tensor:
