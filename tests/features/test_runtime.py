@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
 
+from dia.detectors.saving import module_tensors
 from dia.features import runtime
+from dia.features.backbone import load_backbone, restore_backbone
 from dia.features.lite import EfficientNetLite
 
 
@@ -89,6 +91,18 @@ def test_weights_made_in_inference_mode_are_never_stale(sessions):
         made.stem.weight.mul_(2)
         assert not torch.allclose(before, made.fine(x))
     assert not sessions
+
+
+def test_a_backbone_loaded_in_inference_mode_is_as_any_other(sessions):
+    x = torch.rand(1, 3, 32, 32)
+    usual = load_backbone("lite0", "lite0")
+    state = module_tensors(usual.network, "")
+    with torch.inference_mode():
+        others = load_backbone("lite0", "lite0"), restore_backbone("lite0", "lite0", state, "")
+    for other in others:
+        for ours, theirs in zip(other(x), usual(x), strict=True):
+            assert torch.equal(ours, theirs)
+    assert len(sessions) == 1
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

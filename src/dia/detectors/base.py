@@ -552,7 +552,7 @@ class Detector(OutlierMixin, BaseEstimator):
             DataError: it is no model folder, damaged, changed, or asks for more than it can need.
         """
         folder = Path(folder)
-        with saving.naming(folder):
+        with torch.inference_mode(False), saving.naming(folder):  # else its weights would not count changes
             return _loaded(folder, device)
 
     def settings_hash(self) -> str:

@@ -151,6 +151,7 @@ class _Timm(nn.Module):
         return fine, middle, coarse, coarse.mean((2, 3))
 
 
+@torch.inference_mode(False)  # weights made in that mode do not count when they are written to
 def load_backbone(name: str, weights: str, *, seed: int = 0) -> Backbone:
     """Returns a frozen backbone in eval mode.
 
@@ -182,6 +183,7 @@ def load_backbone(name: str, weights: str, *, seed: int = 0) -> Backbone:
     return _frozen(Backbone(network))
 
 
+@torch.inference_mode(False)
 def restore_backbone(name: str, weights: str, tensors: Mapping[str, np.ndarray], prefix: str) -> Backbone:
     """Returns the backbone whose state `module_tensors(backbone.network, prefix)` gave; nothing is fetched.
 
