@@ -27,31 +27,31 @@ _digests: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], bytes]
 _lock = threading.Lock()
 
 
-def digest(network: nn.Module) -> bytes:
+def digest(network: nn.Module, weights: Sequence[nn.Parameter]) -> bytes:
     """Returns the hash of a network's weights, taken anew when a weight was written to or replaced since.
 
     Args:
-        network: its parameters count, in their order, whatever their names.
+        network: by which the hash is kept.
+        weights: its parameters, which an architecture has in one order, however it is wrapped.
     """
-    state = [p for p in (*network.parameters(), *network.buffers())]
-    now = tuple((p.data_ptr(), p._version) for p in state)
+    now = tuple((p.data_ptr(), p._version) for p in weights)
     known = _digests.get(network)
     if known is None or known[0] != now:
         hashed = blake2b(digest_size=16)
-        for p in network.parameters():  # an architecture has them in one order, however it is wrapped
+        for p in weights:
             hashed.update(p.detach().cpu().contiguous().numpy().tobytes())
         known = _digests[network] = now, hashed.digest()
     return known[1]
 
 
-def learns(network: nn.Module, x: Tensor) -> bool:
+def learns(weights: Sequence[nn.Parameter], x: Tensor) -> bool:
     """Returns whether gradients are wanted of a network or of its input.
 
     Args:
-        network: any.
+        weights: parameters of the network.
         x: its input.
     """
-    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in network.parameters()))
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in weights))
 
 
 class Graph:
@@ -124,17 +124,18 @@ def run(
         what: names the graph among those of the network.
         build: adds its operators, from `images`; returns the names of its outputs.
     """
+    weights = [*network.parameters()]  # walked through once: that costs as much as a convolution
     if (
-        x.device.type != "cpu" or x.dtype != torch.float32 or learns(network, x)
+        x.device.type != "cpu" or x.dtype != torch.float32 or learns(weights, x)
         or torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
-        or any(p.is_inference() for p in network.parameters())  # which do not count when they are written to
+        or any(p.is_inference() for p in weights)  # which do not count when they are written to
     ):  # fmt: skip
         return None
     import onnx  # here, as half a second of every command
     import onnxruntime as ort
 
     # a forked process has none of the threads
-    key = digest(network), what, torch.get_num_threads(), os.getpid()
+    key = digest(network, weights), what, torch.get_num_threads(), os.getpid()
     with _lock:
         session = _sessions.get(key)
         if session is None:

@@ -71,7 +71,7 @@ class SharedMaps:
         return [torch.stack(parts) for parts in zip(*(row or [] for row in rows), strict=True)]
 
     def _keys(self, network: nn.Module, x: Tensor) -> list[str]:
-        weights = digest(network)
+        weights = digest(network, [*network.parameters()])
         levels = ((x.detach() * 0.5 + 0.5) * _LEVELS).round().to(torch.int32).contiguous().numpy()
         shape = str(tuple(x.shape[1:])).encode()
         if torch.is_autocast_enabled("cpu"):  # maps of mixed precision are no others' maps
@@ -140,7 +140,7 @@ def shared(network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[T
         x: likewise.
         compute: likewise.
     """
-    if _active is None or learns(network, x) or x.device.type != "cpu":
+    if _active is None or learns([*network.parameters()], x) or x.device.type != "cpu":
         return list(compute(x))
     return _active.maps(network, x, compute)
 
