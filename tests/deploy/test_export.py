@@ -202,6 +202,12 @@ def test_dia_plus_agrees_in_every_variant(case):
     assert traced(detector) == ("score", "p_value", "heatmap", *copies)
 
 
+def test_dia_plus_agrees_on_large_images_which_it_sees_twice():
+    large = fitted(DIAPlus, replace(PLUS, dissolver=DissolverSettings(kind="none")), normals(1, 40, 260))
+    assert large.places_.overview is not None
+    assert traced(large) == ("score", "p_value", "heatmap")
+
+
 @pytest.mark.parametrize(("kind", "shift"), [("diffusion", "rotation"), ("none", "none")])
 def test_dia_agrees_with_and_without_dissolved_views(kind, shift):
     assert traced(fitted(DIA, dia_settings(kind, shift))) == ("score", "p_value")

@@ -307,12 +307,13 @@ def test_places_do_not_count_beside_the_whole_where_normals_are_few(normals, oth
 
 def test_the_score_is_the_whole_or_the_most_unusual_place_less_the_margin(fitted, normals, others):
     module = fitted.module()
-    vectors, numbers, places, copies = module.seen(as_tensor(others))
+    vectors, numbers, oddest, places, copies = module.seen(as_tensor(others))
+    assert torch.equal(oddest, greatest(places))
     whole = module.evidence({name: module.banks[name](v) for name, v in vectors.items()}, numbers)
     assert copies == []
     scales, scores = fitted.scales_, {}
     z = ((whole - scales[WHOLE].median) / scales[WHOLE].spread).numpy()
-    place = ((greatest(places) - scales[PLACE].median) / scales[PLACE].spread).numpy()
+    place = ((oddest - scales[PLACE].median) / scales[PLACE].spread).numpy()
     assert (place - 1 > z).any()
     assert (place - 1 < z).any()
     for name, s in {
@@ -381,6 +382,7 @@ def test_images_of_any_shape_and_colour(make_images, shape, tmp_path):
     images = make_images(6, *shape)
     detector = fit(replace(TINY, place_size=None), images)
     loaded = comes_back(detector, make_images(3, *shape, seed=1), tmp_path / "run")
+    assert (loaded.places_.overview is not None) == (max(shape) > 255)
     assert loaded.heatmap(images[:2]).shape == (2, *shape[:2])
     assert loaded.features(images[:2]).shape == (2, 1280)
 

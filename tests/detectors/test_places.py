@@ -223,20 +223,21 @@ def fitted(normals, measure):
 
 @pytest.mark.parametrize("at", [(6, 20), (14, 14), (22, 8)])
 def test_a_bright_blob_raises_its_place_most(normals, measure, fitted, at):
-    (places, own), blob = fitted, tuple(slice(k, k + 4) for k in at)
+    (places, own, _), blob = fitted, tuple(slice(k, k + 4) for k in at)
     marked = normals[:8].copy()
     marked[:, blob[0], blob[1]] = 255  # phantoms end near 200
-    before, after = places(measure(normals[:8])), places(measure(marked))
+    (least, before), (most, after) = places(measure(normals[:8])), places(measure(marked))
     about = np.zeros((SIDE, SIDE), bool)
     about[tuple(slice(k - 2, k + 6) for k in at)] = True  # blurs remove something of its neighbours, too
     for made in (after, after - before):
         assert about.ravel()[made.flatten(1).argmax(1).numpy()].all()
-    assert (greatest(after) > greatest(before) + 3).all()
-    assert (greatest(after) > greatest(own).max()).all()
+    assert torch.equal(most, after.amax((1, 2)).double())
+    assert (most > least + 3).all()
+    assert (most > own.max()).all()
 
 
 def test_normals_are_about_0_and_1_everywhere(fitted):
-    own = fitted[1]
+    own = fitted[2]
     assert float(own.mean()) == pytest.approx(0, abs=0.1)
     assert 0.6 < float(own.std()) < 1.4
 
@@ -245,17 +246,45 @@ def test_scale_and_offset_of_a_channel_do_not_count(normals, measure):
     folds = folds_of(np.arange(len(normals)), SEED)
     first = measure(normals)["residual"]
     scaled = first * torch.linspace(0.5, 8, first.shape[1])[:, None, None] + 3
-    made = [Places.of({"residual": maps}, folds)[1] for maps in (first, scaled)]
+    made = [Places.of({"residual": maps}, folds)[2] for maps in (first, scaled)]
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=2e-2)
 
 
 def test_places_of_two_sources_on_their_grids_add_up_and_are_restored(normals, measure):
     maps = measure(normals) | {"fine": maps_of(len(normals), 5, 16).float()}
-    places, _ = Places.of(maps, folds_of(np.arange(len(normals)), SEED))
+    places, *_ = Places.of(maps, folds_of(np.arange(len(normals)), SEED))
     apart = {name: places.sources[name](m) for name, m in maps.items()}
     larger = nn.functional.interpolate(apart["fine"][:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
     want = places.standard(apart["residual"] + larger)
-    torch.testing.assert_close(places(maps), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(places(maps)[1], want, rtol=1e-4, atol=1e-4)
     restored = Places.restored(module_tensors(places, "of."), "of.")
-    assert torch.equal(restored(maps), places(maps))
+    assert all(map(torch.equal, restored(maps), places(maps)))
     assert restored.sides == places.sides
+
+
+def test_of_two_sums_the_more_unusual_counts_and_the_finer_is_shown(normals, measure):
+    n, folds = len(normals), folds_of(np.arange(len(normals)), SEED)
+    usual = measure(normals) | {"fine": maps_of(n, 5, 16).float()}
+    maps = usual | {"overview": maps_of(n, 5, 8).float() * 3 + 1}
+    places, own, shown = Places.of(maps, folds)
+    apart = {name: places.sources[name](m) for name, m in maps.items()}
+    coarse = nn.functional.interpolate(apart["overview"][:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
+    second = places.overview(apart["residual"] + coarse)
+    alone, its, map_alone = Places.of(usual, folds)
+    oddest, made = places(maps)
+    torch.testing.assert_close(made, alone(usual)[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shown, map_alone, rtol=1e-4, atol=1e-4)
+    want = greatest(made).maximum(greatest(second))
+    torch.testing.assert_close(oddest, want, rtol=1e-4, atol=1e-4)
+    assert (own >= its - 1e-4).all()
+    assert (own > its + 1e-3).any()
+    restored = Places.restored(module_tensors(places, "of."), "of.")
+    assert all(map(torch.equal, restored(maps), places(maps)))
+
+
+def test_a_standard_is_moved_to_the_scale_of_other_values():
+    values, others = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([10.0, 14.0, 18.0])
+    moved = Standard(torch.full((1, 1), 2.0), torch.full((1, 1), 4.0)).moved(values, others)
+    # 6 is 1, the median of the values, and becomes 14; distances from it grow fourfold
+    found = moved(torch.tensor([[[2.0, 6.0, 10.0]]]))
+    torch.testing.assert_close(found, torch.tensor([[[10.0, 14.0, 18.0]]]), rtol=0, atol=0.02)

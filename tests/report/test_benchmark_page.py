@@ -503,6 +503,18 @@ def test_the_readme_shows_the_preset_as_it_is_now(tmp_path):
     assert "\n- ⇄: the paper's values" in readme.read_text()
 
 
+def test_the_table_of_methods_is_of_the_asked_sets_in_both_directions_and_without_controls(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- RESULTS:begin --><!-- RESULTS:end -->")
+    sets = ("breastmnist", "breastmnist-0", "breastmnist-128")
+    lines = [line(method, d, 0.7) for method in ("trivial:hog", "csi", "control:detail") for d in sets]
+    marked_tables(page, lines, ["breastmnist"])
+    assert "| breastmnist | breastmnist-0 |\n" in page.read_text()
+    assert "control" not in page.read_text()
+    marked_tables(page, lines)
+    assert "| breastmnist-128 |" in page.read_text()
+
+
 def test_a_text_holds_the_tables_it_has_marks_for(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- HEATMAPS:begin --><!-- HEATMAPS:end -->")

@@ -204,7 +204,7 @@ def benchmark(
         return _show_cost(missing(jobs, runs.paths()), len(jobs), runs.ledger)
     failed = runs.carry_out(jobs)
     for file in readme:
-        marked_tables(Path(file), Ledger(runs.ledger).rows())
+        marked_tables(Path(file), Ledger(runs.ledger).rows(), datasets)
     refuse_failures(failed)
 
 

@@ -48,7 +48,7 @@ from ..features.untrained import (
 from .calibration import LOOKED, HeatScale, Prediction
 from .dia import DIA
 from .nearest import Nearest, left_out
-from .places import Places, Residuals, Source, folds_of, greatest, owners_of
+from .places import FINE, OVERVIEW, Places, Residuals, Source, folds_of, owners_of
 from .presets import DIASettings
 from .presets import settings as preset_settings
 from .saving import MAX_NORMALS, StageCache, load_module, module_tensors
@@ -82,7 +82,8 @@ class DIAPlusSettings:
         weights: `lite0`, `lite1` or `lite2`: ImageNet's, from an installed package; `imagenet`: of another
             backbone, from timm's hub; `none`: random; a file; `dia:RUN`: the encoder of a fitted csi or dia.
         size: side in pixels of the squares in which whole images are seen.
-        place_size: side of the squares in which places are sought; null: by the size of images, up to 4096.
+        place_size: side of the squares in which places are sought; null: by the size of images, up to 4096,
+            and in the squares of whole images too, whichever shows more.
         map_size: side of the squares of the heatmap's coarse features.
         bank_size: normals kept to compare with; of more, this many evenly spaced ones.
         views: of the whole image: some of `cells`, `standardised`, `coarse`, `pooled`, `shape`, `statistics`,
@@ -194,6 +195,7 @@ class Measuring(nn.Module):
         self.small, self.blur = Squares(height, width, d._side), blurring(d._side, BLUR * d._side)
         self.change = Change(d.backbone_, *d.channels_["fine"])
         self.large = None if d._place_side == d._side else Squares(height, width, d._place_side)
+        self.overview = d._place_side > d._side and d.s.place_size is None
         self.pixels, self.reduces = Squares(height, width, d._pixel_side), d._reduces
         self.residuals = Residuals(d._pixel_side)
         self.dissolves = nn.ModuleList(SeveralT(net, d.s.ts) for net in d.dissolvers_)
@@ -238,8 +240,9 @@ class Measuring(nn.Module):
             x: `(N, C, H, W)` uint8.
             fine: the fine maps of the squares of whole images.
         """
-        fine = fine if self.large is None else self.backbone.fine(self.large(x))
-        return {"fine": fine, "residual": self.residuals(self.pixels(x))}
+        made = {FINE: fine if self.large is None else self.backbone.fine(self.large(x))}
+        made |= {OVERVIEW: fine} if self.overview else {}
+        return made | {"residual": self.residuals(self.pixels(x))}
 
 
 class Joined(nn.Module):
@@ -308,9 +311,10 @@ class Joined(nn.Module):
 
     def seen(
         self, x: Tensor, dissolved: bool = True
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, list[Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, list[Tensor]]:
         """Returns what is seen of images: vectors `(N, D)` by view and numbers `(N,)` by view, none where the
-        whole image does not count; places `(N, g, g)`; dissolved copies by dissolver.
+        whole image does not count; the most unusual place `(N,)`; places `(N, g, g)`; dissolved copies by
+        dissolver.
 
         Args:
             x: `(N, C, H, W)` uint8.
@@ -326,7 +330,7 @@ class Joined(nn.Module):
             plain = m.plain(x)
             vectors = {name: view(plain, maps) for name, view in m.vectors.items()}
             numbers = m.numbers(small, maps.fine, m.removed(maps.fine, copies))
-        return vectors, numbers, self.places(m.sources(x, maps.fine)), copies
+        return vectors, numbers, *self.places(m.sources(x, maps.fine)), copies
 
     def scored(self, distances: dict[str, Tensor], numbers: dict[str, Tensor], place: Tensor) -> Tensor:
         """Returns the score `(N,)` float64 without what was taught.
@@ -346,9 +350,9 @@ class Joined(nn.Module):
             heatmap: whether to make heatmaps; None stands in their place otherwise.
             dissolved: whether to give dissolved copies, where there is a dissolver.
         """
-        vectors, numbers, places, copies = self.seen(x, dissolved)
+        vectors, numbers, oddest, places, copies = self.seen(x, dissolved)
         distances = {name: self.banks[name](v) for name, v in vectors.items()}
-        score = self.scored(distances, numbers, greatest(places))
+        score = self.scored(distances, numbers, oddest)
         if self.taught is not None:
             score = self.taught(score, vectors)
         made = (score, self.heatmap(x, places) if heatmap else None)
@@ -582,17 +586,18 @@ class DIAPlus(DIA):
         """
         maps = {name: torch.cat([part[name] for part in sources]) for name in sources[0]}
         sources.clear()
-        self.places_, own = Places.of(maps, folds_of(owner[kept], self.seed))
+        self.places_, oddest, own = Places.of(maps, folds_of(owner[kept], self.seed))
         place, looked = np.empty(len(images)), subsample(np.arange(len(images)), LOOKED)
         found = {int(i): own[k] for k, i in enumerate(kept) if i in looked}
-        place[kept] = greatest(own)
+        place[kept] = oddest
         self.places_ = self.places_.to(self.where_)
         others = np.setdiff1d(np.arange(len(images)), kept)
         for start in range(0, len(others), self._at_once()):
             index = others[start : start + self._at_once()]
             x = as_tensor(images[index], self.where_)
-            places = self.places_(measuring.sources(x, measuring.backbone(measuring.small(x)).fine)).cpu()
-            place[index] = greatest(places)
+            fine = measuring.backbone(measuring.small(x)).fine
+            oddest, places = (part.cpu() for part in self.places_(measuring.sources(x, fine)))
+            place[index] = oddest
             found |= {int(i): places[k] for k, i in enumerate(index) if i in looked}
         self.scales_[PLACE] = Scale.of(place)
         return place, torch.stack([found[int(i)] for i in looked])

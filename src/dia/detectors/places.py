@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..features.untrained import Linear, blurring, cosines, passed, pooling, resizer, smoothed, smoothing
 
+FINE, OVERVIEW = "fine", "overview"  # sources: the fine map of the squares of places; of whole images
 GRID = 32  # places on a side at least; more where a map has more
 SIGMAS = (0.7, 1.5, 3.0, 6.0)  # of the blurs, in pixels of an image whose side is 64
 FOLDS = 5  # of the normals: each is measured by Gaussians of the others
@@ -156,6 +157,19 @@ class Standard(nn.Module):
         """
         return cls(*(torch.from_numpy(tensors[f"{prefix}{name}"]) for name in ("mean", "std")))
 
+    def moved(self, values: Tensor, to: Tensor) -> Standard:
+        """Returns this, followed by what brings median and mean distance from it to those of other values.
+
+        Args:
+            values: `(N,)`, of its own scale.
+            to: `(N,)`.
+        """
+        here, there = values.median(), to.median()
+        times = ((to - there).abs().mean() + _TINY) / ((values - here).abs().mean() + _TINY)
+        mean, std = self.get_buffer("mean").double(), self.get_buffer("std").double()
+        # ((x − mean) / std − here) · times + there
+        return Standard((mean + std * (here - there / times)).float(), (std / times).float())
+
     def forward(self, values: Tensor) -> Tensor:
         """Standardises `(N, h, w)`."""
         return (values - self.get_buffer("mean")) / self.get_buffer("std")
@@ -274,34 +288,64 @@ class Residuals(nn.Module):
 
 
 class Places(nn.Module):
-    """The sum of sources at each place, standardised anew.
+    """The sum of sources at each place, standardised anew, and the most unusual place.
+
+    In large images places are sought twice, for small lesions and for large ones: the sum with `OVERVIEW` in
+    the stead of `FINE` may have a place that is more unusual. The map shows the finer places alone.
 
     Args:
         sources: by name.
         sides: of the map of each source.
         standard: of the sum.
+        overview: of the sum with `OVERVIEW`, in the units of the other; None where there is no such source.
     """
 
-    def __init__(self, sources: dict[str, Source], sides: dict[str, int], standard: Standard):
+    def __init__(
+        self,
+        sources: dict[str, Source],
+        sides: dict[str, int],
+        standard: Standard,
+        overview: Standard | None = None,
+    ):
         super().__init__()
         self.sources, self.standard, self.sides = nn.ModuleDict(sources), standard, sides
+        self.overview = overview
         self.grid = max(GRID, *sides.values())
         to = self.grid, self.grid
         self.larger = nn.ModuleDict({name: resizer((side, side), to) for name, side in sides.items()})
 
-    def added(self, maps: dict[str, Tensor]) -> Tensor:
-        """Adds standardised distances `(N, h, w)` of each source on one grid, `(N, g, g)`."""
-        total = [self.larger[name](z) for name, z in maps.items()]
+    def added(self, distances: dict[str, Tensor], without: str) -> Tensor:
+        """Adds standardised distances `(N, h, w)` of each source but one on one grid, `(N, g, g)`.
+
+        Args:
+            distances: by source.
+            without: the source that is not added.
+        """
+        total = [self.larger[name](z) for name, z in distances.items() if name != without]
         return torch.stack(total).sum(0)
 
-    def forward(self, maps: dict[str, Tensor]) -> Tensor:
-        """Maps the maps `(N, C, h, w)` of each source to `(N, g, g)`."""
-        total = self.added({name: self.sources[name](m) for name, m in maps.items()})
-        standardised: Tensor = self.standard(total)
-        return standardised
+    def joined(self, distances: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the most unusual place `(N,)` float64, and the places `(N, g, g)`.
+
+        Args:
+            distances: standardised, `(N, h, w)` by source.
+        """
+        places: Tensor = self.standard(self.added(distances, OVERVIEW))
+        oddest = greatest(places)
+        if self.overview is not None:
+            oddest = oddest.maximum(greatest(self.overview(self.added(distances, FINE))))
+        return oddest, places
+
+    def forward(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the most unusual place `(N,)` float64, and the places `(N, g, g)`.
+
+        Args:
+            maps: `(N, C, h, w)` by source.
+        """
+        return self.joined({name: source(maps[name]) for name, source in self.sources.items()})
 
     @classmethod
-    def of(cls, maps: dict[str, Tensor], folds: Sequence[np.ndarray]) -> tuple[Self, Tensor]:
+    def of(cls, maps: dict[str, Tensor], folds: Sequence[np.ndarray]) -> tuple[Self, Tensor, Tensor]:
         """Fits sources and their sum.
 
         Args:
@@ -309,15 +353,22 @@ class Places(nn.Module):
             folds: a partition of the normals.
 
         Returns:
-            The places, and the normals' own `(N, g, g)`, measured by others.
+            The places; of the normals, measured by others, the most unusual place `(N,)` and all `(N, g, g)`.
         """
         made = {name: Source.of(m, folds) for name, m in maps.items()}
         sides = {name: int(m.shape[-1]) for name, m in maps.items()}
         sources = {name: source for name, (source, _) in made.items()}
+        distances = {name: z for name, (_, z) in made.items()}
         places = cls(sources, sides, Standard(*torch.zeros(2, 1, 1)))
-        total = places.added({name: z for name, (_, z) in made.items()})
+        total = places.added(distances, OVERVIEW)
         places.standard = Standard.of(total)
-        return places, places.standard(total)
+        if OVERVIEW in maps:
+            second = places.added(distances, FINE)
+            standard = Standard.of(second)
+            # many places are among them an odd one: the greatest of either sum are brought to one scale
+            to, of = (greatest(z) for z in (places.standard(total), standard(second)))
+            places.overview = standard.moved(of, to)
+        return places, *places.joined(distances)
 
     @classmethod
     def restored(cls, tensors: Mapping[str, np.ndarray], prefix: str) -> Self:
@@ -331,7 +382,8 @@ class Places(nn.Module):
         names = sorted({key.removeprefix(start).split(".")[0] for key in tensors if key.startswith(start)})
         sources = {name: Source.restored(tensors, f"{start}{name}.") for name in names}
         sides = {name: int(source.gaussians.mean.shape[-1]) for name, source in sources.items()}
-        return cls(sources, sides, Standard.restored(tensors, f"{prefix}standard."))
+        standard, of = Standard.restored(tensors, f"{prefix}standard."), f"{prefix}overview."
+        return cls(sources, sides, standard, Standard.restored(tensors, of) if OVERVIEW in names else None)
 
 
 def greatest(places: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ def test_blur_scores_by_the_greatest_place_and_its_heatmap_is_all_places(height,
     images = smooth_images(24, max(height, width), channels)[:, :height, :width]
     detector = Blur().fit(images)
     found, module = detector.detect(images[:4]), detector.module()
-    places = module.places({"residual": module.maps(as_tensor(images[:4]))})
+    _, places = module.places({"residual": module.maps(as_tensor(images[:4]))})
     np.testing.assert_allclose(found.score, places.amax((1, 2)), rtol=1e-4, atol=1e-4)
     assert (found.heatmap.shape, found.heatmap.dtype) == ((4, height, width), np.float32)
     resized = F.interpolate(places[:, None], (height, width), mode="bilinear")[:, 0]

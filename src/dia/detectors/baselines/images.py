@@ -49,7 +49,7 @@ from ...features.untrained import (
 )
 from ..base import Detector
 from ..nearest import Nearest
-from ..places import Places, Residuals, folds_of, greatest, owners_of
+from ..places import Places, Residuals, folds_of, owners_of
 from ..saving import StageCache, module_tensors
 
 _LBP = ((8, 1), (16, 2))  # points, radius
@@ -251,8 +251,8 @@ class BlurPlaces(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Takes `(N, C, H, W)` uint8."""
-        places = self.places({_SOURCE: self.maps(x)})
-        return greatest(places), self.to_image(places)
+        oddest, places = self.places({_SOURCE: self.maps(x)})
+        return oddest, self.to_image(places)
 
 
 # --- detectors ----------------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ class Blur(Detector):
             for i in range(0, len(kept), step):
                 maps[i : i + step] = make(as_tensor(images[kept[i : i + step]]))
             folds = folds_of(owners_of(self._units[kept]), self.seed)
-            self.places_, _ = Places.of({_SOURCE: maps}, folds)
+            self.places_, *_ = Places.of({_SOURCE: maps}, folds)
 
     def _module(self) -> nn.Module:
         return BlurPlaces(self._maps(), self.places_, *self.shape_[:2])

@@ -14,7 +14,6 @@ import torch
 from ...core.errors import DataError
 from ...features.untrained import as_tensor
 from ..calibration import Calibration, one_of_each
-from ..places import greatest
 from .lesson import Ground, Lesson
 from .seen import PROBED, Seen
 
@@ -56,14 +55,14 @@ def look(detector: Any, images: np.ndarray) -> Seen:
     with torch.inference_mode():
         for start in range(0, len(images), step):
             x = as_tensor(images[start : start + step], detector.where_)
-            seen, counted, places, _ = module.seen(x, False)
+            seen, counted, oddest, *_ = module.seen(x, False)
             for name, values in seen.items():
                 vectors.setdefault(name, []).append(values.float().cpu().numpy())
                 away = detector.banks_[name].to(detector.where_)(values)
                 distances.setdefault(name, []).append(away.cpu().numpy())
             for name, values in counted.items():
                 numbers.setdefault(name, []).append(values.cpu().numpy())
-            place.append(greatest(places).cpu().numpy())
+            place.append(oddest.cpu().numpy())
     joined = [{k: np.concatenate(v) for k, v in table.items()} for table in (vectors, distances, numbers)]
     return Seen(joined[0], joined[1], joined[2], np.concatenate(place))
 

@@ -10,6 +10,7 @@ from ...benchmark.ledger import update_section
 from ...benchmark.results import BenchmarkResults, benchmark_results
 from ...benchmark.runs import current_lines
 from ...core.errors import DataError
+from ...data.datasets import CATALOG
 from ...detectors.registry import DEFAULT, TRIVIAL
 from .. import render
 from . import sentences, tables
@@ -17,7 +18,7 @@ from .scores import Scores, comparisons
 from .standing import standing
 
 
-def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]], datasets: Sequence[str] = ()) -> None:
     """Draws the ledger's `cpu` rows and the paper's values into a text, and says who beats whom.
 
     Only lines of the preset as it is now are drawn: those of earlier settings stay in the ledger as history.
@@ -25,15 +26,21 @@ def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Args:
         path: a text file with a pair of the marks SETS, RESULTS or HEATMAPS, or with several.
         rows: lines of the ledger.
+        datasets: those of RESULTS, which has their other directions too; all that were compared where empty.
 
     Raises:
         DataError: it has none of them.
     """
     today = current_lines(rows, "cpu")
-    # generated images are no result, but their heatmaps are
-    real = [r for r in today if not r["dataset"].startswith("phantom")]
+    # generated images are no result, but their heatmaps are; controls are of the heatmaps
+    real = [
+        r for r in today
+        if not r["dataset"].startswith("phantom") and not r["method"].startswith("control:")
+    ]  # fmt: skip
     compared = {r["dataset"] for r in real if r["method"] != DEFAULT and r["method"] not in TRIVIAL}
-    shown = [r for r in real if r["dataset"] in compared] or real
+    asked = {_images(name) for name in datasets}
+    shown = [r for r in real if r["dataset"] in compared and (not asked or _images(r["dataset"]) in asked)]
+    shown = shown or real
     mapped = [r for r in today if "pixel_auroc" in r]
     made = {
         "SETS": render.markdown(tables.default_table(benchmark_results(real))) if real else "",
@@ -54,6 +61,11 @@ def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         )
     for name in there:
         update_section(path, name, made[name])
+
+
+def _images(name: str) -> str:
+    """Returns where a set's images are: both directions of a set have one file."""
+    return CATALOG[name].path if name in CATALOG and CATALOG[name].path else name
 
 
 def marked_standing(path: Path, results: BenchmarkResults, scores: Mapping[str, Scores]) -> None:
