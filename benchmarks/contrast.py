@@ -83,8 +83,7 @@ class Compared:
     def contrast(self, new: Tensor, changed: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns the contrast of the normals, each judged by the others, and of new images; raw."""
         n, bank = len(self.plain), Nearest(changed.numpy(), 1)
-        owners, every = np.arange(n), np.arange(n)
-        near = left_out(self.plain, owners, 1, every)
+        near = left_out(self.plain, np.arange(n))
         apart = torch.cdist(self.plain, changed).fill_diagonal_(torch.inf).amin(1).numpy()
         own = np.log(near + 1e-6) - np.log(apart + 1e-6)
         far = Nearest(self.plain.numpy(), 1)(new), bank(new)

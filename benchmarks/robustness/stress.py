@@ -104,7 +104,7 @@ def main() -> None:
     for wanted in () if a.page else [(s, m) for s in SETS for m in METHODS if (s, m) not in there]:
         rows.append(measured(*wanted))
         print(*wanted, rows[-1]["result"]["false_alarms"], flush=True)
-        out.write_text(json.dumps(rows, indent=1) + "\n")
+        out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     overview(rows)
     update_section(PAGE, "STRESS", table(rows))
 

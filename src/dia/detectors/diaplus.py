@@ -3,9 +3,10 @@
 Ours, not of the paper. Each view of the whole image (`views.py`) is a vector; the logarithm of its distance
 to the nearest normal, standardised by the normals, is the view's evidence, and the mean of all views that of
 the whole image. Beside it stands the most unusual place (`places.py`), in fine features and in what blurs
-remove, for lesions that a whole image hardly shows. The score is the greater of the two, where a place has to
-be more unusual than a whole by a margin, because among many places one is always unusual. The heatmap shows
-the places, and coarse features, in which larger lesions are seen. No label and no setting by data set enters.
+remove, for lesions that a whole image hardly shows; in large images at two sizes. The score is the
+greater of the two, where a place has to be more unusual than a whole by a margin, because among many
+places one is always unusual. The heatmap shows the places, and coarse features, in which larger lesions
+are seen. No label and no setting by data set enters.
 
 All normals are compared with. Each is judged without itself: by its distance to other normals, and by
 Gaussians of others (leave-one-out and cross-fitting: Barber et al., "Predictive inference with the
