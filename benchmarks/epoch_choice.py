@@ -10,8 +10,10 @@ One exception: EfficientAD lowers its learning rate after 95 % of a fit's own st
 at the end of a schedule, as it would be at no step of one training.
 
     python -m benchmarks.epoch_choice --data ../shared/data --work .work/choice
+    python -m benchmarks.epoch_choice --data ../shared/data --work .work/choice --times 5
 
-goes on where it was stopped.
+goes on where it was stopped. With `--times` each fit has so many times the table's steps and is judged at
+its end alone: whether the table's short budget decides its order.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import parser
-from dia.benchmark.choice import LOOKS, choices
+from dia.benchmark.choice import CHOICE, LOOKS, choices
 from dia.benchmark.grid import Job, benchmark_grid
 from dia.benchmark.ledger import Ledger
 from dia.benchmark.runs import run
@@ -44,8 +46,13 @@ def looks(steps: int) -> list[int]:
     return [steps * k // LOOKS for k in range(1, LOOKS + 1)]
 
 
-def fits(grid: Mapping[str, Any], dataset: str, methods: tuple[str, ...], seeds: list[int]) -> list[Job]:
-    """Returns the fits of a data set, with what of it a line says in its field `choice`."""
+def fits(
+    grid: Mapping[str, Any], dataset: str, methods: tuple[str, ...], seeds: list[int], times: int = 1
+) -> list[Job]:
+    """Returns the fits of a data set, with what of it a line says in its field `choice`.
+
+    One fit for each quarter of the table's steps; with `times` above 1, one fit of so many times the steps.
+    """
     made, _ = benchmark_grid(
         [dataset], methods, seeds, grid["preset"], weights=grid["weights"], settings=grid["settings"],
         sizes=grid["sizes"],
@@ -54,10 +61,10 @@ def fits(grid: Mapping[str, Any], dataset: str, methods: tuple[str, ...], seeds:
         replace(
             job,
             changes={**job.changes, "steps": n},
-            about={"choice": {"steps": n, "of": job.changes["steps"]}},
+            about={CHOICE: {"steps": n, "of": times * job.changes["steps"]}},
         )
         for job in made.jobs()
-        for n in looks(job.changes["steps"])
+        for n in (looks(job.changes["steps"]) if times == 1 else [times * job.changes["steps"]])
     ]
 
 
@@ -85,11 +92,12 @@ def main() -> None:
     arguments.add_argument("--sets", nargs="+", default=SETS)
     arguments.add_argument("--methods", nargs="+", default=METHODS)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0])
+    arguments.add_argument("--times", type=int, default=1, help="so many times the table's steps")
     given = arguments.parse_args()
     work = Path(given.work)
     with sharing(SharedMaps(work / "features", 8 * 2**30)):
         for name in given.sets:
-            for job in fits(read_yaml(TABLE), name, tuple(given.methods), given.seeds):
+            for job in fits(read_yaml(TABLE), name, tuple(given.methods), given.seeds, given.times):
                 judged(job, given.data, work, given.ledger, lambda text: print(text, flush=True))
     for method, worth in choices(given.ledger).items():
         gained = f"{worth.mean:+.3f} on average, {worth.greatest:+.3f} at most"

@@ -19,10 +19,9 @@ from urllib.parse import unquote, urlsplit
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = [ROOT / "results" / folder for folder in ("benchmark", "table", "ablations")]
-RENAMED = {  # beside benchmark.html
-    f"results/{folder}/benchmark.md": f"results/{folder}/report.md" for folder in ("benchmark", "table")
-}
+TABLES = "benchmark", "table", "table-none"
+RESULTS = [ROOT / "results" / folder for folder in (*TABLES, "ablations")]
+RENAMED = {f"results/{t}/benchmark.md": f"results/{t}/report.md" for t in TABLES}  # beside benchmark.html
 log = logging.getLogger("mkdocs.hooks.dia")
 
 

@@ -70,18 +70,20 @@ def test_sizes_by_data_set_reach_the_runs_and_select_their_lines(root, tmp_path,
     assert [r["dataset"] for r in without if r["method"] == "kdad"] == ["breastmnist"]
     main(benchmark(root, tmp_path, **asked, sizes=sizes, weights=["none"]))
     assert len(lines_of(tmp_path)) == 4
-    argv = [
-        "report",
-        "benchmark",
-        "--grid",
-        str(tmp_path / "grid.yaml"),
-        "--ledger",
-        str(tmp_path / "l.jsonl"),
-    ]
-    main([*argv, "--scores", str(tmp_path / "s"), "--out", str(tmp_path / "page"), "--data_root", str(root)])
+    argv = ["report", "benchmark", "--ledger", str(tmp_path / "l.jsonl"), "--scores", str(tmp_path / "s")]
+    argv += ["--data_root", str(root)]
+    of_grid = ["--grid", str(tmp_path / "grid.yaml")]
+    main([*argv, *of_grid, "--out", str(tmp_path / "page")])
     page = (tmp_path / "page" / "benchmark.csv").read_text()
     assert page.count("kdad") == 2
     assert "64 px" in page
+    main([*argv, *of_grid, "--weights", "[lite0]", "--out", str(tmp_path / "lite")])
+    other = (tmp_path / "lite" / "benchmark.csv").read_text()
+    assert "kdad" not in other  # no run of it had these weights
+    assert "trivial:std" in other  # which takes none
+    with pytest.raises(SystemExit):
+        main([*argv, "--weights", "[lite0]", "--out", str(tmp_path / "no")])
+    assert "give --grid FILE" in capsys.readouterr().err
 
 
 def test_the_fair_table_holds_every_method_with_the_same_features():

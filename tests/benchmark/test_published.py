@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dia.benchmark.choice import choices, choices_before
+from dia.benchmark.choice import choices, choices_before, longer
 from dia.benchmark.published import REFERENCES, paper_table, references
+from dia.benchmark.results import benchmark_results
 from dia.core.errors import DataError
 from dia.data.datasets import CATALOG
 from dia.detectors.registry import METHODS
+from dia.report.benchmark.extras import _longer
 
 FINDINGS = Path(__file__).parents[2] / "docs/findings.md"
 LEDGER = Path(__file__).parents[2] / "results/epoch-choice.jsonl"
@@ -64,6 +66,34 @@ def test_the_worth_is_the_best_look_less_the_last(tmp_path):
     assert (worth.looks, worth.trainings, set(worth.datasets)) == (4, 2, {"one", "two"})
     file.write_text("\n".join([*made, *(line("b", "one", 25 * k, 0.4, 1, 100) for k in (1, 2, 3, 4))]) + "\n")
     assert choices(file)["b"].greatest == 0
+
+
+def test_a_longer_training_is_paired_with_the_run_that_differs_in_its_steps_alone(tmp_path):
+    def run(method, seed, steps, auroc, **settings):
+        facts = json.loads(line(method, "one", steps, auroc, seed, of=steps))
+        return facts | {"settings": settings | {"steps": steps}}
+
+    table = [run("a", 0, 200, 0.6), run("a", 1, 200, 0.7), run("b", 0, 100, 0.5, size=64)]
+    table.append(run("c", 0, 200, 1))
+    table.append(run("d", 0, 200, 0.5) | {"settings": None})  # a line of before settings were kept
+    longer_ones = [
+        run("a", 0, 1000, 0.65), run("a", 1, 1000, 0.6), run("a", 0, 400, 0.9),  # the longest counts
+        run("b", 0, 500, 0.9, size=32),  # another size: not the same run
+        run("c", 0, 200, 1) | {"choice": {"steps": 200, "of": 200}},  # the table's own length
+        run("c", 0, 500, 1) | {"choice": {"steps": 500, "of": 1000}},  # a look, and not the end
+        run("d", 0, 1000, 0.9),
+    ]  # fmt: skip
+    file = tmp_path / "l.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in longer_ones))
+    found = longer(file, table)
+    assert set(found) == {"a"}
+    assert (found["a"].steps, found["a"].times) == (200, 5)
+    assert found["a"].pairs == {("one", 0): (0.6, 0.65), ("one", 1): (0.7, 0.6)}
+    assert choices(file) == {}  # one look at a training tells nothing of choosing
+    shown = _longer(found, benchmark_results(table[:3]))
+    assert [str(cell) for cell in shown.rows[0]] == [
+        *("a", "200 → 1000", "0.650", "0.625", "−0.025", "−0.100 to +0.050", "–", "one"),
+    ]
 
 
 def test_a_ledger_of_other_runs_is_refused_and_none_is_empty(tmp_path):

@@ -79,6 +79,13 @@ def test_the_fits_have_the_settings_of_the_fair_table_and_its_length_last():
     assert {(job.method, job.seed) for job in last} == {(m, s) for m in METHODS for s in (0, 1)}
 
 
+def test_a_longer_training_is_judged_once_at_its_end():
+    jobs = fits(read_yaml(TABLE), "headct-128", ("msc", "rd4ad"), [0, 1], times=5)
+    assert {(job.method, job.changes["steps"]) for job in jobs} == {("msc", 500), ("rd4ad", 1000)}
+    assert all(job.about["choice"] == dict.fromkeys(("steps", "of"), job.changes["steps"]) for job in jobs)
+    assert len(jobs) == 4
+
+
 def test_the_ledger_goes_on_where_it_was(tmp_path):
     data, ledger, said = two_sets(tmp_path), tmp_path / "l.jsonl", []
     table = read_yaml(TABLE) | {"settings": {"kdad": SMALL["kdad"] | {"steps": 8}}, "weights": ["none"]}

@@ -179,11 +179,12 @@ def test_of_a_ledger_a_grid_shows_its_own_runs_and_says_what_is_missing():
 
 def test_tables_from_elsewhere_stand_in_both_pages_where_they_are_given(tmp_path):
     lines = grid(trivial__hog=[0.9, 0.8], dia=[0.8, 0.7], csi=[0.7, 0.75])
-    extras = Extras(*(table([name], [[f"{name} value"]]) for name in ("references", "epochs", "equal")))
+    names = ("references", "epochs", "equal", "long")
+    extras = Extras(*(table([name], [[f"{name} value"]]) for name in names))
     write_benchmark_report(tmp_path / "with", lines, tmp_path, extras=extras, notes=["A note."])
     write_benchmark_report(tmp_path / "without", lines, tmp_path)
     for name in ("benchmark.md", "benchmark.html"):
         given, none = ((tmp_path / folder / name).read_text() for folder in ("with", "without"))
-        for words in ("references value", "epochs value", "equal value", "A note."):
+        for words in ("references value", "epochs value", "equal value", "long value", "A note."):
             assert words in given
             assert words not in none

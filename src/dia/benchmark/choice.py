@@ -1,5 +1,7 @@
 """What choosing a training's length on the test set would be worth, from a ledger of fits of several lengths.
 
+And what a longer training than the table's is worth, from the same ledger.
+
 Published code often evaluates on the test set after each epoch and keeps the best. For one training, the
 worth of that is the best AUROC of the looks less that of the last one, which nobody chose. The ledger is of
 `benchmarks/epoch_choice.py`. Knows lines; fits nothing and chooses nothing.
@@ -13,13 +15,14 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from ..core.errors import DataError
-from .ledger import Ledger
+from .ledger import Ledger, identity
 
 BEFORE = Path(__file__).parent / "choice_before.csv"
 LOOKS = 4  # at a training, evenly spaced, the last at its end
@@ -59,10 +62,7 @@ def choices(path: Path | str, looks: int = LOOKS) -> dict[str, Worth]:
         DataError: a damaged ledger, or a line that does not say which part of a training it is.
     """
     of: dict[tuple[str, str, int, str], dict[int, float]] = defaultdict(dict)
-    for number, line in enumerate(Ledger(path).rows(), 1):
-        part = line.get(CHOICE)
-        if not isinstance(part, dict) or not {"steps", "of"} <= set(part):
-            raise DataError(f"{path}:{number}: no field {CHOICE} with steps and of; is it another ledger?")
+    for line, part in _parts(path):
         key = line["method"], line["dataset"], line["seed"], f"{line['data_sha256']} {part['of']}"
         of[key][round(looks * part["steps"] / part["of"])] = line["auroc"]
     gains: dict[str, list[tuple[str, float]]] = defaultdict(list)
@@ -70,6 +70,64 @@ def choices(path: Path | str, looks: int = LOOKS) -> dict[str, Worth]:
         if len(aurocs) == looks:
             gains[method].append((dataset, max(aurocs.values()) - aurocs[looks]))
     return _worths(gains, looks)
+
+
+@dataclass(frozen=True)
+class Longer:
+    """Trainings of one method at the table's length and at a multiple of it, with the same data and seeds.
+
+    Args:
+        steps: of a training in the table.
+        times: how many times as many the longer one has.
+        pairs: by data set and seed, AUROC of the table's training and of the longer one.
+    """
+
+    steps: int
+    times: int
+    pairs: Mapping[tuple[str, int], tuple[float, float]]
+
+
+def longer(path: Path | str, runs: Iterable[Mapping[str, Any]]) -> dict[str, Longer]:
+    """Pairs the table's runs with longer trainings that differ from them in their steps alone.
+
+    Args:
+        path: the ledger.
+        runs: lines of the table.
+
+    Returns:
+        By method, in the order of the ledger; of several lengths the longest. Others are left out.
+
+    Raises:
+        DataError: as for `choices`.
+    """
+    table = {_but_steps(run): run for run in runs if (run["settings"] or {}).get("steps")}
+    found: dict[str, dict[int, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]] = {}
+    for line, part in _parts(path):
+        run = table.get(_but_steps(line))
+        if run is None or part["steps"] < part["of"] or part["steps"] <= run["settings"]["steps"]:
+            continue
+        found.setdefault(line["method"], {}).setdefault(part["steps"], []).append((run, line))
+    made = {}
+    for method, of in found.items():
+        steps, pairs = max(of.items())
+        first = pairs[0][0]["settings"]["steps"]
+        aurocs = {(run["dataset"], run["seed"]): (run["auroc"], line["auroc"]) for run, line in pairs}
+        made[method] = Longer(first, steps // first, aurocs)
+    return made
+
+
+def _but_steps(line: Mapping[str, Any]) -> str:
+    settings = line["settings"] or {}
+    return identity({**line, "settings": {k: v for k, v in settings.items() if k != "steps"}})
+
+
+def _parts(path: Path | str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, int]]]:
+    """The ledger's lines, each with the part of a training that it is."""
+    for number, line in enumerate(Ledger(path).rows(), 1):
+        part = line.get(CHOICE)
+        if not isinstance(part, dict) or not {"steps", "of"} <= set(part):
+            raise DataError(f"{path}:{number}: no field {CHOICE} with steps and of; is it another ledger?")
+        yield line, part
 
 
 def choices_before() -> dict[str, Worth]:

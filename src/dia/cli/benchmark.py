@@ -233,6 +233,7 @@ def report_benchmark(
     methods: list[str] | None = None,
     settings: dict[str, dict[str, Any]] = {},  # noqa: B006 - never changed
     grid: str | None = None,
+    weights: list[str] | None = None,
     out: str = "results/benchmark",
     title: str = "Benchmark",
     readme: Sequence[str] = (),
@@ -255,8 +256,9 @@ def report_benchmark(
         methods: the rows (default: all in the ledger)
         settings: as they were given to `dia benchmark`
         grid: the file that was given to `dia benchmark --config`: its runs alone are shown, and the page says
-            which are missing; data sets, methods, preset and settings are its own where no option here says
-            otherwise
+            which are missing; data sets, methods, weights, preset and settings are its own where no option
+            here says otherwise
+        weights: of the grid's rows, as [none] for the same table without outside data; needs --grid
         out: folder of the report
         title: of the page
         readme: write how methods stand between the marks FAIR of these files, as [a,b]
@@ -269,6 +271,7 @@ def report_benchmark(
     Examples:
         dia report benchmark
         dia report benchmark --grid grids/table.yaml --out results/table --title 'One fair table'
+        dia report benchmark --grid grids/table.yaml --weights [none] --out results/table-none
         dia report benchmark --grid grids/table.yaml --data_root data --pictures --work .work
         dia report benchmark --datasets [breastmnist,pneumoniamnist] --out two-sets
         dia report benchmark --config report.yaml
@@ -284,6 +287,8 @@ def report_benchmark(
     from ..report.benchmark.scores import load_scores
     from ..report.benchmark.sets import set_contexts
 
+    if weights and not grid:
+        raise DataError("--weights are those of a grid's rows: give --grid FILE")
     of_grid = read_yaml(Path(grid)) if grid else {}
     preset = of_grid.get("preset", preset)
     datasets, methods = datasets or of_grid.get("datasets"), methods or of_grid.get("methods")
@@ -299,7 +304,7 @@ def report_benchmark(
         sets_asked = datasets or list(dict.fromkeys(r["dataset"] for r in lines))
         asked, _ = benchmark_grid(
             sets_asked, methods, of_grid.get("seeds", (0, 1, 2)), preset,
-            weights=of_grid.get("weights", ()), settings=settings, sizes=of_grid.get("sizes"),
+            weights=weights or of_grid.get("weights", ()), settings=settings, sizes=of_grid.get("sizes"),
         )  # fmt: skip
         of = RunsOf(asked)
         lines, notes = of.lines(lines), of.missing(lines)

@@ -1,4 +1,5 @@
-"""Tables beside the benchmark's own: references outside the paper, the worth of choosing the epoch, ties.
+"""Tables beside the benchmark's own: references outside the paper, the worth of choosing the epoch and of
+longer trainings, ties.
 
 Knows results, published values and the ledger of `benchmarks/epoch_choice.py`; no pages.
 """
@@ -7,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
-from ...benchmark.choice import Worth, choices, choices_before
+from ...benchmark.choice import Longer, Worth, choices, choices_before, longer
 from ...benchmark.published import references
 from ...benchmark.results import BenchmarkResults, paper_name
 from ...detectors.registry import DEFAULT
@@ -28,11 +30,13 @@ class Extras:
         references: values of references outside the paper.
         epoch_choice: what choosing the epoch on the test set is worth.
         equal: the Bayesian signed-rank test of each method against the default.
+        longer: what trainings longer than the table's are worth.
     """
 
     references: Table | None = None
     epoch_choice: Table | None = None
     equal: Table | None = None
+    longer: Table | None = None
 
 
 def extras_of(results: BenchmarkResults, stands: Standing, ledger: Path = CHOICES) -> Extras:
@@ -43,8 +47,11 @@ def extras_of(results: BenchmarkResults, stands: Standing, ledger: Path = CHOICE
         stands: how its rows stand.
         ledger: of `benchmarks/epoch_choice.py`; may be missing.
     """
-    found = choices(ledger) if ledger.is_file() else {}
-    return Extras(_references(results), _choices(found), _equal(results, stands))
+    there = ledger.is_file()
+    found = choices(ledger) if there else {}
+    runs = [run for r in results.rows for c in r.cells.values() for run in c.runs]
+    more = longer(ledger, runs) if there else {}
+    return Extras(_references(results), _choices(found), _equal(results, stands), _longer(more, results))
 
 
 def _references(results: BenchmarkResults) -> Table | None:
@@ -79,6 +86,29 @@ def _choices(found: dict[str, Worth]) -> Table | None:
         for name, w in [*found.items(), *earlier]
     ]
     return table(("method", "mean gain", "greatest", "looks", "trainings", "data sets"), rows, 1)
+
+
+def _longer(found: dict[str, Longer], results: BenchmarkResults) -> Table | None:
+    rows = []
+    for method, of in found.items():
+        before, after = (fmean(pair[k] for pair in of.pairs.values()) for k in (0, 1))
+        differences = [long - short for short, long in of.pairs.values()]
+        best = {d: results.best_trivial[d].cells[d].mean for d, _ in of.pairs if d in results.best_trivial}
+        above = [sum(pair[k] > best[d] for (d, _), pair in of.pairs.items() if d in best) for k in (0, 1)]
+        sets = ", ".join(dict.fromkeys(d for d, _ in of.pairs))
+        rows.append(
+            [
+                method, f"{of.steps} → {of.steps * of.times}", f"{before:.3f}", f"{after:.3f}",
+                text.signed(after - before),
+                f"{text.signed(min(differences))} to {text.signed(max(differences))}",
+                f"{above[0]} → {above[1]} of {len(of.pairs)}" if best else "–", sets,
+            ]
+        )  # fmt: skip
+    head = (
+        *("method", "steps", "mean AUROC, as in the table", "mean AUROC, longer", "mean difference"),
+        *("least to greatest", "above the best untrained row", "data sets"),
+    )
+    return table(head, rows, 1) if rows else None
 
 
 def _equal(results: BenchmarkResults, stands: Standing) -> Table | None:
