@@ -55,10 +55,22 @@ def test_the_other_direction_is_no_data_set_more_when_methods_are_compared():
 
 def test_the_cost_of_a_run_counts_features_that_another_run_computed():
     rows = [
-        line(method="dia", dataset="a", seed=0, cpu_seconds=10.0, shared_seconds=5.0),
+        line(
+            method="dia", dataset="a", seed=0, cpu_seconds=10.0, shared_seconds=50.0, shared_cpu_seconds=5.0
+        ),
         line(method="dia", dataset="a", seed=1, cpu_seconds=12.0),
         line(method="dia", dataset="a", seed=2, cpu_seconds=None),
+        line(
+            method="dia", dataset="a", seed=3, cpu_seconds=1.0, shared_seconds=50.0
+        ),  # of before they were kept
     ]
     (row,) = benchmark_results(rows).rows
     assert row.cells["a"].cost("processor") == 13.5  # the median of 15 and 12
     assert row.average("processor") == 13.5
+
+
+def test_seconds_of_a_whole_run_count_shared_features_as_those_of_its_fit_do():
+    rows = [line(method="dia", dataset="a", fit_seconds=60.0, run_seconds=20.0, shared_seconds=50.0)]
+    (row,) = benchmark_results(rows).rows
+    assert row.cells["a"].cost("run") == 70.0
+    assert row.cells["a"].cost("fit_seconds") == 60.0

@@ -10,7 +10,7 @@ from torch import nn
 
 from dia.features.lite import EfficientNetLite
 from dia.features.networks import normalised
-from dia.features.shared import SharedMaps, seconds_saved, shared, sharing
+from dia.features.shared import SharedMaps, Spent, saved, shared, sharing
 from dia.features.standing import LiteFeatures, LiteResNet
 
 SPACE = 2**30
@@ -46,7 +46,7 @@ def test_each_image_is_computed_once_in_whatever_company_it_comes(tmp_path):
             for got, part in zip(ask(network, x[rows]), wanted, strict=True):
                 torch.testing.assert_close(got, part[rows], rtol=0, atol=0)
     assert (network.seen, maps.computed, maps.found) == (6, 6, 4)
-    assert maps.seconds_saved > 0
+    assert maps.saved.wall > 0
 
 
 def test_another_process_finds_them_and_the_folder_may_go(tmp_path):
@@ -107,12 +107,12 @@ def test_outside_and_within_none_nothing_is_shared(tmp_path):
     with sharing(maps):
         with sharing(None):
             ask(network, x)
-            assert seconds_saved() == 0
+            assert saved() == Spent()
         assert maps.computed == 0
         ask(network, x)
     ask(network, x)
     assert maps.computed == 2
-    assert seconds_saved() == 0
+    assert saved() == Spent()
 
 
 def test_no_more_is_kept_than_there_is_room_for(tmp_path):

@@ -27,6 +27,9 @@ from .runs import weights_kind
 
 TRIVIAL, CONTROL = "trivial:", "control:"  # of names: what trains nothing, and what compares with no normal
 UNTRAINED = "untrained"
+_WHOLE = {  # costs of a whole run: what was spent on it, and on features that it shared
+    "run": ("run_seconds", "shared_seconds"), "processor": ("cpu_seconds", "shared_cpu_seconds"),
+}  # fmt: skip
 FailureKey = tuple[str, str, str, int]  # data set, method, weights, seed
 
 
@@ -68,13 +71,18 @@ class Entry:
         return self._mean("ap")
 
     def cost(self, what: str) -> float | None:
-        """Returns the median over seeds of a cost, `processor` or a field; None if it is unknown.
+        """Returns the median over seeds of a cost, `run`, `processor` or a field; None if it is unknown.
 
-        `processor`: seconds of a whole run on all its threads; features that were shared count.
+        `run`: seconds of a whole run by the clock; `processor`: of all its threads. Features that were shared
+        count as when they were computed; a line that does not tell what those took is left out.
         """
-        if what == "processor":
-            spent = [(r.get("cpu_seconds"), r.get("shared_seconds", 0.0)) for r in self.runs]
-            known = [own + shared for own, shared in spent if own is not None]
+        if what in _WHOLE:
+            own, shared = _WHOLE[what]
+            known = [
+                r[own] + r.get(shared, 0.0)
+                for r in self.runs
+                if r.get(own) is not None and (shared in r or not r.get("shared_seconds"))
+            ]
         else:
             known = [r[what] for r in self.runs if r.get(what) is not None]
         return median(known) if known else None

@@ -6,7 +6,6 @@ Knows detectors and metrics; test labels are used for the numbers in the line an
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,7 +26,7 @@ from ..detectors.registry import detector_class, wanted_settings
 from ..detectors.saving import OWN, fingerprint, identity_of, sha256_of
 from ..evaluate.metrics import image_metrics, pixel_metrics
 from ..features.package import LITE
-from ..features.shared import seconds_saved
+from ..features.shared import Spent, saved
 from .ledger import Ledger, identity
 
 OWN_WEIGHTS = "dia"
@@ -65,9 +64,9 @@ def score_set(detector: Detector, images: ImageSet, *, heatmaps: bool = True, n_
     """
     first = images.subset(slice(0, 1))  # first use of a network is slow, and not what is measured
     detector.detect(first, heatmaps=heatmaps)
-    start, saved = time.perf_counter(), seconds_saved()
+    start = Spent.now() + saved()
     scores, maps, _ = detector.detect(images, heatmaps=heatmaps)
-    speed = len(images) / (time.perf_counter() - start + seconds_saved() - saved)
+    speed = len(images) / (Spent.now() + saved() - start).wall
     metrics = None
     if images.labels is not None and 0 < images.labels.sum() < len(images):
         metrics = image_metrics(images.labels, scores, images.unit_codes, n_boot=n_boot)
@@ -321,7 +320,7 @@ def run(
         made = None if ledger is None else ledger.find(asked)
         if made and (scores is None or scores_path(scores, made).exists()):
             return made
-        start, cpu, saved = time.perf_counter(), time.process_time(), seconds_saved()
+        start, before = Spent.now(), saved()
         wanted = wanted_settings(method, preset, changes)
         if getattr(wanted, "weights", None) == OWN_WEIGHTS:
             own = DIA(wanted_settings(DIA.method, preset, encoder), seed=seed, device=device)
@@ -331,16 +330,19 @@ def run(
         detector = detector_class(method)(wanted, seed=seed, device=device)
         detector.facts_ = facts_of(detector, dataset, preset, normals)
         detector.fit(normals, workdir=workdir, resume=True, progress=progress)
-        fit_saved = seconds_saved() - saved
+        fit_saved = saved() - before
         scored = score_set(detector, test, heatmaps=test.masks is not None or on_fitted is not None)
         line = record(detector, scored, test, dataset) | dict(about or {})
-        line["run_seconds"] = round(time.perf_counter() - start, 2)
-        line["cpu_seconds"] = round(time.process_time() - cpu, 2)  # of all threads: other work counts less
-        if (
-            saved := seconds_saved() - saved
-        ) > 0:  # by features another run computed: a fit alone has them to pay
-            line["shared_seconds"] = round(saved, 2)
-            line["fit_seconds"] = round(line["fit_seconds"] + fit_saved, 2)
+        here, shared = Spent.now() - start, saved() - before
+        line["run_seconds"] = round(here.wall, 2)
+        if not detector.resumed_:  # what was spent before an interruption is known by the clock alone
+            line["cpu_seconds"] = round(here.processor, 2)
+        if shared.wall > 0:  # of features that were computed before: a fit alone has them to pay
+            line["shared_seconds"], line["shared_cpu_seconds"] = (
+                round(shared.wall, 2),
+                round(shared.processor, 2),
+            )
+            line["fit_seconds"] = round(line["fit_seconds"] + fit_saved.wall, 2)
         if scores is not None:
             path = scores_path(scores, line)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,7 @@ class Detector(OutlierMixin, BaseEstimator):
             before they were kept.
         shape_: (H, W, C) of the images.
         fit_seconds_: time of training, interrupted and shared parts included.
+        resumed_: whether a part of the fit was made before, by itself or by another; not in saved folders.
         facts_: facts that the saved folder remembers for the caller (data set, preset, versions).
     """
 
@@ -270,6 +271,7 @@ class Detector(OutlierMixin, BaseEstimator):
             self.heat_ = None if maps is None else HeatScale.of(maps)
         self.calibration_, self.n_calibration_ = Calibration.of(scores), len(scores)
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
+        self.resumed_ = stages.earlier > 0  # a part of it was made before, by this fit or by another
         self.drift_ = drift.references(x, middle_slices(units, n))
         self.digests_: np.ndarray | None = np.setdiff1d(digests(x), [NO_DIGEST])
         return self

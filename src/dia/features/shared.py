@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,8 +23,35 @@ from torch import Tensor, nn
 from .runtime import digest, learns
 
 _LEVELS = 255 * 256  # of a pixel's key: 8-bit images prepared in two ways have one, other images nearly
-_SECONDS = "seconds"  # of the entry's computation, kept with it
+_SPENT = "spent"  # on the entry's computation, kept with it
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a computation took.
+
+    Args:
+        wall: seconds by the clock, which other work on the machine lengthens.
+        processor: seconds of all threads.
+    """
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    @staticmethod
+    def now() -> Spent:
+        """Returns both clocks; the difference of two readings is what was spent between them."""
+        return Spent(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.processor + other.processor)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.wall - other.wall, self.processor - other.processor)
+
+    def __truediv__(self, n: int) -> Spent:
+        return Spent(self.wall / n, self.processor / n)
 
 
 class SharedMaps:
@@ -36,14 +64,14 @@ class SharedMaps:
     Attributes:
         computed: images computed here.
         found: images found.
-        seconds_saved: what the found ones cost when they were computed.
+        saved: what the found ones cost when they were computed.
     """
 
     def __init__(self, folder: Path, most_bytes: int):
         self.folder, self.most_bytes = folder, most_bytes
         folder.mkdir(parents=True, exist_ok=True)
         self.bytes = _bytes(folder)
-        self.computed, self.found, self.seconds_saved = 0, 0, 0.0
+        self.computed, self.found, self.saved = 0, 0, Spent()
 
     def maps(
         self, network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]
@@ -59,9 +87,9 @@ class SharedMaps:
         rows = [self._read(key) for key in keys]
         lacks = [i for i, row in enumerate(rows) if row is None]
         if lacks:
-            start = time.perf_counter()
+            start = Spent.now()
             made = compute(x if len(lacks) == len(x) else x[lacks])
-            each = (time.perf_counter() - start) / len(lacks)
+            each = (Spent.now() - start) / len(lacks)
             for k, i in enumerate(lacks):
                 rows[i] = [part[k] for part in made]
                 self._keep(keys[i], rows[i] or [], each)
@@ -81,7 +109,7 @@ class SharedMaps:
     def _read(self, key: str) -> list[Tensor] | None:
         try:
             kept = load_file(self.folder / key)
-            self.seconds_saved += float(kept.pop(_SECONDS))
+            self.saved += Spent(*kept.pop(_SPENT).tolist())
         except FileNotFoundError:
             return None
         except Exception as error:  # damaged: it is made again
@@ -90,13 +118,13 @@ class SharedMaps:
         self.found += 1
         return [kept[str(i)] for i in range(len(kept))]
 
-    def _keep(self, key: str, row: list[Tensor], seconds: float) -> None:
+    def _keep(self, key: str, row: list[Tensor], spent: Spent) -> None:
         if self.bytes >= self.most_bytes:
             return
         entry = {str(i): part.detach().contiguous().clone() for i, part in enumerate(row)}
         new = self.folder / f".{key}-{os.getpid()}"  # whole or not at all
         try:
-            save_file(entry | {_SECONDS: torch.tensor(seconds)}, new)
+            save_file(entry | {_SPENT: torch.tensor([spent.wall, spent.processor])}, new)
             self.bytes += new.stat().st_size
             new.replace(self.folder / key)
         except OSError as error:
@@ -145,6 +173,6 @@ def shared(network: nn.Module, x: Tensor, compute: Callable[[Tensor], Sequence[T
     return _active.maps(network, x, compute)
 
 
-def seconds_saved() -> float:
-    """Returns the seconds that shared maps saved so far; 0 where none are shared."""
-    return 0.0 if _active is None else _active.seconds_saved
+def saved() -> Spent:
+    """Returns what shared maps saved so far; nothing where none are shared."""
+    return Spent() if _active is None else _active.saved

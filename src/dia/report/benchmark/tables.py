@@ -169,7 +169,7 @@ def trained(row: Row) -> str:
     return "; ".join(found) or "–"
 
 
-_COSTS = ("fit_seconds", "run_seconds", "cpu_seconds", "score_images_per_second", "peak_memory_mb")
+_COSTS = ("fit_seconds", "run", "processor", "score_images_per_second", "peak_memory_mb")
 
 
 def cost_table(results: BenchmarkResults) -> Table:
