@@ -18,7 +18,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from dia.benchmark.ledger import Ledger, update_section
-from dia.benchmark.results import CONTROL, TRIVIAL, benchmark_results
+from dia.benchmark.results import CONTROL, TRIVIAL, benchmark_results, source_of
 from dia.benchmark.runs import current_lines
 from dia.core.errors import DataError
 from dia.core.yamlfile import read_yaml
@@ -30,11 +30,6 @@ from dia.detectors.presets import MAX_SIZE
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/howto/choose.md"
 DEFAULT = "dia+"
-# sets by the start of their names: one organ in one kind of picture, or one source; left out together
-RELATED = {
-    "pneumoniamnist": "chest X-ray of children", "chestxray": "chest X-ray of children",
-    "breastmnist": "breast ultrasound", "busi": "breast ultrasound", "aptos2019": "fundus",
-}  # fmt: skip
 LOOKED, SIDE, CELL = 200, 16, 4  # normals, side of their small copies, side of a place
 COLOURED = 2.0  # grey levels between the channels of a pixel, in the mean over an image
 LEAST = 1e-6  # of a share or a distance, so that logarithms are finite
@@ -244,17 +239,12 @@ def table_of(
         "data sets": [d for d in facts if d not in kept],
         "candidates": [m for m in aurocs if m not in methods],
     }
-    groups = tuple(group_of(d) for d in kept)
+    groups = tuple(map(source_of, kept))
     if len(kept) < 4 or len({*groups}) < 3 or len(methods) < 2:
         return None, out
     matrix = np.array([[aurocs[m][d] for m in methods] for d in kept])
     known = np.array([[*facts[d].values()] for d in kept])
     return Table(kept, methods, matrix, known, groups), out
-
-
-def group_of(dataset: str) -> str:
-    """Returns the group of related sets that a set is of: itself where none is known."""
-    return next((group for start, group in RELATED.items() if dataset.startswith(start)), dataset)
 
 
 def measure(

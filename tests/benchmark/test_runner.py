@@ -114,15 +114,17 @@ def test_a_method_or_setting_that_is_not_there_stops_before_anything_runs(root, 
 
 def test_scores_are_kept_with_the_units_of_intervals_and_the_rest_does_not_know_them(tmp_path):
     """Windows of one frame are a unit; images with other names, as those of development, have none."""
+    paths = Paths(str(tmp_path / "l.jsonl"), str(tmp_path / "s"), str(tmp_path / "w"))
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
     labels, names = np.array([0, 0, 0, 1, 1, 1]), [f"{f}.jpg:0:{i}:8" for i, f in enumerate("abacbc")]
     normals, made = ImageSet(np.random.default_rng(1).integers(0, 256, (20, 8, 8, 1), np.uint8)), {}
     for name, of in (("frames", names), ("own", ["lesions/0", *names[1:]])):
         test = ImageSet(images, labels, names=of)
+        dataset = "kvasirseg_patches" if name == "frames" else "chestxray-128"
+        units = grid._units(Job(dataset, "trivial:std", 0, "cpu"), test, paths)
         line = run(
-            "kvasirseg_patches" if name == "frames" else "chestxray-128", normals, test, "trivial:std",
-            workdir=tmp_path / "w", scores=tmp_path / name,
-        )  # fmt: skip
+            dataset, normals, test, "trivial:std", workdir=tmp_path / "w", scores=tmp_path / name, units=units
+        )
         with np.load(scores_path(tmp_path / name, line)) as kept:
             made[name] = line, dict(kept)
     assert made["frames"][1]["units"].tolist() == [0, 1, 0, 2, 1, 2]

@@ -18,6 +18,7 @@ from dia.core.errors import DataError
 from dia.data.datasets import CATALOG
 from dia.detectors.registry import METHODS, detector_class
 from dia.evaluate.compare import holm, paired_difference
+from dia.report.benchmark import figures
 from dia.report.benchmark.page import write_benchmark_report
 from dia.report.benchmark.readme import marked_tables
 from dia.report.benchmark.scores import comparisons, load_scores, pairs_table
@@ -139,6 +140,20 @@ def test_a_method_has_a_row_for_each_kind_of_weights():
         "msc [imagenet]": "imagenet (resnet152.tv_in1k via timm)",
         "msc [file]": "file w.pth (sha256 0a)",
     }
+
+
+def test_two_files_of_weights_are_two_rows_and_never_averaged():
+    def of_file(sha, auroc, seed):
+        weights = f"runs/{sha}.safetensors (sha256 {sha})"
+        settings = {"weights": f"sha256:{sha * 8}"}
+        return line("patchcore", "breastmnist", auroc, seed, weights, weights_kind="file", settings=settings)
+
+    lines = [of_file("0a1b2c3d", 0.9, 0), of_file("ffeeddcc", 0.6, 1), of_file("ffeeddcc", 0.7, 0)]
+    rows = benchmark_results(lines).rows
+    means = {r.name: r.cells["breastmnist"].mean for r in rows}
+    assert means == {"patchcore [file 0a1b2c3d]": 0.9, "patchcore [file ffeeddcc]": pytest.approx(0.65)}
+    (alone,) = benchmark_results(lines[1:]).rows
+    assert alone.name == "patchcore [file]"
 
 
 def test_sizes_are_told_by_data_set_where_they_differ():
@@ -345,6 +360,12 @@ def test_gain_over_csi_counts_the_data_sets_both_have():
     assert gain_table(benchmark_results(grid(dia=[0.6]))).rows == []
 
 
+def test_a_gain_over_an_auroc_of_0_is_none():
+    table = benchmark_results(grid(csi=[0.0, 0.5], dia=[0.5, 0.6]))
+    assert row_of(table, "dia").gain == pytest.approx(0.2)
+    assert row_of(table, "dia").gain_over == ("breastmnist",)
+
+
 def test_csv_comes_back_in_full():
     lines = [line("dia", "pneumoniamnist", a, s) for s, a in enumerate((1 / 3, 2 / 3))]
     lines += [line('a,"b"\nc', "kvasirseg_patches", 0.6, size=64, adapted={"n_images": [9, 5]})]
@@ -395,6 +416,36 @@ def test_paired_differences_are_of_common_seeds_and_corrected(tmp_path):
     assert abs(float(one["difference"])) == pytest.approx(abs(wanted.value))
     assert float(one["p_holm"]) >= float(one["p"]) == pytest.approx(wanted.p)
     assert one["seeds"] == "0 1 2"
+
+
+def test_one_anomalous_image_tells_a_difference_and_no_interval(tmp_path):
+    lines = grid(trivial__hog=[0.6], dia=[0.9])
+    kept(tmp_path, lines, n=2)  # one of either class
+    written = write_benchmark_report(tmp_path / "new" / "folder", lines, tmp_path)
+    page = next(p for p in written if p.name == "benchmark.md").read_text()
+    assert "nan" not in page
+
+
+def test_data_sets_whose_names_no_file_can_hold_have_curves_of_their_own(tmp_path):
+    lines = [
+        line(m, d, a) for d in ("肺", "脑", "a b", "a_b") for m, a in (("trivial:hog", 0.6), ("dia", 0.9))
+    ]
+    kept(tmp_path, lines)
+    written = write_benchmark_report(tmp_path / "page", lines, tmp_path)
+    names = [p.name for p in written if p.name.startswith("roc-")]
+    assert len(names) == len({n.lower() for n in names}) == 4
+
+
+def test_the_default_and_contending_methods_are_drawn_in_colour_whatever_their_weights(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "roc_overlay", lambda _, __, names, ___: shown.append(names))
+    lines = grid(trivial__hog=[0.6], control__detail=[0.95], cfa=[0.7], msc=[0.8], kdad=[0.65], uniad=[0.5])
+    lines += [line("dia+", "pneumoniamnist", 0.55, weights="lite0", weights_kind="lite0")]
+    kept(tmp_path, lines)
+    results = benchmark_results(lines)
+    for draw in figures.roc_curves(results, load_scores(results, tmp_path)).values():
+        draw()
+    assert shown == [["dia+ [lite0]", "msc", "cfa", "kdad"]]
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from dia.report.benchmark.dots import LETTER, LINE, NARROW, auroc_scale, labels,
 from dia.report.benchmark.extras import Extras
 from dia.report.benchmark.lines import RunsOf
 from dia.report.benchmark.page import write_benchmark_report
-from dia.report.benchmark.sentences import sentences, spent
+from dia.report.benchmark.sentences import counts, sentences, spent
 from dia.report.benchmark.standing import standing
-from dia.report.benchmark.tables import architecture, cost_table, trained
+from dia.report.benchmark.tables import architecture, cost_table, standing_table, trained
+from dia.report.style import environment
 from dia.report.table import table
 from dia.report.text import duration
 
@@ -22,6 +23,10 @@ LITE = "lite0 (EfficientNet-Lite, ImageNet, sha256 00)"
 
 def lite(method, dataset, auroc, **more):
     return line(method, dataset, auroc, weights=LITE, weights_kind="lite0", **more)
+
+
+def words(stands):
+    return str(environment().get_template("words.j2").module.counts(stands, "dia+"))
 
 
 def test_the_order_the_lead_and_the_counts_by_hand():
@@ -40,8 +45,10 @@ def test_the_order_the_lead_and_the_counts_by_hand():
     assert found.lead.mean == pytest.approx((0.05 - 0.20 + 0.25) / 3)
     assert (found.lead.higher, found.lead.sets) == (2, 3)
     # above the best untrained row: dia on the first, csi on the first two, cfa on both it has
-    assert found.count(found.methods) == (5, 0, 8)
-    assert found.count([s for s in found.methods if s.row.name == "csi"]) == (2, 0, 3)
+    assert found.count(found.methods) == (5, None, 8)  # no raw scores: not known
+    assert found.count([s for s in found.methods if s.row.name == "csi"]) == (2, None, 3)
+    assert "not known, for lack of raw scores" in words(found)
+    assert "interval" not in counts(found)
     assert sentences(results)[0].startswith("3 of 8 results")
 
 
@@ -65,7 +72,10 @@ def test_clear_of_chance_is_a_paired_interval_above_zero_of_a_row_that_is_above(
         "dia": ("pneumoniamnist",), "csi": ("breastmnist",),
     }  # fmt: skip
     assert found.count(found.methods) == (3, 2, 4)
+    assert found.count(found.methods, ["breastmnist"]) == (2, 1, 2)
     assert found.count([]) == (0, 0, 0)
+    assert "2 of them by more than the paired 95 % interval" in words(found)
+    assert counts(found).startswith("3 of 4 results")
 
 
 def test_another_direction_and_a_control_count_for_nothing():
@@ -75,7 +85,7 @@ def test_another_direction_and_a_control_count_for_nothing():
     more += [line("trivial:hog", "breastmnist-0", 0.1)]
     results = benchmark_results(more)
     after = standing(results, {})
-    assert after.count(after.methods) == before.count(before.methods) == (3, 0, 4)
+    assert after.count(after.methods) == before.count(before.methods) == (3, None, 4)
     assert [s.row.name for s in after.rows] == [s.row.name for s in before.rows]
     assert [s.row.name for s in after.controls] == ["control:centre"]
     (control,) = (r for r in results.rows if r.control)
@@ -84,6 +94,56 @@ def test_another_direction_and_a_control_count_for_nothing():
     assert results.ranking.names == ("trivial:hog", "csi", "dia")
     assert [f for f, _ in results.blocks][:2] == ["untrained", "control"]
     assert "control:centre" in [r[0] for r in cost_table(results).rows]
+
+
+def test_what_is_said_of_the_default_names_its_clear_sets_and_those_its_recipe_was_not_made_on():
+    sets = ("pneumoniamnist", "breastmnist")
+    lines = [*grid(trivial__hog=[0.6, 0.6]), *(lite("dia+", d, 0.7) for d in sets)]
+    lines[-2]["protocol"] = "confirm"
+    made = {
+        d: {
+            "trivial:hog": [
+                Compared("dia+ [lite0]", "trivial:hog", Difference(0.1, low, 0.3, 0.1), 0.1, (0,))
+            ]
+        }
+        for d, low in zip(sets, (0.05, -0.05), strict=True)
+    }
+    found = standing(benchmark_results(lines), made)
+    assert found.default.confirmed == ("pneumoniamnist",)
+    said = counts(found)
+    assert "`dia+` alone: 2 of 2, 1 of them by more than the paired 95 % interval (pneumoniamnist)." in said
+    assert "On the 1 of these that its recipe was not made on: 1, 1 of them" in said
+    assert "Mean AUROC over 2 data sets: dia+ 0.700, trivial:hog 0.600." in said
+
+
+def test_untrained_rows_alone_and_no_complete_method_make_no_best():
+    alone = standing(benchmark_results(grid(trivial__hog=[0.6, 0.6])), {})
+    assert [r[0].text for r in standing_table(alone).rows] == ["trivial:hog"]
+    part = standing(benchmark_results(grid(trivial__hog=[0.6, 0.6], csi=[0.99])), {})
+    assert {r[0].mark for r in standing_table(part).rows} == {""}
+
+
+def test_sets_of_one_source_count_as_one_in_the_tests_over_data_sets():
+    """By hand: breast ultrasound has two sets; their means are dia .75, csi .65, hog .60."""
+    lines = [
+        line(m, d, a)
+        for m, aurocs in {
+            "trivial:hog": (0.5, 0.7, 0.9),
+            "dia": (0.9, 0.6, 0.8),
+            "csi": (0.6, 0.7, 0.7),
+        }.items()
+        for d, a in zip(("breastmnist-128", "busi-128", "headct-128"), aurocs, strict=True)
+    ]
+    results = benchmark_results(lines)
+    assert results.ranking.sources == ("breast ultrasound of Al-Dhabyani", "headct-128")
+    assert results.aurocs["dia"] == pytest.approx(
+        {"breast ultrasound of Al-Dhabyani": 0.75, "headct-128": 0.8}
+    )
+    assert {r.name: r.rank for r in results.rows} == {"dia": 1.5, "csi": 2.5, "trivial:hog": 2.0}
+    said = str(environment().get_template("words.j2").module.ranking(results))
+    assert "Friedman's test over 2 sources of 3 data sets" in " ".join(said.split())
+    without = benchmark_results([r for r in lines if r["dataset"] != "headct-128"])
+    assert "needs two of different sources" in without.why_no_ranking
 
 
 def test_a_row_is_named_by_its_method_where_it_is_its_only_row():

@@ -23,7 +23,7 @@ from ..evaluate.ranking import Friedman, Nemenyi, friedman, nemenyi
 from .grid import load_grid
 from .ledger import identity
 from .published import BASE, DIRECTIONS, OTHER, Published, paper_table
-from .runs import weights_kind
+from .runs import weights_kind, weights_of
 
 TRIVIAL, CONTROL = "trivial:", "control:"  # of names: what trains nothing, and what compares with no normal
 UNTRAINED = "untrained"
@@ -105,6 +105,7 @@ class Row:
         kind: 'none', 'imagenet', 'file' or 'dia'.
         family: the paper's heading, else the method's own.
         weights: description in the lines, without seeds and the paths of 'dia' and 'file'.
+        label: of its weights, in its name: the kind, with digits where several rows are of one; or empty.
         starts_from: the ImageNet weights its publication starts from, or 'none'.
         published: its row of the paper.
         sizes: the size of the images it worked at and its other deviations from the settings, by data set.
@@ -123,6 +124,7 @@ class Row:
     sizes: Mapping[str, str]
     cells: Mapping[str, Entry]
     failures: Mapping[str, Mapping[int, str]]
+    label: str = ""
     rank: float | None = None
     gain: float | None = None
     gain_over: tuple[str, ...] = ()
@@ -130,7 +132,7 @@ class Row:
     @property
     def name(self) -> str:
         """The method, with its weights where they are not none."""
-        return self.method if self.kind == "none" else f"{self.method} [{self.kind}]"
+        return f"{self.method} [{self.label}]" if self.label else self.method
 
     @property
     def trivial(self) -> bool:
@@ -167,6 +169,7 @@ class Ranking:
 
     Args:
         datasets: the data sets.
+        sources: where they come from: sets of one source count as one, by their mean.
         names: the rows that take part.
         friedman: Friedman's test.
         nemenyi: Nemenyi's test.
@@ -175,6 +178,7 @@ class Ranking:
     """
 
     datasets: tuple[str, ...]
+    sources: tuple[str, ...]
     names: tuple[str, ...]
     friedman: Friedman
     nemenyi: Nemenyi
@@ -209,8 +213,8 @@ class BenchmarkResults:
 
     @property
     def aurocs(self) -> dict[str, dict[str, float]]:
-        """Mean AUROC by name of a row, by data set of `once`: what `ranking.against` takes."""
-        return {r.name: {d: r.cells[d].mean for d in self.once if d in r.cells} for r in self.rows}
+        """Mean AUROC by name of a row, by source of the data sets of `once`: what `ranking.against` takes."""
+        return {r.name: _by_source(r, self.once) for r in self.rows}
 
     @property
     def blocks(self) -> list[tuple[str, list[Row]]]:
@@ -240,8 +244,17 @@ def benchmark_results(
     if not lines and not failures:
         raise ValueError("a benchmark needs at least one line of the ledger: run some first")
     datasets = _in_order(dict.fromkeys([r["dataset"] for r in lines] + [k[0] for k in failures]))
-    keys = [(r["method"], r["weights_kind"]) for r in lines] + [(k[1], weights_kind(k[2])) for k in failures]
-    rows = [_row(m, kind, lines, failures) for m, kind in dict.fromkeys(keys)]
+    by_row: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        by_row.setdefault((line["method"], line["weights_kind"], weights_of(line)), []).append(line)
+    there = {key[:2] for key in by_row}
+    failed = dict.fromkeys((k[1], weights_kind(k[2])) for k in failures)
+    by_row |= {(*key, ""): [] for key in failed if key not in there}
+    rows = []
+    for (method, kind, digits), own in by_row.items():
+        several = sum(key[:2] == (method, kind) for key in by_row) > 1
+        label = "" if kind == "none" else f"{kind} {digits}" if several else kind
+        rows.append(_row(method, kind, label, own, failures))
     papers = paper_table()
     families = list(
         dict.fromkeys([UNTRAINED, "control", *(p.family for p in papers.values()), *(r.family for r in rows)])
@@ -252,7 +265,7 @@ def benchmark_results(
         if row.trivial:
             return families.index(row.family), 0, "", row.kind
         printed = order.index(row.method) if row.method in papers else len(papers)
-        return families.index(row.family), printed, row.method, row.kind
+        return families.index(row.family), printed, row.method, row.name
 
     rows.sort(key=place)
     best = {}
@@ -272,12 +285,39 @@ def benchmark_results(
     base = next((r for r in rows if r.name == BASE), None)
     for r in rows:
         r.rank = ranks.get(r.name)
-        r.gain_over = tuple(d for d in once if base is not None and d in r.cells and d in base.cells)
+        # a gain over an AUROC of 0 is none
+        r.gain_over = tuple(d for d in once if base is not None and d in r.cells and _mean_of(base, d) > 0)
         if base is not None and r.gain_over and r.contends:
             ours, theirs = ([of.cells[d].mean for d in r.gain_over] for of in (r, base))
             r.gain = relative_gain(ours, theirs)
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
     return BenchmarkResults(datasets, tuple(rows), most, best, ranking, why)
+
+
+def _mean_of(row: Row, dataset: str) -> float:
+    return row.cells[dataset].mean if dataset in row.cells else 0.0
+
+
+def source_of(dataset: str) -> str:
+    """Returns where a data set's images come from, by the catalogue; the set itself where nothing is known.
+
+    Example:
+        >>> source_of("busi-128") == source_of("breastmnist"), source_of("my scans")
+        (True, 'my scans')
+    """
+    return (CATALOG[dataset].origin if dataset in CATALOG else "") or dataset
+
+
+def _by_source(row: Row, datasets: Sequence[str]) -> dict[str, float]:
+    """AUROC by source, the mean over its data sets; sources of which a set is lacking are left out."""
+    by_source: dict[str, list[str]] = {}
+    for d in datasets:
+        by_source.setdefault(source_of(d), []).append(d)
+    return {
+        source: mean(row.cells[d].mean for d in sets)
+        for source, sets in by_source.items()
+        if all(d in row.cells for d in sets)
+    }
 
 
 def _in_order(datasets: Iterable[str]) -> tuple[str, ...]:
@@ -322,9 +362,12 @@ def headline_gain() -> tuple[float, float]:
 
 
 def _row(
-    method: str, kind: str, lines: Sequence[Mapping[str, Any]], failures: Mapping[FailureKey, str]
+    method: str,
+    kind: str,
+    label: str,
+    own: Sequence[Mapping[str, Any]],
+    failures: Mapping[FailureKey, str],
 ) -> Row:
-    own = [r for r in lines if (r["method"], r["weights_kind"]) == (method, kind)]
     own_failures = {k: v for k, v in failures.items() if (k[1], weights_kind(k[2])) == (method, kind)}
     texts = [r["weights"] for r in own] or [weights for _, _, weights, _ in own_failures]
     weights = "; ".join(dict.fromkeys(_without_paths(kind, text) for text in texts))
@@ -344,7 +387,7 @@ def _row(
     for (d, _, _, seed), reason in own_failures.items():
         reasons.setdefault(d, {})[seed] = reason
     sizes = {r["dataset"]: _images_seen(r) for r in own}
-    return Row(method, kind, family, weights, starts_from, published, sizes, cells, reasons)
+    return Row(method, kind, family, weights, starts_from, published, sizes, cells, reasons, label)
 
 
 def _entry(
@@ -385,12 +428,13 @@ def _ranking(rows: Sequence[Row], datasets: tuple[str, ...]) -> tuple[Ranking | 
     untrained = [r for r in complete if r.trivial]
     best = max(untrained, key=lambda r: mean(r.cells[d].mean for d in datasets), default=None)
     entered = [r for r in complete if r.contends or r is best]
-    if len(datasets) < 2 or len(entered) < 3:
+    sources = tuple(dict.fromkeys(map(source_of, datasets)))
+    if len(sources) < 2 or len(entered) < 3:
         return None, (
-            f"No test over data sets: it needs two of them and three rows that have all, and here are "
-            f"{len(datasets)} and {len(entered)}."
+            f"No test over data sets: it needs two of different sources and three rows that have all, and "
+            f"here are {len(sources)} and {len(entered)}."
         )
-    test = friedman(np.array([[r.cells[d].mean for r in entered] for d in datasets]))
+    test = friedman(np.array([[*_by_source(r, datasets).values()] for r in entered]).T)
     names, left_out = tuple(r.name for r in entered), {name: sets for name, sets in lacks.items() if sets}
     trivial = "" if best is None else best.name
-    return Ranking(datasets, names, test, nemenyi(test.ranks, len(datasets)), trivial, left_out), ""
+    return Ranking(datasets, sources, names, test, nemenyi(test.ranks, len(sources)), trivial, left_out), ""

@@ -20,9 +20,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from ..core.errors import DataError
 from ..core.training import TrainingError
-from ..data.datasets import is_path, load, load_training, name_of
+from ..data.datasets import CATALOG, DECLARATION, interval_units, is_path, load, load_training, name_of
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
 from ..detectors.registry import wanted_settings
@@ -124,11 +126,13 @@ def perform(job: Job, paths: Paths) -> Result:
     began = time.time()
     try:
         with sharing(paths.shared_maps()):
+            normals, test = _images(job, paths)
             line = run(
-            job.label, *_images(job, paths), job.method, preset=job.preset, changes=job.changes,
+            job.label, normals, test, job.method, preset=job.preset, changes=job.changes,
             encoder=job.encoder, seed=job.seed, device=paths.device, progress=paths.progress,
             workdir=Path(paths.work, name_of(job.dataset)), ledger=Ledger(paths.ledger),
-            scores=Path(paths.scores), about={"began": began, **_source(job, paths), **job.about},
+            scores=Path(paths.scores), units=_units(job, test, paths),
+            about={"began": began, **_source(job, paths), **job.about},
         )  # fmt: skip
     except (DataError, TrainingError) as error:
         return Result(None, reason=str(error))
@@ -166,9 +170,19 @@ def _read(
 
 def _source(job: Job, paths: Paths) -> dict[str, Any]:
     """Returns the field of a line that says where a data set of the user's own is; none for known sets."""
-    if not is_path(job.dataset, paths.data_root):
+    if not is_path(job.dataset, paths.data_root) and not job.dataset.lower().endswith(DECLARATION):
         return {}
-    return {"source": {"path": os.path.abspath(job.dataset), "normal": paths.normal}}
+    return {"source": {"path": os.path.abspath(job.dataset), "normal": paths.normal_in(job.dataset)}}
+
+
+def _units(job: Job, test: ImageSet, paths: Paths) -> np.ndarray | None:
+    """Returns which test images count as one in intervals by `interval_by`."""
+    try:
+        return interval_units(job.dataset, test.names, paths.data_root)
+    except DataError:
+        if job.dataset in CATALOG:  # images made for development have names of their own
+            return None
+        raise
 
 
 # --- all runs --------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from ..core.environment import environment, peak_memory_mb, reset_peak_memory
 from ..core.errors import DataError
 from ..core.settings import changes_from, from_dict
 from ..core.storage import locked
-from ..data.datasets import interval_units
 from ..data.imageset import ImageSet
 from ..detectors import DIA, Detector
 from ..detectors.registry import detector_class, wanted_settings
@@ -282,6 +281,7 @@ def run(
     changes: Mapping[str, Any] | None = None,
     encoder: Mapping[str, Any] | None = None,
     scores: Path | None = None,
+    units: np.ndarray | None = None,
     about: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_fitted: Callable[[Detector, Scored], None] | None = None,
@@ -302,6 +302,8 @@ def run(
             encoder of `dia` with this preset and seed, which is fitted on the same normals first.
         encoder: changes of that `dia`'s settings, likewise.
         scores: folder in which raw scores and labels are kept for paired comparisons.
+        units: `(N,)` whole numbers, kept with them where test images name no patient or volume: equal for
+            images that count as one in intervals.
         about: further fields of the line.
         progress: show progress bars.
         on_fitted: called with the detector and its output on the test set, if the run is made now.
@@ -348,8 +350,8 @@ def run(
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}")  # whole or not at all
             kept: dict[str, Any] = {"scores": scored.scores, "labels": np.asarray(test.labels)}
-            if (units := _units(dataset, test)) is not None:
-                kept["units"] = units
+            if (of := units if test.unit_codes is None else test.unit_codes) is not None:
+                kept["units"] = of
             np.savez_compressed(new, **kept)
             new.replace(path)
         if ledger is not None:
@@ -357,16 +359,6 @@ def run(
         if on_fitted is not None:
             on_fitted(detector, scored)
         return line
-
-
-def _units(dataset: str, test: ImageSet) -> np.ndarray | None:
-    """Returns which test images count as one in intervals: by patient or volume, else by `interval_by`."""
-    if test.unit_codes is not None:
-        return test.unit_codes
-    try:
-        return interval_units(dataset, test.names)
-    except DataError:  # images made for development have names of their own
-        return None
 
 
 def _kept(own: Detector, normals: ImageSet, workdir: Path, progress: bool) -> Path:
@@ -409,9 +401,33 @@ def current_lines(
     asked = [r for r in rows if _asked(r, preset, datasets, methods) and "ablation" not in r]
     known = [r for r in asked if r.get("settings") is not None]
     today = [r for r in known if identity(r) == _identity_today(r, changes or {}, sizes or {})]
-    wanted = {(r["dataset"], r["method"], r["weights_kind"], r["seed"]): r for r in today}
+    wanted = {(r["dataset"], r["method"], r["weights_kind"], weights_of(r), r["seed"]): r for r in today}
     newest = {r["dataset"]: r["data_sha256"] for r in rows if any(r is w for w in wanted.values())}
     return [r for r in wanted.values() if r["data_sha256"] == newest[r["dataset"]]]
+
+
+def weights_of(line: Mapping[str, Any]) -> str:
+    """Tells weights of one kind apart: a file's, or those of an own encoder whatever its seed.
+
+    Args:
+        line: of the ledger.
+
+    Returns:
+        Eight digits; empty for kinds that are one pair of eyes each, such as lite0 and none.
+
+    Example:
+        >>> weights_of({"weights_kind": "file", "settings": {"weights": "sha256:0123456789abcdef"}})
+        '01234567'
+        >>> weights_of({"weights_kind": "lite0", "settings": {"weights": "lite0"}})
+        ''
+    """
+    if line["weights_kind"] == "file":
+        return str((line.get("settings") or {}).get("weights", "")).rpartition(":")[2][:8]
+    if encoder := line.get("encoder"):
+        return fingerprint(*sorted((k, v) for k, v in encoder.items() if k not in ("seed", "train_sha256")))[
+            :8
+        ]
+    return ""
 
 
 def open_failures(

@@ -226,9 +226,9 @@ def _show_cost(left: Sequence[Job], total: int, ledger: str) -> None:
 
 def report_benchmark(
     *,
-    ledger: str = LEDGER,
-    scores: str = Runs.scores,
-    preset: str = "cpu",
+    ledger: str | None = None,
+    scores: str | None = None,
+    preset: str | None = None,
     datasets: list[str] | None = None,
     methods: list[str] | None = None,
     settings: dict[str, dict[str, Any]] = {},  # noqa: B006 - never changed
@@ -249,15 +249,14 @@ def report_benchmark(
     history.
 
     Args:
-        ledger: what `dia benchmark` wrote
-        scores: the raw scores it kept
-        preset: settings of the runs: cpu, gpu or paper
+        ledger: what `dia benchmark` wrote (default: the grid's, else results/runs.jsonl)
+        scores: the raw scores it kept (default: the grid's, else results/scores)
+        preset: settings of the runs: cpu, gpu or paper (default: the grid's, else cpu)
         datasets: the columns (default: all in the ledger)
         methods: the rows (default: all in the ledger)
         settings: as they were given to `dia benchmark`
         grid: the file that was given to `dia benchmark --config`: its runs alone are shown, and the page says
-            which are missing; data sets, methods, weights, preset and settings are its own where no option
-            here says otherwise
+            which are missing; everything that no option here gives is its own
         weights: of the grid's rows, as [none] for the same table without outside data; needs --grid
         out: folder of the report
         title: of the page
@@ -290,10 +289,17 @@ def report_benchmark(
     if weights and not grid:
         raise DataError("--weights are those of a grid's rows: give --grid FILE")
     of_grid = read_yaml(Path(grid)) if grid else {}
-    preset = of_grid.get("preset", preset)
+    if not isinstance(of_grid, dict):
+        raise DataError(
+            f"{grid}: no grid; it needs entries such as `datasets: [a, b]`, as of `dia benchmark`"
+        )
+    ledger = ledger or of_grid.get("ledger", LEDGER)
+    scores = scores or of_grid.get("scores", Runs.scores)
+    preset = preset or of_grid.get("preset", "cpu")
     datasets, methods = datasets or of_grid.get("datasets"), methods or of_grid.get("methods")
     settings = settings or of_grid.get("settings", {})
     _check_preset(preset)
+    side = of_grid.get("max_size") or MAX_SIZE[preset]
     names = datasets and [name_of(d) for d in datasets]
     rows = Ledger(ledger).rows()
     lines = current_lines(
@@ -313,7 +319,7 @@ def report_benchmark(
     failed = Ledger(failures_path(Path(ledger)), FAILED).rows()
     failures = open_failures(failed, lines, preset, datasets=names, methods=methods)
     failures = of.failures(failures) if of else failures
-    sets, remarks = set_contexts(lines, root.data_root, MAX_SIZE[preset])
+    sets, remarks = set_contexts(lines, root.data_root, side)
     for line in remarks:
         remark(line)
     shown = None
@@ -321,9 +327,7 @@ def report_benchmark(
         from ..report.benchmark.pictures import draw_pictures
 
         results = benchmark_results(lines, failures)
-        shown = draw_pictures(
-            Path(out), results, root.data_root, MAX_SIZE[preset], Path(work) if work else None, remark
-        )
+        shown = draw_pictures(Path(out), results, root.data_root, side, Path(work) if work else None, remark)
     for path in write_benchmark_report(
         Path(out), lines, Path(scores), failures, title, sets=sets, pictures=shown, notes=notes,
         data_root=root.data_root,

@@ -63,6 +63,8 @@ class DataSet:
         pool: the split of the .npz ("test", or "all") that is divided anew by the rule of such a folder,
             where its own train holds no normals; empty where the file's splits stand.
         channels: 1 where colour files hold grey images; as they are where None.
+        origin: what sets of the same source have in common; where methods are compared over data sets, they
+            count as one. The set itself where empty.
         proxy: a substitute whose numbers must not be compared with the paper's.
         note: sizes and cautions.
     """
@@ -85,6 +87,7 @@ class DataSet:
     size: int | tuple[int, int] | None = None
     pool: str = ""
     channels: int | None = None
+    origin: str = ""
     proxy: bool = False
     note: str = ""
 
@@ -215,7 +218,7 @@ def interval_units(
     """Tells which images count as one where intervals and tests are made, by `DataSet.interval_by`.
 
     Args:
-        dataset: the name of a data set.
+        dataset: as for `known_set`.
         names: of N images.
         data_root: the folder that holds the data sets, by default `$DIA_DATA`; known sets do not need it.
 
@@ -231,8 +234,11 @@ def interval_units(
         >>> interval_units("breastmnist", ["0", "1"]) is None
         True
     """
-    known = known_sets(data_root).get(dataset)
-    if known is None or not known.interval_by:
+    try:
+        known = known_set(dataset, data_root)
+    except DataError:
+        return None
+    if not known.interval_by:
         return None
     try:
         units, _ = patients_of(dataset, names, known.interval_by)

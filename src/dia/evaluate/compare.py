@@ -74,7 +74,7 @@ def paired_difference(
         units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
 
     Returns:
-        The difference with its 95 % interval and p-value.
+        The difference with its 95 % interval and p-value; NaN where a class has one image or patient.
 
     Raises:
         ValueError: shapes that differ, or one class only.
@@ -92,7 +92,13 @@ def paired_difference(
     parts, shared = list[tuple[float, float]](), 0.0  # (variance, degrees of freedom)
     sides = [np.mean([a[side] - b[side] for a, b in pairs], axis=0) for side in (0, 1)]
     if units is None or len(np.unique(units)) == len(labels):
-        parts += [(d.var(ddof=1) / len(d), len(d) - 1) for d in sides]
+        parts += [
+            (
+                d.var(ddof=1) / len(d) if len(d) > 1 else np.nan,
+                max(len(d) - 1, 1),
+            )  # one image tells of no other
+            for d in sides
+        ]
     else:
         parts, shared = _clustered(labels, sides, np.asarray(units))
     if len(by_seed) > 1:
@@ -126,7 +132,7 @@ def _clustered(
         parts.append((known, max(count - 1, 1)))
         sums.append(of_unit)
     count = len(sums[0])
-    return parts, 2 * count / (count - 1) * float(sums[0] @ sums[1])
+    return parts, 2 * count / (count - 1) * float(sums[0] @ sums[1]) if count > 1 else np.nan
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -156,14 +162,17 @@ def compared(
     Returns:
         One comparison for each pair that is left, in order.
     """
-    found = []
+    found: list[tuple[str, str, Difference, tuple[int, ...]]] = []
     for first, second in pairs:
         one, other = scores.get(first, {}), scores.get(second, {})
         if seeds := tuple(sorted(set(one) & set(other))):
             a, b = (np.stack([side[s] for s in seeds]) for side in (one, other))
             found.append((first, second, paired_difference(labels, a, b, units), seeds))
-    corrected = holm([d.p for _, _, d, _ in found])
-    return [Compared(a, b, d, float(p), s) for (a, b, d, s), p in zip(found, corrected, strict=True)]
+    known = [d.p for _, _, d, _ in found if np.isfinite(d.p)]
+    corrected = iter(holm(known))
+    return [
+        Compared(a, b, d, float(next(corrected)) if np.isfinite(d.p) else np.nan, s) for a, b, d, s in found
+    ]
 
 
 def relative_gain(ours: Sequence[float] | np.ndarray, base: Sequence[float] | np.ndarray) -> float:

@@ -237,9 +237,10 @@ def _against_untrained(
             return Finding("ranking", "good", f"{said}Nothing untrained does as well: the best, {name}.")
         return Finding("ranking", "bad", f"{said}Something untrained may do as well: {name}.")
     d = paired_difference(labels, scores, best["scores"], units)
-    apart = f"difference {d.value:+.3f}, 95 % interval {d.low:+.3f} to {d.high:+.3f}, paired".replace(
-        "-", "−"
+    told = (
+        f"95 % interval {d.low:+.3f} to {d.high:+.3f}" if np.isfinite(d.low) else "of too few for an interval"
     )
+    apart = f"difference {d.value:+.3f}, {told}, paired".replace("-", "−")
     if d.low > 0:
         return Finding(
             "ranking", "good", f"{said}Nothing untrained does as well: the best, {name} ({apart})."

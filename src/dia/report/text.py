@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import mean, stdev
 
 from ..evaluate.compare import Difference
@@ -35,8 +36,8 @@ def mean_and_spread(value: float, std: float | None) -> str:
 
 
 def difference(d: Difference) -> str:
-    """The difference with its interval."""
-    return f"{signed(d.value)} [{signed(d.low)}, {signed(d.high)}]"
+    """The difference with its interval, which one image or patient of a class leaves unknown."""
+    return f"{signed(d.value)} [{signed(d.low)}, {signed(d.high)}]" if isfinite(d.low) else signed(d.value)
 
 
 def amount(number: float | None) -> str:

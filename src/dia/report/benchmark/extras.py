@@ -120,5 +120,5 @@ def _equal(results: BenchmarkResults, stands: Standing) -> Table | None:
         [a.method, str(len(a.datasets)), text.signed(a.difference), *(f"{p:.2f}" for p in a.probabilities)]
         for a in against(chosen, default.row.name)
     ]
-    head = ("method", "data sets", f"mean difference from {DEFAULT}", "P(better)", "P(equal)", "P(worse)")
+    head = ("method", "sources", f"mean difference from {DEFAULT}", "P(better)", "P(equal)", "P(worse)")
     return table(head, rows, 1) if rows else None

@@ -19,7 +19,7 @@ from ...benchmark.results import BenchmarkResults, Ranking
 from ..style import QUIET, axes
 from .scores import Scores
 
-OURS = ("dia+", "dia", BASE)  # rows always in colour
+OURS = ("dia+", "dia", BASE)  # methods always in colour
 BEST = 3  # number of further rows in colour
 FPR = np.linspace(0, 1, 201)
 # colours that differ on white and on black; dashes differ too
@@ -88,8 +88,14 @@ def roc_curves(results: BenchmarkResults, scores: Mapping[str, Scores]) -> dict[
             for r in results.rows
             if r.name in of_set.rows and (not r.trivial or r.name == trivial)
         }
-        others = sorted((n for n in aurocs if n not in (*OURS, trivial)), key=lambda n: -aurocs[n])
-        shown = [*(n for n in OURS if n in aurocs), *others[:BEST]]
+        method = {r.name: r.method for r in results.rows if r.name in aurocs}
+        best = sorted(aurocs, key=lambda n: -aurocs[n])
+        ours = dict[str, str]()  # of several kinds of weights the best
+        for name in best:
+            ours.setdefault(method[name], name)
+        shown = [ours[m] for m in OURS if m in ours]
+        contends = {r.name for r in results.rows if r.contends}
+        shown += [n for n in best if n in contends and n not in shown][:BEST]
         curves = {n: mean_curve(of_set.labels, list(of_set.rows[n].values())) for n in aurocs}
         if curves:
             figures[d] = partial(roc_overlay, curves, aurocs, shown, trivial)

@@ -75,7 +75,11 @@ def write_benchmark_report(
     scores, sets = load_scores(results, scores_folder, data_root), sets or {}
     differences, curves = comparisons(results, scores), roc_curves(results, scores)
     stands, labels = standing(results, differences), {d: of.labels for d, of in scores.items()}
-    slugs = {d: f"roc-{re.sub(r'[^A-Za-z0-9_.-]+', '_', d)}" for d in curves}
+    out.mkdir(parents=True, exist_ok=True)
+    slugs = dict[str, str]()
+    for d in curves:  # names may differ in what no file's name should hold
+        slug = f"roc-{re.sub(r'[^A-Za-z0-9_.-]+', '_', d)}"
+        slugs[d] = slug if slug not in slugs.values() else f"{slug}-{len(slugs)}"
     written = [save(draw, out / f"{slugs[d]}.png") for d, draw in curves.items()]
     written += [p.file for of in (pictures.sets if pictures else ()) for p in of.pictures]
     ranks = None

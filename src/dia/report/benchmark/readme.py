@@ -72,24 +72,22 @@ def marked_standing(path: Path, results: BenchmarkResults, scores: Mapping[str, 
     """Draws into a text, between the marks FAIR, how methods stand over the data sets.
 
     Args:
-        path: the text file.
+        path: the text file; with the marks COUNT the sentences alone are drawn between them.
         results: results of the benchmark.
         scores: raw scores by data set.
 
     Raises:
         DataError: it has no such marks.
     """
-    if "<!-- FAIR:begin -->" not in path.read_text(encoding="utf-8"):
-        raise DataError(f"{path} holds no marks <!-- FAIR:begin -->")
-    stands = standing(results, comparisons(results, scores))
-    above, clear, total = stands.count(stands.methods)
-    said = [
-        f"{above} of {total} results of methods are above the best untrained row of their data set, "
-        f"{clear} of them by more than the paired 95 % interval."
+    there = [
+        name for name in ("FAIR", "COUNT") if f"<!-- {name}:begin -->" in path.read_text(encoding="utf-8")
     ]
-    if (default := stands.default) is not None:
-        above, clear, total = stands.count([default])
-        said.append(f"`{DEFAULT}` alone: {above} of {total}, {clear} clear.")
-    said.append(f"{sentences.spent(results)} Seeds: {results.seeds} at most.")
+    if not there:
+        raise DataError(f"{path} holds no marks <!-- FAIR:begin --> or <!-- COUNT:begin -->")
+    stands = standing(results, comparisons(results, scores))
+    count = sentences.counts(stands)
     made = render.markdown(tables.standing_table(stands))
-    update_section(path, "FAIR", "\n\n".join([" ".join(said), made]))
+    for name in there:
+        spent = f"{sentences.spent(results)} Seeds: {results.seeds} at most."
+        whole = count if name == "COUNT" else f"{count} {spent}\n\n{made}"
+        update_section(path, name, whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,9 @@ def pairs_table(scores: Mapping[str, Scores]) -> Table:
 
 def paired_table(pairs: Sequence[Compared]) -> Table:
     """Differences with their intervals, corrected p-values and numbers of seeds."""
-    shown = ["< 0.001" if c.p_holm < 0.001 else f"{c.p_holm:.3f}" for c in pairs]
+    shown = [
+        "< 0.001" if c.p_holm < 0.001 else f"{c.p_holm:.3f}" if isfinite(c.p_holm) else "–" for c in pairs
+    ]
     rows = [
         [c.first, text.difference(c.difference), p, str(len(c.seeds))]
         for c, p in zip(pairs, shown, strict=True)

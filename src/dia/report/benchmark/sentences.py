@@ -1,14 +1,16 @@
 """The sentences about the benchmark's results that follow from comparisons, and the words in its cells.
 
-Knows `BenchmarkResults` and the paper's table; no ledger, scores, plots or forms of output. Other sentences
-stand in the templates.
+Knows `BenchmarkResults`, how its rows stand and the paper's table; no ledger, scores, plots or forms of
+output. Other sentences stand in the templates.
 """
 
 from __future__ import annotations
 
 from ...benchmark.published import DIRECTIONS, OTHER, UNKNOWN, known_direction
 from ...benchmark.results import BenchmarkResults, Entry, Row, paper_name
+from ...detectors.registry import DEFAULT
 from ..text import duration, signed
+from .standing import Standing
 
 DIRECTION_MARKS = {OTHER: "⇄", UNKNOWN: "?"}
 
@@ -81,6 +83,29 @@ def spent(results: BenchmarkResults) -> str:
         else ""
     )
     return f"The {len(runs)} runs of this page took {duration(wall)}{known}.{saved}"
+
+
+def counts(stands: Standing) -> str:
+    """How many results are above the best untrained row, those of the default alone, and who is next."""
+    above, clear, total = stands.count(stands.methods)
+    untrained = "the best untrained row of their data set"
+    said = [f"{above} of {total} results of methods are above {untrained}{_clear(clear)}."]
+    if (default := stands.default) is not None:
+        above, clear, total = stands.count([default])
+        named = f" ({', '.join(default.clear)})" if default.clear else ""
+        said.append(f"`{DEFAULT}` alone: {above} of {total}{_clear(clear)}{named}.")
+        if (own := default.confirmed) and len(own) < total:
+            above, clear, total = stands.count([default], own)
+            said.append(f"On the {total} of these that its recipe was not made on: {above}{_clear(clear)}.")
+    shown = [*stands.whole[:3], *filter(None, [stands.untrained])]
+    if len(stands.sets) > 1 and shown:
+        listed = ", ".join(f"{stands.short(s.row)} {s.mean:.3f}" for s in shown)
+        said.append(f"Mean AUROC over {len(stands.sets)} data sets: {listed}.")
+    return " ".join(said)
+
+
+def _clear(number: int | None) -> str:
+    return "" if number is None else f", {number} of them by more than the paired 95 % interval"
 
 
 def _do(names: list[str]) -> str:

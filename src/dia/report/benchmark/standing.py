@@ -26,14 +26,22 @@ class Stand:
         cells: its results by data set.
         against: the data sets that have an untrained row, too.
         above: those of them on which it beats the best untrained row.
-        clear: those of them on which the paired 95 % interval, each by itself, is above 0.
+        clear: those of them on which the paired 95 % interval, each by itself, is above 0; None where raw
+            scores lack for one of them.
     """
 
     row: Row
     cells: Mapping[str, Entry]
     against: tuple[str, ...]
     above: tuple[str, ...]
-    clear: tuple[str, ...]
+    clear: tuple[str, ...] | None
+
+    @property
+    def confirmed(self) -> tuple[str, ...]:
+        """The data sets on which a recipe was confirmed that was not made on them (docs/protocol.md)."""
+        return tuple(
+            d for d, c in self.cells.items() if any(run.get("protocol") == "confirm" for run in c.runs)
+        )
 
     @property
     def mean(self) -> float:
@@ -132,18 +140,23 @@ class Standing:
             return None
         return fmean(best[d].cells[d].mean for d in self.sets)
 
-    def count(self, rows: Sequence[Stand]) -> tuple[int, int, int]:
+    def count(self, rows: Sequence[Stand], sets: Sequence[str] | None = None) -> tuple[int, int | None, int]:
         """Counts results of rows against the best untrained row of each data set.
 
         Args:
             rows: whose results count.
+            sets: on which data sets; on all if None.
 
         Returns:
-            Those above it, those of them clear of chance, and all.
+            Those above it; those of them whose paired interval is above 0, None without raw scores; and all.
         """
-        totals = [(len(s.above), len(s.clear), len(s.against)) for s in rows]
-        above, clear, all_of_them = map(sum, zip(*totals, strict=True)) if totals else (0, 0, 0)
-        return above, clear, all_of_them
+
+        def number(names: Sequence[str]) -> int:
+            return len([d for d in names if sets is None or d in sets])
+
+        known = [number(s.clear) for s in rows if s.clear is not None]
+        clear = sum(known) if len(known) == len(rows) else None
+        return sum(number(s.above) for s in rows), clear, sum(number(s.against) for s in rows)
 
 
 def standing(
@@ -159,19 +172,20 @@ def standing(
         The standing.
     """
     best = results.best_trivial
-    clear = {
-        (d, c.first)
+    lows = {
+        (d, c.first): c.difference.low
         for d, by_reference in differences.items()
         for c in (by_reference.get(best[d].name, ()) if d in best else ())
-        if c.difference.low > 0
     }
     found = []
     for row in results.rows:
         cells = {d: row.cells[d] for d in results.once if d in row.cells}
         against = tuple(d for d in cells if d in best)
         above = tuple(d for d in against if cells[d].mean > best[d].cells[d].mean)
+        known = all((d, row.name) in lows for d in above)
+        clear = tuple(d for d in above if lows[d, row.name] > 0) if known else None
         if cells:
-            found.append(Stand(row, cells, against, above, tuple(d for d in above if (d, row.name) in clear)))
+            found.append(Stand(row, cells, against, above, clear))
 
     def place(s: Stand) -> tuple[bool, float, float]:
         lacks = len(s.cells) < len(results.once)

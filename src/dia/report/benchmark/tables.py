@@ -41,9 +41,9 @@ def results_table(results: BenchmarkResults, compact: bool = False) -> Table:
         most = max((len(c.runs) for c in r.cells.values()), default=0) if compact else results.seeds
         cells = [_result(r, d, most, compact) for d in results.datasets]
         if compact:
-            return [r.method, "" if r.trivial else r.kind, str(most), *cells]
+            return [r.method, "" if r.trivial else r.label or r.kind, str(most), *cells]
         rank = "–" if r.rank is None else f"{r.rank:.2f}"
-        return [r.method, "" if r.trivial else r.kind, *cells, _mean(r, results), rank]
+        return [r.method, "" if r.trivial else r.label or r.kind, *cells, _mean(r, results), rank]
 
     blocks = tuple((family, tuple(map(line, rows))) for family, rows in results.blocks)
     first = ("method", "weights", "seeds") if compact else ("method", "weights")
@@ -89,7 +89,9 @@ def long_table(results: BenchmarkResults) -> Table:
                     "ap": c.ap,
                 }
                 found |= {"images_per_second": c.cost("score_images_per_second")}
-                found |= {what: c.cost(what) for what in _COSTS if what in CSV_FIELDS}
+                costs = {"fit_seconds": "fit_seconds", "run_seconds": "run", "cpu_seconds": "processor"}
+                costs["peak_memory_mb"] = "peak_memory_mb"
+                found |= {field: c.cost(what) for field, what in costs.items()}
                 found |= {"ci_low": c.ci[0], "ci_high": c.ci[1], "paper": paper[0], "paper_std": paper[1]}
                 found |= {"paper_direction": c.direction, "difference": c.difference}
                 found["seeds"] = " ".join(str(run["seed"]) for run in c.runs)
@@ -127,7 +129,7 @@ def default_table(results: BenchmarkResults) -> Table:
         made = [Marked(text.mean_and_spread(c.mean, c.std), c.mark) if c else "–" for c in cells]
         paper = next((r.cells[d] for r in results.rows if r.method == "dia" and d in r.cells), None)
         rows.append([d, untrained, *made, paper_value(paper, True) if paper else ""])
-    heads = [f"{r.method}, {r.kind}" for r in own]
+    heads = [f"{r.method}, {r.label or r.kind}" for r in own]
     return table(("data set", "best untrained row", *heads, "DIA as published"), rows)
 
 
@@ -244,10 +246,10 @@ def standing_table(stands: Standing) -> Table:
     rows: list[Line] = []
     for s in [*stands.rows, *stands.controls]:
         wins = "–" if s.row.trivial else f"{len(s.above)} of {len(s.against)}"
-        clear = "–" if s.row.trivial else str(len(s.clear))
+        clear = "–" if s.row.trivial or s.clear is None else str(len(s.clear))
         rank = "–" if s.row.rank is None else f"{s.row.rank:.1f}"
         costs = (s.row.average(c) for c in ("processor", "score_images_per_second"))
-        name = Marked(stands.short(s.row), "best" if s is stands.methods[0] else "")
+        name = Marked(stands.short(s.row), "best" if s in stands.whole[:1] else "")
         rows.append([name, str(len(s.cells)), f"{s.mean:.3f}", rank, wins, clear, *map(text.amount, costs)])
     head = (
         "method",
