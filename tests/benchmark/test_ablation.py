@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dia.benchmark.grid import load_grid, measured, shipped
+from dia.benchmark.grid import ABLATION, load_grid, measured, shipped
 from dia.benchmark.ledger import Ledger
 from dia.cli.main import main
 from dia.core.errors import DataError
@@ -54,6 +56,19 @@ def test_the_paper_and_its_reviewers_have_their_grids():
     assert poster["sarscov2ct"]["median/cutperm"] == 0.826
     assert load_grid("resolution").published["aptos2019"]["64"] == 0.937
     assert {c.contamination for c in load_grid("contamination").cells} == {0, 0.01, 0.02, 0.05, 0.1}
+
+
+LEDGER = Path(__file__).parents[2] / "results/ablations.jsonl"
+
+
+@pytest.mark.parametrize("name", sorted({line[ABLATION]["grid"] for line in Ledger(LEDGER).rows()}))
+def test_the_grid_of_kept_lines_still_finds_them(name):
+    """A changed default must not leave a published page empty."""
+    lines = [line for line in Ledger(LEDGER).rows() if line[ABLATION]["grid"] == name]
+    grid = load_grid(name)
+    grid = replace(grid, datasets=tuple(dict.fromkeys(line["dataset"] for line in lines)))
+    made = [m for of_set in measured(grid, lines, Path("none")).values() for m in of_set]
+    assert sum(bool(m.aurocs) for m in made) >= len(grid.cells)
 
 
 def test_every_switch_has_a_row_and_each_row_changes_what_it_names():

@@ -70,9 +70,8 @@ def test_sizes_by_data_set_reach_the_runs_and_select_their_lines(root, tmp_path,
     assert [r["dataset"] for r in without if r["method"] == "kdad"] == ["breastmnist"]
     main(benchmark(root, tmp_path, **asked, sizes=sizes, weights=["none"]))
     assert len(lines_of(tmp_path)) == 4
-    argv = ["report", "benchmark", "--ledger", str(tmp_path / "l.jsonl"), "--scores", str(tmp_path / "s")]
-    argv += ["--data_root", str(root)]
-    of_grid = ["--grid", str(tmp_path / "grid.yaml")]
+    argv = ["report", "benchmark", "--data_root", str(root)]
+    of_grid = ["--grid", str(tmp_path / "grid.yaml")]  # whose ledger and scores are its own
     main([*argv, *of_grid, "--out", str(tmp_path / "page")])
     page = (tmp_path / "page" / "benchmark.csv").read_text()
     assert page.count("kdad") == 2
@@ -84,6 +83,35 @@ def test_sizes_by_data_set_reach_the_runs_and_select_their_lines(root, tmp_path,
     with pytest.raises(SystemExit):
         main([*argv, "--weights", "[lite0]", "--out", str(tmp_path / "no")])
     assert "give --grid FILE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*argv, *of_grid, "--preset", "gpu", "--out", str(tmp_path / "no")])
+    assert "no line of preset gpu" in capsys.readouterr().err  # an option goes before the grid's file
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(SystemExit):
+        main([*argv, "--grid", str(tmp_path / "empty.yaml")])
+    assert "empty.yaml: no grid" in capsys.readouterr().err
+
+
+def test_a_declared_set_counts_its_patients_in_intervals_and_is_found_again(root, tmp_path, capsys):
+    with np.load(root / "breastmnist.npz") as kept:
+        arrays = dict(kept)
+    arrays["test_names"] = np.array([f"p{i // 3}_{i}" for i in range(len(arrays["test_images"]))])
+    np.savez(tmp_path / "images.npz", **arrays)
+    declared = tmp_path / "mine.yaml"
+    declared.write_text('path: images.npz\nnormal: 1\ninterval_by: "(p[0-9]+)_"')
+    main(benchmark(root, tmp_path, datasets=[str(declared)], methods=["trivial:std"], seeds=[0]))
+    (made,) = lines_of(tmp_path)
+    assert made["dataset"] == "mine"
+    assert made["source"] == {"path": str(declared), "normal": None}
+    units = np.load(scores_path(tmp_path / "s", made))["units"]
+    assert units.tolist() == [i // 3 for i in range(len(units))]
+    capsys.readouterr()
+    main(["report", "benchmark", "--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "page")])
+    assert "not counted" not in capsys.readouterr().err
+    declared.write_text('path: images.npz\nnormal: 1\ninterval_by: "(q[0-9]+)_"')
+    with pytest.raises(SystemExit):
+        main(benchmark(root, tmp_path, datasets=[str(declared)], methods=["trivial:hog"], seeds=[0]))
+    assert "interval_by" in capsys.readouterr().err
 
 
 def test_the_fair_table_holds_every_method_with_the_same_features():

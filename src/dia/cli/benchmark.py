@@ -170,7 +170,7 @@ def benchmark(
             that are published with pretrained weights, or need an extra package)
         seeds: a run for each
         preset: settings of all runs: cpu, gpu or paper
-        weights: first weights of methods that have pretrained ones, with a row of runs for each: none,
+        weights: first weights of methods that have pretrained ones, with a row of runs for each: lite0, none,
             imagenet, a file, dia:RUN, or dia: the encoder of dia fitted on the same normals; default: the
             preset's
         settings: changes of a method's settings, as '{patchcore: {size: 96}}'

@@ -79,7 +79,7 @@ def illustrate(
 
     The figures show images dissolved at several t and how much is removed at each t. With an encoder (dia)
     they also show the target matrix of the loss, and similarities before and after training. The model needs
-    a dissolver (dia, dia+), and the images need labels.
+    a dissolver (dia, or dia+ with --settings.dissolver.kind diffusion), and the images need labels.
 
     Args:
         model: the model to draw.

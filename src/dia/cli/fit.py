@@ -158,8 +158,9 @@ def fit(
         false_alarm_rate: share of normal images that the model's threshold flags at most, on average, as 0.05
             or 5%
         contamination: share of anomalies mixed among the normals as if normal, to measure their cost
-        weights: first weights of a method that has pretrained ones: imagenet (fetched by timm from the
-            Hugging Face hub, then cached), a file, none (random), or dia:RUN; short for --settings.weights
+        weights: first weights of a method that has pretrained ones: lite0 (EfficientNet-Lite0, a package),
+            imagenet (fetched by timm from the Hugging Face hub, then cached), a file, none (random), or
+            dia:RUN; short for --settings.weights
         logger: records losses and learning rates during training; the last two need the extra `tracking`
         log_dir: where the logger writes; default: OUT.logs
         resume: continue an interrupted fit of the same --out

@@ -41,7 +41,8 @@ def stress(
 
     Lesions of eight kinds, in several sizes and contrasts, are pasted into normal images that the model did
     not train on. Give the images it was fitted on, of which the held-out part is used, or other normals of
-    the same kind: those it was fitted on are found by their pixels and left out. The result is the share
+    the same kind: those it was fitted on are found by their pixels and left out. Where a model holds none
+    out, as dia+ does, a second one is fitted on four fifths of them and tested. The result is the share
     found at the calibrated threshold, with 95 % intervals, and the smallest lesion found in 80 % of the
     images. `dia report` shows it too.
 
