@@ -67,6 +67,8 @@ def test_the_cost_of_a_run_counts_features_that_another_run_computed():
     (row,) = benchmark_results(rows).rows
     assert row.cells["a"].cost("processor") == 13.5  # the median of 15 and 12
     assert row.average("processor") == 13.5
+    (more,) = benchmark_results([*rows, line(method="dia", dataset="b")]).rows
+    assert more.average("processor") is None  # a mean over other sets would compare with no other row's
 
 
 def test_seconds_of_a_whole_run_count_shared_features_as_those_of_its_fit_do():

@@ -150,9 +150,10 @@ class Row:
         return not (self.trivial or self.control)
 
     def average(self, what: str) -> float | None:
-        """Returns the mean over data sets of a cost of the entries; None if it is unknown."""
-        values = [v for c in self.cells.values() if (v := c.cost(what)) is not None]
-        return mean(values) if values else None
+        """Returns the mean over data sets of a cost of the entries; None if it is unknown of one."""
+        values = [c.cost(what) for c in self.cells.values()]
+        known = [v for v in values if v is not None]
+        return mean(known) if known and len(known) == len(values) else None
 
     @property
     def printed(self) -> str:
