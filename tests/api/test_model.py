@@ -224,6 +224,9 @@ def test_what_should_be_known_is_logged(model, make_images, caplog, capsys, tmp_
         assert "bad.png" in caplog.text
         model.predict(DataLoader(TensorDataset(torch.from_numpy(make_images(4))), 2, shuffle=True))
         assert "shuffles" in caplog.text
+        assert "fitted on 40 of" not in caplog.text
+        model.predict(make_images(40))
+        assert "the model was fitted on 40 of the images: their p-values say little" in caplog.text
         dia.fit(make_images(30), method="trivial:std")
         assert "trivial:std: fitting on 30 normal images" in caplog.text
     assert {r.name.partition(".")[0] for r in caplog.records} == {"dia"}

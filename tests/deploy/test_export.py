@@ -23,7 +23,7 @@ from dia.cli import main as cli
 from dia.core.errors import DataError
 from dia.data.imageset import ImageSet
 from dia.deploy import onnx_model
-from dia.deploy.export import TOLERANCE, Comparison, export
+from dia.deploy.export import TOLERANCE, Comparison, _facts, export
 from dia.deploy.graph import exportable_methods, resized, scoring_graph
 from dia.deploy.onnx_model import OnnxModel
 from dia.detectors import CSI, DIA, Detector, DIAPlus
@@ -252,6 +252,12 @@ def test_export_says_what_it_wrote(echo, echo_onnx):
     assert model.facts_["held_out_normals"] == echo.n_calibration_ == len(model.calibration_.scores)
     assert [model.threshold(r) for r in (None, 0.2, 0.5)] == [echo.threshold(r) for r in (None, 0.2, 0.5)]
     assert [i.shape for i in model.session.get_inputs()] == [["N", "H", "W", "C"]]
+
+
+def test_a_file_keeps_the_first_channel(echo):
+    shown = copy.copy(echo)
+    shown.facts_ = {"read": {"channel": 0, "levels": "0:99", "axis": None}}
+    assert _facts(shown)["read"] == {"channel": 0, "levels": "0:99"}
 
 
 def test_no_file_says_where_it_was_made(echo_onnx):

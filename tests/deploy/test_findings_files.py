@@ -1,6 +1,7 @@
 """Files of findings: lists, resuming, and masks that lie where their source does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,18 @@ def test_what_lacks_what_a_seg_needs_is_told_without_its_texts(tmp_path):
     assert "lack what the standard asks for" in line
     assert "A^B" not in line
     assert not list((tmp_path / "m").rglob("*.dcm"))
+
+
+def test_no_mask_of_an_earlier_run_stays_where_there_is_none_now(tmp_path):
+    pytest.importorskip("highdicom")
+    series(tmp_path / "ct")
+    files = MaskFiles(tmp_path / "m", ["seg", "nifti"], "test")
+    (case,) = kept_of(tmp_path / "ct", tmp_path / "s.csv").cases()
+    files.write(case)
+    assert len([*(tmp_path / "m").iterdir()]) == 2
+    files.write(replace(case, lesions=(), grid=None))
+    assert len(files.left_out) == 2
+    assert not [*(tmp_path / "m").iterdir()]
 
 
 def images(folder: Path) -> Path:

@@ -12,11 +12,15 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import yaml
+from conftest import smooth_images
 from huggingface_hub import constants
+from PIL import Image
 
 from dia.amplify.contrast import AmplifySettings
+from dia.api.model import fit, load
 from dia.cli.main import main
 from dia.core.errors import DataError
+from dia.data.options import KEPT
 from dia.deploy.hub import from_pretrained, public, push_to_hub, save_pretrained
 from dia.detectors import CSI, DIA, Detector
 from dia.detectors.baselines.images import Brightness, Pixels, Statistics
@@ -178,8 +182,24 @@ def test_no_path_and_no_name_of_the_data_is_saved(dia, tmp_path):
         assert SECRET.encode() not in content, name
         assert not re.search(rb"/(tmp|home|root|Users|var)/", content), name
     facts = json.loads((tmp_path / "public" / "config.json").read_text())["facts"]
-    assert set(facts) == {"preset", "train_sha256", "versions", "commit"}
+    assert set(facts) == {"preset", "train_sha256", "versions", "commit", "read"}
+    assert facts["read"] == {"levels": "full"}
     assert dia.facts_["note"] == SECRET  # the detector itself is as it was
+
+
+def test_a_published_model_reads_images_as_its_training_images_were(tmp_path):
+    (folder := tmp_path / SECRET).mkdir()
+    for i, x in enumerate(smooth_images(30, 16, 16)[..., 0]):  # of 16 bits, a narrow part of their range
+        Image.fromarray(x.astype(np.uint16) * 9 + 5000).save(folder / f"{i:02}.png")
+    kept = fit(folder, method="trivial:blur", device="cpu").save(tmp_path / "kept")
+    save_pretrained(Detector.load(kept, device="cpu"), tmp_path / "public")
+    here, there = (load(run, device="cpu") for run in (kept, tmp_path / "public"))
+    levels = here.detector.facts_["read"]["levels"]
+    assert levels != "full"
+    assert there.detector.facts_["read"] == {**dict.fromkeys(KEPT), "levels": levels}
+    assert [r.score for r in there.predict(folder)] == [r.score for r in here.predict(folder)]
+    told = public({"facts": {"range": [0.0, 9.0], "read": {"channel": 0, "normal": SECRET}}})
+    assert told == {"facts": {"range": [0.0, 9.0], "read": {"channel": 0, "levels": "earlier"}}}
 
 
 def test_weights_from_files_are_told_by_what_they_are(tmp_path):

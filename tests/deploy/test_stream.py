@@ -18,6 +18,7 @@ import pytest
 from conftest import smooth_images
 from hypothesis import example, given
 from hypothesis import strategies as st
+from medical_files import nifti_file
 from PIL import Image
 from scoring import interrupted, refused, score
 
@@ -348,6 +349,24 @@ def test_another_run_is_not_gone_on_with(models, scans, tmp_path, monkeypatch, c
         (scans / "new.png").unlink()
     assert (tmp_path / ".s.csv.part").read_bytes() == before
     score(model, scans, out, "--resume")
+
+
+def test_a_volume_is_not_gone_on_with_along_another_axis(models, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nibabel")
+    cube = np.stack(
+        list(smooth_images(24, 24, 24)[..., 0])
+    )  # whose slices have the same names along any axis
+    file, out, model = nifti_file(tmp_path / "v.nii", cube), tmp_path / "s.csv", models / "gradient"
+    interrupted(monkeypatch, model, file, out)
+    said = refused(capsys, model, file, out, "--resume", "--axis", "coronal")
+    assert "another --axis (axial, now coronal)" in said
+    sidecar = tmp_path / ".s.csv.part.json"
+    first, *more = sidecar.read_text().strip().splitlines()
+    of_before = {k: v for k, v in json.loads(first).items() if k not in ("--axis", "--slices", "--channel")}
+    sidecar.write_text("\n".join([json.dumps(of_before), *more]))
+    score(model, file, out, "--resume", "--axis", "axial")
+    score(model, file, tmp_path / "whole.csv")
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_unreadable_files_and_resume(models, damaged, tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import dia.cli.main as cli
 from dia.core.errors import DataError
 from dia.core.modelfiles import write_sums
+from dia.core.storage import Owner, owned
 from dia.data.imageset import pixels_sha256
 from dia.data.options import ReadOptions
 from dia.data.readers import listing
@@ -186,6 +187,32 @@ def test_a_sites_calibration_goes_first_and_last(run, marked):
     assert contents(run) == taught
     undo_folder(run)
     assert contents(run) == files
+
+
+def test_no_other_process_changes_a_model_between_its_reading_and_its_writing(
+    run, marked, tmp_path, monkeypatch
+):
+    (site := tmp_path / "site").mkdir()
+    for i, image in enumerate(phantom(20, "test", 100)):
+        Image.fromarray(image[..., 0]).save(site / f"{i}.png")
+    real, held = Detector.load, []
+
+    def load(folder, **options):
+        held.append(owned(Path(folder)))
+        return real(folder, **options)
+
+    monkeypatch.setattr(Detector, "load", staticmethod(load))
+    update_folder(run, *marked)
+    undo_folder(run)
+    cli.main(["calibrate", str(run), str(site), "--device", "cpu"])
+    cli.main(["calibrate", str(run), "--original", "--device", "cpu"])
+    assert len(held) == 5
+    assert all(held)
+    with Owner(run), pytest.raises(DataError, match="is writing it"):
+        update_folder(run, *marked)
+    with pytest.raises(DataError):
+        undo_folder(tmp_path / "none" / "m")
+    assert not (tmp_path / "none").exists()  # a lock would have made it
 
 
 @pytest.mark.parametrize("undo", [False, True])

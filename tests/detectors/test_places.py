@@ -118,8 +118,7 @@ def test_standard_averages_mean_and_deviation_over_neighbouring_places():
 
 def distances(maps, folds):
     """The log distances of normals, each by Gaussians of other folds, before they are standardised."""
-    source, own = Source.of(maps, folds)
-    return own * source.standard.get_buffer("std") + source.standard.get_buffer("mean")
+    return Source.of(maps, folds).crossed
 
 
 def test_each_fold_is_judged_by_gaussians_of_the_others():
@@ -140,7 +139,8 @@ def test_an_outlier_changes_how_others_are_judged_and_not_its_own_fold():
     torch.testing.assert_close(after[folds[0][1:]], before[folds[0][1:]], rtol=1e-6, atol=1e-6)
     assert float((after - before)[np.concatenate(folds[1:]), 2, 2].abs().median()) > 0.1
     # by Gaussians that have seen it, the outlier would look far less odd than it is
-    source, own = Source.of(planted, folds)
+    found = Source.of(planted, folds)
+    source, own = found.made, found.made.standard(found.crossed)
     assert own[odd].argmax() == own.amax(0).argmax() == 2 * 4 + 2
     assert float(after[odd, 2, 2] - source.gaussians(planted)[odd, 2, 2]) > 1
 
@@ -223,36 +223,63 @@ def fitted(normals, measure):
 
 @pytest.mark.parametrize("at", [(6, 20), (14, 14), (22, 8)])
 def test_a_bright_blob_raises_its_place_most(normals, measure, fitted, at):
-    (places, own, _), blob = fitted, tuple(slice(k, k + 4) for k in at)
+    (found, _), blob = fitted, tuple(slice(k, k + 4) for k in at)
     marked = normals[:8].copy()
     marked[:, blob[0], blob[1]] = 255  # phantoms end near 200
-    (least, before), (most, after) = places(measure(normals[:8])), places(measure(marked))
+    (least, before), (most, after) = found.made(measure(normals[:8])), found.made(measure(marked))
     about = np.zeros((SIDE, SIDE), bool)
     about[tuple(slice(k - 2, k + 6) for k in at)] = True  # blurs remove something of its neighbours, too
     for made in (after, after - before):
         assert about.ravel()[made.flatten(1).argmax(1).numpy()].all()
     assert torch.equal(most, after.amax((1, 2)).double())
     assert (most > least + 3).all()
-    assert (most > own.max()).all()
+    assert (most > found.judged.max()).all()
 
 
 def test_normals_are_about_0_and_1_everywhere(fitted):
-    own = fitted[2]
+    own = fitted[1]
     assert float(own.mean()) == pytest.approx(0, abs=0.1)
     assert 0.6 < float(own.std()) < 1.4
+
+
+def test_normals_are_judged_as_new_images_are_by_what_has_not_seen_them(normals, measure):
+    """Fitted on some, others are as unusual as those themselves, in each of ten draws of few normals."""
+    everything, shares = measure(phantoms.load("train", n=220, size=SIDE, seed=SEED + 1).images), []
+    new = {"residual": everything["residual"][200:]}
+    for start in range(0, 200, 20):
+        maps = {"residual": everything["residual"][start : start + 20]}
+        parts = folds_of(np.arange(20), SEED, 20)
+        found, _ = Places.of(maps, folds_of(np.arange(20), SEED), parts)
+        odd = found.made(new)[0]
+        both = found.crossed, found.judged
+        shares.append([float((odd[:, None] > own.quantile(0.8)).float().mean()) for own in both])
+    before, now = np.mean(shares, 0)
+    assert before > 0.35  # of a fifth: standards that have seen a normal make it look usual
+    assert now < 0.25
+
+
+def test_a_fold_is_judged_as_images_are_that_were_not_fitted_on(normals, measure):
+    maps, folds = measure(normals), folds_of(np.arange(len(normals)), SEED)
+    parts = folds_of(np.arange(len(normals)), SEED, 20)
+    assert all(any(set(part) <= set(fold) for fold in folds) for part in parts)
+    found, shown = Places.of(maps, folds, parts)
+    for part, judge in zip(parts, found.judges, strict=True):
+        oddest, places = judge({name: m[part] for name, m in maps.items()})
+        torch.testing.assert_close(oddest, found.judged[part], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(places, shown[part], rtol=1e-4, atol=1e-3)
 
 
 def test_scale_and_offset_of_a_channel_do_not_count(normals, measure):
     folds = folds_of(np.arange(len(normals)), SEED)
     first = measure(normals)["residual"]
     scaled = first * torch.linspace(0.5, 8, first.shape[1])[:, None, None] + 3
-    made = [Places.of({"residual": maps}, folds)[2] for maps in (first, scaled)]
+    made = [Places.of({"residual": maps}, folds)[1] for maps in (first, scaled)]
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=2e-2)
 
 
 def test_places_of_two_sources_on_their_grids_add_up_and_are_restored(normals, measure):
     maps = measure(normals) | {"fine": maps_of(len(normals), 5, 16).float()}
-    places, *_ = Places.of(maps, folds_of(np.arange(len(normals)), SEED))
+    places = Places.of(maps, folds_of(np.arange(len(normals)), SEED))[0].made
     apart = {name: places.sources[name](m) for name, m in maps.items()}
     larger = nn.functional.interpolate(apart["fine"][:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
     want = places.standard(apart["residual"] + larger)
@@ -266,18 +293,21 @@ def test_of_two_sums_the_more_unusual_counts_and_the_finer_is_shown(normals, mea
     n, folds = len(normals), folds_of(np.arange(len(normals)), SEED)
     usual = measure(normals) | {"fine": maps_of(n, 5, 16).float()}
     maps = usual | {"overview": maps_of(n, 5, 8).float() * 3 + 1}
-    places, own, shown = Places.of(maps, folds)
+    found, shown = Places.of(maps, folds)
+    places = found.made
     apart = {name: places.sources[name](m) for name, m in maps.items()}
     coarse = nn.functional.interpolate(apart["overview"][:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
     second = places.overview(apart["residual"] + coarse)
-    alone, its, map_alone = Places.of(usual, folds)
+    its, map_alone = Places.of(usual, folds)
+    alone = its.made
     oddest, made = places(maps)
     torch.testing.assert_close(made, alone(usual)[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(shown, map_alone, rtol=1e-4, atol=1e-4)
     want = greatest(made).maximum(greatest(second))
     torch.testing.assert_close(oddest, want, rtol=1e-4, atol=1e-4)
-    assert (own >= its - 1e-4).all()
-    assert (own > its + 1e-3).any()
+    assert (found.judged >= its.judged - 1e-4).all()
+    assert (found.crossed >= its.crossed - 1e-4).all()
+    assert (found.crossed > its.crossed + 1e-3).any()
     restored = Places.restored(module_tensors(places, "of."), "of.")
     assert all(map(torch.equal, restored(maps), places(maps)))
 

@@ -48,6 +48,14 @@ def test_images_of_one_patient_each_are_images():
     assert plain == image_metrics(labels, scores, np.arange(200)[::-1], n_boot=50)
 
 
+def test_one_patient_of_a_class_tells_nothing_of_others():
+    labels, scores = cases(40, levels=3)
+    units = np.where(labels == 1, 0, np.arange(40))
+    found = image_metrics(labels, scores, units, n_boot=50)
+    assert found["auroc_ci"] == [0.0, 1.0]
+    assert image_metrics(labels, scores, np.zeros(40, int), n_boot=50)["auroc_ci"] == [0.0, 1.0]
+
+
 def test_copies_as_one_patient_change_no_interval_and_as_images_halve_it():
     labels, scores = cases(150)
     four = np.repeat(labels, 4), np.repeat(scores, 4)

@@ -125,6 +125,17 @@ def test_a_detector_that_holds_nothing_out_is_fitted_anew_without_a_fifth():
     assert (other.source, other.stand_in) == ("given", None)
 
 
+def test_no_patient_is_on_both_sides_of_a_detector_that_is_fitted_anew():
+    patients = ["much"] * 30 + [f"p{i}" for i in range(30)]
+    normals = ImageSet(load("train", n=60, size=24).images, patients=patients)
+    model = DIAPlus(DIAPlusSettings(size=32, map_size=32), device="cpu").fit(normals)
+    model.facts_ = {"train_sha256": normals.sha256()}
+    ground = untrained_normals(model, normals)
+    pasted = set(ground.images.patients)
+    assert pasted
+    assert ground.stand_in.n_train_ == sum(p not in pasted for p in patients)
+
+
 def test_the_very_training_images_give_their_calibration_part():
     images = load("train", n=60, size=24)
     model = TRIVIAL["trivial:std"](seed=3).fit(images)

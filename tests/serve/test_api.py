@@ -25,10 +25,11 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from live_service import app_of
+from medical_files import nifti_file
 from PIL import Image
 
 from dia.cli.main import main
-from dia.deploy.predictor import Inferencer, Verdict
+from dia.deploy.predictor import Inferencer, Picture, Verdict
 from dia.report.pictures import colour
 from dia.serve.answers import volumes
 from dia.serve.batching import Batcher
@@ -215,11 +216,29 @@ def test_a_model_without_dissolver_or_heatmaps_says_so(served_run, files, tmp_pa
 def test_a_file_of_several_images_has_its_greatest_scores():
     scores = np.array([7.0, 1.0, 4.0, 2.0, 3.0, 0.0, 5.0, 9.0])
     verdict = Verdict(scores, np.array([0.1, 0.9, 0.3, 0.6, 0.5, 1.0, 0.12, 0.1]), None)
-    (volume,) = volumes([("a.png", 1), ("ct.nii", 6), ("bad", 0), ("b.png", 1)], verdict, 2.5)
+    own = [(0, None), *[(1, "ct.nii")] * 6, (3, None)]
+    pictures = [Picture("", np.zeros((1, 1, 1), np.uint8), file, volume=name) for file, name in own]
+    (volume,) = volumes(pictures, verdict, 2.5)
     assert (volume.name, volume.images, volume.flagged) == ("ct.nii", 6, 3)
     assert volume.max_score == 5
     assert volume.top_mean == pytest.approx((5 + 4 + 3 + 2 + 1) / 5)
     assert volume.p_value == pytest.approx(6 * 0.12)
+
+
+def test_a_file_of_several_volumes_has_them_one_by_one_as_the_command_line(served_run, client, tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 255, (20, 20, 3, 2)).astype(np.int16)
+    file = nifti_file(tmp_path / "a.nii.gz", voxels)
+    main(["score", str(served_run.run), str(file), "--out", str(tmp_path / "s.csv")])
+    with (tmp_path / "s.csv").open() as rows, (tmp_path / "s.volumes.csv").open() as of_volumes:
+        names = [row["path"] for row in csv.DictReader(rows)]
+        whole = {row["volume"]: float(row["p_value"]) for row in csv.DictReader(of_volumes)}
+    assert len(set(names)) == 6
+    answer = client.post("/score", files=parts([file, file])).json()
+    assert [image["name"] for image in answer["images"]] == names * 2
+    assert [(v["name"], v["images"]) for v in answer["volumes"]] == [(name, 3) for name in whole] * 2
+    assert [v["p_value"] for v in answer["volumes"][:2]] == pytest.approx([*whole.values()])
+    found = client.post("/score", files=parts([file]), data={"findings": "list"}).json()["images"]
+    assert {f["slice"] for image in found for f in image["findings"]} <= {0, 1, 2}
 
 
 def test_the_documentation_asks_nothing_of_the_network(client):

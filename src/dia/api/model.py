@@ -105,7 +105,7 @@ class Model:
         watch = DriftMonitor(d, listing.names, listing.volumes, units=listing.units, rate=RATE, share=SHARE)
         names: list[str] = []
         scores, maps, skipped = list[np.ndarray](), list[np.ndarray](), list[str]()
-        sizes = list[tuple[int, int]]()
+        sizes, fitted_on = list[tuple[int, int]](), 0
         job = Job("", d, listing, batch=batch, heatmaps=heatmaps)
         with (
             Progress(console=Console(stderr=True), disable=not _watched(progress)) as bar,
@@ -121,6 +121,7 @@ class Model:
                 sizes += part.sizes
                 scores.append(part.scores)
                 skipped += part.skipped
+                fitted_on += 0 if part.seen is None else int(part.seen.sum())
                 watch.add(part.names, part.scores, part.acquisition)
                 bar.advance(shown, len(part.names) + len(part.skipped))
         for line in skipped:
@@ -128,6 +129,8 @@ class Model:
         if not names:
             more = f"; the first: {skipped[0]}" if skipped else ""
             raise DataError(f"none of {len(listing)} images could be read{more}")
+        if fitted_on:
+            _log.warning("the model was fitted on %d of the images: their p-values say little", fitted_on)
         if (drift := watch.verdict())["alarm"]:
             _log.warning("%s", drift["words"])
         score, threshold = np.concatenate(scores), d.threshold(rate)

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.running.progress import Bar
-from ..core.storage import Owner
 from ..data.imageset import middle_slices
 from ..detectors.calibration import LOOKED, Calibration, HeatScale, fewest_for, one_of_each
 from ..serve.limits import Limits
@@ -134,28 +133,36 @@ def calibrate(
         dia calibrate runs/mine site/normal --out runs/site --false-alarm-rate 1%
         dia calibrate runs/mine --original
     """
+    from ..deploy.recalibrate import taken
+
+    folder, target = Path(run), Path(out or run)
+    if original == (normals is not None):
+        raise DataError("dia calibrate: give the site's normals, or --original to undo it, and not both")
+    with taken(folder, target):  # what changed the model while its normals are scored would be lost
+        made = _calibrated(folder, target, normals, reading, split, rate, device)
+    output.show(made)
+
+
+def _calibrated(
+    folder: Path, target: Path, normals: str | None, reading: Reading, split: str, rate: Rate, device: Device
+) -> dict[str, Any]:
+    """Calibrates a model folder, or brings back what its fit found where there are no normals."""
     from ..deploy.recalibrate import calibrate_folder, restore_folder
     from ..detectors import Detector
     from ..detectors.drift import references
     from ..evaluate.unseen import unseen
 
-    folder, target = Path(run), Path(out or run)
-    if target != folder and target.exists():
-        raise DataError(f"--out {target} exists already; choose another")
-    if original == (normals is not None):
-        raise DataError("dia calibrate: give the site's normals, or --original to undo it, and not both")
     detector = Detector.load(folder, device=device.device)
     share = float(rate.false_alarm_rate or detector.false_alarm_rate)
     before = detector.threshold(share)
     if normals is None:
-        with Owner(target):
-            restore_folder(folder, target)
+        restore_folder(folder, target)
         now = Detector.load(target, device=device.device)
-        return output.show({
+        return {
             "run": str(target), "calibration_normals": now.n_calibration_,
             "threshold_before": finite(before), "threshold": finite(now.threshold(share)),
             "false_alarm_rate": now.false_alarm_rate,
-        })  # fmt: skip
+        }  # fmt: skip
     given = Images(data=normals, split=split, **{f.name: getattr(reading, f.name) for f in fields(reading)})
     found = unseen(detector, given.read_for(detector))
     if line := found.remark():
@@ -179,13 +186,12 @@ def calibrate(
         heat = HeatScale.of_parts(maps for maps in few if maps is not None)
     about = {"on": normals, "images": len(images), "flagged_before": float((scores > before).mean())}
     known = references(images.images, middle_slices(images.units, len(images)))
-    with Owner(target):
-        calibrate_folder(folder, target, scores, known, about, share, heat)
-    return output.show({
+    calibrate_folder(folder, target, scores, known, about, share, heat)
+    return {
         "run": str(target), "normals": len(images), "false_alarm_rate": share,
         "threshold_before": finite(before), "threshold": finite(Calibration.of(scores).threshold(share)),
         "flagged_by_the_threshold_before": about["flagged_before"],
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def update(

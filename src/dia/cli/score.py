@@ -120,7 +120,8 @@ def score(
         "false-alarm rate": share, "threshold": finite(threshold), "--heatmaps": heatmaps,
         "--heatmaps_as": [*heatmaps_as],
         **({"--findings or --masks": True} if findings or masks else {}),
-        "--window": images.options().as_fitted(detector.facts_).window,
+        "--window": (options := images.options().as_fitted(detector.facts_)).window,
+        "--axis": options.view.axis, "--slices": options.slices, "--channel": options.channel,
     }  # fmt: skip
     from ..report.pictures import scale_of
 

@@ -51,7 +51,7 @@ _NO_IMAGE = frozenset((
     *("citation", "manifest", "checksums", "md5sums", "sha256sums", "makefile"),
 ))  # fmt: skip
 _VOXELS = (".raw", ".zraw", ".raw.gz")  # files that a header beside them names
-_OURS = (".heatmap.npy", ".findings.nii.gz", ".findings.dcm")  # which `dia score` wrote
+OURS = (".heatmap.npy", ".findings.nii.gz", ".findings.dcm")  # which `dia score` wrote
 _NAMED = 5  # kinds of files that a warning names
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 NORMAL_WORDS = {"0", "normal", "good", "ok", "healthy", "negative"}
@@ -102,7 +102,7 @@ class ImageFile(NamedTuple):
     def of(cls, path: Path) -> ImageFile | None:
         """Classifies a file; None where nothing says that it is an image."""
         end = _suffix(path)
-        if path.name.lower().endswith(_OURS):
+        if path.name.lower().endswith(OURS):
             return None
         kind = _KINDS.get(end.lower()) or ("dicom" if _has_preamble(path) else None)
         return kind and cls(path, kind, path.name[: len(path.name) - len(end)])
@@ -210,7 +210,7 @@ def image_files(path: str | os.PathLike[str], unread: dict[str, list[str]] | Non
 def _kind_unread(file: Path, beside: Sequence[str]) -> str | None:
     """Returns the suffix of a file that may be an image of a kind that is not read; None for other files."""
     suffix, stem = _suffix(file).lower(), file.stem.lower()
-    if suffix in _BESIDE or stem in _NO_IMAGE or stem == "thumbs" or file.name.lower().endswith(_OURS):
+    if suffix in _BESIDE or stem in _NO_IMAGE or stem == "thumbs" or file.name.lower().endswith(OURS):
         return None
     if suffix in _VOXELS and any(name.lower().endswith((".mhd", ".nhdr")) for name in beside):
         return None

@@ -111,7 +111,7 @@ def _facts(detector: Detector) -> dict[str, Any]:
         "held_out_normals": detector.n_calibration_,
         "held_out_normal_scores": detector.calibration_.scores.tolist(),
         "heatmaps": None if detector.heat_ is None else detector.heat_.to_json(),
-        "read": {name: value for name, value in read.items() if value},
+        "read": {name: value for name, value in read.items() if value is not None},
     }  # fmt: skip
 
 

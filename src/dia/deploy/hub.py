@@ -21,13 +21,17 @@ from huggingface_hub import HfApi, ModelCardData, snapshot_download
 from ..core.errors import DataError
 from ..core.modelfiles import write_sums
 from ..data.datasets import CATALOG
+from ..data.options import KEPT
 from ..detectors import Detector
 from ..detectors.saving import identity_of
 
 T = TypeVar("T", bound=Detector)
 
 _FETCHED = ["*.json", "*.safetensors"]
-_PUBLIC_FACTS = ("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted", "taught")
+_PUBLIC_FACTS = (
+    *("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted", "taught"),
+    *("read", "range"),  # without them other images than the model's own would be read for it
+)
 _PRIVATE = ("readers", "watch")  # of what marks taught a model
 _LOCAL = "a local file"  # replaces a path
 _TELLS_NO_PATH = re.compile(r"none|imagenet|sha256:[0-9a-f]+|dia:[0-9a-f]{16}(-\d+-[0-9a-f]+)?")
@@ -159,8 +163,9 @@ def public(config: Any, key: str = "") -> Any:
 
     Args:
         config: a value of a model folder's JSON: an object, a list, a text or a number.
-        key: the name under which it stands. `facts` keep only those that name no file; `weights` from a file
-            or run become their sha256; other paths become "a local file".
+        key: the name under which it stands. `facts` keep only those that name no file, and of `read` how
+            pixels are read; `weights` from a file or run become their sha256; other paths become "a local
+            file".
 
     Returns:
         The configuration to publish.
@@ -169,6 +174,9 @@ def public(config: Any, key: str = "") -> Any:
         kept = {k: v for k, v in config.items() if k != "_name_or_path"}  # diffusers' own, of where it lay
         if key == "facts":
             kept = {k: v for k, v in kept.items() if k in _PUBLIC_FACTS}
+            if isinstance(read := kept.pop("read", None), dict) and read:
+                # no levels, in a model of 0.1, have a rule of their own
+                kept["read"] = {"levels": "earlier"} | {k: v for k, v in read.items() if k in KEPT}
         if key == "taught":  # readers are people
             kept = {k: v for k, v in kept.items() if k not in _PRIVATE}
         return {k: public(v, k) for k, v in kept.items()}

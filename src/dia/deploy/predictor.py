@@ -41,12 +41,13 @@ class Picture:
     """One image of the files that were read: a file, a frame or a slice.
 
     Args:
-        name: the file's name without folders, with a mark such as `#7` if the file holds several images.
+        name: the file's name without folders, with a mark such as `#7`, or `#channel1#7`, if the file holds
+            several images.
         image: `(H, W, C)` uint8 at the model's size.
         file: the index of its file among those read.
         size: (height, width) in its file.
         spacing: mm between pixels; None where the file does not tell, or it was not asked for.
-        volume: equal for the slices of one volume of the file; None where it is none, or as for `spacing`.
+        volume: the name of the volume of the file that it is a slice of; None where it is none.
     """
 
     name: str
@@ -200,7 +201,7 @@ class Inferencer:
             files: the files, on this machine.
             names: their owner's names for the files; the files' own names without folders where None.
             most: the greatest number of pictures; files beyond it are errors.
-            spacing: whether to look how far apart pixels are, in mm, and which pictures make a volume.
+            spacing: whether to look how far apart pixels are, in mm.
 
         Returns:
             The pictures, and a line for each file that is left out.
@@ -221,14 +222,16 @@ class Inferencer:
                 errors.append((name, _without_place(str(error), file, name)))
                 continue
             errors += [(name, _without_place(line, file, name)) for line in found.skipped]
-            entries = {e.name: e for e in listed.entries} if spacing else {}
+            entries = {e.name: e for e in listed.entries}
             for j, (own, image, size) in enumerate(zip(found.names, found.images, found.sizes, strict=True)):
-                _, mark, number = own.rpartition("#")  # the reader marks frames and slices
-                one = f"{name}#{number if mark else j}" if len(found) > 1 else name
+                mark = own.removeprefix(file.name) or f"#{j}"  # the reader marks channels, frames and slices
+                one = f"{name}{mark}" if len(found) > 1 else name
                 mm, volume = None, None
                 if (e := entries.get(own)) is not None:
-                    mm = spacing_of(e.file, e.kind, e.number, listed.options.view, size)
-                    volume = e.volume
+                    if spacing:
+                        mm = spacing_of(e.file, e.kind, e.number, listed.options.view, size)
+                    if e.volume is not None:
+                        volume = f"{name}{e.volume.removeprefix(file.name)}"
                 pictures.append(Picture(one, image, i, size, mm, volume))
         return Reading(pictures, errors, left_out)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.modelfiles import ModelFiles, write_sums, written
+from ..core.storage import Owner
 from ..detectors import drift
 from ..detectors.calibration import HeatScale
 from ..detectors.teaching.taught import FILE as TAUGHT
@@ -87,6 +88,29 @@ def restore_folder(folder: Path, target: Path) -> None:
                 first.replace(new / name)
                 if none:
                     (new / name).unlink()
+
+
+@contextmanager
+def taken(folder: Path, target: Path) -> Iterator[None]:
+    """Owns the target from before the model is read, so that no change between reading and writing is lost.
+
+    Args:
+        folder: the model folder.
+        target: the folder itself, or a place where nothing is.
+
+    Raises:
+        DataError: another process writes the target, or `target` is another folder that is there already.
+    """
+
+    def refuse_existing() -> None:
+        if target != folder and target.exists():
+            raise DataError(f"--out {target} exists already; choose another")
+
+    refuse_existing()
+    # where there is no model, reading it says so, and a lock would make the folder around it
+    with Owner(target) if folder.is_dir() else nullcontext():
+        refuse_existing()  # another process may have written it until now
+        yield
 
 
 @contextmanager

@@ -29,6 +29,7 @@ FIELDS = ("path", "score", "p_value", "flagged")
 Row = tuple[str, float, float, bool]
 _END = "\r\n"  # of a line of CSV
 _YES = (True, "1")  # a flag as .jsonl and .csv have it
+_NOTED_LATER = ("--axis", "--slices", "--channel")  # which runs begun by earlier versions do not say
 _VOLUME_FIELDS = ("volume", "slices", "max", "top_k_mean", "max_slice", "p_value")
 
 
@@ -265,6 +266,8 @@ class ScoreFile:
             what = f"{self.sidecar} does not say what the rows were made from"
             raise DataError(f"{what}; begin anew without --resume")
         for key, value in self.about.items():
+            if key in _NOTED_LATER and key not in logged[0]:
+                continue
             if (old := logged[0].get(key)) != value:
                 differs = f"{self.part} was begun with another {key} ({old}, now {value})"
                 raise DataError(f"{differs}; give the same, or begin anew without --resume")

@@ -234,8 +234,10 @@ class Detector(OutlierMixin, BaseEstimator):
         else:
             of = enumerate(_each(normals.volumes, n))
             owners = np.array([str(i) if v is None else f"of {v}" for i, v in of])
+        own_digests = digests(x)
         if self.leaves_one_out:
-            calibration, reference, train = np.arange(n), np.arange(0), np.arange(n)
+            train = _distinct(own_digests, self.fewest)
+            calibration, reference = train, np.arange(0)
         else:
             parts = held_out(n, self.holdout, self.seed, units, whole=any(normals.patients))
             calibration, reference, train = map(np.sort, parts)
@@ -257,7 +259,14 @@ class Detector(OutlierMixin, BaseEstimator):
         del self._units
         if self.leaves_one_out:
             scores, self.heat_ = self.__dict__.pop("_left_out"), self.__dict__.pop("_heat", None)
-            if by_patient:
+            alone = any(normals.volumes) and len(np.unique(owners[train])) == 1
+            if alone:
+                warnings.warn(
+                    "the normals are slices of one volume, which tell nothing of how much volumes differ: "
+                    "there is no threshold, and p-values say nothing; give more volumes",
+                    stacklevel=2,
+                )
+            if by_patient or alone:
                 known = [units[int(i)] for i in subsample(calibration, len(scores))]
                 scores = scores[one_of_each(known, len(scores), self.seed)]
         else:
@@ -273,7 +282,7 @@ class Detector(OutlierMixin, BaseEstimator):
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
         self.resumed_ = stages.earlier > 0  # a part of it was made before, by this fit or by another
         self.drift_ = drift.references(x, middle_slices(units, n))
-        self.digests_: np.ndarray | None = np.setdiff1d(digests(x), [NO_DIGEST])
+        self.digests_: np.ndarray | None = np.setdiff1d(own_digests, [NO_DIGEST])
         return self
 
     def _scored(
@@ -639,6 +648,28 @@ def _as_images(x: np.ndarray) -> np.ndarray:
         what = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise DataError(f"images must be a uint8 array (N, H, W, 1 or 3), not {what}")
     return x
+
+
+def _distinct(found: np.ndarray, fewest: int) -> np.ndarray:
+    """Returns the indices of images without those that are exact copies of an earlier one, in order.
+
+    A copy would judge its image, which then looks more usual than any new one.
+
+    Args:
+        found: `(N,)` of `digests`.
+        fewest: where fewer would be left, all stay.
+    """
+    first = np.unique(found, return_index=True)[1]
+    kept = np.union1d(first, np.flatnonzero(found == NO_DIGEST))
+    copies = len(found) - len(kept)
+    if copies and len(kept) >= fewest:
+        warnings.warn(
+            f"{copies} of the {len(found)} normals are copies of others; each counts once", stacklevel=3
+        )
+        return kept
+    if copies:
+        warnings.warn(f"of the {len(found)} normals {len(kept)} differ: p-values say nothing", stacklevel=3)
+    return np.arange(len(found))
 
 
 def _rows(x: np.ndarray, index: np.ndarray, folder: Path) -> np.ndarray:

@@ -49,7 +49,7 @@ from ..features.untrained import (
 from .calibration import LOOKED, HeatScale, Prediction
 from .dia import DIA
 from .nearest import Nearest, left_out
-from .places import FINE, OVERVIEW, Places, Residuals, Source, folds_of, owners_of
+from .places import FINE, FOLDS, OVERVIEW, Places, Residuals, Source, folds_of, owners_of
 from .presets import DIASettings
 from .presets import settings as preset_settings
 from .saving import MAX_NORMALS, StageCache, load_module, module_tensors
@@ -66,6 +66,7 @@ _LEAST_SPREAD = 0.05  # of log distances
 _AS_NEAR = 1.05  # times the distance of the image itself: a mirrored copy this near is as normal
 _ASKED = 300  # normals whose mirrored copies are measured
 _BYTES = 2**29  # of the maps of normals of which the places' Gaussians are made, at most
+_PARTS = 4 * FOLDS  # of the normals, each judged by nearly all others
 _FROM = 50  # normals, with fewer of which a place's spread is not known well enough to count beside the whole
 _ROOM = 2**20  # pixels of one pass
 # of the squares in which places of large images are sought: the largest they fill
@@ -140,9 +141,11 @@ class DIAPlusSettings:
 
     def idle(self) -> tuple[str, ...]:
         """Returns the settings that do nothing, as the others stand."""
+        found: tuple[str, ...] = () if self.whole else ("views", "neighbours", "symmetries")
+        found += () if self.whole and self.places else ("margin",)
         if self.dissolver.kind == "none":
-            return ("dissolver", "ts")
-        return tuple(f"dissolver.{name}" for name in self.dissolver.idle())
+            return *found, "dissolver", "ts"
+        return (*found, *(f"dissolver.{name}" for name in self.dissolver.idle()))
 
 
 class Scale(nn.Module):
@@ -447,7 +450,8 @@ class DIAPlus(DIA):
         self.channels_ = {"fine": _spread(maps.fine), "middle": _spread(smoothed(maps.middle))}
         coarse = self._maps(looked, self.s.map_size).coarse
         folds = folds_of(subsample(owner, LOOKED), self.seed)
-        self.coarse_, self._coarse = Source.of(coarse, folds, one=True)
+        source = Source.of(coarse, folds, one=True)
+        self.coarse_, self._coarse = source.made, source.made.standard(source.crossed)
         self.coarse_ = self.coarse_.to(self.where_)
 
     def _maps(self, images: np.ndarray, side: int) -> Maps:
@@ -587,20 +591,29 @@ class DIAPlus(DIA):
         """
         maps = {name: torch.cat([part[name] for part in sources]) for name in sources[0]}
         sources.clear()
-        self.places_, oddest, own = Places.of(maps, folds_of(owner[kept], self.seed))
-        place, looked = np.empty(len(images)), subsample(np.arange(len(images)), LOOKED)
+        parts = folds_of(owner[kept], self.seed, _PARTS)
+        found_of, own = Places.of(maps, folds_of(owner[kept], self.seed), parts)
+        self.places_ = found_of.made
+        usual, place = np.empty(len(images)), np.empty(len(images))
+        looked = subsample(np.arange(len(images)), LOOKED)
+        usual[kept], place[kept] = found_of.crossed, found_of.judged
         found = {int(i): own[k] for k, i in enumerate(kept) if i in looked}
-        place[kept] = oddest
         self.places_ = self.places_.to(self.where_)
+        of_part = zip(found_of.judges, parts, strict=True)
+        judge_of = {int(o): judge for judge, part in of_part for o in owner[kept][part]}
         others = np.setdiff1d(np.arange(len(images)), kept)
         for start in range(0, len(others), self._at_once()):
             index = others[start : start + self._at_once()]
             x = as_tensor(images[index], self.where_)
-            fine = measuring.backbone(measuring.small(x)).fine
-            oddest, places = (part.cpu() for part in self.places_(measuring.sources(x, fine)))
-            place[index] = oddest
-            found |= {int(i): places[k] for k, i in enumerate(index) if i in looked}
-        self.scales_[PLACE] = Scale.of(place)
+            made = measuring.sources(x, measuring.backbone(measuring.small(x)).fine)
+            usual[index] = self.places_(made)[0].cpu()
+            for k, i in enumerate(index):  # by others: those of its patient or volume have not judged it
+                judge = judge_of.get(int(owner[i]), self.places_).to(self.where_)
+                oddest, places = judge({name: m[k : k + 1] for name, m in made.items()})
+                place[i] = oddest.cpu()[0]
+                if i in looked:
+                    found[int(i)] = places.cpu()[0]
+        self.scales_[PLACE] = Scale.of(usual)
         return place, torch.stack([found[int(i)] for i in looked])
 
     # --- scores -----------------------------------------------------------------------------------------

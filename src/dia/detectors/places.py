@@ -9,7 +9,8 @@ is the evidence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -175,6 +176,29 @@ class Standard(nn.Module):
         return (values - self.get_buffer("mean")) / self.get_buffer("std")
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Crossed(Generic[T]):
+    """What is fitted on normals, and how those look to what has not seen them.
+
+    A normal takes part in the mean and deviation by which it is standardised, so of few normals it looks more
+    usual than a new image. Therefore a judge of a part knows none of the part's normals.
+
+    Args:
+        made: fitted on all.
+        crossed: distances of the normals by others of few folds, from which `made` knows mean and deviation.
+        judged: of the normals as of new images: by nearly all others.
+        judges: by part, what judges it.
+    """
+
+    made: T
+    crossed: Tensor
+    judged: Tensor
+    judges: list[T]
+
+
 class Source(nn.Module):
     """The standardised distances of one kind of map.
 
@@ -188,30 +212,49 @@ class Source(nn.Module):
         self.gaussians, self.standard = gaussians, standard
 
     @classmethod
-    def of(cls, maps: Tensor, folds: Sequence[np.ndarray], *, one: bool = False) -> tuple[Self, Tensor]:
-        """Fits a source.
+    def of(
+        cls,
+        maps: Tensor,
+        folds: Sequence[np.ndarray],
+        parts: Sequence[np.ndarray] | None = None,
+        *,
+        one: bool = False,
+    ) -> Crossed[Self]:
+        """Fits a source, and judges of the normals.
 
         Args:
             maps: `(N, C, h, w)` of normals.
-            folds: a partition of them; each part is measured by a Gaussian of the others.
+            folds: a partition of them, by which the log distances are standardised: each fold is measured
+                by a Gaussian of the others.
+            parts: a finer partition, of `folds_of` with a multiple of `FOLDS`; the folds if None.
             one: whether one Gaussian is for all places.
 
         Returns:
-            The source, and the normals' standardised distances `(N, h, w)`, each by Gaussians that have not
-            seen it.
+            The source, and how the normals look to what has not seen them.
         """
-        side = int(maps.shape[2])
+        side, parts = int(maps.shape[2]), folds if parts is None else parts
         grid = 1 if one else max(g for g in range(1, GRID + 1) if side % g == 0)
         mean = maps.mean((0, 2, 3) if one else 0, keepdim=True)[0]
         scale = maps.std((0, 2, 3), correction=0).clamp(min=_TINY)[:, None, None]
         z = (maps - mean) / scale
-        parts = [Moments.of(z[part], grid) for part in folds]
-        crossed = maps.new_empty(len(maps), *maps.shape[2:])
-        for i, part in enumerate(folds):
+        moments = [Moments.of(z[part], grid) for part in parts]
+
+        def without_any(of: np.ndarray) -> Gaussians:
             # summed anew: a difference of sums cancels where normals equal one another
-            crossed[part] = Gaussians.of(Moments.sum(parts[:i] + parts[i + 1 :]))(z[part])
-        made = cls(Gaussians.of(Moments.sum(parts)).moved(mean, scale), Standard.of(crossed, one=one))
-        return made, made.standard(crossed)
+            others = [m for m, part in zip(moments, parts, strict=True) if part[0] not in of]
+            return Gaussians.of(Moments.sum(others))
+
+        crossed, judged = (maps.new_empty(len(maps), *maps.shape[2:]) for _ in range(2))
+        judges = []
+        for fold in folds:
+            crossed[fold] = without_any(fold)(z[fold])
+        for part in parts:
+            gaussians = without_any(part)
+            judged[part] = gaussians(z[part])
+            standard = Standard.of(crossed[without(part, len(maps))], one=one)
+            judges.append(cls(gaussians.moved(mean, scale), standard))
+        made = cls(Gaussians.of(Moments.sum(moments)).moved(mean, scale), Standard.of(crossed, one=one))
+        return Crossed(made, crossed, judged, judges)
 
     @classmethod
     def restored(cls, tensors: Mapping[str, np.ndarray], prefix: str) -> Self:
@@ -241,16 +284,28 @@ def owners_of(units: np.ndarray) -> np.ndarray:
     return owner if owner.max() > 0 else np.arange(len(owner))
 
 
-def folds_of(owner: np.ndarray, seed: int) -> list[np.ndarray]:
+def folds_of(owner: np.ndarray, seed: int, most: int = FOLDS) -> list[np.ndarray]:
     """Splits normals into at most `FOLDS` parts by a seeded draw; those of one owner stay together.
 
     Args:
         owner: `(N,)` whole numbers, equal for the images of a patient or the slices of a volume.
         seed: decides the draw.
+        most: how many parts at most; those of a multiple of `FOLDS` lie within the folds.
     """
     owners, unit = np.unique(owner, return_inverse=True)
-    dealt = np.random.default_rng([seed, 2]).permutation(len(owners)) % min(FOLDS, len(owners))
+    dealt = np.random.default_rng([seed, 2]).permutation(len(owners)) % min(most, len(owners))
     return [np.flatnonzero(dealt[unit] == fold) for fold in np.unique(dealt)]
+
+
+def without(part: np.ndarray, n: int) -> np.ndarray:
+    """Returns which of n are in no fold but this, or all where there is one fold alone.
+
+    Args:
+        part: `(M,)` indices of a fold.
+        n: how many there are.
+    """
+    others = np.setdiff1d(np.arange(n), part)
+    return others if len(others) else part
 
 
 class Residuals(nn.Module):
@@ -345,30 +400,52 @@ class Places(nn.Module):
         return self.joined({name: source(maps[name]) for name, source in self.sources.items()})
 
     @classmethod
-    def of(cls, maps: dict[str, Tensor], folds: Sequence[np.ndarray]) -> tuple[Self, Tensor, Tensor]:
-        """Fits sources and their sum.
+    def of(
+        cls, maps: dict[str, Tensor], folds: Sequence[np.ndarray], parts: Sequence[np.ndarray] | None = None
+    ) -> tuple[Crossed[Self], Tensor]:
+        """Fits sources and their sum, and judges of the normals.
 
         Args:
             maps: `(N, C, h, w)` of normals, by source.
             folds: a partition of the normals.
+            parts: a finer one; the folds if None.
 
         Returns:
-            The places; of the normals, measured by others, the most unusual place `(N,)` and all `(N, g, g)`.
+            The places, and of the normals the most unusual place `(N,)`; as of new images all places,
+            `(N, g, g)`.
         """
-        made = {name: Source.of(m, folds) for name, m in maps.items()}
-        sides = {name: int(m.shape[-1]) for name, m in maps.items()}
-        sources = {name: source for name, (source, _) in made.items()}
-        distances = {name: z for name, (_, z) in made.items()}
-        places = cls(sources, sides, Standard(*torch.zeros(2, 1, 1)))
-        total = places.added(distances, OVERVIEW)
-        places.standard = Standard.of(total)
-        if OVERVIEW in maps:
-            second = places.added(distances, FINE)
+        parts = folds if parts is None else parts
+        sources = {name: Source.of(m, folds, parts) for name, m in maps.items()}
+        sides, n = {name: int(m.shape[-1]) for name, m in maps.items()}, sum(map(len, folds))
+        made = {name: source.made for name, source in sources.items()}
+        distances = {name: made[name].standard(source.crossed) for name, source in sources.items()}
+        places = cls(made, sides, Standard(*torch.zeros(2, 1, 1)))
+        places._standardise(distances)
+        usual = places.joined(distances)
+        judged, shown, judges = torch.empty_like(usual[0]), torch.empty_like(usual[1]), []
+        for i, part in enumerate(parts):
+            own, others = {name: source.judges[i] for name, source in sources.items()}, without(part, n)
+            judge = cls(own, sides, places.standard)
+            judge._standardise({k: source.standard(sources[k].crossed[others]) for k, source in own.items()})
+            found = judge.joined({k: source.standard(sources[k].judged[part]) for k, source in own.items()})
+            judged[part], shown[part] = found
+            judges.append(judge)
+        return Crossed(places, usual[0], judged, judges), shown
+
+    def _standardise(self, distances: dict[str, Tensor]) -> None:
+        """Learns mean and deviation of the sums.
+
+        Args:
+            distances: standardised, `(N, h, w)` by source.
+        """
+        total = self.added(distances, OVERVIEW)
+        self.standard = Standard.of(total)
+        if OVERVIEW in distances:
+            second = self.added(distances, FINE)
             standard = Standard.of(second)
             # many places are among them an odd one: the greatest of either sum are brought to one scale
-            to, of = (greatest(z) for z in (places.standard(total), standard(second)))
-            places.overview = standard.moved(of, to)
-        return places, *places.joined(distances)
+            to, of = (greatest(z) for z in (self.standard(total), standard(second)))
+            self.overview = standard.moved(of, to)
 
     @classmethod
     def restored(cls, tensors: Mapping[str, np.ndarray], prefix: str) -> Self:

@@ -41,7 +41,7 @@ def image_metrics(
 
     Returns:
         `auroc`; `auroc_ci` [low, high] (95 %, percentile bootstrap, resampled within each class or
-        stratum); `ap`;
+        stratum; [0, 1] where the images of a class are of one patient); `ap`;
         `fpr95` (lowest false positive rate at a true positive rate of at least .95).
 
     Raises:
@@ -56,6 +56,8 @@ def image_metrics(
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     aurocs = [_auroc(pos, neg) for pos, neg in _resampled(labels, scores, units, n_boot, seed)]
     low, high = np.quantile(np.concatenate(aurocs), (0.025, 0.975)) if aurocs else (np.nan, np.nan)
+    if aurocs and units is not None and min(len(np.unique(units[labels == c])) for c in (0, 1)) == 1:
+        low, high = 0.0, 1.0  # one patient of a class tells nothing of others
     return {
         "auroc": float(roc_auc_score(labels, scores)),
         "auroc_ci": [float(low), float(high)],

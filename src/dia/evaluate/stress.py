@@ -21,10 +21,11 @@ from scipy.stats import binomtest
 from sklearn.base import clone
 
 from ..core.errors import DataError
-from ..data.imageset import ImageSet
+from ..data.imageset import ImageSet, codes_of
 from ..data.lesions import CONTRASTS, KINDS, SIZES, VERSION, paste
 from ..detectors import Detector
 from ..detectors.calibration import held_out
+from ..detectors.places import folds_of
 from ..detectors.saving import fingerprint
 from .metrics import pixel_metrics
 from .unseen import Unseen, unseen
@@ -125,7 +126,14 @@ def untrained_normals(
                 "The model holds no normals out, so the detector that was tested is another one, fitted with "
                 "the same settings on four fifths of them; lesions are pasted into the others."
             )  # fmt: skip
-            fifth, *others = held_out(len(own), 2 * _held(detector), detector.seed, own.units)
+            if any(own.patients):  # as wholes, whatever one of them has
+                fifth, *others = folds_of(codes_of(own.units, len(own)), detector.seed)
+                if not others:
+                    raise DataError(
+                        "the normals are of one patient; a stress test needs others than the fit's"
+                    )
+            else:
+                fifth, *others = held_out(len(own), 2 * _held(detector), detector.seed, own.units)
             stand_in = clone(detector).fit(own.subset(np.sort(np.concatenate(others))))
             normals = own.subset(np.sort(fifth))
         else:

@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..evaluate.volume_scores import TOP_K, volume_scores
 from ..report.constants import DISSOLVE_TS
 
 if TYPE_CHECKING:
-    from ..deploy.predictor import Reading, Verdict  # which import torch
+    from ..deploy.predictor import Picture, Reading, Verdict  # which import torch
 
 _FILES = Field(description="images, or zips of images", min_length=1)
 
@@ -68,7 +69,7 @@ class FileError(BaseModel):
 class Found(BaseModel):
     """One place of an image, in pixels of its file, x and y from the outer edge of the first."""
 
-    slice: int = Field(description="number of the image in its file, from 0")
+    slice: int = Field(description="number of the image in its volume, from 0")
     box: tuple[int, int, int, int] = Field(description="x, y, width, height")
     contour: list[list[tuple[float, float]]] = Field(description="rings of x, y; the last may be holes")
     area_px: int
@@ -76,7 +77,7 @@ class Found(BaseModel):
     centroid: tuple[float, float]
     peak: float = Field(description="greatest value of the heatmap in it")
     p_value: float = Field(description="share of normal images with such a peak, at most")
-    lesion: int = Field(description="equal for findings that touch from slice to slice of a file")
+    lesion: int = Field(description="equal for findings that touch from slice to slice of a volume")
 
 
 class Scored(BaseModel):
@@ -91,7 +92,7 @@ class Scored(BaseModel):
 
 
 class Volume(BaseModel):
-    """A file of several images, by their scores."""
+    """A volume of several images, by their scores; a file may hold more than one."""
 
     name: str
     images: int
@@ -183,24 +184,25 @@ def scored(
     ]
 
 
-def volumes(counts: Sequence[tuple[str, int]], verdict: Verdict, threshold: float) -> list[Volume]:
-    """Returns the answer's volumes: files with several images, by number, as names may be equal.
+def volumes(pictures: Sequence[Picture], verdict: Verdict, threshold: float) -> list[Volume]:
+    """Returns the answer's volumes of several images; a file may hold more than one.
 
     Args:
-        counts: (name, number of images) of each file.
-        verdict: on the images, file by file.
+        pictures: in the order of their files, by whose numbers volumes of equal names are told apart.
+        verdict: on the pictures.
         threshold: above which a score is flagged.
     """
-    owners = [str(i) for i, (_, count) in enumerate(counts) for _ in range(count)]
-    of_several = [owner if counts[int(owner)][1] > 1 else None for owner in owners]
-    out = []
-    for found in volume_scores(zip(of_several, owners, verdict.scores.tolist(), strict=True)):
-        own = np.array(of_several) == found.volume
+    out, scores = [], verdict.scores
+    for (_, name), group in groupby(range(len(pictures)), lambda i: (pictures[i].file, pictures[i].volume)):
+        own = [*group]
+        if name is None or len(own) < 2:
+            continue
+        (found,) = volume_scores((name, pictures[i].name, float(scores[i])) for i in own)
         out.append(
             Volume(
-                name=counts[int(found.volume)][0],
+                name=name,
                 images=found.slices,
-                flagged=int((verdict.scores[own] > threshold).sum()),
+                flagged=int((scores[own] > threshold).sum()),
                 max_score=found.max,
                 top_mean=found.top_k_mean,
                 p_value=found.p_value(float(verdict.p_values[own].min())),

@@ -13,7 +13,9 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -233,23 +235,23 @@ def _add_service(
         def make(deadline: Deadline) -> Response:
             from ..evaluate.findings import why_none  # which imports scipy
 
-            reading, counts = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
+            reading = _read(inferencer, form.files, limits, limits.max_images, deadline, find)
             verdict = served.batcher.score(reading.images(inferencer.shape), wanted or find, deadline)
             heat_scale = inferencer.heat_scale if form.heatmaps == "png" else None
             request.state.work.note = note(reading)
             images = scored(reading, verdict, threshold, heat_scale, wanted)
             if find and verdict.heatmaps is not None:
-                first = 0
-                for _, count in counts:  # findings are joined within a file
+                for _, group in groupby(range(len(images)), lambda i: reading.pictures[i].file):
                     deadline.check()
-                    own = slice(first, first := first + count)
+                    first, *others = group  # findings are joined within a volume, which is of one file
+                    own = slice(first, first + 1 + len(others))
                     found = inferencer.findings(reading.pictures[own], verdict.heatmaps[own], rate)
                     for image, places in zip(images[own], found, strict=True):
                         image.findings = [Found(**place) for place in places]
             answer = ScoreAnswer(
                 images=images,
                 no_findings=why_none(inferencer.detector.heat_, rate) if find else "",
-                volumes=volumes(counts, verdict, threshold),
+                volumes=volumes(reading.pictures, verdict, threshold),
                 errors=errors_of(reading),
                 false_alarm_rate=rate,
                 threshold=threshold if np.isfinite(threshold) else None,
@@ -274,7 +276,7 @@ def _add_service(
         zipped = "application/zip" in request.headers.get("accept", "")
 
         def make(deadline: Deadline) -> Response:
-            reading, _ = _read(inferencer, form.files, limits, most, deadline)
+            reading = _read(inferencer, form.files, limits, most, deadline)
             request.state.work.note = note(reading)
             copies = _dissolved(inferencer, reading, ts, limits.batch, deadline)
             if zipped:
@@ -320,12 +322,11 @@ def _read(
     most: int,
     deadline: Deadline,
     spacing: bool = False,
-) -> tuple[Reading, list[tuple[str, int]]]:
-    """The pictures of the uploads, and the number of pictures of each file."""
+) -> Reading:
+    """The pictures of the uploads, each with the number of its file."""
     from ..deploy.predictor import Reading
 
     pictures: list[Picture] = []
-    counts: list[tuple[str, int]] = []
     try:
         kept = tempfile.TemporaryDirectory(prefix="dia-request-")
     except OSError as error:
@@ -336,18 +337,17 @@ def _read(
         for sent in files:
             unpacked.add(sent.filename or "", sent.file)
         errors = unpacked.errors
-        for file, name in zip(unpacked.files, unpacked.names, strict=True):
+        for i, (file, name) in enumerate(zip(unpacked.files, unpacked.names, strict=True)):
             deadline.check()
             one = inferencer.read([file], names=[name], most=most - len(pictures), spacing=spacing)
             if one.left_out:
                 raise Refused(413, f"more than {most} images; send fewer at a time")
-            pictures += one.pictures
+            pictures += [replace(picture, file=i) for picture in one.pictures]
             errors += one.errors
-            counts.append((name, len(one.pictures)))
     if not pictures:
         first = ": ".join(errors[0]) if errors else "a zip without images"
         raise Refused(422, f"no image could be read; the first: {first}")
-    return Reading(pictures, errors), counts
+    return Reading(pictures, errors)
 
 
 def _dissolved(

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from ..data.layouts import OURS
 from .limits import Deadline, Limits, Refused
 
 _ZIP, _GZIP = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b"
@@ -103,6 +104,8 @@ class Unpacking:
         """Copies one file under a number, with the suffix that says what it is."""
         if len(self.files) >= self.limits.max_files:
             raise self._too_many()
+        if name.lower().endswith(OURS):  # under a number nothing would tell it from a scan
+            return self.errors.append((name, "written by dia, no scan"))
         suffix = re.search(r"(\.(nii|dcm|dicom)(?=\.gz$))?\.[a-z0-9]{1,8}$", name.lower())
         target = self.folder / f"{len(self.files):05d}{suffix[0] if suffix else ''}"
         with target.open("w+b") as kept:

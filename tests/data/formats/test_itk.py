@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -373,3 +374,43 @@ def test_a_volume_packed_by_gzip_as_a_whole_is_named(tmp_path):
     (tmp_path / "a.mha.gz").write_bytes(gzip.compress(meta_file(tmp_path / "a.mha", X).read_bytes()))
     with pytest.warns(UserWarning, match=r"left out: 1 \.mha\.gz \(such as a\.mha\.gz\)"):
         assert len(listing(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("kind", ["Nifti1", "Nifti2"])
+@pytest.mark.parametrize(
+    ("before", "size", "match"),
+    [
+        (2**26, 2**26 - 1000, "places the voxels at byte 67108864, above the limit of 16 MiB"),
+        (1024, 2**26, "a header extension of 67108864 bytes, where"),
+        (1024, 0, "a header extension of 0 bytes, where"),
+        (0, 2**26, "leaves no room for its extensions"),
+    ],
+)
+def test_a_header_extension_is_not_read_at_the_size_that_it_claims(tmp_path, kind, before, size, match):
+    import nibabel
+
+    header = getattr(nibabel, f"{kind}Image")(X, np.eye(4)).header
+    header["vox_offset"], header["magic"] = before, b"n+1" if kind == "Nifti1" else b"n+2\r\n\x1a\n"
+    head = header.binaryblock + b"\1\0\0\0" + np.array([size, 6], "<i4").tobytes()
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(head + bytes(2**26), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=match) as error:
+            listing(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert "a.nii.gz" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_header_extensions_of_either_byte_order_are_passed_over(tmp_path):
+    import nibabel
+
+    for order in "<>":
+        image = nibabel.Nifti1Image(X, np.eye(4), nibabel.Nifti1Header(endianness=order))
+        image.header.extensions += [nibabel.nifti1.Nifti1Extension("comment", b"a" * n) for n in (5, 3000)]
+        nibabel.save(image, tmp_path / "a.nii")
+        assert len(nibabel.load(tmp_path / "a.nii").header.extensions) == 2
+        assert np.array_equal(read(tmp_path / "a.nii").images, read(nifti_file(tmp_path / "b.nii", X)).images)

@@ -207,7 +207,10 @@ def test_forgetting_brings_the_model_back(plain, taught, marked):
 
 
 def test_p_values_of_new_normals_stay_honest():
-    """Of 1,600 new normals in four fits. One fit of 80 varies by .02 at 5 %, the mean of four by .01."""
+    """Of 1,600 new normals in four fits. One fit of 80 varies by .02 at 5 %, the mean of four by .01.
+
+    Each is judged by one normal fewer than a new image, its places by 19 in 20: p-values are a little large.
+    """
     every = phantoms.load("train", size=32, n=1000).images
     shares = []
     for seed in range(4):
@@ -220,8 +223,8 @@ def test_p_values_of_new_normals_stay_honest():
         p = detector.p_values(detector.score(every[new]))
         shares.append([(p <= 0.05).mean(), (p <= 0.2).mean()])
     at_5, at_20 = np.mean(shares, 0)
-    assert 0.02 < at_5 < 0.08
-    assert 0.15 < at_20 < 0.25
+    assert 0.01 < at_5 < 0.08
+    assert 0.1 < at_20 < 0.25
 
 
 def test_a_normal_is_scored_by_a_probe_that_has_not_seen_its_patient(make_images):

@@ -184,6 +184,22 @@ def test_what_is_no_image_is_told_by_the_clients_name_and_no_place(page, session
     assert (progress.files, progress.read, progress.images, progress.scored) == (8, 8, 1, 1)
 
 
+def test_no_table_is_read_as_a_manifest_where_a_folder_cannot_be_listed(page, session, tmp_path):
+    secret = tmp_path / "s.png"
+    secret.write_bytes(png(noise(8, 9).astype(np.uint8)))
+    table = f"path,label\n{secret},\n".encode()
+    dicom = b"path,label\n/a.png,\n".ljust(128, b"#") + b"DICM\n"  # an image by its first bytes
+    files = [("a/list.csv", table), ("a/readme.txt", b"x"), ("b/LIST.TSV", table.replace(b",", b"\t")),
+             ("b/set.npz", b"x"), ("c/odd.csv", dicom), ("c/readme.txt", b"x"),
+             ("d/gone.csv", b"path,label\n/nonexistent.png,\n"), ("d/readme.txt", b"x")]  # fmt: skip
+    cases = taken(page, session, files)
+    assert cases.all() == []
+    told = dict(cases.progress()[0].problems)
+    assert set(told) == {name for name, _ in files}
+    assert "not an image file" in told["c/odd.csv"]
+    assert all("no image by its name" in told[name] for name in told if name != "c/odd.csv")
+
+
 def test_pixels_are_listed_once_and_another_name_for_them_is_told(page, session):
     x = noise(8, 9).astype(np.uint8)
     cases = taken(page, session, [("a.png", png(x)), ("b.png", png(x))])

@@ -111,6 +111,20 @@ def test_a_zip_is_unpacked_with_its_folders_and_its_links_are_no_links(tmp_path)
     assert (drop.folder / list(drop.names)[2]).read_bytes() == b"/etc/passwd"
 
 
+def test_what_dia_wrote_is_left_out_with_a_word(tmp_path):
+    drops = Drops(Limits())
+    id = drops.new()
+    packed = zipped(("b/2.FINDINGS.dcm", b"x"), ("b/2.dcm", b"x"))
+    ours = ("a/1.png.heatmap.npy", b"x"), ("a/1.findings.nii.gz", b"x")
+    drops.add(id, sent(*ours, ("a/heatmap.npy", b"x"), ("c.zip", packed)), late())
+    drop = drops.take(id)
+    assert list(drop.names.values()) == ["a/heatmap.npy", "b/2.dcm"]
+    names = ("1.png.heatmap.npy", "1.findings.nii.gz", "b/2.FINDINGS.dcm")
+    assert drop.problems == [(name, "written by dia, no scan") for name in names]
+    assert len(on_disk(tmp_path)) == 2
+    drops.close()
+
+
 def test_hidden_files_are_left_out_without_a_word(tmp_path):
     drops = Drops(Limits())
     id = drops.new()

@@ -13,6 +13,7 @@ the values.
 
 from __future__ import annotations
 
+import gzip
 import math
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from .volume import Volume, Volumes, check_voxels, turned
 from .windowing import View
 
 _UNITS = {"mm": 1.0, "meter": 1e3, "micron": 1e-3}  # mm of one
+_MOST_BEFORE = 2**24  # bytes of a file before its voxels, all of which nibabel reads at once
+_HEADERS = ("Nifti1Header", "Nifti2Header")
+_LONGEST, _FLAG = 540, 4  # bytes of the longer header, and of what follows a header
 
 
 def count(path: Path, view: View) -> tuple[int, int]:
@@ -93,6 +97,7 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int, int]]:
     """Opens a file, whose voxels are not yet read, and returns it with its shape and number of volumes."""
     nibabel = required("nibabel")
     with refusing("no NIfTI file, or damaged"):
+        _check_before(nibabel, path)
         image = nibabel.load(path, mmap=False)  # a mapped file that shrinks would end the process
         shape = tuple(int(n) for n in image.shape)
         dtype = image.get_data_dtype()
@@ -107,3 +112,34 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int, int]]:
     sides = (height, width, depth, channels)
     check_voxels(sides, math.prod(sides) * dtype.itemsize, path.stat().st_size, ratio)
     return image, sides
+
+
+def _check_before(nibabel: Any, path: Path) -> None:
+    """Refuses a file whose header extensions are larger than any are, or than the room that it has for them.
+
+    nibabel reads as much as each of them claims, and all that follows where a size is negative.
+    """
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        begun = file.read(_LONGEST)
+        for name in _HEADERS:
+            if not (kind := getattr(nibabel, name)).may_contain_header(begun):
+                continue
+            header, length = kind(begun[: kind.template_dtype.itemsize], check=False), kind.sizeof_hdr
+            before = float(header["vox_offset"])
+            if not before <= _MOST_BEFORE:
+                raise DataError(
+                    f"its header places the voxels at byte {before:.0f}, above the limit of "
+                    f"{_MOST_BEFORE >> 20} MiB for header and extensions"
+                )
+            file.seek(length)
+            if file.read(_FLAG)[:1] in (b"", b"\0"):  # no extensions
+                continue
+            room = int(before) - length - _FLAG
+            if room < 0:
+                raise DataError("its header leaves no room for its extensions")
+            order, extensions, at = header.endianness, file.read(room), 0
+            while room - at >= 16:
+                size = int(np.frombuffer(extensions[at : at + 4].ljust(4, b"\0"), f"{order}i4")[0])
+                if not 8 <= size <= room - at:
+                    raise DataError(f"a header extension of {size} bytes, where {room - at} are left")
+                at += size

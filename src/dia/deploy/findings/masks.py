@@ -56,14 +56,16 @@ class MaskFiles:
                 )
 
     def write(self, case: Case) -> None:
-        """Writes the masks of a case; earlier ones are replaced."""
+        """Writes the masks of a case; earlier ones are replaced, or removed where there is none now."""
         for form in self.forms:
             if form == "png":
                 for looked in case.images:
                     drawn = mask_of(looked.findings, looked.size)
                     path = self._place(looked.name, form)
                     save_marked(Image.fromarray(np.where(drawn > 0, 255, 0).astype(np.uint8)), path)
-            elif why := (self._nifti if form == "nifti" else self._seg)(case):
+                continue
+            mask_path(self.folder, case.name, form).unlink(missing_ok=True)
+            if why := (self._nifti if form == "nifti" else self._seg)(case):
                 self.left_out[f"--masks-as {form}: {why}"] += 1
 
     def _place(self, name: str, form: MaskForm) -> Path:

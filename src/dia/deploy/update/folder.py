@@ -22,14 +22,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ...core.errors import DataError, printable
-from ...core.storage import Owner
 from ...data.imageset import pixels_sha256
 from ...detectors import Detector
 from ...detectors.calibration import Calibration
 from ...detectors.teaching.lesson import Lesson, teach
 from ...detectors.teaching.model import cannot_teach, forget, ground_of, look, scorer_of
 from ...detectors.teaching.taught import FILE, HEADING, Learned, said_of
-from ..recalibrate import edited
+from ..recalibrate import edited, taken
 from ..scoring import hash_of
 
 _READERS, _NAME = 20, 80  # names of readers that are kept, and characters of each
@@ -89,8 +88,20 @@ def update_folder(
         DataError: the model cannot be taught, images or labels do not fit, or `out` is there already.
     """
     folder, target = Path(run), Path(out or run)
-    if target != folder and target.exists():
-        raise DataError(f"--out {target} exists already; choose another")
+    with taken(folder, target):
+        return _update(folder, target, images, labels, about or {}, flagged, device)
+
+
+def _update(
+    folder: Path,
+    target: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    about: Mapping[str, Any],
+    flagged: np.ndarray | None,
+    device: str,
+) -> Updated:
+    """Teaches a model folder as `update_folder` does, once the target is owned."""
     detector = Detector.load(folder, device=device)
     lineage = str(detector.facts_.get("lineage") or hash_of(folder))
     before, earlier = detector.taught_, detector.facts_.get("taught") or {}
@@ -116,12 +127,12 @@ def update_folder(
         facts = {
             "marks": len(learned), "anomalous": int(learned.labels.sum()),
             "normal": int((learned.labels == 0).sum()), "at": at,
-            "readers": _names([*(earlier.get("readers") or ()), *((about or {}).get("readers") or ())]),
+            "readers": _names([*(earlier.get("readers") or ()), *(about.get("readers") or ())]),
             "auc_before": lesson.before, "auc_after": lesson.after, "weight": lesson.taught.weight,
             "normals_added": lesson.taught.n_added,
             "watch": [dict(one) for one in watch],
         }  # fmt: skip
-        with Owner(target), edited(folder, target) as new:
+        with edited(folder, target) as new:
             save_file(lesson.taught.tensors(), new / FILE)
             _write(new, lesson.calibration, {"lineage": lineage, "taught": facts})
             card = new / "card.md"
@@ -140,18 +151,17 @@ def undo_folder(run: str | Path, *, out: str | Path | None = None) -> None:
         DataError: it was not taught, or was calibrated on a site's normals since.
     """
     folder, target = Path(run), Path(out or run)
-    if target != folder and target.exists():
-        raise DataError(f"--out {target} exists already; choose another")
-    detector = Detector.load(folder, device="cpu")
-    if detector.taught_ is None:
-        raise DataError(f"{folder}: no marks have taught it; there is nothing to undo")
-    if detector.facts_.get("calibrated"):
-        remedy = f"bring back its own calibration first: dia calibrate {folder} --original"
-        raise DataError(f"{folder}: it was calibrated on a site's normals after it was taught; {remedy}")
-    with Owner(target), edited(folder, target) as new:
-        _write(new, detector.taught_.calibration, None)
-        (new / FILE).unlink()
-        (new / "card.md").write_text(_plain_card(new / "card.md"), encoding="utf-8")
+    with taken(folder, target):
+        detector = Detector.load(folder, device="cpu")
+        if detector.taught_ is None:
+            raise DataError(f"{folder}: no marks have taught it; there is nothing to undo")
+        if detector.facts_.get("calibrated"):
+            remedy = f"bring back its own calibration first: dia calibrate {folder} --original"
+            raise DataError(f"{folder}: it was calibrated on a site's normals after it was taught; {remedy}")
+        with edited(folder, target) as new:
+            _write(new, detector.taught_.calibration, None)
+            (new / FILE).unlink()
+            (new / "card.md").write_text(_plain_card(new / "card.md"), encoding="utf-8")
 
 
 def _checked(detector: Detector, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

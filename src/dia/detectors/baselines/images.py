@@ -446,7 +446,7 @@ class Blur(Detector):
             for i in range(0, len(kept), step):
                 maps[i : i + step] = make(as_tensor(images[kept[i : i + step]]))
             folds = folds_of(owners_of(self._units[kept]), self.seed)
-            self.places_, *_ = Places.of({_SOURCE: maps}, folds)
+            self.places_ = Places.of({_SOURCE: maps}, folds)[0].made
 
     def _module(self) -> nn.Module:
         return BlurPlaces(self._maps(), self.places_, *self.shape_[:2])
