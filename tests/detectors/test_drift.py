@@ -257,6 +257,21 @@ def test_volumes_count_once(normals):
     assert monitor.images == 20
 
 
+def test_a_model_of_another_site_is_judged_by_that_sites_scores(normals, tmp_path):
+    """Fewer normals than it was fitted on are no volumes; and what the model says of itself is true."""
+    images = normals.images[:40]
+    METHODS["trivial:std"](device="cpu").fit(images).save(tmp_path / "run")
+    for k, image in enumerate(normals.images[40:65]):
+        (tmp_path / "site").mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(tmp_path / "site" / f"{k}.png")
+    out = tmp_path / "at-site"
+    main(["calibrate", str(tmp_path / "run"), str(tmp_path / "site"), "--out", str(out), "--device", "cpu"])
+    made = Detector.load(out)
+    assert made.n_calibration_ == 25 < made.n_train_
+    assert "score" in DriftMonitor(made, (), (), rate=0.01, share=0.5).references
+    assert "of them, each judged without itself" not in made._card()
+
+
 @pytest.fixture(scope="module")
 def files(detector, fresh, tmp_path_factory):
     """A model and 96 images that are all blurred."""

@@ -168,6 +168,17 @@ def test_froc_by_hand():
     assert froc(masks, maps, at=(0, 0.5, 1)) == {"recall@0": 1 / 3, "recall@0.5": 1 / 3, "recall@1": 1.0}
 
 
+def test_froc_is_as_fine_among_the_highest_peaks_where_there_are_many():
+    """The highest of some hundred maxima of each of 50 images lies in its lesion: no finding need be false."""
+    rng = np.random.default_rng(0)
+    maps, masks = rng.random((50, 32, 32)), np.zeros((50, 32, 32), bool)
+    for image, mask, place in zip(maps, masks, rng.integers(0, 1024, 50), strict=True):
+        image.flat[place], mask.flat[place] = 1.5 + rng.random(), True
+    assert recall_at(masks, maps, 1.2) == (1.0, 0.0)
+    found = froc(masks, maps)
+    assert found["recall@0.5"] == found["recall@2"] == 1
+
+
 def test_one_finding_as_large_as_the_image_marks_one_lesion_at_most():
     masks = np.zeros((1, 5, 5), bool)
     masks[0, 0, 0] = masks[0, 4, 4] = masks[0, 2, 2] = True

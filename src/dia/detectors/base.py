@@ -586,7 +586,8 @@ class Detector(OutlierMixin, BaseEstimator):
             weights = self.facts_.get("weights") or "not told" if loaded else self.weights_source()
         except DataError:  # the fitted model needs the file no more
             weights = "a file that is not there any more"
-        others = "of them, each judged without itself" if self.leaves_one_out else "others"
+        own = self.leaves_one_out and "calibrated" not in self.facts_
+        others = "of them, each judged without itself" if own else "others"
         taught = self.facts_.get("taught")
         return (
             f"# {self.method}\n\nA one-class anomaly detector fitted on {self.n_train_} normal images "

@@ -52,10 +52,12 @@ class DriftMonitor:
         self.rate, self.share = rate, share
         kept = dict(getattr(detector, "drift_", {}))
         self.columns = tuple(kept)  # of the statistics that `add` takes
-        n_train = getattr(detector, "n_train_", 0)
-        scores, most = detector.calibration_.scores, max((r.n for r in kept.values()), default=0)
-        one_each = "patients" in getattr(detector, "facts_", {}) and len(scores) <= most  # of patients
-        by_volume = any(volumes) or (bool(kept) and most < n_train and not one_each)
+        facts, scores = getattr(detector, "facts_", {}), detector.calibration_.scores
+        # at another site both are of its normals, of whatever number
+        n = len(scores) if "calibrated" in facts else getattr(detector, "n_train_", 0)
+        most = max((r.n for r in kept.values()), default=0)
+        one_each = "patients" in facts and len(scores) <= most  # of patients
+        by_volume = any(volumes) or (bool(kept) and most < n and not one_each)
         if not by_volume and len(scores) > 1:  # scores of slices do not compare with those of single images
             kept[_SCORE] = drift.Reference.of(scores)
         self.references = kept

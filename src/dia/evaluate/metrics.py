@@ -148,9 +148,10 @@ def froc(masks: np.ndarray, heatmaps: np.ndarray, at: Sequence[float] = FROC_AT)
     At each threshold the findings are the 8-connected places of the heatmaps at or above it. A finding marks
     the lesion (8-connected region of the masks) that its peak lies in, as the points of CAMELYON16 do; one
     whose peak lies in none is false. So a finding as large as the image marks one lesion at most. Several in
-    one lesion count once. Thresholds are quantiles of the heatmaps' local maxima, one for all images. As
-    places merge where the threshold falls, the curve may turn back: the recall at a number is the greatest
-    at any threshold with no more false findings.
+    one lesion count once. Thresholds are heights of the heatmaps' local maxima, one for all images: closely
+    spaced among the highest, of which as many lie above a threshold as are asked about, and quantiles of the
+    rest. As places merge where the threshold falls, the curve may turn back: the recall at a number is the
+    greatest at any threshold with no more false findings.
 
     Args:
         masks: `(N, H, W)` bool, True on anomalous pixels; all False for a normal image, which counts too.
@@ -164,9 +165,14 @@ def froc(masks: np.ndarray, heatmaps: np.ndarray, at: Sequence[float] = FROC_AT)
         ValueError: shapes that differ, or no anomalous pixel.
     """
     images = _places(masks, heatmaps)
-    values = np.unique(np.concatenate([heights for _, _, _, heights in images]))
-    if len(values) > _THRESHOLDS:
-        values = np.unique(np.quantile(values, np.linspace(0, 1, _THRESHOLDS)))
+    heights = np.sort(np.concatenate([of_image for *_, of_image in images]))[::-1]
+    highest = heights[: int(4 * (max(at) + 1) * len(images))]
+    if len(values := np.unique(heights)) > _THRESHOLDS:
+        values = np.quantile(values, np.linspace(0, 1, _THRESHOLDS))
+    if len(highest) > _THRESHOLDS:
+        ranks = np.linspace(0, 1, _THRESHOLDS) ** 2 * (len(highest) - 1)
+        highest = highest[ranks.round().astype(int)]
+    values = np.unique(np.concatenate([values, highest]))
     found = [_recall(images, float(v)) for v in values]
     return {f"recall@{n:g}": max((r for r, false in found if false <= n), default=0.0) for n in at}
 

@@ -128,7 +128,9 @@ def write_run_report(
     trained_on = facts.get("dataset") or "images that were given in Python"
     n = detector.n_calibration_
     calibrated = f"calibrated on {n} further normals"
-    if detector.leaves_one_out:
+    if at := facts.get("calibrated"):
+        calibrated = f"calibrated on {n} other normals ({at.get('on', 'of another site')})"
+    elif detector.leaves_one_out:
         calibrated = "calibrated on the same, each judged by the others"
     h, w, c = detector.shape_
     run_facts = [
@@ -165,7 +167,7 @@ def write_run_report(
         p_values=detector.p_values(scored.scores),
         threshold=detector.threshold(false_alarm_rate),
         false_alarm_rate=false_alarm_rate,
-        held_out=not detector.leaves_one_out,
+        held_out=not detector.leaves_one_out or bool(facts.get("calibrated")),
         heatmaps=scored.heatmaps,
         masks=test.masks,
         volumes=test.volumes or None,
