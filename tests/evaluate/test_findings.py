@@ -169,7 +169,7 @@ def test_froc_by_hand():
 
 
 def test_froc_is_as_fine_among_the_highest_peaks_where_there_are_many():
-    """The highest of some hundred maxima of each of 50 images lies in its lesion: no finding need be false."""
+    """The highest of some hundred maxima of each of 50 images lies in its lesion: none need be false."""
     rng = np.random.default_rng(0)
     maps, masks = rng.random((50, 32, 32)), np.zeros((50, 32, 32), bool)
     for image, mask, place in zip(maps, masks, rng.integers(0, 1024, 50), strict=True):
