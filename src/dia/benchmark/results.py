@@ -263,10 +263,11 @@ def benchmark_results(
     order = list(papers)
 
     def place(row: Row) -> tuple[int, int, str, str]:
+        weights = f"{row.kind} {row.label}"
         if row.trivial:
-            return families.index(row.family), 0, "", row.kind
+            return families.index(row.family), 0, "", weights
         printed = order.index(row.method) if row.method in papers else len(papers)
-        return families.index(row.family), printed, row.method, row.name
+        return families.index(row.family), printed, row.method, weights
 
     rows.sort(key=place)
     best = {}
