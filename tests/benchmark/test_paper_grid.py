@@ -40,7 +40,7 @@ def data(tmp_path_factory):
                 picture(file, i + 50 * (split == "test"), grey=i < n - 1, bright=50 * (name != "NORMAL"))
     for name, n in KVASIR.items():
         for i in range(n):
-            picture(root / "kvasir" / name / f"{i}.jpg", i + len(name), bright=50 * (name == "polyps"))
+            picture(root / "kvasir" / name / f"{i}.jpg", i + 50 * len(name), bright=50 * (name == "polyps"))
     for name, n in APTOS.items():
         for i in range(n):
             picture(root / "aptos2019" / name / f"{i:012x}.png", i, least=6, bright=50 * (name != "0"))

@@ -450,6 +450,22 @@ def test_files_chosen_before_the_page_is_ready_are_read(browser, url, incoming):
         w.expect(w.row("case 6.png")).to_be_visible()
 
 
+def test_a_name_that_is_typed_before_the_page_is_ready_is_kept(browser, url):
+    with ReadingWindow(browser, url) as w:
+        w.expect(w.at("#welcome")).to_be_visible()
+        modules = []
+        w.page.route("**/base.js", lambda route: modules.append(route))
+        w.page.reload(wait_until="commit")
+        w.at("input#reader").fill("Dr. Early")
+        w.at("input#reader").blur()
+        w.until(lambda: modules)
+        with w.page.expect_response("**/room/reader"):
+            modules[0].continue_()
+        w.page.unroute("**/base.js")
+        w.page.reload()
+        w.expect(w.at("input#reader")).to_have_value("Dr. Early")
+
+
 def test_files_that_a_lost_connection_kept_back_are_named(browser, url, incoming):
     with ReadingWindow(browser, url) as w:
         w.allowed = ("ERR_FAILED",)

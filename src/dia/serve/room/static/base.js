@@ -4,7 +4,7 @@ import { get, send } from "./api.js";
 
 const name = document.querySelector("input#reader");
 if (name) {
-  name.addEventListener("change", async () => {
+  const tell = async () => {
     try {
       name.value = (await send("PUT", "/room/reader", { name: name.value })).reader;
       name.setCustomValidity("");
@@ -13,7 +13,10 @@ if (name) {
       name.setCustomValidity(error.message);
       name.reportValidity();
     }
-  });
+  };
+  name.addEventListener("change", tell);
+  // typed and left before this script ran
+  if (name.value !== name.defaultValue && document.activeElement !== name) tell();
   name.addEventListener("keydown", (event) => { if (event.key === "Enter") name.blur(); });
 }
 
