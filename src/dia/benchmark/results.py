@@ -285,19 +285,16 @@ def benchmark_results(
     ranking, why = _ranking(rows, once)
     ranks = {} if ranking is None else dict(zip(ranking.names, ranking.friedman.ranks.tolist(), strict=True))
     base = next((r for r in rows if r.name == BASE), None)
+    # a gain over an AUROC of 0 is none
+    compared = [d for d in once if base is not None and d in base.cells and base.cells[d].mean > 0]
     for r in rows:
         r.rank = ranks.get(r.name)
-        # a gain over an AUROC of 0 is none
-        r.gain_over = tuple(d for d in once if base is not None and d in r.cells and _mean_of(base, d) > 0)
+        r.gain_over = tuple(d for d in compared if d in r.cells)
         if base is not None and r.gain_over and r.contends:
             ours, theirs = ([of.cells[d].mean for d in r.gain_over] for of in (r, base))
             r.gain = relative_gain(ours, theirs)
     most = max((len(c.runs) for r in rows for c in r.cells.values()), default=0)
     return BenchmarkResults(datasets, tuple(rows), most, best, ranking, why)
-
-
-def _mean_of(row: Row, dataset: str) -> float:
-    return row.cells[dataset].mean if dataset in row.cells else 0.0
 
 
 def source_of(dataset: str) -> str:

@@ -260,7 +260,8 @@ def report_benchmark(
         weights: of the grid's rows, as [none] for the same table without outside data; needs --grid
         out: folder of the report
         title: of the page
-        readme: write how methods stand between the marks FAIR of these files, as [a,b]
+        readme: write how methods stand between the marks FAIR of these files, as [a,b]; between COUNT the
+            sentences alone
         pictures: fit the default and the best other method with heatmaps anew, and show what they marked in
             four test images of each set whose licence allows it; needs the data sets
         work: `--work` of `dia benchmark`: with its finished stages a fit for `pictures` takes seconds

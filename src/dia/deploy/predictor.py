@@ -19,7 +19,7 @@ from ..core.environment import environment
 from ..core.errors import DataError
 from ..data.datasets import open_listing
 from ..data.formats.geometry import Spacing, spacing_of
-from ..data.formats.spreadsheet import SHEETS
+from ..data.formats.spreadsheet import NO_PICTURES
 from ..data.imageset import ImageSet
 from ..data.options import ReadOptions
 from ..data.readers import Listing, listing
@@ -33,7 +33,6 @@ from .scoring import hash_of
 _MOST_NORMALS = 2000  # among which neighbours are searched
 _BATCH = 256
 _FOR_SCALE = 64  # normals whose heatmaps set the scale of colours
-_NO_PICTURES = (*SHEETS, ".npz")  # a manifest may name other files of this machine
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class Inferencer:
         left_out = 0
         for i, (file, name) in enumerate(zip(files, names or [f.name for f in files], strict=True)):
             try:
-                if not file.is_file() or file.suffix.lower() in _NO_PICTURES:
+                if not file.is_file() or file.suffix.lower() in NO_PICTURES:
                     raise DataError(f"{file}: not an image file; hand in images, one file or more")
                 listed = listing(file, self._reading)
                 if most is not None and len(pictures) + len(listed) > most:

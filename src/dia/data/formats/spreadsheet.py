@@ -27,6 +27,7 @@ from ...core.errors import DataError, first_line
 from .limits import MissingLibrary, optional, refusing
 
 SHEETS = (".csv", ".tsv", ".xlsx")  # what `read_sheet` reads
+NO_PICTURES = (*SHEETS, ".npz")  # of strangers: a manifest may name other files of this machine
 _TEXT_BYTES = 2**28  # of a text file
 _UNZIPPED, _PARTS = 2**27, 1000  # bytes and number of an .xlsx file's parts
 _COLUMNS, _ROWS = 256, 2**20  # of a sheet of an .xlsx file

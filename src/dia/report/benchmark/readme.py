@@ -14,6 +14,7 @@ from ...data.datasets import CATALOG
 from ...detectors.registry import DEFAULT, TRIVIAL
 from .. import render
 from . import sentences, tables
+from .extras import extras_of
 from .scores import Scores, comparisons
 from .standing import standing
 
@@ -87,6 +88,8 @@ def marked_standing(path: Path, results: BenchmarkResults, scores: Mapping[str, 
     stands = standing(results, comparisons(results, scores))
     count = sentences.counts(stands)
     made = render.markdown(tables.standing_table(stands))
+    if more := extras_of(results, stands).longer:
+        made += f"\n\nWith more steps, judged once at the end:\n\n{render.markdown(more)}"
     for name in there:
         spent = f"{sentences.spent(results)} Seeds: {results.seeds} at most."
         whole = count if name == "COUNT" else f"{count} {spent}\n\n{made}"

@@ -21,7 +21,7 @@ from ....data.decode import Files
 from ....data.formats import dicom
 from ....data.formats.geometry import grid_of_places, spacing_of
 from ....data.formats.mark import is_marked
-from ....data.formats.spreadsheet import SHEETS
+from ....data.formats.spreadsheet import NO_PICTURES
 from ....data.formats.windowing import Stored, toned
 from ....data.imageset import ImageSet
 from ....data.layouts import Entry, ImageFile
@@ -32,7 +32,6 @@ from .native import Native, whole_of
 
 _AHEAD = 32  # slices that are decoded before they are asked for
 _THREADS = min(4, os.cpu_count() or 1)
-_NO_PICTURES = (*SHEETS, ".npz")  # read alone, a manifest may name any file of this machine
 
 
 class Gathered(NamedTuple):
@@ -113,9 +112,8 @@ class Gatherer:
     def _alone(self, number: str) -> Sequence[Entry]:
         file = self.drop.folder / number
         try:
-            if (
-                ImageFile.of(file) is None or file.suffix.lower() in _NO_PICTURES
-            ):  # DICOM bytes may end in .csv
+            # DICOM bytes may end in .csv
+            if ImageFile.of(file) is None or file.suffix.lower() in NO_PICTURES:
                 raise DataError("not an image file; drop images, or zips of images")
             return listing(file, self.options).entries
         except DataError as error:
