@@ -410,6 +410,7 @@ def test_pages_of_other_hosts_do_nothing_with_a_session(inferencer, tmp_path, br
             assert other.frame_locator("#frame").locator("header").count() == 0
             other.click("#link")  # it may lead here, and what session there is stays the reader's
             other.get_by_role("banner").wait_for()
+            other.locator("meta[http-equiv=refresh]").wait_for(state="detached")  # it has led on from there
             assert context.cookies(at) == [before]
             other.goto(f"http://{where}:{port}")
             with other.expect_response(f"{at}/logout") as refused:
