@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ...benchmark.choice import Longer, Worth, choices, choices_before, longer
-from ...benchmark.published import references
+from ...benchmark.published import BASE, paper_table, references
 from ...benchmark.results import BenchmarkResults, paper_name
 from ...detectors.registry import DEFAULT
 from ...evaluate.ranking import against
@@ -56,6 +56,9 @@ def extras_of(results: BenchmarkResults, stands: Standing, ledger: Path = CHOICE
 
 def _references(results: BenchmarkResults) -> Table | None:
     images = {paper_name(d).partition("_")[0].partition("-")[0] for d in results.datasets}
+    paper = paper_table()[BASE].aurocs.keys()
+    if images & paper:  # beside the paper's table, all of its sets
+        images |= paper
     rows = [
         [
             r.dataset, r.method, f"{r.value:.3f}", r.metric, r.split or "–",
