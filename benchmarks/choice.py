@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from dia.benchmark.grid import benchmark_grid
 from dia.benchmark.ledger import Ledger, update_section
 from dia.benchmark.results import CONTROL, TRIVIAL, benchmark_results, source_of
 from dia.benchmark.runs import current_lines
@@ -26,6 +27,7 @@ from dia.data.datasets import load_training
 from dia.data.imageset import ImageSet, subsample
 from dia.data.options import ReadOptions
 from dia.detectors.presets import MAX_SIZE
+from dia.report.benchmark.lines import RunsOf
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/howto/choose.md"
@@ -199,22 +201,18 @@ def aurocs_of(rows: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]) -> dic
 
     Args:
         rows: of a ledger.
-        grid: the content of a grid's file; of a method with several kinds of weights, those it names count.
+        grid: the content of a grid's file; of several kinds of weights the first counts.
 
     Returns:
         Mean AUROC over its seeds by method, by data set; without other directions, which are no new images.
     """
-    lines = current_lines(
-        rows, grid["preset"], datasets=grid["datasets"], methods=grid["methods"],
-        changes=grid.get("settings"), sizes=grid.get("sizes"),
+    settings, sizes = grid.get("settings"), grid.get("sizes")
+    asked, _ = benchmark_grid(
+        grid["datasets"], grid["methods"], grid["seeds"], grid["preset"],
+        weights=(grid.get("weights") or [])[:1], settings=settings, sizes=sizes,
     )  # fmt: skip
-    kinds = {(r["method"], r["weights_kind"]) for r in lines}
-
-    def asked(line: Mapping[str, Any]) -> bool:
-        named = [k for k in grid.get("weights") or [] if (line["method"], k) in kinds]
-        return line["seed"] in grid["seeds"] and line["weights_kind"] in (named[:1] or ["none"])
-
-    if not (lines := [r for r in lines if asked(r)]):
+    of_preset = current_lines(rows, grid["preset"], changes=settings, sizes=sizes)
+    if not (lines := RunsOf(asked).lines(of_preset)):
         return {}
     results = benchmark_results(lines)
     return {r.method: {d: r.cells[d].mean for d in results.once if d in r.cells} for r in results.rows}

@@ -35,7 +35,7 @@ from dia.features.shared import SharedMaps, sharing
 ROOT = Path(__file__).parents[1]
 TABLE, LEDGER = ROOT / "grids/table.yaml", ROOT / "results/epoch-choice.jsonl"
 SETS = ("headct-128", "brainmri-128", "breastmnist-128")  # the smallest first
-METHODS = (  # the cheapest first; of `csi` and `dia` the curves in docs/findings.md tell
+METHODS = (  # the cheapest first; of `csi` and `dia` earlier trainings tell, see `dia.benchmark.choice`
     *("ganomaly", "kdad", "transformaly", "cflow", "cfa", "fastflow", "uflow", "rd4ad", "uniad"),
     *("msc", "efficientad"),
 )

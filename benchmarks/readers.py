@@ -117,6 +117,7 @@ def draws(detector: DIAPlus, test: ImageSet, done: set[tuple[Any, ...]]) -> Iter
             "kept": lesson.kept,
             "cv_before": lesson.before,
             "cv_after": lesson.after,
+            "cv_p": lesson.p,
             "always": row["before"],
             "probe_alone": row["before"],
         }

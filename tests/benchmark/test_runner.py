@@ -102,6 +102,9 @@ def test_a_method_or_setting_that_is_not_there_stops_before_anything_runs(root, 
     for more, word in (
         ({"methods": ["magic"]}, "magic"),
         ({"settings": {"csi": {"magic": 1}}}, "magic"),
+        ({"settings": TINY | {"hogg": {}}}, "settings are for hogg, which is no method"),
+        ({"seeds": []}, "--seeds is empty"),
+        ({"readme": [__file__]}, "holds none of the marks"),
         ({"workers": 0}, "--workers"),
         ({"preset": "tpu"}, "--preset tpu"),
     ):
@@ -368,14 +371,27 @@ def test_the_report_is_drawn_from_the_lines_of_a_grid(root, alone, tmp_path, cap
     page = (tmp_path / "o" / "benchmark.md").read_text()
     assert "csi" in page
     assert "trivial:hog" in page
+    grids = {"typo": "metods: [csi]", "kind": "seeds: 3", "half": "a: [", "text": "csi"}
+    for name, text in grids.items():
+        (tmp_path / name).write_text(text)
     for argv, word in (
         (["--preset", "gpu"], "no line of preset gpu"),
         (["--preset", "x"], "--preset x"),
+        (["--datasets", "[breastmnist,brestmnist]"], "--datasets brestmnist: no run of it is in"),
+        (["--methods", "[cssi]"], "--methods cssi: no run of it is in"),
+        (["--ledger", str(tmp_path / "none")], "none: no ledger is there"),
+        (["--readme", f"[{tmp_path / 'text'}]"], "text holds none of the marks"),
+        (["--grid", str(tmp_path / "typo")], "typo: Option 'metods' is not accepted"),
+        (["--grid", str(tmp_path / "kind")], "kind: seeds: "),
+        (["--grid", str(tmp_path / "half")], "half: not a YAML file"),
+        (["--grid", str(tmp_path / "text")], "text: no grid"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["report", "benchmark", *where, *argv])
         assert stopped.value.code == 2
-        assert word in capsys.readouterr().err
+        said = capsys.readouterr().err.strip()
+        assert word in said
+        assert "\n" not in said
 
 
 # --- lines that are there already ------------------------------------------------------------------------

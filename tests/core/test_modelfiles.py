@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,28 @@ def test_a_save_that_goes_on_elsewhere_is_left_alone(tmp_path):
             fill(second)
         assert first.is_dir()
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_link_to_a_folder_stays_and_the_folder_behind_it_is_replaced(tmp_path):
+    (tmp_path / "models" / "old").mkdir(parents=True)
+    (link := tmp_path / "latest").symlink_to("models/old")
+    with written(link) as new:
+        fill(new)
+    assert link.is_symlink()
+    assert (tmp_path / "models" / "old" / "config.json").exists()
+    assert sorted(p.name for p in (*tmp_path.iterdir(), *(tmp_path / "models").iterdir())) == [
+        "latest", "models", "old",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [".", "..", "../.."])
+def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, name):
+    (inner := tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    whole = (inner / name).resolve()
+    with pytest.raises(DataError, match=f"name it from outside, as {whole}$"), written(Path(name)):
+        raise AssertionError
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", inner]
 
 
 def test_names_as_long_as_they_may_be(tmp_path):

@@ -1,6 +1,7 @@
 """Grey levels of images of more than 8 bits: learned from normals, stated, or kept by a model."""
 
 import json
+import pickle
 import warnings
 
 import numpy as np
@@ -9,11 +10,12 @@ import tifffile
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from medical_files import dicom_file, nifti_file
+from medical_files import dicom_file, nifti_file, tiff_stack
 from PIL import Image
 
 from dia.cli.main import main
 from dia.core.errors import DataError
+from dia.data.formats import volume as volumes
 from dia.data.formats.windowing import Stored, View, Window, toned, without_padding
 from dia.data.levels import survey
 from dia.data.options import ReadOptions
@@ -157,6 +159,150 @@ def test_a_volume_may_have_its_own_percentiles(tmp_path):
     assert together[:7].max() < 64  # one scale for both
     found = read(tmp_path, window="volume").images
     assert [int(part.max()) for part in (found[:7], found[7:])] == [255, 255]
+
+
+def series(folder, pixels, *, uid="1.2.3", damaged=None, **more):
+    """A DICOM series of slices `(N, H, W)`, one of whose files may end early."""
+    for k, x in enumerate(pixels):
+        file = dicom_file(
+            folder / f"{(k * 7) % len(pixels):02d}.dcm", x, SeriesInstanceUID=uid, InstanceNumber=k + 1,
+            ImagePositionPatient=[0, 0, 2.0 * k], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            PixelSpacing=[1, 1], **more,
+        )  # fmt: skip
+        if k == damaged:
+            file.write_bytes(file.read_bytes()[:-200])
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["series", "frames", "inverted", "rescaled", "tiff"])
+def test_slices_of_series_and_stacks_are_read_by_the_percentiles_of_all_of_them(tmp_path, kind):
+    low, high = twelve_bits(9), twelve_bits(9, seed=1) * 9 + 500
+    for name, x in (("a", low), ("b", high)):
+        x[0] *= 2  # one slice is brighter than the others
+        if kind == "tiff":
+            tiff_stack(tmp_path / f"{name}.tif", x)
+        elif kind == "frames":
+            dicom_file(tmp_path / f"{name}.dcm", x)
+        else:
+            more = {"inverted": {"PhotometricInterpretation": "MONOCHROME1"}, "series": {}}.get(
+                kind, {"RescaleSlope": 2, "RescaleIntercept": -700}
+            )
+            series(tmp_path / name, x, WindowCenter=900, WindowWidth=50, **more)
+    whole = read(tmp_path, window="volume", workers=1)
+    assert len({*whole.volumes}) == 2
+    for at, x in enumerate((low, high)):
+        expected = by_levels(x.astype(float), *np.percentile(x, (0.5, 99.5)))
+        expected = 255 - expected if kind == "inverted" else expected
+        # halves of a grey level may fall to either side where they are turned round
+        found = whole.images[9 * at : 9 * at + 9, ..., 0].astype(int)
+        assert np.abs(found - expected).max() <= (kind in ("inverted", "rescaled"))
+    # however few of the slices are read, and wherever
+    listed = listing(tmp_path, window="volume", slices="4:6", size=16, channels=1)
+    assert [e.slice for e in listed.entries] == [4, 5] * 2
+    some = read(tmp_path, window="volume", size=16, channels=1).images[[4, 5, 13, 14]]
+    np.testing.assert_array_equal(listed.read().images, some)
+    for i, part in enumerate(listed.stream(1, workers=2)):
+        np.testing.assert_array_equal(part.images, some[i : i + 1])
+    away = pickle.loads(pickle.dumps(listing(tmp_path, window="volume").part(4, 6)))
+    np.testing.assert_array_equal(away.read().images, whole.images[4:6])
+
+
+def test_a_series_and_a_volume_of_the_same_values_are_read_alike(tmp_path):
+    x = twelve_bits(9)
+    nifti_file(tmp_path / "a.nii", np.ascontiguousarray(x.transpose(2, 1, 0)), np.diag([-1.0, -1, 1, 1]))
+    expected = read(tmp_path / "a.nii", window="volume").images
+    series(tmp_path / "ct", x)
+    tiff_stack(tmp_path / "a.tif", x)
+    for name in ("ct", "a.tif"):
+        np.testing.assert_array_equal(read(tmp_path / name, window="volume").images, expected)
+
+
+def test_a_stack_is_measured_once_and_what_is_kept_of_it_is_bounded(tmp_path, monkeypatch):
+    x = twelve_bits(12)
+    tiff_stack(tmp_path / "a.tif", x)
+    measured = []
+
+    def ends_of(values):
+        measured.append(values.size)
+        return tuple(np.percentile(values, (0.5, 99.5)).tolist())
+
+    monkeypatch.setattr(volumes, "ends_of", ends_of)
+    listed = listing(tmp_path / "a.tif", window="volume", workers=4)
+    listed.read()
+    listed.part(3, 9).read()
+    assert measured == [x.size]
+    monkeypatch.setattr(volumes, "_MEASURED", 12 * 60)
+    listing(tmp_path / "a.tif", window="volume").read()
+    assert measured[1] < 4 * 12 * 60
+
+
+@pytest.mark.parametrize("kind", ["series", "tiff"])
+def test_a_slice_that_cannot_be_read_measures_nothing_and_leaves_the_others_their_numbers(tmp_path, kind):
+    x = twelve_bits(9)
+    if kind == "tiff":
+        place, name = tiff_stack(tmp_path / "a.tif", x, damaged=4), "a.tif"
+    else:
+        place, name = series(tmp_path / "ct", x, damaged=4), "ct"
+    with pytest.raises(DataError, match="repair it, or leave such files out with --skip-bad"):
+        read(place, window="volume")
+    listed = listing(place, window="volume", skip_bad=True)
+    found, rest = listed.read(), np.delete(x, 4, axis=0)
+    assert {*found.volumes} == {name}
+    expected = by_levels(rest, *np.percentile(rest, (0.5, 99.5)))
+    np.testing.assert_array_equal(found.images[..., 0], expected)
+    numbers = {e.name: e.slice for e in listed.entries}
+    assert [numbers[name] for name in found.names] == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
+def test_an_image_without_a_volume_is_refused_by_that_window_in_a_line_with_the_remedy(tmp_path):
+    x = twelve_bits(3)
+    write(tmp_path / "png", x, "png")
+    write(tmp_path / "tif", x, "tif")
+    series(tmp_path / "of-one", x[:1])
+    for name in ("png", "tif", "of-one"):
+        file = next((tmp_path / name).iterdir())
+        for options in ({}, {"levels": "full"}):  # as of a fit, and of a model
+            with pytest.raises(
+                DataError, match=r"no slice of a volume.* give all files of its series"
+            ) as error:
+                read(file, window="volume", **options)
+            assert "\n" not in str(error.value)
+        read(file, window="0:4000")
+
+
+def test_models_of_earlier_read_series_and_stacks_as_they_did(tmp_path):
+    x = twelve_bits(5)
+    options = ReadOptions().as_fitted({"read": {"window": None}})
+    assert options.levels == "earlier"
+    tiff_stack(tmp_path / "a.tif", x)
+    series(tmp_path / "ct", x)
+    for name in ("a.tif", "ct"):
+        np.testing.assert_array_equal(read(tmp_path / name, options).images[..., 0], by_levels(x, 0, 65535))
+
+
+def test_scales_that_differ_bring_advice_that_works(tmp_path):
+    """What is advised is then done, and the images of both scales have their grey levels."""
+    low, high = twelve_bits(6), twelve_bits(6, seed=1) * 9
+
+    def advice(place):
+        with pytest.warns(UserWarning, match="times as far from black") as said:
+            listing(place).reading  # noqa: B018
+        return next(str(w.message) for w in said if "times as far" in str(w.message))
+
+    for i, x in enumerate((low, high)):
+        series(tmp_path / "ct" / str(i), x, uid=f"1.2.{i}")
+        series(tmp_path / "mixed" / str(i), x, uid=f"1.2.{i}")
+        tiff_stack(tmp_path / "tif" / f"{i}.tif", x)
+        write(tmp_path / "png" / str(i), x, "png")
+    write(tmp_path / "mixed", low[:1] * 9, "dcm")
+    for name in ("ct", "tif"):
+        assert advice(tmp_path / name).endswith("give --window volume")
+        found = read(tmp_path / name, window="volume").images
+        assert [int(part.max()) for part in (found[:6], found[6:])] == [255, 255]
+    for name, first in (("png", "0/000.png"), ("mixed", "000.dcm")):
+        assert advice(tmp_path / name).endswith(
+            f"save each with 8 bits of its own scale: --window volume needs volumes, {first} is in none"
+        )
 
 
 def test_eight_bits_are_taken_as_they_are_in_every_format(tmp_path):

@@ -168,7 +168,7 @@ def test_a_fit_calibrates_on_one_image_of_each_held_out_patient(tmp_path):
     detector = TRIVIAL[METHOD]().fit(normals)
     calibration, _, train = held_out(120, 0.2, 0, normals.units, whole=True)
     assert detector.n_train_ == len(train)
-    assert detector.n_calibration_ == len(calibration) / 4
+    assert detector.n_calibration_ == detector.n_effective_ == len(calibration) / 4
     scores = detector.score(normals.images[np.sort(calibration)])
     assert all(s in scores for s in detector.calibration_.scores)
     assert detector.facts_["patients"] == 30

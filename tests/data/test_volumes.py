@@ -25,8 +25,10 @@ pytest.importorskip("nibabel")
 
 from pydicom import uid  # noqa: E402
 
+from dia.benchmark.runs import score_set  # noqa: E402
 from dia.cli.main import main  # noqa: E402
 from dia.core.errors import DataError  # noqa: E402
+from dia.core.modelfiles import write_sums  # noqa: E402
 from dia.data import decode  # noqa: E402
 from dia.data.formats import nifti  # noqa: E402
 from dia.data.imageset import ImageSet  # noqa: E402
@@ -34,8 +36,9 @@ from dia.data.readers import listing, read  # noqa: E402
 from dia.deploy.scoring import _Scorer  # noqa: E402
 from dia.detectors import Detector  # noqa: E402
 from dia.detectors.calibration import held_out  # noqa: E402
-from dia.detectors.registry import METHODS  # noqa: E402
+from dia.detectors.registry import METHODS, TRIVIAL  # noqa: E402
 from dia.evaluate.volume_scores import volume_metrics, volume_scores  # noqa: E402
+from dia.report.gather import verdict_of  # noqa: E402
 
 RNG = np.random.default_rng(0)
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -466,6 +469,40 @@ def test_too_few_volumes_are_said_to_be():
     assert [len(p) for p in parts] == [6, 6, 48]
     plain = held_out(60, 0.2, 0)
     assert all(np.array_equal(a, b) for a, b in zip(parts, plain, strict=True))
+
+
+def test_a_model_knows_how_many_volumes_its_slices_tell_as_much_as(tmp_path, capsys):
+    x = smooth_images(150, 16)
+    normals = ImageSet(x[:120], volumes=[f"v{i // 4}" for i in range(120)])
+    detector = TRIVIAL["trivial:std"]().fit(normals)
+    calibration, *_ = held_out(120, 0.2, 0, normals.units)
+    assert detector.n_calibration_ == len(calibration) == 4 * detector.n_effective_
+    assert TRIVIAL["trivial:std"]().fit(x).n_effective_ == 15  # of plain images, all
+    new = ImageSet(x[120:], np.arange(30) % 2, volumes=[f"w{i // 4}" for i in range(30)])
+    flags = verdict_of(detector, new, score_set(detector, new), 0.2).findings[0]
+    assert f"slices, which tell as much as {detector.n_effective_:g} volumes" in flags.words
+    folder = detector.save(tmp_path / "run")
+    assert Detector.load(folder).n_effective_ == detector.n_effective_
+    before = (folder / "config.json").read_bytes()
+
+    site = tmp_path / "site"
+    for i in range(120, 150, 10):
+        nifti_file(site / f"{i}.nii", x[i : i + 10, ..., 0].transpose(2, 1, 0))
+    main(["calibrate", str(folder), str(site), "--false-alarm-rate", "10%"])
+    assert Detector.load(folder).n_effective_ == 3
+    main(["calibrate", str(folder), "--original"])
+    assert (folder / "config.json").read_bytes() == before
+    one = site / "120.nii"
+    with pytest.raises(SystemExit):
+        main(["calibrate", str(folder), str(one), "--false-alarm-rate", "20%"])
+    assert "120.nii: slices of one volume tell nothing of how much volumes differ" in capsys.readouterr().err
+    assert (folder / "config.json").read_bytes() == before
+
+    older = {k: v for k, v in json.loads(before).items() if k != "n_effective"}
+    (folder / "config.json").write_text(json.dumps(older))
+    write_sums(folder)
+    # all volumes of the fit, which are no fewer
+    assert detector.n_effective_ <= Detector.load(folder).n_effective_ <= detector.n_calibration_
 
 
 def test_image_sets_keep_their_volumes():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medical_files import dicom_file, meta_file, nifti_file, nrrd_file
+from medical_files import dicom_file, meta_file, nifti_file, nrrd_file, tiff_stack
 from PIL import Image
 
 from dia.core.errors import DataError
@@ -54,7 +54,7 @@ def kept_of(place: Path, out: Path, *, stop: int | None = None, start: int = 0, 
     for i, images in enumerate(found.stream(1, start, workers=1)):
         if stop is not None and start + i >= stop:
             break
-        sizes = images.sizes or [images.shape[:2]]
+        sizes = images.sizes or [images.shape[:2]] * len(images)
         kept.append(images.names, images.images[..., 0].astype(np.float32), sizes)
     kept.close()
     return kept
@@ -153,10 +153,34 @@ def test_the_nifti_mask_of_a_dicom_series_lies_where_the_lesion_does(tmp_path, l
     assert case.lesions[0].volume_mm3 == pytest.approx(5 * 6 * 3 * 0.7 * 0.9 * 2.0, rel=1e-3)
 
 
+def test_slices_of_a_series_keep_their_numbers_where_the_first_are_not_read(tmp_path):
+    import nibabel
+
+    series(tmp_path / "ct")
+    kept = kept_of(tmp_path / "ct", tmp_path / "s.csv", slices="2:")
+    (case,) = kept.cases()
+    assert case.lesions[0].slices == (3, 4, 5)
+    write_list(tmp_path / "f.json", kept, {})
+    told = json.loads((tmp_path / "f.json").read_text())
+    assert [image["slice"] for image in told["images"]] == [2, 3, 4, 5, 6, 7, 8]
+    MaskFiles(tmp_path / "m", ["nifti"], "test").write(case)
+    made = nibabel.load(mask_path(tmp_path / "m", "ct", "nifti"))
+    mask = np.asarray(made.dataobj) > 0
+    assert np.allclose(points(mask, made.affine), points(volume() > 0, oblique(True)), atol=2e-3)
+
+
 def test_a_lesion_does_not_go_on_across_a_missing_slice(tmp_path):
     series(tmp_path / "ct", leave_out=(4,))
     (case,) = kept_of(tmp_path / "ct", tmp_path / "s.csv").cases()
     assert [lesion.slices for lesion in case.lesions] in ([(3,), (5,)], [(5,), (3,)])
+
+
+def test_nor_across_a_page_that_cannot_be_read(tmp_path):
+    pages = np.ascontiguousarray(volume().transpose(2, 1, 0))
+    file = tiff_stack(tmp_path / "a.tif", pages, damaged=4)
+    (case,) = kept_of(file, tmp_path / "s.csv", skip_bad=True).cases()
+    assert sorted(lesion.slices for lesion in case.lesions) == [(3,), (5,)]
+    assert [looked.number for looked in case.images] == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 def test_a_seg_lies_where_the_lesion_does(tmp_path):
@@ -315,7 +339,8 @@ def test_a_volume_sent_to_the_service_is_measured_and_joined(tmp_path):
     entries = listing(file).entries
     mm = geometry.spacing_of(file, "nifti", 0, View.of())
     pictures = [
-        Picture(e.name, x, 0, x.shape[:2], mm, e.volume) for e, x in zip(entries, found.images, strict=True)
+        Picture(e.name, x, 0, x.shape[:2], mm, e.volume, e.slice)
+        for e, x in zip(entries, found.images, strict=True)
     ]
     model = SimpleNamespace(detector=SimpleNamespace(heat_=HEAT))
     told = Inferencer.findings(model, pictures, found.images[..., 0].astype(float), 0.05)

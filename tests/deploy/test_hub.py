@@ -91,6 +91,8 @@ class _Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, text.splitlines()):
                 if line["key"] == "file":
                     hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del hub.files[line["value"]["path"]]
             self.answer({"commitOid": COMMIT, "commitUrl": f"{hub.url}/user/name/commit/{COMMIT}"})
         else:  # validate-yaml
             hub.head = json.loads(text)
@@ -341,6 +343,19 @@ def test_pushed_and_fetched(dia, images, hub, tmp_path):
     )
     assert np.array_equal(again.score(images), dia.score(images))
     assert not hub.asked
+
+
+def test_what_another_model_left_there_is_no_part_of_the_one_pushed_next(images, hub, tmp_path):
+    first = Pixels().fit(images)
+    first.original_ = {"calibration.fitted.json": b"{}", "heatmaps.fitted.json": b"null"}
+    push_to_hub(first, "user/name")
+    assert {"calibration.fitted.json", "heatmaps.fitted.json"} <= set(hub.files)
+    hub.files["own.json"] = b"{}"
+    push_to_hub(second := Brightness().fit(images), "user/name")
+    save_pretrained(second, tmp_path / "saved")
+    assert hub.files == files_of(tmp_path / "saved") | {"own.json": b"{}"}
+    back = from_pretrained("user/name", device="cpu", cache_dir=tmp_path / "cache")
+    assert np.array_equal(back.score(images), second.score(images))
 
 
 def test_the_command(dia, images, hub, tmp_path, capsys):

@@ -18,7 +18,7 @@ import pytest
 from conftest import smooth_images
 from hypothesis import example, given
 from hypothesis import strategies as st
-from medical_files import nifti_file
+from medical_files import dicom_file, meta_file, nifti_file, nrrd_file
 from PIL import Image
 from scoring import interrupted, refused, score
 
@@ -29,6 +29,7 @@ from dia.data.imageset import ImageSet
 from dia.data.readers import Listing, listing, read
 from dia.deploy.heatmaps import heatmap_path
 from dia.deploy.scorefile import ScoreFile
+from dia.deploy.scoring import stamp_of
 from dia.detectors import Detector
 from dia.detectors.registry import METHODS
 from dia.report.pictures import colour, overlay, scale_of, sheet
@@ -623,6 +624,40 @@ def test_exchanged_pixels_are_not_gone_on_with(models, tmp_path, monkeypatch, ca
     interrupted(monkeypatch, model, tmp_path / "a.npz", out)
     np.savez(tmp_path / "a.npz", test_images=smooth_images(30, seed=3))
     assert "another content of the images" in refused(capsys, model, tmp_path / "a.npz", out, "--resume")
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.mha", "a.nrrd"])
+def test_the_voxels_beside_a_header_are_a_part_of_its_content(tmp_path, name):
+    path, x = tmp_path / name, smooth_images(3)[..., 0]
+    (meta_file if ".m" in name else nrrd_file)(path, x)
+    listed, voxels = listing(path), path.with_suffix(".raw")
+    if not voxels.exists():  # they lie in the file itself
+        voxels = path
+    stamp, stat = stamp_of(listed), voxels.stat()
+    assert stamp_of(listing(path)) == stamp
+    os.utime(voxels, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert stamp_of(listed) != stamp
+    os.utime(voxels, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert stamp_of(listed) == stamp
+    voxels.write_bytes(voxels.read_bytes() + b"\n")
+    os.utime(voxels, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert stamp_of(listed) != stamp
+    voxels.unlink()
+    assert stamp_of(listed) != stamp  # reading them says what is wrong
+
+
+def test_slices_that_are_left_out_count_where_the_window_is_of_the_volume(tmp_path):
+    pytest.importorskip("pydicom")
+    for i, image in enumerate(smooth_images(4)[..., 0].astype(np.uint16)):
+        place = {"ImagePositionPatient": [0, 0, i], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        dicom_file(tmp_path / f"{i}.dcm", image, SeriesInstanceUID="1.2.3", InstanceNumber=i, **place)
+    other = tmp_path / "3.dcm"
+    for window in ("volume", "0,300"):
+        listed = listing(tmp_path, window=window, slices="0:2")
+        assert {e.file.name for e in listed.entries} == {"0.dcm", "1.dcm"}
+        before, time = stamp_of(listed), other.stat().st_mtime_ns
+        os.utime(other, ns=(time, time + 1))
+        assert (stamp_of(listed) == before) == (window != "volume")
 
 
 def test_a_second_run_is_refused_by_the_name_of_the_first(models, scans, tmp_path, capsys):

@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from marking import fitted, marks, noisy, phantom, ramped
+from medical_files import dicom_file, tiff_stack
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -28,6 +30,7 @@ from dia.deploy.update import folder as folders
 from dia.deploy.update import undo_folder, update_folder
 from dia.deploy.update.marks import find, read_marks
 from dia.detectors import METHODS, Detector
+from dia.detectors.teaching.lesson import LEVEL
 from dia.detectors.teaching.taught import FILE
 from dia.serve.room.mark import COLUMNS, Key, Mark, as_csv
 
@@ -166,14 +169,19 @@ def test_a_sites_calibration_goes_first_and_last(run, marked):
         detector = Detector.load(run, device="cpu")
         scores = detector.score(site)
         about = {"on": "site", "images": 40, "flagged_before": 0.5}
-        recalibrate.calibrate_folder(run, run, scores, detector.drift_, about, 0.05)
+        with recalibrate.taken(run, run) as model:
+            recalibrate.calibrate_folder(model, scores, detector.drift_, about, 0.05)
         return np.sort(scores)
+
+    def restore():
+        with recalibrate.taken(run, run) as model:
+            recalibrate.restore_folder(model)
 
     calibrate()
     assert Inferencer(run).about()["lineage"] == named
     with pytest.raises(DataError, match="--original"):
         update_folder(run, *marked)
-    recalibrate.restore_folder(run, run)
+    restore()
     assert contents(run) == files
     update_folder(run, *marked)
     taught = contents(run)
@@ -183,7 +191,8 @@ def test_a_sites_calibration_goes_first_and_last(run, marked):
     assert now.facts_["lineage"] == named
     with pytest.raises(DataError, match="--original"):
         undo_folder(run)
-    recalibrate.restore_folder(run, run)
+    Detector.load(run, device="cpu").save(run, (run / "card.md").read_text())  # as a copy would be made
+    restore()
     assert contents(run) == taught
     undo_folder(run)
     assert contents(run) == files
@@ -415,6 +424,97 @@ def test_files_of_several_images_need_a_slice(tmp_path, run):
     write(path, [{"path": "x.npz", "label": 1, "slice": 3}], ["path", "label", "slice"])
     with pytest.raises(DataError, match="no slice 3"):
         find(path, read_marks(path), None, OPTIONS)
+
+
+def test_slices_are_told_by_the_name_of_their_volume_and_their_number_there(tmp_path, marked):
+    """As the reading room and the lists of findings write them; two slices of the series are missing."""
+    for k in (0, 1, 4, 5, 6):
+        dicom_file(
+            tmp_path / "in" / "ct" / f"{(k * 3) % 7}.dcm", marked[0][k, ..., 0], SeriesInstanceUID="1.2.3",
+            ImagePositionPatient=[0, 0, 2.0 * k], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            PixelSpacing=[1, 1],
+        )  # fmt: skip
+    for rows in (
+        [{"name": "scans/ct", "slice": k, "label": 1} for k in (4, 6)],
+        [{"path": f"ct/{(k * 3) % 7}.dcm", "slice": k, "label": 1} for k in (4, 6)],
+    ):
+        path = write(tmp_path / "in" / "m.csv", rows, ["path", "name", "label", "slice"])
+        for images in [listing(tmp_path / "in", OPTIONS)] + [None] * ("path" in rows[0]):
+            found = find(path, read_marks(path), images, OPTIONS)
+            assert [pixels_sha256(x) for x in found.images] == [pixels_sha256(marked[0][k]) for k in (4, 6)]
+    rows = [{"name": "ct", "slice": k, "label": 1} for k in (2, 4)]
+    path = write(tmp_path / "in" / "m.csv", rows, ["name", "label", "slice"])
+    assert find(path, read_marks(path), listing(tmp_path / "in", OPTIONS), OPTIONS).missing == ("ct",)
+
+
+def test_marks_know_the_patients_and_volumes_of_their_images(tmp_path, marked):
+    for i, image in enumerate(marked[0][:6]):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"p{i // 2}_{i}.png")
+    for name, of in (("a/x.tif", marked[0][6:9]), ("b/x.tif", marked[0][9:12])):
+        tiff_stack(tmp_path / name, of[..., 0])
+    files = [{"path": f"p{i // 2}_{i}.png", "label": i % 2} for i in range(6)]
+    slices = [
+        {"path": f"{k}/x.tif", "slice": i, "label": 1, "sha256": pixels_sha256(marked[0][at + i])}
+        for k, at in (("a", 6), ("b", 9))
+        for i in (0, 2)
+    ]
+    columns = ["path", "sha256", "label", "slice", "patient"]
+
+    def units(rows, images=None, **options):
+        path = write(tmp_path / "m.csv", rows, columns)
+        found = find(path, read_marks(path), images, replace(OPTIONS, **options))
+        path.unlink()
+        order = {pixels_sha256(x): u for x, u in zip(found.images, found.units, strict=True)}
+        return [order[pixels_sha256(x)] for x in marked[0][:12] if pixels_sha256(x) in order]
+
+    whole = listing(tmp_path, OPTIONS)
+    for images in (None, whole):
+        assert len(set(units(files, images))) == 6  # nobody knows their patients
+        a, b, c, d = units(slices, images)
+        assert a == b != c == d
+    told = [row | {"patient": "Änne" if i < 3 else "Bo"} for i, row in enumerate([*files, *slices])]
+    for images in (None, whole):
+        first, *rest = units(told, images)
+        assert [u == first for u in rest] == [True] * 2 + [False] * 7
+    for images in (None, listing(tmp_path, replace(OPTIONS, group_by=r"p(\d)|(x)"))):
+        one, two, *rest = units([*files, *slices], images, group_by=r"p(\d)|(x)")
+        assert one == two
+        assert len({one, *rest}) == 4
+    with pytest.raises(DataError, match="leave out --group-by"):
+        units(told, group_by="p")
+    with pytest.raises(DataError, match="does not hold"):
+        units(files, group_by="patient")
+
+
+def test_an_update_knows_which_images_are_of_one_patient(run, marked):
+    units = np.r_[np.arange(12) % 2, 2 + np.arange(12)]
+    made = update_folder(run, *marked, units=units)
+    assert not made.kept
+    assert "12 marked anomalous, of 2 patients or volumes; 3 are needed" in made.words
+    made = update_folder(run, *marked, units=np.arange(24) // 2)
+    assert made.kept
+    facts = Detector.load(run, device="cpu").facts_["taught"]
+    assert facts["gain_p"] == made.p <= LEVEL
+    assert f"(one-sided p of the gain {made.p:.3f})" in (run / "card.md").read_text()
+    assert list(load_file(run / FILE)["mark.unit"]) == list(np.arange(24) // 2)  # numbers, no names
+    new = np.concatenate([marked[0][:1], phantom(3, "test", 40)])
+    update_folder(run, new, np.array([1, 0, 0, 0]), units=np.array([7, 8, 8, 9]))
+    learned = Detector.load(run, device="cpu").taught_.learned
+    of = dict(zip(learned.names, learned.units, strict=True))
+    again, second = (of[pixels_sha256(x)] for x in marked[0][:2])
+    assert (
+        again == second
+    )  # the first image was marked again, and its patient's other is still of one with it
+    with pytest.raises(DataError, match="units must be 24"):
+        update_folder(run, *marked, units=units[:5])
+
+
+def test_marks_that_were_learned_before_patients_were_told_are_each_alone(run, marked):
+    update_folder(run, *marked, units=np.arange(24) // 2)
+    tensors = {k: v for k, v in load_file(run / FILE).items() if k != "mark.unit"}
+    save_file(tensors, run / FILE)
+    write_sums(run)
+    assert len(set(Detector.load(run, device="cpu").taught_.learned.units)) == 24
 
 
 def test_the_command(tmp_path, marked, scans, run, capsys):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dia.data.imageset import units_of
-from dia.detectors.calibration import Calibration, one_of_each
+from dia.detectors.calibration import Calibration, effective, one_of_each
 
 few_levels = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)  # full of ties
 any_scores = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -101,6 +101,15 @@ def test_one_image_of_each_patient_keeps_the_promise_and_all_their_images_do_not
         assert stats.binomtest(int((p <= alpha).sum()), len(p), alpha).pvalue > 0.001  # and none too many
     p = simulated_by_patient(one_each=False)
     assert stats.binomtest(int((p <= 0.05).sum()), len(p), 0.05, "greater").pvalue < 1e-4
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_the_effective_number_of_units_is_theirs_where_they_are_of_one_size(sizes):
+    volumes = [f"v{i}" for i, n in enumerate(sizes) for _ in range(n)]
+    found = effective(units_of(volumes=volumes), len(volumes))
+    assert 1 <= found <= len(sizes) + 1e-9
+    assert (abs(found - len(sizes)) < 1e-9) == (len(set(sizes)) == 1)
+    assert effective((), len(volumes)) == len(volumes)
 
 
 def test_of_volumes_the_promise_is_broken_by_no_more_than_is_said():

@@ -210,10 +210,10 @@ def test_slices_of_one_volume_set_no_threshold(normals, others):
     one = ImageSet(normals, volumes=["v.nii"] * 40)
     with pytest.warns(UserWarning, match="slices of one volume"):
         detector = fit(TINY, one)
-    assert (detector.n_train_, detector.n_calibration_) == (40, 1)
+    assert (detector.n_train_, detector.n_calibration_, detector.n_effective_) == (40, 1, 1)
     assert detector.threshold() == float("inf")
     two = fit(TINY, ImageSet(normals, volumes=["v.nii"] * 20 + ["w.nii"] * 20))
-    assert two.n_calibration_ == 40
+    assert (two.n_calibration_, two.n_effective_) == (40, 2)
 
 
 def test_a_normal_itself_is_less_anomalous_than_any_other_image(normals, others):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import betabinom
+from scipy.stats import betabinom, binom
 
-from dia.data.imageset import ImageSet
+from dia.data.imageset import ImageSet, units_of
+from dia.detectors.calibration import Calibration, effective
 from dia.evaluate.properties import properties_of
 from dia.evaluate.verdict import Finding, Verdict, drift, false_alarms, properties, ranking, sample
 
@@ -45,6 +46,60 @@ def test_a_promise_that_is_kept_is_rarely_called_broken():
     counts = betabinom(n, 2, m - 1).rvs(2000, random_state=1)
     broken = np.mean([false_alarms(*flags(int(k), n), rate, m).mark == "bad" for k in counts])
     assert broken < 0.025 + 4 * np.sqrt(0.025 / 2000)
+
+
+def of_volumes(seed, known, new, shared, sizes):
+    """Returns arguments of `false_alarms` for slices of volumes exchangeable with those calibrated on.
+
+    A share of a volume's slices has its value and is above all others, so that a volume is flagged whole.
+    """
+    rng = np.random.default_rng([seed, 8])
+    each = rng.choice(sizes, known + new)
+    volume = np.repeat(np.arange(known + new), each)
+    scores = rng.normal(size=len(volume))
+    alike = np.concatenate([np.arange(n) < shared * n for n in each])
+    scores[alike] = (100 + rng.normal(size=known + new))[volume[alike]]
+    old = volume < known
+    flagged = scores[~old] > Calibration.of(scores[old]).threshold(0.05)
+    n_effective = effective(units_of(volumes=[str(v) for v in volume[old]]), int(old.sum()))
+    return (flagged, np.zeros(len(flagged), int), 0.05, int(old.sum()), volume[~old]), n_effective
+
+
+@pytest.mark.parametrize(
+    ("known", "shared", "sizes"), [(12, 1.0, [20]), (20, 0.95, [20]), (20, 0.95, [1, 40])]
+)
+def test_a_threshold_set_on_slices_of_few_volumes_is_rarely_called_broken(known, shared, sizes):
+    """All slices counted as independent, volumes as good as those of calibration were condemned too often."""
+    runs = 250
+    made = [of_volumes(seed, known, 100, shared, sizes) for seed in range(runs)]
+    broken = [false_alarms(*given, n_effective).mark == "bad" for given, n_effective in made]
+    assert sum(broken) <= binom.ppf(0.9999, runs, 0.025)
+    before = [false_alarms(*given).mark == "bad" for given, _ in made]
+    assert sum(before) > binom.ppf(0.9999, runs, 0.05)
+    # and the mean rate is what is said to be promised at most
+    seen = np.array([given[0].mean() for given, _ in made])
+    said = [false_alarms(*given, n_effective).words.partition("At most ")[2] for given, n_effective in made]
+    promised = np.mean([float(words.partition(" %")[0]) / 100 for words in said])
+    assert seen.mean() < promised + 4 * seen.std() / np.sqrt(runs)
+
+
+def test_what_slices_promise_is_said_and_its_breach_found():
+    volumes = np.repeat(np.arange(30), 20)
+    flagged, labels = volumes < 15, np.zeros(600, int)  # half of the volumes whole
+    bad = false_alarms(flagged, labels, 0.05, 240, volumes, 12.0)
+    assert bad.mark == "bad"
+    # a = 12 of 240 slices, m = 20 of each volume: (12 - 1 + 20) / (240 + 20) = 0.119
+    assert "At most 11.9 % were promised, on average: more than the rate of 5 %" in bad.words
+    assert "set on slices, which tell as much as 12 volumes or patients of equal size" in bad.words
+    some = volumes < 4  # 13.3 %: more than that, by chance
+    assert false_alarms(some, labels, 0.05, 240, volumes).mark == "good"
+    assert "within chance" in false_alarms(some, labels, 0.05, 240, volumes, 12.0).words
+    assert "That agrees" in false_alarms(volumes < 3, labels, 0.05, 240, volumes, 12.0).words
+    few = false_alarms(volumes < 4, labels, 0.05, 240, volumes, 4.0)
+    assert few.mark == "care"
+    assert "So few volumes promise little" in few.words
+    single = np.arange(600)
+    assert false_alarms(some, labels, 0.05, 240, single, 240.0) == false_alarms(some, labels, 0.05, 240)
 
 
 def test_copies_as_one_patient_weigh_as_one_image():

@@ -30,7 +30,7 @@ def noisy(images, sd=3, seed=0):
     return np.clip(images + noise, 0, 255).astype(np.uint8)
 
 
-def fitted(n=60, settings=SETTINGS, seed=0):
+def fitted(n=150, settings=SETTINGS, seed=0):  # with fewer the probe has too few components
     """A model of n phantoms."""
     detector = DIAPlus(settings, device="cpu", seed=seed)
     detector.facts_ = {"preset": "cpu"}

@@ -1,4 +1,4 @@
-"""DICOM, NIfTI, MetaImage and NRRD files made for the tests, and pydicom's own reading to compare with."""
+"""Medical files and TIFF stacks made for the tests, and pydicom's own reading to compare with."""
 
 from __future__ import annotations
 
@@ -168,4 +168,19 @@ def nrrd_file(path: Path, voxels: np.ndarray, *, encoding="raw", **fields) -> Pa
     path.write_bytes(f"{text}who:=made it\n\n".encode() + (data if path.suffix == ".nrrd" else b""))
     if path.suffix == ".nhdr":
         path.with_suffix(".raw").write_bytes(data)
+    return path
+
+
+def tiff_stack(path: Path, pages: np.ndarray, *, damaged: int | None = None) -> Path:
+    """Writes pages `(N, H, W)`; the pixels of page `damaged` cannot be unpacked."""
+    import tifffile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, pages, photometric="minisblack", compression="zlib")
+    if damaged is not None:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[damaged]
+            start, length = page.dataoffsets[0], page.databytecounts[0]
+        data = path.read_bytes()
+        path.write_bytes(data[:start] + b"\xff" * length + data[start + length :])
     return path

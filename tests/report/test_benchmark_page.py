@@ -23,6 +23,7 @@ from dia.report.benchmark.page import write_benchmark_report
 from dia.report.benchmark.readme import marked_tables
 from dia.report.benchmark.scores import comparisons, load_scores, pairs_table
 from dia.report.benchmark.sentences import direction_notes, sentences, sizes
+from dia.report.benchmark.standing import standing
 from dia.report.benchmark.tables import CSV_FIELDS, failure_table, gain_table, long_table, results_table
 from dia.report.render import csv as csv_of
 from dia.report.render import markdown
@@ -166,6 +167,8 @@ def test_sizes_are_told_by_data_set_where_they_differ():
     assert told(breastmnist=raised, phantom={"size": 64}) == (
         "256 px, size 64 → 256 (breastmnist); 64 px (phantom)"
     )
+    others = {d: {"size": 64} for d in ("phantom", "sarscov2ct")}
+    assert told(breastmnist=raised, **others) == "64 px; 256 px, size 64 → 256 (breastmnist)"
     assert told(breastmnist={"size": None}) == told(breastmnist={}) == "as they are"
 
 
@@ -304,7 +307,7 @@ def test_the_papers_table_is_whole_and_its_marks_corrected():
 @pytest.mark.parametrize(("auroc", "beats"), [(0.8, False), (0.79, False), (0.81, True)])
 def test_who_does_not_beat_the_untrained_is_named_exactly_then(auroc, beats):
     table = benchmark_results(grid(trivial__hog=[0.8, 0.6], trivial__lbp=[0.7, 0.5], dia=[auroc, 0.9]))
-    count, lines = sentences(table)
+    count, lines = sentences(standing(table, {}))
     assert count.startswith("0 of 2 results" if beats else "1 of 2 results")
     assert lines == (
         []
@@ -314,12 +317,13 @@ def test_who_does_not_beat_the_untrained_is_named_exactly_then(auroc, beats):
 
 
 def test_sentences_say_who_does_and_need_an_untrained_row():
-    _, lines = sentences(benchmark_results(grid(trivial__hog=[0.8], dia=[0.7], csi=[0.6], cfa=[0.9])))
+    results = benchmark_results(grid(trivial__hog=[0.8], dia=[0.7], csi=[0.6], cfa=[0.9]))
+    _, lines = sentences(standing(results, {}))
     assert lines == [
         "pneumoniamnist: dia (0.700), csi (0.600) do not beat the best untrained row, trivial:hog (0.800); "
         "cfa (0.900) does."
     ]
-    assert sentences(benchmark_results(grid(dia=[0.7])))[1] == []
+    assert sentences(standing(benchmark_results(grid(dia=[0.7])), {}))[1] == []
 
 
 def test_ranks_leave_out_and_name_what_lacks_a_data_set():
@@ -418,12 +422,26 @@ def test_paired_differences_are_of_common_seeds_and_corrected(tmp_path):
     assert one["seeds"] == "0 1 2"
 
 
+@pytest.mark.parametrize(
+    "held", [b"PK\x03\x04 cut off", {"scores": np.zeros(4)}, {"scores": np.zeros(4), "labels": np.zeros(3)}]
+)
+def test_damaged_scores_are_named_with_the_remedy(tmp_path, held):
+    (of,) = lines = grid(dia=[0.7])
+    path = scores_path(tmp_path, of)
+    if isinstance(held, bytes):
+        path.write_bytes(held)
+    else:
+        np.savez(path, **held)
+    with pytest.raises(DataError, match=rf"{re.escape(path.name)}: no raw scores \(.*delete it"):
+        load_scores(benchmark_results(lines), tmp_path)
+
+
 def test_one_anomalous_image_tells_a_difference_and_no_interval(tmp_path):
     lines = grid(trivial__hog=[0.6], dia=[0.9])
     kept(tmp_path, lines, n=2)  # one of either class
     written = write_benchmark_report(tmp_path / "new" / "folder", lines, tmp_path)
     page = next(p for p in written if p.name == "benchmark.md").read_text()
-    assert "nan" not in page
+    assert not re.search(r"\bnan\b", page)
 
 
 def test_data_sets_whose_names_no_file_can_hold_have_curves_of_their_own(tmp_path):
@@ -573,6 +591,9 @@ def test_a_text_holds_the_tables_it_has_marks_for(tmp_path):
     assert page.read_text() == "<!-- HEATMAPS:begin -->\nNo run with masks yet.\n<!-- HEATMAPS:end -->"
     page.write_text("nothing")
     with pytest.raises(DataError, match=r"page\.md holds none of the marks"):
+        marked_tables(page, [])
+    page.write_text("<!-- SETS:begin -->")
+    with pytest.raises(DataError, match="SETS:end --> exactly once"):
         marked_tables(page, [])
 
 

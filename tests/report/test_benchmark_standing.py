@@ -7,7 +7,7 @@ from test_benchmark_page import grid, line
 from dia.benchmark.grid import benchmark_grid
 from dia.benchmark.results import benchmark_results
 from dia.evaluate.compare import Compared, Difference
-from dia.report.benchmark.dots import LETTER, LINE, NARROW, auroc_scale, labels, log_scale
+from dia.report.benchmark.dots import LETTER, LINE, NARROW, auroc_scale, labels, log_scale, plot
 from dia.report.benchmark.extras import Extras
 from dia.report.benchmark.lines import RunsOf
 from dia.report.benchmark.page import write_benchmark_report
@@ -49,7 +49,7 @@ def test_the_order_the_lead_and_the_counts_by_hand():
     assert found.count([s for s in found.methods if s.row.name == "csi"]) == (2, None, 3)
     assert "not known, for lack of raw scores" in words(found)
     assert "interval" not in counts(found)
-    assert sentences(results)[0].startswith("3 of 8 results")
+    assert sentences(found)[0].startswith("3 of 8 results")
 
 
 def test_the_interval_of_a_mean_adds_in_squares():
@@ -96,9 +96,13 @@ def test_another_direction_and_a_control_count_for_nothing():
     assert "control:centre" in [r[0] for r in cost_table(results).rows]
 
 
-def test_what_is_said_of_the_default_names_its_clear_sets_and_those_its_recipe_was_not_made_on():
-    sets = ("pneumoniamnist", "breastmnist")
-    lines = [*grid(trivial__hog=[0.6, 0.6]), *(lite("dia+", d, 0.7) for d in sets)]
+@pytest.mark.parametrize(
+    ("other", "related"), [("breastmnist", ""), ("chestxray-128", " 1 of the 1 are of the same sources")]
+)
+def test_what_is_said_of_the_default_names_its_clear_sets_and_those_of_its_recipe(other, related):
+    """Chest X-ray and PneumoniaMNIST have images of one source, so that confirming on one tells less."""
+    sets = ("pneumoniamnist", other)
+    lines = [*(line("trivial:hog", d, 0.6) for d in sets), *(lite("dia+", d, 0.7) for d in sets)]
     lines[-2]["protocol"] = "confirm"
     made = {
         d: {
@@ -112,7 +116,9 @@ def test_what_is_said_of_the_default_names_its_clear_sets_and_those_its_recipe_w
     assert found.default.confirmed == ("pneumoniamnist",)
     said = counts(found)
     assert "`dia+` alone: 2 of 2, 1 of them by more than the paired 95 % interval (pneumoniamnist)." in said
-    assert "On the 1 of these that its recipe was not made on: 1, 1 of them" in said
+    assert "On the 1 of these on which its recipe was confirmed: 1, 1 of them" in said
+    assert (" of the same sources as the others: pneumoniamnist." in said) == bool(related)
+    assert related in said
     assert "Mean AUROC over 2 data sets: dia+ 0.700, trivial:hog 0.600." in said
 
 
@@ -184,6 +190,10 @@ def test_what_all_runs_took_and_what_sharing_saved():
     lines[0]["shared_seconds"] = 600.0
     assert "saved 10 min more" in spent(benchmark_results(lines))
     assert spent(benchmark_results(grid(dia=[0.5]))) == ""
+    some = [*lines, line("cfa", "breastmnist", 0.6, 2)]  # from before times were kept
+    assert spent(benchmark_results(some)).startswith("The 2 of 3 runs of this page that tell their time took")
+    del lines[1]["cpu_seconds"]
+    assert "took 3.0 h, 50 s of processor time in 1 of them." in spent(benchmark_results(lines))
     assert duration(119.6) == "120 s"
 
 
@@ -201,20 +211,36 @@ def test_a_scale_holds_its_values_and_no_more_than_a_tick_beyond():
     assert log_scale([1, 100]).at(10) == 50
 
 
-def test_names_of_points_cover_neither_each_other_nor_points():
+COSTS = {  # images/s and mean AUROC of one page, where two names faced each other and met in a wide window
+    "dia+": (59, 0.860), "msc": (53, 0.800), "patchcore": (37, 0.777), "rd4ad": (33, 0.756),
+    "trivial:hog": (610, 0.770), "transformaly": (60, 0.704), "kdad": (50, 0.663), "fastflow": (47, 0.707),
+    "csi": (69, 0.669), "cfa": (15, 0.677), "dia": (92, 0.663), "uflow": (43, 0.659), "cflow": (23, 0.536),
+    "efficientad": (5.3, 0.584), "ganomaly": (147, 0.549), "uniad": (50, 0.548),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [NARROW[0], 330, 420, 560, 1200])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_names_of_points_cover_neither_each_other_nor_points(width, drawn):
     rng = np.random.default_rng(1)
     points = [(float(x), float(y)) for x, y in rng.uniform(10, 90, (16, 2))]
     names = [f"method{i}" for i in range(16)]
-    boxes = []
-    for (x, y), name, at in zip(points, names, labels(points, names), strict=True):
-        left = x / 100 * NARROW[0] + at.dx - (0 if at.right else LETTER * len(name))
-        top = y / 100 * NARROW[1] + at.dy - LINE / 2
+    placed = labels(points, names)
+    if drawn:
+        shown = plot([(name, *at, "method") for name, at in COSTS.items()], "images/s").points
+        points, names, placed = [p[1:3] for p in shown], [p.name for p in shown], [p.label for p in shown]
+    at = [(x / 100 * width, y / 100 * NARROW[1]) for x, y in points]
+    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for (x, y), name, label in zip(at, names, placed, strict=True):
+        left = x + label.dx - (0 if label.right else LETTER * len(name))
+        top = y + label.dy - LINE / 2
         boxes.append((left, top, left + LETTER * len(name), top + LINE))
 
     def apart(a, b):
         return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
-    assert all(apart(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    count = len(points)
+    assert all(apart(boxes[i], boxes[j]) for i in range(count, 2 * count) for j in range(i) if j != i - count)
 
 
 def test_of_a_ledger_a_grid_shows_its_own_runs_and_says_what_is_missing():

@@ -25,6 +25,7 @@ from ..data.imageset import ANOMALOUS, NORMAL, ImageSet, subsample
 from ..data.layouts import Entry, patients_of, words
 from ..data.options import ReadOptions
 from ..data.readers import Listing
+from ..data.volumes import in_series
 
 _KEYS = ("image", "img", "pixel_values")  # of items that are mappings, as MONAI's and Hugging Face's
 _CHANNELS = (1, 3)
@@ -98,6 +99,8 @@ def _of_paths(paths: Sequence[str], options: ReadOptions, split: str) -> Listing
             entries.append(entry._replace(name=name, volume=volume))
     if len({entry.name for entry in entries}) < len(entries):
         raise DataError("a path is listed twice; leave the copy out")
+    if options.view.window == "volume":
+        entries = in_series(entries)
     if len({entry.label is None for entry in entries}) > 1:
         raise DataError("some of the folders have labels and others none; give them one by one")
     grouped = ""

@@ -137,7 +137,7 @@ class Model:
         return Predictions(
             names, score, d.p_values(score), score > threshold, threshold, rate,
             np.concatenate(maps) if maps else None, drift, skipped, getattr(d, "heat_", None), sizes,
-            _spacing(listing, names, sizes) if maps else (),
+            _spacing(listing, names, sizes) if maps else (), _numbers(listing, names) if maps else (),
         )  # fmt: skip
 
     def plot(
@@ -354,6 +354,12 @@ def _spacing(
         mm = None if e is None else spacing_of(e.file, e.kind, e.number, view, size)
         found.append(None if mm is None else mm.plane)
     return found
+
+
+def _numbers(listing: Listing, names: Sequence[str]) -> list[int | None]:
+    """Returns the numbers of slices in their volumes, None of what is no slice."""
+    entries = {e.name: e for e in listing.entries}
+    return [None if (e := entries.get(name)) is None else e.slice for name in names]
 
 
 def _options(reading: Mapping[str, Any]) -> ReadOptions:

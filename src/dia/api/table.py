@@ -56,6 +56,7 @@ class Predictions:
         heat: what heatmaps of normals are like; None where the model does not know.
         sizes: (height, width) of each image before it was resized to the model's size.
         spacing: for each image mm between rows and between columns, None where its file does not tell.
+        slices: for each image its number in its volume, from 0, as in the file; None where it is no slice.
     """
 
     path: Sequence[str]
@@ -70,6 +71,7 @@ class Predictions:
     heat: HeatScale | None = None
     sizes: Sequence[tuple[int, int]] = ()
     spacing: Sequence[tuple[float, float] | None] = ()
+    slices: Sequence[int | None] = ()
 
     def __len__(self) -> int:
         return len(self.path)
@@ -93,6 +95,7 @@ class Predictions:
             flagged=self.flagged[where], heatmaps=maps,
             sizes=[self.sizes[i] for i in where] if self.sizes else (),
             spacing=[self.spacing[i] for i in where] if self.spacing else (),
+            slices=[self.slices[i] for i in where] if self.slices else (),
         )  # fmt: skip
 
     def ranked(self) -> Predictions:
@@ -107,7 +110,8 @@ class Predictions:
 
         Returns:
             The findings of each row, the highest peak first, in pixels of the image as it was given. `slice`
-            is the row's number; `dia.evaluate.findings.joined` joins those of a volume to lesions.
+            is the number of the slice in its volume, or the row's where it is none;
+            `dia.evaluate.findings.joined` joins those of a volume to lesions.
 
         Raises:
             DataError: the table has no heatmaps, or the normals are too few for the rate.
@@ -122,10 +126,10 @@ class Predictions:
         if self.heat is None or (why := why_none(self.heat, rate)):
             raise DataError(why if self.heat is not None else why_none(None, rate))
         none = [None] * len(self)
-        rows = zip(self.heatmaps, self.sizes or none, self.spacing or none, strict=True)
+        rows = zip(self.heatmaps, self.sizes or none, self.spacing or none, self.slices or none, strict=True)
         return [
-            findings_of(heatmap, self.heat, rate, size=size, spacing=mm, slice=i)
-            for i, (heatmap, size, mm) in enumerate(rows)
+            findings_of(heatmap, self.heat, rate, size=size, spacing=mm, slice=i if k is None else k)
+            for i, (heatmap, size, mm, k) in enumerate(rows)
         ]
 
     def to_pandas(self) -> pd.DataFrame:

@@ -25,9 +25,9 @@ from ..data import lesions
 from ..data.datasets import name_of
 from ..detectors import DIA
 from ..detectors.presets import MAX_SIZE, PRESETS
-from ..detectors.registry import METHODS, wanted_settings
+from ..detectors.registry import METHODS, PREFIX, wanted_settings
 from ..evaluate.compare import Difference, paired_difference
-from .runs import OWN_WEIGHTS, full_settings, planned, scores_path, sized
+from .runs import OWN_WEIGHTS, full_settings, planned, read_scores, scores_path, sized
 
 SHIPPED = Path(__file__).parent / "ablations"
 TEST, VAL, LESIONS = "test", "val", "lesions"
@@ -258,10 +258,12 @@ def benchmark_grid(
         The grid; and a remark for each method that cannot take some of the weights, which is then left out.
 
     Raises:
-        DataError: no such method or preset.
+        DataError: no such method, also one that has settings alone, or preset.
         SettingsError: a setting that is not there, or cannot have its value.
     """
     given, remarks, cells = settings or {}, list[str](), list[Cell]()
+    if unknown := [m for m in given if m not in METHODS and not m.startswith(PREFIX)]:
+        raise DataError(f"settings are for {unknown[0]}, which is no method; `dia methods` lists them")
     if methods is None:
         methods = [m for m, cls in METHODS.items() if not cls.pretrained and not cls.extra]
     for method in methods:
@@ -486,7 +488,7 @@ def paired(
     paths = [[scores_path(scores, lines[seed]) for seed in common] for lines in (runs, base)]
     if not common or not all(p.exists() for side in paths for p in side):
         return None
-    kept = [[np.load(p) for p in side] for side in paths]
+    kept = [[read_scores(p) for p in side] for side in paths]
     first, second = (np.stack([k["scores"] for k in side]) for side in kept)
     one = kept[0][0]
     return paired_difference(one["labels"], first, second, one.get("units"))

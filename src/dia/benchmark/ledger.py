@@ -175,14 +175,14 @@ def update_section(path: str | Path, name: str, text: str) -> bool:
         True if the file changed.
 
     Raises:
-        ValueError: the pair of marks is not there exactly once.
+        DataError: the pair of marks is not there exactly once.
     """
     path = Path(path)
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = path.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if old.count(begin) != 1 or old.count(end) != 1 or not pattern.search(old):
-        raise ValueError(f"{path} must hold {begin} … {end} exactly once: add or repair the marks")
+        raise DataError(f"{path} must hold {begin} … {end} exactly once: add or repair the marks")
     new = pattern.sub(lambda _: f"{begin}\n{text.strip()}\n{end}", old)
     if new != old:
         path.write_text(new, encoding="utf-8")

@@ -217,6 +217,15 @@ class BenchmarkResults:
         """Mean AUROC by name of a row, by source of the data sets of `once`: what `ranking.against` takes."""
         return {r.name: _by_source(r, self.once) for r in self.rows}
 
+    def beats(self, row: Row, dataset: str) -> bool:
+        """Returns whether a row is above the best untrained row of a data set, by their means.
+
+        Args:
+            row: a row with runs on it.
+            dataset: with an untrained row.
+        """
+        return row.cells[dataset].mean > self.best_trivial[dataset].cells[dataset].mean
+
     @property
     def blocks(self) -> list[tuple[str, list[Row]]]:
         """Rows by family, in order."""

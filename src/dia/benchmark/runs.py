@@ -6,17 +6,19 @@ Knows detectors and metrics; test labels are used for the numbers in the line an
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from ..core.environment import environment, peak_memory_mb, reset_peak_memory
-from ..core.errors import DataError
+from ..core.errors import DataError, first_line
 from ..core.settings import changes_from, from_dict
 from ..core.storage import locked
 from ..data.imageset import ImageSet
@@ -265,6 +267,30 @@ def scores_path(folder: Path, line: Mapping[str, Any]) -> Path:
     kind = line["method"].replace(":", "_")
     parts = line["dataset"], kind, line["settings_hash"], line["data_sha256"][:8], line["seed"]
     return folder / f"{'-'.join(map(str, parts))}.npz"
+
+
+def read_scores(path: Path) -> dict[str, np.ndarray]:
+    """Reads a file of raw scores.
+
+    Args:
+        path: of `scores_path`.
+
+    Returns:
+        `scores` `(N,)`, `labels` `(N,)` and, where they were kept, `units` `(N,)`.
+
+    Raises:
+        DataError: it is damaged, or no such file.
+    """
+    try:
+        with np.load(path) as kept:
+            found = {name: kept[name] for name in ("scores", "labels", "units") if name in kept}
+        if not found["scores"].shape == found["labels"].shape == (found["labels"].size,):
+            raise ValueError(f"{found['scores'].shape} scores of {found['labels'].shape} labels")
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: no raw scores ({first_line(error)}); delete it, and `dia benchmark` makes them anew"
+        ) from error
+    return found
 
 
 def run(

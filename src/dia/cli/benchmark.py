@@ -5,6 +5,8 @@ Their parsers need neither torch nor a detector: everything else is imported whe
 
 from __future__ import annotations
 
+import re
+from argparse import ArgumentError
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from ..benchmark.ledger import FAILED, LEDGER, Ledger, failures_path
 from ..core.errors import DataError, TrainingError
 from ..core.yamlfile import read_yaml
 from ..data.options import ReadOptions
+from .help import parser_of, values_of
 from .options import Cluster, DataRoot, Device, remark, result
 from .options import out as console
 
@@ -190,9 +193,14 @@ def benchmark(
     """
     from ..benchmark.grid import benchmark_grid
     from ..benchmark.runner import missing
-    from ..report.benchmark.readme import marked_tables
+    from ..report.benchmark.readme import TABLES, marked_tables, marks_in
 
     _check_preset(preset)
+    for flag, given in {"datasets": datasets, "methods": methods, "seeds": seeds}.items():
+        if given is not None and not given:
+            raise DataError(f"--{flag} is empty, and nothing would be run; leave it out for the default")
+    for file in readme:
+        marks_in(Path(file), TABLES)  # before hours of runs
     grid, left_out = benchmark_grid(
         datasets, methods, seeds, preset, max_size=max_size, weights=weights, settings=settings, sizes=sizes
     )
@@ -206,6 +214,25 @@ def benchmark(
     for file in readme:
         marked_tables(Path(file), Ledger(runs.ledger).rows(), datasets)
     refuse_failures(failed)
+
+
+def _options_of(file: str) -> dict[str, Any]:
+    """Returns the values of all options of `dia benchmark --config FILE`.
+
+    Raises:
+        DataError: no such file, or one that `dia benchmark` does not take.
+    """
+    if not isinstance(read_yaml(Path(file)), dict):
+        raise DataError(
+            f"{file}: no grid; it needs entries such as `datasets: [a, b]`, as of `dia benchmark`"
+        )
+    parser = parser_of(benchmark, "dia benchmark")
+    parser.exit_on_error = False
+    try:
+        return values_of(parser, ["--config", file])
+    except ArgumentError as error:
+        said = re.sub(r'^Parser key "([\w.]+)":', r"\1:", " ".join(str(error).split()))
+        raise DataError(f"{file}: {said[:300]}; see dia benchmark --help") from error
 
 
 def _show_cost(left: Sequence[Job], total: int, ledger: str) -> None:
@@ -283,17 +310,16 @@ def report_benchmark(
     from ..detectors.presets import MAX_SIZE
     from ..report.benchmark.lines import RunsOf
     from ..report.benchmark.page import write_benchmark_report
-    from ..report.benchmark.readme import marked_standing
+    from ..report.benchmark.readme import STANDING, marked_standing, marks_in
     from ..report.benchmark.scores import load_scores
     from ..report.benchmark.sets import set_contexts
 
     if weights and not grid:
         raise DataError("--weights are those of a grid's rows: give --grid FILE")
-    of_grid = read_yaml(Path(grid)) if grid else {}
-    if not isinstance(of_grid, dict):
-        raise DataError(
-            f"{grid}: no grid; it needs entries such as `datasets: [a, b]`, as of `dia benchmark`"
-        )
+    for file in readme:
+        marks_in(Path(file), STANDING)
+    chosen = {"datasets": datasets and [name_of(d) for d in datasets], "methods": methods}
+    of_grid = _options_of(grid) if grid else {}
     ledger = ledger or of_grid.get("ledger", LEDGER)
     scores = scores or of_grid.get("scores", Runs.scores)
     preset = preset or of_grid.get("preset", "cpu")
@@ -302,22 +328,26 @@ def report_benchmark(
     _check_preset(preset)
     side = of_grid.get("max_size") or MAX_SIZE[preset]
     names = datasets and [name_of(d) for d in datasets]
-    rows = Ledger(ledger).rows()
+    if not Path(ledger).is_file():
+        raise DataError(f"{ledger}: no ledger is there; `dia benchmark` writes one, and --ledger names it")
+    rows, failed = Ledger(ledger).rows(), Ledger(failures_path(Path(ledger)), FAILED).rows()
+    for flag, asked_for in chosen.items():
+        known = dict.fromkeys(str(r[flag.removesuffix("s")]) for r in [*rows, *failed])
+        if unknown := [name for name in asked_for or () if name not in known]:
+            raise DataError(f"--{flag} {unknown[0]}: no run of it is in {ledger}, but of {', '.join(known)}")
     lines = current_lines(
         rows, preset, datasets=names, methods=methods, changes=settings, sizes=of_grid.get("sizes")
     )
     of, notes = None, list[str]()
     if grid:
-        sets_asked = datasets or list(dict.fromkeys(r["dataset"] for r in lines))
         asked, _ = benchmark_grid(
-            sets_asked, methods, of_grid.get("seeds", (0, 1, 2)), preset,
-            weights=weights or of_grid.get("weights", ()), settings=settings, sizes=of_grid.get("sizes"),
+            datasets or (), methods, of_grid["seeds"], preset,
+            weights=weights or of_grid["weights"], settings=settings, sizes=of_grid["sizes"],
         )  # fmt: skip
         of = RunsOf(asked)
         lines, notes = of.lines(lines), of.missing(lines)
     if not lines:
         raise DataError(f"{ledger}: no line of preset {preset} with these settings; run `dia benchmark`")
-    failed = Ledger(failures_path(Path(ledger)), FAILED).rows()
     failures = open_failures(failed, lines, preset, datasets=names, methods=methods)
     failures = of.failures(failures) if of else failures
     sets, remarks = set_contexts(lines, root.data_root, side)

@@ -8,14 +8,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
 from ..core.running.progress import Bar
 from ..data.imageset import middle_slices
-from ..detectors.calibration import LOOKED, Calibration, HeatScale, fewest_for, one_of_each
+from ..detectors.calibration import LOOKED, Calibration, HeatScale, effective, fewest_for, one_of_each
 from ..serve.limits import Limits
 from .options import DataRoot, Device, Images, Model, Output, Rate, Reading, finite, remark, result
+
+if TYPE_CHECKING:
+    from ..deploy.recalibrate import Taken  # which imports torch
 
 
 def info(run: str, *, output: Output) -> None:
@@ -89,6 +92,7 @@ def _watched(taught: Mapping[str, Any]) -> str | None:
 def _curves(folder: Path) -> str | None:
     """Returns the first and last loss of each stage that `dia fit --logger csv` logged beside the model."""
     stages: dict[str, str] = {}
+    folder = folder.resolve()  # `.` has no name
     for file in sorted(folder.with_name(f"{folder.name}.logs").glob("*/version_*/metrics.csv")):
         with file.open(newline="") as lines:
             rows = [row for row in csv.DictReader(lines) if row.get("loss")]
@@ -138,13 +142,13 @@ def calibrate(
     folder, target = Path(run), Path(out or run)
     if original == (normals is not None):
         raise DataError("dia calibrate: give the site's normals, or --original to undo it, and not both")
-    with taken(folder, target):  # what changed the model while its normals are scored would be lost
-        made = _calibrated(folder, target, normals, reading, split, rate, device)
+    with taken(folder, target) as model:  # what changed the model while its normals are scored would be lost
+        made = _calibrated(model, normals, reading, split, rate, device)
     output.show(made)
 
 
 def _calibrated(
-    folder: Path, target: Path, normals: str | None, reading: Reading, split: str, rate: Rate, device: Device
+    model: Taken, normals: str | None, reading: Reading, split: str, rate: Rate, device: Device
 ) -> dict[str, Any]:
     """Calibrates a model folder, or brings back what its fit found where there are no normals."""
     from ..deploy.recalibrate import calibrate_folder, restore_folder
@@ -152,11 +156,12 @@ def _calibrated(
     from ..detectors.drift import references
     from ..evaluate.unseen import unseen
 
-    detector = Detector.load(folder, device=device.device)
+    target = model.target
+    detector = Detector.load(model.folder, device=device.device)
     share = float(rate.false_alarm_rate or detector.false_alarm_rate)
     before = detector.threshold(share)
     if normals is None:
-        restore_folder(folder, target)
+        restore_folder(model)
         now = Detector.load(target, device=device.device)
         return {
             "run": str(target), "calibration_normals": now.n_calibration_,
@@ -174,6 +179,10 @@ def _calibrated(
         many = len(images)
         images = images.subset(one_of_each(images.units, many, detector.seed))
         remark(f"{len(images)} of {many} images set the threshold: one of each patient")
+    if any(images.volumes) and len(set(images.units)) == 1:
+        raise DataError(
+            f"{normals}: slices of one volume tell nothing of how much volumes differ; give more volumes"
+        )
     if len(images) < (needed := fewest_for(share)):
         remedy = f"or take a --false-alarm-rate of {1 / (len(images) + 1):.2g} or more"
         raise DataError(
@@ -186,7 +195,8 @@ def _calibrated(
         heat = HeatScale.of_parts(maps for maps in few if maps is not None)
     about = {"on": normals, "images": len(images), "flagged_before": float((scores > before).mean())}
     known = references(images.images, middle_slices(images.units, len(images)))
-    calibrate_folder(folder, target, scores, known, about, share, heat)
+    worth = effective(images.units, len(images))
+    calibrate_folder(model, scores, known, about, share, heat, worth)
     return {
         "run": str(target), "normals": len(images), "false_alarm_rate": share,
         "threshold_before": finite(before), "threshold": finite(Calibration.of(scores).threshold(share)),
@@ -211,14 +221,16 @@ def update(
     A small probe on the model's features is added to its score, and flagged images that were marked normal
     join its normals. Threshold and p-values come from the normals of the fit alone. Each update begins from
     the model as it was fitted, with the marks that it has learned from before and the new ones; of an image
-    that is marked again the later mark counts. With five marks or fewer nothing changes.
+    that is marked again the later mark counts. With five marks or fewer nothing changes. An update is kept
+    where the gain in AUROC has a one-sided p-value of at most 0.05; images of a patient or volume are judged
+    together, by an update that knows none of them.
 
     Args:
         run: a folder written by `dia fit`
         images: the marked images, where the file of marks does not say their paths: a folder, .npz, .csv, or
             the name of a set of `dia data list`; they are found by their pixels, or else by name
         marks: CSV of the reading room, or any with the column label (1 anomalous, 0 normal, empty) and
-            path, sha256 or name
+            path, sha256 or name; a column patient tells which images are of one patient
         out: folder of a copy to teach, instead of RUN itself
         undo: bring back the model as it was fitted
         reading: how images are read.
@@ -257,12 +269,14 @@ def update(
     about = {"readers": found.readers}
     with Bar("Learning from the marks"):
         made = update_folder(
-            run, found.images, found.labels, about, flagged=found.flagged, out=out, device=device.device
-        )
+            run, found.images, found.labels, about, flagged=found.flagged, units=found.units, out=out,
+            device=device.device,
+        )  # fmt: skip
     return output.show({
         "run": str(out or run) if made.kept else run, "kept": made.kept, "result": made.words,
         "marks": made.marks, "given": len(found.labels), "not_found": len(found.missing),
-        "auc_before": made.before, "auc_after": made.after, "missed_anomalies_watched": len(made.watch),
+        "auc_before": made.before, "auc_after": made.after, "gain_p": made.p,
+        "missed_anomalies_watched": len(made.watch),
     })  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ..core.running.progress import Bar
 from ..deploy.findings.run import Findings, forget
 from ..deploy.heatmaps import Form, HeatmapFiles, MaskForm
 from ..deploy.scorefile import FIELDS, ScoreFile
-from ..deploy.scoring import BATCH, EXECUTORS, Job, hash_of, load_model, stamp_of
+from ..deploy.scoring import BATCH, EXECUTORS, Job, load_model, stamp_of, unchanged
 from ..detectors.drift import RATE, SHARE
 from ..evaluate.drift_monitor import DriftMonitor
 from ..evaluate.volume_scores import TOP_K
@@ -107,14 +107,15 @@ def score(
         raise DataError(f"--out {out}: the name must end in .csv or .jsonl")
     if not 0 <= anomalous_up_to < 1:
         raise DataError(f"--anomalous_up_to must lie in [0, 1), not {anomalous_up_to}")
-    detector = load_model(run, device=device.device if cluster.executor == "local" else "cpu")
+    with unchanged(Path(run)) as named:
+        detector = load_model(run, device=device.device if cluster.executor == "local" else "cpu")
     share = rate.of(detector)
     threshold = detector.threshold(share)
     listing = images.listing_for(detector)
     if max is not None:
         listing = listing.part(0, max)
     about = {
-        "model": hash_of(Path(run)), "data": images.data, "split": images.split,
+        "model": named, "data": images.data, "split": images.split,
         "list of images": f"{len(listing)}, {hashlib.sha256(repr(listing.names).encode()).hexdigest()[:16]}",
         "content of the images (size or time of a file)": stamp_of(listing),
         "false-alarm rate": share, "threshold": finite(threshold), "--heatmaps": heatmaps,
@@ -141,7 +142,7 @@ def score(
         )  # fmt: skip
         job = Job(
             run, detector, listing, rows.start, batch, bool(heatmaps or wanted), device.device,
-            images.workers, cluster.ray_address,
+            images.workers, cluster.ray_address, named,
         )  # fmt: skip
         done, fitted_on = rows.start, 0
         if resume:

@@ -27,7 +27,7 @@ import numpy as np
 
 from .errors import DataError, printable
 from .settings import fits
-from .storage import Owner, replace_folder
+from .storage import Owner, behind, replace_folder
 
 MAX_JSON = 16 * 2**20  # bytes of one JSON file, and of the header of one safetensors file
 MAX_WEIGHTS = 8 * 2**30  # bytes of all safetensors files of a folder
@@ -65,6 +65,7 @@ _FACTS_WITHIN: dict[str, dict[str, Any]] = {
         "at": str,
         "auc_before": float,
         "auc_after": float,
+        "gain_p": float,
         "weight": float,
         "normals_added": int,
         "watch": tuple[dict, ...],
@@ -192,8 +193,10 @@ def written(folder: Path) -> Iterator[Path]:
     away then, with a warning.
 
     Args:
-        folder: the place, where another model may be; the folder around it is made if absent.
+        folder: the place, where another model may be, or a link to one, which stays; the folder around it is
+            made if absent.
     """
+    folder = behind(folder)
     begins = f".{folder.name.encode()[:180].decode(errors='ignore')}-"
     new = folder.with_name(begins + secrets.token_hex(4))
     with Owner(new):  # whose lock file tells, beside what is left of it, that its process ended before

@@ -46,14 +46,15 @@ class Owner:
     `check` stops the first, as the file is no longer the one that it made.
 
     Args:
-        output: the file or folder to write; the folder around it is made if absent.
+        output: the file or folder to write; the folder around it is made if absent. A link to a folder is
+            that folder.
 
     Raises:
         DataError: another process owns it; the line names that process.
     """
 
     def __init__(self, output: Path):
-        self.output, self.path = output, output.with_name(f".{output.name}.lock")
+        self.output, self.path = output, _lock_of(output)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while (held := self._claimed()) is None:
             pass
@@ -108,10 +109,27 @@ class Owner:
 def owned(output: Path) -> bool:
     """Returns whether a living process owns an output; False, too, where the system has no such locks."""
     try:
-        with output.with_name(f".{output.name}.lock").open("rb") as file:
+        with _lock_of(output).open("rb") as file:
             return not _locked_at_once(file)
     except OSError:
         return False
+
+
+def behind(folder: Path) -> Path:
+    """Returns the folder that a link leads to, which is what a new one replaces; anything else as it is.
+
+    Raises:
+        DataError: it has no name of its own, as `.`.
+    """
+    if folder.name in ("", ".."):
+        real = os.path.realpath(folder)
+        raise DataError(f"{folder}: it would be replaced as a whole; name it from outside, as {real}")
+    return Path(os.path.realpath(folder)) if folder.is_symlink() and folder.is_dir() else folder
+
+
+def _lock_of(output: Path) -> Path:
+    real = behind(output)
+    return real.with_name(f".{real.name}.lock")
 
 
 def _locked_at_once(file: IO[bytes]) -> bool:

@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -135,9 +136,19 @@ class Files:
         Raises:
             DataError: as `image`.
         """
-        file, kind, page = entry.file, entry.kind, entry.number or 0
+        found, stack = self._read(entry.file, entry.kind, entry.number), entry.stack
+        if stack is None or not isinstance(found, Stored) or found.shallow:
+            return found
+
+        def whole() -> tuple[float, float]:
+            return stack.ends(lambda file, number: self._read(file, entry.kind, number))
+
+        return replace(found, whole=whole, scattered=True)
+
+    def _read(self, file: Path, kind: Kind, number: int | None) -> Stored | np.ndarray:
+        page = number or 0
         if kind in VOLUMES:
-            return self._opened(file, kind, entry.number).stored(page)
+            return self._opened(file, kind, number).stored(page)
         if kind in ("tiff", "png"):
             deep = tiff.read_png(file) if kind == "png" else tiff.read(file, page)
             if deep is not None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.errors import DataError, printable
 from .formats.mark import marked
+from .formats.volume import Stack
 from .imageset import ANOMALOUS, NORMAL
 from .options import ReadOptions
 
@@ -138,6 +139,9 @@ class Entry(NamedTuple):
         split: "train", "val" or "test"; None where it belongs to every split.
         number: of the frame, slice or page, from 0; None where the file is one image.
         volume: the volume that it is a slice of; None where it is none.
+        slice: its number in that volume, from 0, whichever of its slices are read: as in the file; of DICOM
+            images by where they lie. None where it is no slice.
+        stack: all slices of that volume, where they are files or pages of their own; None otherwise.
         problem: why the file cannot be read, where that is known already.
         patient: a text that is the same for all images of its patient; None where that is not known.
         extra: further columns of a manifest, with what stands there.
@@ -155,6 +159,8 @@ class Entry(NamedTuple):
     problem: str | None = None
     patient: str | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    slice: int | None = None
+    stack: Stack | None = None
 
 
 class Unread(NamedTuple):

@@ -20,7 +20,7 @@ from .formats.windowing import LOOKED, Stored, View, Window, levels_of, sampled
 from .imageset import subsample
 from .layouts import VOLUMES, Entry
 from .options import ReadOptions
-from .volumes import SEVERAL, expand
+from .volumes import SEVERAL, expand, in_series
 
 _NARROW = 1 / 16  # of black to white, that most values of most images should span
 _APART = 3.0  # times: white of one file over that of another, beyond which their scales differ
@@ -40,6 +40,7 @@ class Survey:
         shallow: images of 8 bits, which are taken as they are.
         narrow: the share of black to white that most values of a usual image span.
         apart: the greatest white of one of them over the least, each by its own percentile; 1 if alike.
+        single: those of them that are no slice of a volume, as far as their own files tell.
     """
 
     looked: int
@@ -52,6 +53,7 @@ class Survey:
     apart: float = 1.0
     shallow: int = 0
     narrow: float = 1.0
+    single: Sequence[Entry] = ()
 
     def facts(self) -> dict[str, Any]:
         """Returns what a user should know, ready for JSON."""
@@ -76,6 +78,7 @@ def survey(entries: Sequence[Entry], view: View) -> Survey:
     files, looked = Files(view), 0
     types: dict[str, int] = {}
     samples: list[np.ndarray] = []
+    single: list[Entry] = []
     nowhere = shallow = 0
     for entry in _some(entries, view):
         try:
@@ -93,10 +96,11 @@ def survey(entries: Sequence[Entry], view: View) -> Survey:
         nowhere += len(finite) < len(values)
         if len(finite):
             samples.append(finite)
+            single += [entry] * (found.whole is None)
             name = found.values.dtype.name
             types[name] = types.get(name, 0) + 1
     if not samples:
-        return Survey(looked, 0, {})
+        return Survey(looked, 0, {}, shallow=shallow)
     low, high = min(float(s.min()) for s in samples), max(float(s.max()) for s in samples)
     levels = levels_of(samples, view.percentiles)
     window = View.of(levels=levels).levels
@@ -105,7 +109,7 @@ def survey(entries: Sequence[Entry], view: View) -> Survey:
     narrow = float(np.median([np.ptp(np.percentile(s, (5, 95))) for s in samples])) / span
     return Survey(
         looked, len(samples), types, low, high, levels, nowhere, max(wide) / min(wide) if wide else 1.0,
-        shallow, narrow if levels != "full" else 1.0,
+        shallow, narrow if levels != "full" else 1.0, single,
     )  # fmt: skip
 
 
@@ -124,8 +128,8 @@ def learned(options: ReadOptions, entries: Sequence[Entry], source: object) -> R
         return options
     if not options.view.learns:
         given = options.window and not options.levels and not any(e.kind in VOLUMES for e in entries)
-        deep = given and (survey(entries, options.view).deep or any(is_deep(e.file) for e in entries))
-        if given and not deep:
+        seen = survey(entries, options.view) if given else None
+        if seen and seen.shallow and not seen.deep and not any(is_deep(e.file) for e in entries):
             _warn(f"{source}: --window {options.window} does nothing for images of 8 bits")
         return options
     found = survey(entries, options.view)
@@ -147,11 +151,23 @@ def learned(options: ReadOptions, entries: Sequence[Entry], source: object) -> R
             f"{source}: {found.nowhere} of {found.deep} images have pixels that are no numbers; drawn black"
         )
     if found.apart > _APART:
+        remedy = "give --window volume"
+        if (first := _no_slice(found.single, entries)) is not None:
+            remedy = (
+                f"save each with 8 bits of its own scale: --window volume needs volumes, {first} is in none"
+            )
         _warn(
             f"{source}: white lies {found.apart:.0f} times as far from black in one image as in another; if "
-            "their scales differ, as those of MR do, give --window volume"
+            f"their scales differ, as those of MR do, {remedy}"
         )
     return options if found.levels is None else replace(options, levels=found.levels)
+
+
+def _no_slice(single: Sequence[Entry], entries: Sequence[Entry]) -> str | None:
+    """Returns the name of the first image that is in no volume, even with the DICOM files beside it."""
+    folders = {e.file.parent for e in single}
+    stacked = {e.file for e in in_series([e for e in entries if e.file.parent in folders]) if e.stack}
+    return next((e.name for e in single if e.file not in stacked), None)
 
 
 def _some(entries: Sequence[Entry], view: View) -> list[Entry]:

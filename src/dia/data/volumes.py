@@ -1,7 +1,9 @@
 """From files to slices: frames of DICOM files, slices of volumes, pages of TIFF files; and which of them
 make one volume, and stand in one split.
 
-Knows headers, names and order; decodes no pixel. The slices of a file are named `FILE#NUMBER`, from 0.
+Knows headers, names and order; decodes no pixel. The slices of a file are named `FILE#NUMBER`, from 0. A
+slice keeps its number in the volume (`Entry.slice`) whichever others are left out: by `--slices`, as they
+cannot be read, or as they are missing from a series.
 
 - Several single-frame DICOM files of one series in one folder are a volume, divided and sorted as
   `formats.series` says; it has the folder's name, and `#2`, `#3` where the folder holds several.
@@ -22,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..core.errors import DataError, printable
-from .formats import dicom, itk, nifti, npy, tiff
+from .formats import dicom, geometry, itk, nifti, npy, tiff
 from .formats.limits import MissingLibrary
 from .formats.series import Place, Stacks, stacks
-from .formats.volume import CHANNEL, chosen
+from .formats.volume import CHANNEL, Stack, chosen
 from .imageset import NORMAL
 from .layouts import Entry, Kind, MissingSplit, listed
 from .options import ReadOptions
@@ -35,7 +37,7 @@ _COUNTS = {"nifti": nifti.count, "itk": itk.count, "npy": npy.count}
 _SHOWN = 5  # lines about folders
 
 
-def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[Entry]:
+def expand(entries: Sequence[Entry], options: ReadOptions, root: Path, *, tell: bool = True) -> list[Entry]:
     """Expands file entries to slice entries; the slices of a volume stand where its first file stood.
 
     DICOM files without an image are left out of folders, and localizers, with a warning. Another says how
@@ -46,6 +48,7 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
         options: `axis`, `channel` and `slices` of volumes; with `skip_bad`, a file whose header cannot be
             read stays, as an entry that says why. `window` decides which warnings are due.
         root: the folder that names are relative to; a series that lies right in it has the folder's name.
+        tell: whether to warn.
 
     Returns:
         One entry for each image, numbered and with its volume where a file or series holds several.
@@ -87,7 +90,7 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
                 pages = tiff.pages(entry.file)
                 large += [entry] * pages.large
                 if len(pages.numbers) > 1:
-                    slices = _numbered(entry, pages.numbers)
+                    slices = _stacked(_numbered(entry, pages.numbers))
         except dicom.NoImage as error:
             if len(entries) == 1:
                 raise DataError(f"{entry.file}: {error}") from None
@@ -120,13 +123,17 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
             name, mark, where = _folder_of(slices[0], root), "#", group[0]
         odd.setdefault(where, []).extend(_oddities(stacked))
         for part in stacked.parts:
-            volume = None
-            if len(part) > 1:  # one image alone is no volume
-                taken[name] += 1
-                volume = name if taken[name] == 1 else f"{name}{mark}{taken[name]}"
-            sorted_ = [slices[i]._replace(volume=volume) for i in part]
-            found += sorted_ if volume is None else sorted_[slice(*view.slices)]
-    _warn(root, empty, len(scouts), several, large, headers, odd, options)
+            if len(part) == 1:  # one image alone is no volume
+                found.append(slices[part[0]]._replace(volume=None, slice=None))
+                continue
+            taken[name] += 1
+            volume = name if taken[name] == 1 else f"{name}{mark}{taken[name]}"
+            grid = geometry.grid_of_places([own[i] for i in part])
+            at = [*range(len(part))] if grid is None else grid[1]
+            sorted_ = [slices[i]._replace(volume=volume, slice=k) for i, k in zip(part, at, strict=True)]
+            found += _stacked(sorted_)[slice(*view.slices)]
+    if tell:
+        _warn(root, empty, len(scouts), several, large, headers, odd, options)
     if entries and not found:
         raise DataError(
             f"{root}: no image left; there are files without one, or --slices leaves none of them"
@@ -137,9 +144,44 @@ def expand(entries: Sequence[Entry], options: ReadOptions, root: Path) -> list[E
     return found
 
 
+def files_of(entry: Entry) -> tuple[Path, ...]:
+    """Returns the files that an image is read from, its own first; that alone where its header is damaged."""
+    try:
+        return itk.files(entry.file) if entry.kind == "itk" else (entry.file,)
+    except (DataError, OSError):  # reading it says what is wrong
+        return (entry.file,)
+
+
 def _numbered(entry: Entry, numbers: Sequence[int]) -> list[Entry]:
     """Returns the slices of a file, or of one of its volumes, which has the entry's name."""
-    return [entry._replace(name=f"{entry.name}#{i % CHANNEL}", number=i, volume=entry.name) for i in numbers]
+    return [
+        entry._replace(name=f"{entry.name}#{i % CHANNEL}", number=i, volume=entry.name, slice=i % CHANNEL)
+        for i in numbers
+    ]
+
+
+def _stacked(slices: Sequence[Entry]) -> list[Entry]:
+    """Returns all slices of a volume, which are files or pages of their own, each with the stack of all."""
+    stack = Stack((entry.file, entry.number) for entry in slices)
+    return [entry._replace(stack=stack) for entry in slices]
+
+
+def in_series(entries: Sequence[Entry]) -> list[Entry]:
+    """Gives DICOM files that were listed one by one the stack of their series, as far as its files are there.
+
+    Args:
+        entries: of any files, with names of their own.
+
+    Returns:
+        The same entries in their order; names, volumes and numbers stay as they are.
+    """
+    alone = [e for e in entries if e.kind == "dicom" and e.number is None and e.problem is None]
+    try:
+        found = expand(alone, ReadOptions(skip_bad=True), Path(), tell=False) if alone else []
+    except DataError:  # none of them holds an image, or the library is missing
+        return list(entries)
+    of = {e.file: e.stack for e in found if e.number is None}
+    return [e if e.stack else e._replace(stack=of.get(e.file)) for e in entries]
 
 
 def _folder_of(entry: Entry, root: Path) -> str:

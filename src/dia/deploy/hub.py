@@ -23,16 +23,20 @@ from ..core.modelfiles import write_sums
 from ..data.datasets import CATALOG
 from ..data.options import KEPT
 from ..detectors import Detector
-from ..detectors.saving import identity_of
+from ..detectors.saving import DIGESTS, REPLACED, fitted, identity_of
+from ..detectors.teaching.taught import FILE as TAUGHT
 
 T = TypeVar("T", bound=Detector)
 
 _FETCHED = ["*.json", "*.safetensors"]
 _PUBLIC_FACTS = (
-    *("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted", "taught"),
+    *("preset", "train_sha256", "versions", "commit", "device", "cpu_count", "adapted", "calibrated"),
+    "taught",
     *("read", "range"),  # without them other images than the model's own would be read for it
 )
-_PRIVATE = ("readers", "watch")  # of what marks taught a model
+_PRIVATE = {"taught": ("readers", "watch"), "calibrated": ("on",)}  # readers are people, and images lie there
+# files that not every model has: those of an earlier one in the same place would be taken for this one's
+_OPTIONAL = ("heatmaps.json", DIGESTS, TAUGHT, *map(fitted, REPLACED))
 _LOCAL = "a local file"  # replaces a path
 _TELLS_NO_PATH = re.compile(r"none|imagenet|sha256:[0-9a-f]+|dia:[0-9a-f]{16}(-\d+-[0-9a-f]+)?")
 
@@ -89,7 +93,7 @@ def save_pretrained(
 
     Args:
         detector: a fitted detector.
-        folder: where to write; it is made if it does not exist.
+        folder: where to write; it is made if it does not exist. A model in it is replaced.
         license: the model's licence, by the hub's name for it; the card names none where None.
         results: measured values by name, such as `dia evaluate --json` prints. A `dataset` is left out unless
             it is the name of a known set, because it may be a path.
@@ -118,6 +122,8 @@ def save_pretrained(
         card = (saved / "card.md").rename(saved / "README.md")
         text = f"---\n{head.to_yaml()}\n---\n\n{card.read_text()}{_details(detector, results or {}, data)}"
         card.write_text(text, encoding="utf-8")
+        for name in _OPTIONAL:
+            Path(folder, name).unlink(missing_ok=True)
         return Path(shutil.copytree(saved, folder, dirs_exist_ok=True))
 
 
@@ -132,7 +138,7 @@ def push_to_hub(
     token: str | bool | None = None,
     **options: Any,
 ) -> str:
-    """Pushes a model with its card to the hub.
+    """Pushes a model with its card to the hub, in the place of one that is there.
 
     Args:
         detector: a fitted detector.
@@ -143,7 +149,8 @@ def push_to_hub(
         private: whether a new repository is private; the account's default where None.
         token: a token that may write; the one of `hf auth login` where None.
         options: further arguments of `huggingface_hub.HfApi.upload_folder`, such as `commit_message`,
-            `revision` (the branch) and `create_pr`.
+            `revision` (the branch) and `create_pr`; `delete_patterns` are by default what an earlier model
+            may have there and this one has not.
 
     Returns:
         The address of the commit.
@@ -155,6 +162,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(detector, folder, license=license, results=results, data=data)
         name = api.create_repo(name, private=private, exist_ok=True).repo_id
+        options = {"delete_patterns": [*_OPTIONAL], **options}
         return str(api.upload_folder(repo_id=name, folder_path=folder, **options))
 
 
@@ -177,8 +185,7 @@ def public(config: Any, key: str = "") -> Any:
             if isinstance(read := kept.pop("read", None), dict) and read:
                 # no levels, in a model of 0.1, have a rule of their own
                 kept["read"] = {"levels": "earlier"} | {k: v for k, v in read.items() if k in KEPT}
-        if key == "taught":  # readers are people
-            kept = {k: v for k, v in kept.items() if k not in _PRIVATE}
+        kept = {k: v for k, v in kept.items() if k not in _PRIVATE.get(key, ())}
         return {k: public(v, k) for k, v in kept.items()}
     if isinstance(config, list):
         return [public(v, key) for v in config]

@@ -7,7 +7,7 @@ limits on bytes or stored reviews. No message of it names a place on this machin
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,15 +20,18 @@ from ..core.errors import DataError
 from ..data.datasets import open_listing
 from ..data.formats.geometry import Spacing, spacing_of
 from ..data.formats.spreadsheet import NO_PICTURES
+from ..data.formats.volume import Stack
 from ..data.imageset import ImageSet
+from ..data.layouts import Entry, ImageFile
 from ..data.options import ReadOptions
 from ..data.readers import Listing, listing
+from ..data.volumes import in_series
 from ..detectors import Detector
 from ..detectors.saving import is_own, training_set
 from ..detectors.teaching.taught import summary_of
 from ..evaluate.findings import of_case
 from ..report.pictures import scale_of
-from .scoring import hash_of
+from .scoring import unchanged
 
 _MOST_NORMALS = 2000  # among which neighbours are searched
 _BATCH = 256
@@ -47,6 +50,7 @@ class Picture:
         size: (height, width) in its file.
         spacing: mm between pixels; None where the file does not tell, or it was not asked for.
         volume: the name of the volume of the file that it is a slice of; None where it is none.
+        slice: its number in that volume, as `Entry.slice`; 0 where it is no slice.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Picture:
     size: tuple[int, int] | None = None
     spacing: Spacing | None = None
     volume: str | None = None
+    slice: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,8 @@ class Inferencer:
         data_root: str | None = None,
     ):
         self.normals = normals
-        d = self.detector = Detector.load(run, device=device)
+        with unchanged(Path(run)) as named:
+            d = self.detector = Detector.load(run, device=device)
         h, w, c = d.shape_
         self.shape = h, w, c
         self.rate = float(d.false_alarm_rate)
@@ -152,12 +158,12 @@ class Inferencer:
         self.t_max = int(d.dissolver_.t_max) if hasattr(d, "dissolver_") else 0
         self.can_dissolve = self.t_max > 0
         self._facts = {
-            "method": d.method, "model": hash_of(Path(run)), "shape": list(d.shape_),
+            "method": d.method, "model": named, "shape": list(d.shape_),
             "settings_hash": d.settings_hash(), "seed": d.seed, "preset": d.facts_.get("preset"),
             "n_train": d.n_train_, "n_calibration": d.n_calibration_, "false_alarm_rate": self.rate,
             "threshold": float(t) if np.isfinite(t := d.threshold()) else None,
             "heatmaps": self.has_heatmaps, "t_max": self.t_max,
-            "lineage": d.facts_.get("lineage") or hash_of(Path(run)),
+            "lineage": d.facts_.get("lineage") or named,
             "taught": summary_of(d.facts_.get("taught")),
             "versions": environment()["versions"], "fitted_with": d.facts_.get("versions"),
         }  # fmt: skip
@@ -183,6 +189,21 @@ class Inferencer:
         """Returns facts of the model for its users, which do not say where the model or its data lie."""
         return dict(self._facts)
 
+    def series(self, files: Sequence[Path]) -> dict[Path, Stack]:
+        """Finds which DICOM files are one series, where the model's window is of volumes.
+
+        Args:
+            files: that are there together.
+
+        Returns:
+            For each file of a series of several all of its files; empty where the window asks for none.
+        """
+        if self._reading.view.window != "volume":
+            return {}
+        kinds = [(file, ImageFile.of(file)) for file in files if file.is_file()]
+        found = in_series([Entry(file, kind.kind, str(file)) for file, kind in kinds if kind])
+        return {entry.file: entry.stack for entry in found if entry.stack}
+
     def read(
         self,
         files: Sequence[Path],
@@ -190,6 +211,7 @@ class Inferencer:
         names: Sequence[str] | None = None,
         most: int | None = None,
         spacing: bool = False,
+        series: Mapping[Path, Stack] | None = None,
     ) -> Reading:
         """Reads the pictures in some files, at the model's size.
 
@@ -201,6 +223,7 @@ class Inferencer:
             names: their owner's names for the files; the files' own names without folders where None.
             most: the greatest number of pictures; files beyond it are errors.
             spacing: whether to look how far apart pixels are, in mm.
+            series: as `series` found them; None to look among these files.
 
         Returns:
             The pictures, and a line for each file that is left out.
@@ -208,6 +231,7 @@ class Inferencer:
         pictures: list[Picture] = []
         errors: list[tuple[str, str]] = []
         left_out = 0
+        series = self.series(files) if series is None else series
         for i, (file, name) in enumerate(zip(files, names or [f.name for f in files], strict=True)):
             try:
                 if not file.is_file() or file.suffix.lower() in NO_PICTURES:
@@ -216,22 +240,25 @@ class Inferencer:
                 if most is not None and len(pictures) + len(listed) > most:
                     left_out += len(listed)
                     raise DataError(f"{len(listed)} images, with which there are more than {most}")
+                if file in series:
+                    entries = [e if e.stack else e._replace(stack=series[file]) for e in listed.entries]
+                    listed = replace(listed, entries=entries)
                 found = next(listed.stream(max(len(listed), 1), workers=1))
             except DataError as error:
                 errors.append((name, _without_place(str(error), file, name)))
                 continue
             errors += [(name, _without_place(line, file, name)) for line in found.skipped]
-            entries = {e.name: e for e in listed.entries}
+            by_name = {e.name: e for e in listed.entries}
             for j, (own, image, size) in enumerate(zip(found.names, found.images, found.sizes, strict=True)):
                 mark = own.removeprefix(file.name) or f"#{j}"  # the reader marks channels, frames and slices
                 one = f"{name}{mark}" if len(found) > 1 else name
-                mm, volume = None, None
-                if (e := entries.get(own)) is not None:
+                mm, volume, number = None, None, 0
+                if (e := by_name.get(own)) is not None:
                     if spacing:
                         mm = spacing_of(e.file, e.kind, e.number, listed.options.view, size)
                     if e.volume is not None:
-                        volume = f"{name}{e.volume.removeprefix(file.name)}"
-                pictures.append(Picture(one, image, i, size, mm, volume))
+                        volume, number = f"{name}{e.volume.removeprefix(file.name)}", e.slice or 0
+                pictures.append(Picture(one, image, i, size, mm, volume, number))
         return Reading(pictures, errors, left_out)
 
     def score(self, images: np.ndarray, heatmaps: bool = True) -> Verdict:
@@ -266,11 +293,12 @@ class Inferencer:
         found: list[list[dict[str, Any]]] = []
         for _, group in groupby(range(len(pictures)), lambda i: pictures[i].volume or i):
             own = [*group]
+            numbers = [pictures[i].slice for i in own]
             case = of_case(
                 heatmaps[own], self.detector.heat_, rate, size=pictures[own[0]].size,
-                spacing=(mm := pictures[own[0]].spacing) and (mm.y, mm.x, mm.z),
+                spacing=(mm := pictures[own[0]].spacing) and (mm.y, mm.x, mm.z), numbers=numbers,
             )  # fmt: skip
-            found += [[f for f in case["findings"] if f["slice"] == k] for k in range(len(own))]
+            found += [[f for f in case["findings"] if f["slice"] == k] for k in numbers]
         return found
 
     @property

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,9 +20,10 @@ import numpy as np
 
 from ..core.cluster import last_line, start_ray
 from ..core.errors import DataError
-from ..core.modelfiles import READ, STRESS
+from ..core.modelfiles import READ, STRESS, sha256
 from ..data.imageset import ImageSet
 from ..data.readers import Listing
+from ..data.volumes import files_of
 from ..detectors.drift import acquisition
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Job:
         device: the device of each model.
         workers: the number of decoding threads, without Ray.
         address: the address of a Ray cluster; Ray is started on this machine where None.
+        hash: of the model, by `hash_of`: whoever loads it later refuses another; None where it is not known.
     """
 
     run: str
@@ -58,6 +60,7 @@ class Job:
     device: str = "auto"
     workers: int | None = None
     address: str | None = None
+    hash: str | None = None
 
 
 class Scored(NamedTuple):
@@ -128,7 +131,7 @@ def on_ray(job: Job) -> Generator[Scored, None, None]:
         # an actor that dies is replaced, and its batches are scored again; with one CPU each, Ray sets
         # OMP_NUM_THREADS=1 in them
         kind = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_restarts=2, max_task_retries=2)(_Scorer)
-        actors = [kind.remote(os.getcwd(), job.run, device) for _ in range(number)]
+        actors = [kind.remote(os.getcwd(), job.run, device, job.hash) for _ in range(number)]
         parts = (job.listing.part(i, i + job.batch) for i in starts)
         tasks = (a.score.remote(part, job.heatmaps) for a, part in zip(cycle(actors), parts, strict=False))
         window = deque(islice(tasks, _IN_FLIGHT * number))
@@ -154,16 +157,21 @@ EXECUTORS = {"local": local, "ray": on_ray}
 class _Scorer:
     """The class of the actors: loads the model once and scores parts of the listing."""
 
-    def __init__(self, folder: str, run: str, device: str):
+    def __init__(self, folder: str, run: str, device: str, hash: str | None = None):
         with contextlib.suppress(OSError):
             os.chdir(folder)  # so that relative paths are the caller's
-        self.run, self.device = run, device
+        self.run, self.device, self.hash = run, device, hash
         self.detector: Detector | OnnxModel | None = None
 
     def score(self, part: Listing, heatmaps: bool) -> Scored | str:
         """Returns the scores, or one line that says why there are none."""
         try:
-            self.detector = self.detector or load_model(self.run, device=self.device)
+            if self.detector is None:
+                with unchanged(Path(self.run)) as found:
+                    detector = load_model(self.run, device=self.device)
+                if self.hash not in (None, found):
+                    return f"{self.run}: another model than the one the run began with; begin anew"
+                self.detector = detector
             (images,) = part.stream(len(part), workers=1)
             return _scored(self.detector, images, heatmaps)
         except DataError as error:
@@ -179,22 +187,43 @@ def _scored(detector: Detector | OnnxModel, images: ImageSet, heatmaps: bool) ->
     return Scored(images.names, found.score, found.heatmap, images.skipped, whole, seen, sizes)
 
 
+@contextlib.contextmanager
+def unchanged(run: Path) -> Iterator[str]:
+    """Yields `hash_of` a model that is loaded within: of the very files that were read.
+
+    Args:
+        run: a model folder or exported file.
+
+    Raises:
+        DataError: another process changed it meanwhile.
+    """
+    found = hash_of(run)
+    yield found
+    if hash_of(run) != found:
+        raise DataError(f"{run}: another process changed it while it was read; run this again")
+
+
 def hash_of(run: Path) -> str:
-    """Returns 16 hex digits: a hash of all in a folder or exported file that decides scores and p-values."""
+    """Returns 16 hex digits: a hash of all in a folder or exported file that decides scores and p-values.
+
+    It is empty for a folder that is no model, in which anything may lie.
+    """
     if run.is_file():
-        return hashlib.sha256(run.read_bytes()).hexdigest()[:16]
+        return sha256(run)[:16]
+    if not (run / "config.json").is_file():
+        return ""
     h = hashlib.sha256()
     for path in sorted(p for p in run.rglob("*") if p.suffix in READ and p.is_file()):
         if path.name == STRESS:  # a result about the model, not a part of it
             continue
-        h.update(path.relative_to(run).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+        h.update(path.relative_to(run).as_posix().encode() + bytes.fromhex(sha256(path)))
     return h.hexdigest()[:16]
 
 
 def stamp_of(listing: Listing) -> str:
-    """Returns 16 hex digits that change with the images: with a file's size and the time of its last change.
+    """Returns 16 hex digits that change with the images: with sizes of their files and times of last changes.
 
-    No file is read, so that a large archive is stamped at once; images of an `.npz` are hashed by their
+    No pixel is read, so that a large archive is stamped at once; images of an `.npz` are hashed by their
     pixels.
     """
     if listing.whole is not None:
@@ -203,7 +232,13 @@ def stamp_of(listing: Listing) -> str:
     for entry in listing.entries:
         if entry.file not in known:
             with contextlib.suppress(OSError):  # reading it says what is wrong
-                found = entry.file.stat()
-                known[entry.file] = f"{found.st_size} {found.st_mtime_ns}"
+                found = [file.stat() for file in files_of(entry)]
+                known[entry.file] = " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in found)
         h.update(f"{known.get(entry.file)}\n".encode())
+    if listing.options.view.window == "volume":  # which is measured on slices that are left out, too
+        stacks = {id(e.stack): e.stack for e in listing.entries if e.stack is not None}.values()
+        for file in dict.fromkeys(file for stack in stacks for file, _ in stack.slices):
+            if file not in known:
+                with contextlib.suppress(OSError):
+                    h.update(f"{file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
     return h.hexdigest()[:16]

@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -43,6 +43,7 @@ from .calibration import (
     Calibration,
     HeatScale,
     Prediction,
+    effective,
     finite,
     held_out,
     one_of_each,
@@ -75,12 +76,16 @@ class Detector(OutlierMixin, BaseEstimator):
     Attributes:
         calibration_: scores of the held-out normals, or of all, each judged by the others; of each patient
             one, where patients are known and images are no slices.
+        n_calibration_: the number of these scores.
+        n_effective_: how many independent ones tell as much, by `effective`: fewer where they are of slices.
         drift_: a few quantiles of acquisition statistics of all normals, by statistic; empty in folders
             written before they were kept.
         heat_: what heatmaps of unseen normals are like, for colours and contours; None where the method has
             none, and in folders written before it was kept.
         digests_: `(M,)` uint64 digests of the images it was fitted on, ascending; None in folders written
             before they were kept.
+        original_: the files of its folder as the fit wrote them, by name, where `dia calibrate` replaced
+            them: a copy of the model can be brought back too. Otherwise None or empty.
         shape_: (H, W, C) of the images.
         fit_seconds_: time of training, interrupted and shared parts included.
         resumed_: whether a part of the fit was made before, by itself or by another; not in saved folders.
@@ -101,6 +106,7 @@ class Detector(OutlierMixin, BaseEstimator):
     revision: ClassVar[int] = 1  # raised where equal settings come to other scores than before
     heat_: HeatScale | None = None
     taught_: Taught | None = None  # what marks added to the score
+    original_: Mapping[str, bytes] | None = None
     hash_: str | None = None  # as it was when the model was saved
     _made: tuple[Any, nn.Module] | None = None  # settings, and the module made with them
 
@@ -214,9 +220,9 @@ class Detector(OutlierMixin, BaseEstimator):
         x, n, (h, w) = normals.images, len(normals.images), normals.images.shape[1:3]
         join_processes()
         self.facts_, self.hash_, self._made = dict(getattr(self, "facts_", {})), None, None
-        for name in ("patients", "taught", "lineage"):
+        for name in ("patients", "calibrated", "taught", "lineage"):
             self.facts_.pop(name, None)
-        self.taught_ = None
+        self.taught_ = self.original_ = None
         read = dict(self.facts_.get("read") or {})
         self.facts_["read"] = read | {"levels": normals.levels or read.get("levels") or "full"}
         if normals.n_patients:
@@ -259,6 +265,7 @@ class Detector(OutlierMixin, BaseEstimator):
         del self._units
         if self.leaves_one_out:
             scores, self.heat_ = self.__dict__.pop("_left_out"), self.__dict__.pop("_heat", None)
+            calibration = subsample(calibration, len(scores))
             alone = any(normals.volumes) and len(np.unique(owners[train])) == 1
             if alone:
                 warnings.warn(
@@ -267,8 +274,8 @@ class Detector(OutlierMixin, BaseEstimator):
                     stacklevel=2,
                 )
             if by_patient or alone:
-                known = [units[int(i)] for i in subsample(calibration, len(scores))]
-                scores = scores[one_of_each(known, len(scores), self.seed)]
+                chosen = one_of_each([units[int(i)] for i in calibration], len(scores), self.seed)
+                calibration, scores = calibration[chosen], scores[chosen]
         else:
             if by_patient:
                 chosen = one_of_each([units[int(i)] for i in calibration], len(calibration), self.seed)
@@ -279,6 +286,7 @@ class Detector(OutlierMixin, BaseEstimator):
             maps = self._scored(some, heatmaps=True).heatmap if self.has_heatmaps() else None
             self.heat_ = None if maps is None else HeatScale.of(maps)
         self.calibration_, self.n_calibration_ = Calibration.of(scores), len(scores)
+        self.n_effective_ = effective([units[int(i)] for i in calibration] if units else (), len(scores))
         self.fit_seconds_ = time.perf_counter() - start + stages.earlier
         self.resumed_ = stages.earlier > 0  # a part of it was made before, by this fit or by another
         self.drift_ = drift.references(x, middle_slices(units, n))
@@ -529,7 +537,7 @@ class Detector(OutlierMixin, BaseEstimator):
         config = saving.Config(
             saving.FORMAT, self.method, plain(self.s), self.seed, self.holdout, self.false_alarm_rate,
             self.shape_, self.n_train_, self.n_calibration_, self.fit_seconds_, facts, self.revision,
-            self.settings_hash(),
+            self.settings_hash(), self.n_effective_,
         )  # fmt: skip
         scores = {"held_out_normal_scores": self.calibration_.scores.tolist()}
         with written(folder) as new:
@@ -545,6 +553,8 @@ class Detector(OutlierMixin, BaseEstimator):
             if self.taught_ is not None:
                 save_file(self.taught_.tensors(), new / TAUGHT)
             self._save_parts(new)
+            for name, content in (self.original_ or {}).items():
+                (new / name).write_bytes(content)
             (new / "config.json").write_text(json.dumps(plain(config), indent=2))  # without it, no model
             write_sums(new)
         return folder
@@ -618,9 +628,13 @@ def _loaded(folder: Path, device: str) -> Detector:
     self.n_train_, self.n_calibration_ = config.n_train, config.n_calibration
     self.fit_seconds_, self.calibration_ = config.fit_seconds, Calibration.of(scores)
     self.drift_ = saving.read_drift(files)
+    # not in older folders, which measured one image of each unit for drift, and so know at most how many
+    most = min([self.n_calibration_, *(reference.n for reference in self.drift_.values())])
+    self.n_effective_ = float(min(config.n_effective or most, self.n_calibration_))
     if (folder / "heatmaps.json").exists():  # not in older folders
         self.heat_ = HeatScale.from_json(files.json("heatmaps.json"))
     self.digests_ = saving.read_digests(files) if (folder / DIGESTS).exists() else None
+    self.original_ = saving.read_fitted(files)
     weights = files.weights("weights.safetensors")
     with AllocationLimit(folder, files.nbytes):
         self._restore(load_file(weights), folder)

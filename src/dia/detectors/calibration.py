@@ -19,7 +19,8 @@ patients has a flag: a patient of many images has many chances.
 
 Slices of volumes are all kept, for the p-values of volumes (Bonferroni's) need fine ones. With K held-out
 volumes of equal size, P(p ≤ α) of a slice of a new one is at most α + (1 − α) / (K + 1), to the order of one
-slice: the weighted p-value, which keeps the promise, is (1 + K p) / (K + 1).
+slice: the weighted p-value, which keeps the promise, is (1 + K p) / (K + 1). Of unequal sizes, K is about
+what `effective` gives.
 """
 
 from __future__ import annotations
@@ -230,6 +231,23 @@ def held_out(
     order = np.random.default_rng([seed, 1]).permutation(n)
     calibration, reference, train = np.split(order, [held // 2, held])
     return calibration, reference, train
+
+
+def effective(units: Sequence[str | None], n: int) -> float:
+    """Returns how many units of equal size tell as much as those of n images: Kish's effective number.
+
+    It is n² / Σ m² for units of m images each: n where each image is a unit of its own, and the number of
+    units where all are of one size (Kish, "Survey Sampling", 1965).
+
+    Args:
+        units: for each image the patient or volume that it is a part of, None for none; empty where none is.
+        n: how many images, at least 1.
+
+    Example:
+        >>> effective(["a", "a", "b", "b"], 4), effective([], 4), effective(["a", "a", "a", None], 4)
+        (2.0, 4.0, 1.6)
+    """
+    return n * n / sum(len(members) ** 2 for members in group_by_unit(n, units))
 
 
 def one_of_each(units: Sequence[str | None], n: int, seed: int) -> np.ndarray:

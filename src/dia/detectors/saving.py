@@ -46,6 +46,8 @@ _MOST = {"samples": MAX_SAMPLES, "layers": 100, "coupling_blocks": 100, "flow_st
 _MOST_LISTED = 100
 _PROBED, _SECONDS, _LARGE = 2**20, 10.0, 2**28  # pixels, seconds and bytes that a probe may cost
 DIGESTS = "digests.safetensors"  # of the images that a model was fitted on
+REPLACED = ("config.json", "calibration.json", "drift.json", "heatmaps.json")  # by a calibration elsewhere
+ABSENT = b"null"  # stands in the place of a file that the fit did not write
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Config:
         facts: whatever the caller wanted the folder to remember; `check_facts` says what may be there.
         revision: of the method's scores.
         settings_hash: of method, revision, settings and hold-out.
+        n_effective: independent normals that tell as much as those calibrated on; None in older folders.
     """
 
     format: int
@@ -81,11 +84,13 @@ class Config:
     facts: dict[str, Any]
     revision: int = 1
     settings_hash: str | None = None
+    n_effective: float | None = None
 
     def __post_init__(self) -> None:
         check(
             self, seed="[0, inf)", holdout="(0, 1)", false_alarm_rate="(0, 1)", shape=f"[1, {MAX_SIDE}]",
             n_train="[0, inf)", n_calibration="[0, inf)", fit_seconds="[0, inf)", revision="[0, inf)",
+            n_effective="[1, inf)",
         )  # fmt: skip
         require(self.shape[2] in (1, 3), "shape", f"must end with 1 or 3 channels, not {self.shape[2]}")
 
@@ -164,6 +169,27 @@ def read_drift(files: ModelFiles) -> dict[str, Reference]:
     found = from_json(files.json("drift.json"))
     if too_many := [name for name, reference in found.items() if reference.n > MAX_NORMALS]:
         raise DataError(f"drift.json: {printable(too_many[0])} is of more than {MAX_NORMALS} normals")
+    return found
+
+
+def fitted(name: str) -> str:
+    """Returns the name that one of `REPLACED`, as the fit wrote it, has beside the one in its place."""
+    return name.replace(".json", ".fitted.json")
+
+
+def read_fitted(files: ModelFiles) -> dict[str, bytes]:
+    """Returns what the fit wrote of `REPLACED`, by the names of `fitted`; nothing where nothing was replaced.
+
+    Raises:
+        DataError: a file is damaged, or no JSON object.
+    """
+    found = {}
+    for name in map(fitted, REPLACED):
+        if (files.folder / name).exists():
+            path = files.path(name)
+            if path.stat().st_size != len(ABSENT) or path.read_bytes() != ABSENT:
+                files.json(name)
+            found[name] = path.read_bytes()
     return found
 
 

@@ -1,9 +1,7 @@
 """Compares methods on the same test images with intervals; `ranking` does over data sets. Knows numbers only.
 
-Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver
-Operating Characteristic Curves", Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014, for its
-computation by midranks; Obuchowski, "Nonparametric Analysis of Clustered ROC Curve Data", Biometrics 1997,
-for several images of one patient; Holm, Scandinavian Journal of Statistics 1979, for many tests at once.
+Variances are those of `detectors.paired`, which names their sources. For many tests at once: Holm,
+Scandinavian Journal of Statistics 1979.
 """
 
 from __future__ import annotations
@@ -12,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 from scipy.stats import t as student
+
+from ..detectors.paired import difference
 
 
 class Difference(NamedTuple):
@@ -35,37 +34,14 @@ class Compared(NamedTuple):
     seeds: tuple[int, ...]
 
 
-def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the share of normals below each anomalous image, and of anomalous images above each normal.
-
-    Ties count half. The mean of either is the AUROC.
-
-    Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
-
-    Returns:
-        `(P,)` and `(N − P,)` in [0, 1].
-    """
-    anomalous, normal = scores[labels == 1], scores[labels == 0]
-    p, n = len(anomalous), len(normal)
-    ranks = rankdata(np.r_[anomalous, normal])
-    of_anomalous = (ranks[:p] - rankdata(anomalous)) / n
-    of_normal = 1 - (ranks[p:] - rankdata(normal)) / p
-    return of_anomalous, of_normal
-
-
 def paired_difference(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, units: np.ndarray | None = None
 ) -> Difference:
     """The mean AUROC of `first` over its seeds minus that of `second`, paired by seed and image.
 
-    Two sources of chance are counted. The images: DeLong's paired variance of the difference averaged over
-    the seeds. The seeds: the variance of the differences by seed, over their number. Their sum counts what
-    image and seed do together twice, so that the interval is, if anything, too wide. Where a patient has
-    several images, the variance of the images is Obuchowski's, which counts patients. Its width is Student's,
-    with degrees of freedom by Welch and Satterthwaite: few seeds make it wide. With one seed, images alone
-    count, and nothing is known of other seeds.
+    The variance is that of `detectors.paired.difference`, of images and of seeds. The interval's width is
+    Student's, with degrees of freedom by Welch and Satterthwaite: few seeds make it wide. With one seed,
+    images alone count, and nothing is known of other seeds.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
@@ -86,53 +62,12 @@ def paired_difference(
         )
     if set(np.unique(labels)) != {0, 1}:
         raise ValueError("labels must hold both 0 (normal) and 1 (anomalous)")
-    pairs = [(_placements(labels, a), _placements(labels, b)) for a, b in zip(first, second, strict=True)]
-    by_seed = np.array([a[0].mean() - b[0].mean() for a, b in pairs])
-    value = float(by_seed.mean())
-    parts, shared = list[tuple[float, float]](), 0.0  # (variance, degrees of freedom)
-    sides = [np.mean([a[side] - b[side] for a, b in pairs], axis=0) for side in (0, 1)]
-    if units is None or len(np.unique(units)) == len(labels):
-        parts += [
-            (
-                d.var(ddof=1) / len(d) if len(d) > 1 else np.nan,
-                max(len(d) - 1, 1),
-            )  # one image tells of no other
-            for d in sides
-        ]
-    else:
-        parts, shared = _clustered(labels, sides, np.asarray(units))
-    if len(by_seed) > 1:
-        parts.append((by_seed.var(ddof=1) / len(by_seed), len(by_seed) - 1))
-    apart = sum(v for v, _ in parts)
-    variance = apart + shared if apart + shared > 0 else apart
+    value, variance, freedom = difference(labels, first, second, units)
     if variance == 0:  # the same scores
         return Difference(value, value, value, 1.0 if value == 0 else 0.0)
-    freedom = variance**2 / sum(v**2 / f for v, f in parts if v)
-    freedom = freedom if units is None else min(freedom, len(np.unique(units)) - 1)
     error = float(np.sqrt(variance))
     width = float(student.ppf(0.975, freedom)) * error
     return Difference(value, value - width, value + width, float(2 * student.sf(abs(value) / error, freedom)))
-
-
-def _clustered(
-    labels: np.ndarray, sides: Sequence[np.ndarray], units: np.ndarray
-) -> tuple[list[tuple[float, float]], float]:
-    """Returns Obuchowski's variances of both sides with degrees of freedom, and twice their covariance.
-
-    Args:
-        labels: `(N,)`.
-        sides: of the anomalous images, and of the normal ones, what is averaged, in the order of the images.
-        units: `(N,)`.
-    """
-    code, parts, sums = np.unique(units, return_inverse=True)[1], list[tuple[float, float]](), []
-    for d, own in zip(sides, (labels == 1, labels == 0), strict=True):
-        of_unit = np.bincount(code[own], d - d.mean(), code.max() + 1) / len(d)
-        count = len(np.unique(code[own]))
-        known = count / (count - 1) * float(of_unit @ of_unit) if count > 1 else np.nan  # as of one image
-        parts.append((known, max(count - 1, 1)))
-        sums.append(of_unit)
-    count = len(sums[0])
-    return parts, 2 * count / (count - 1) * float(sums[0] @ sums[1]) if count > 1 else np.nan
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class Finding:
     """One place above the level.
 
     Args:
-        slice: number of its image in the stack, from 0.
+        slice: number of its image in the volume's file, from 0, whichever slices were looked at.
         box: x, y, width and height in whole pixels of the image's file.
         mask: `(height, width)` bool, its pixels within the box; at least one is True.
         contour: rings of `(K, 2)` float x and y, not closed by a repeated point, outer ones first.
@@ -214,6 +214,7 @@ def of_case(
     *,
     size: tuple[int, int] | None = None,
     spacing: tuple[float, float, float | None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Returns the findings of one case, an image or the slices of a volume, as JSON.
 
@@ -223,6 +224,7 @@ def of_case(
         rate: share of normal images (slices) that may have a finding, in (0, 1).
         size: (height, width) of the image's file; the heatmaps' own where None.
         spacing: mm between rows, between columns and between slices; None where not known.
+        numbers: of the N slices in their file, kept as `Finding.slice`; 0, 1, … where None.
 
     Returns:
         `findings` as `Finding.to_json`, `lesions`, `level` (None where nothing can be found) and `words`.
@@ -232,7 +234,10 @@ def of_case(
         return {"findings": [], "lesions": [], "level": None, "words": none}
     plane, distance = (None, None) if spacing is None else (spacing[:2], spacing[2])
     slices, lesions = joined(
-        (findings_of(m, heat, rate, size=size, spacing=plane, slice=k) for k, m in enumerate(heatmaps)),
+        (
+            findings_of(m, heat, rate, size=size, spacing=plane, slice=k)
+            for k, m in zip(range(len(heatmaps)) if numbers is None else numbers, heatmaps, strict=True)
+        ),
         distance=distance,
     )
     return {

@@ -96,6 +96,7 @@ def false_alarms(
     rate: float,
     n_calibration: int,
     units: np.ndarray | None = None,
+    n_effective: float | None = None,
 ) -> Finding:
     """Compares the share of normal images that are flagged with the rate that was promised.
 
@@ -104,16 +105,24 @@ def false_alarms(
     Where a patient has several images, both take as many images as would tell as much if they were of one
     patient each (Korn and Graubard, Survey Methodology 1998).
 
+    A threshold that is the a-th highest score of n slices, m of each of K volumes, flags at most a share
+    (a − 1 + m) / (n + m) of a new volume's slices, on average; m is 1 for single images. The number flagged
+    is then taken as beta-binomial with that mean and K in the place of n, as if a volume's slices were
+    flagged all or none, which varies most.
+
     Args:
         flagged: `(N,)` bool.
         labels: `(N,)`, 0 = normal, 1 = anomalous; None where they are not known.
         rate: the promised rate, in (0, 1).
         n_calibration: the number of normals that set the threshold.
         units: `(N,)` whole numbers, equal for the images of a patient; None where each image is one.
+        n_effective: K, how many independent normals tell as much as those, in [1, n_calibration]; None where
+            each is independent.
 
     Returns:
         The finding, about the flags.
     """
+    draws = n_calibration if n_effective is None else n_effective
     allowed = min(int(np.floor(rate * (n_calibration + 1) + 1e-9)), n_calibration)
     if not allowed:
         return Finding(
@@ -135,11 +144,17 @@ def false_alarms(
     worth = n if units is None else _worth(normal, np.asarray(units)[np.asarray(labels) == 0])
     hits = round(k / n * worth)
     low, high = binomtest(hits, worth).proportion_ci(method="exact")
-    chance = float(betabinom.sf(hits - 1, worth, allowed, n_calibration + 1 - allowed))
+    above = 1 + (allowed - 1) * draws / n_calibration  # (a − 1 + m) / m, and so K + 1 is (n + m) / m
+    chance = float(betabinom.sf(hits - 1, worth, above, draws + 1 - above))
+    promised = max(rate, above / (draws + 1)) if draws < n_calibration else rate
+    more = (
+        f": more than the rate of {_percent(rate)}, for the threshold was set on slices, which tell as much "
+        f"as {draws:.3g} volumes or patients of equal size"
+    )
     said = (
         f"{k} of {n} normal images are flagged: {_percent(k / n)}, 95 % interval {_percent(low)} to "
-        f"{_percent(high)}{'' if worth == n else ' by patient'}. At most {_percent(rate)} were promised, "
-        "on average."
+        f"{_percent(high)}{'' if worth == n else ' by patient'}. At most {_percent(promised)} were "
+        f"promised, on average{more if promised > rate else ''}."
     )
     if chance < _LEVEL:
         again = "fewer than once in 1000 times" if chance < 0.001 else f"{_percent(chance)} of the time"
@@ -150,7 +165,9 @@ def false_alarms(
         )  # fmt: skip
     if worth < FEW:
         return Finding("flags", "care", f"{said} So few normals cannot tell whether that is kept.")
-    agrees = "That agrees." if k / n <= rate else "That is more, but within chance."
+    if draws < min(FEW, n_calibration):
+        return Finding("flags", "care", f"{said} So few volumes promise little.")
+    agrees = "That agrees." if k / n <= promised else "That is more, but within chance."
     return Finding("flags", "good", f"{said} {agrees}")
 
 

@@ -240,7 +240,7 @@ def verdict_of(
         monitor.add(part.names, scored.scores[which], drift.acquisition(part.images))
     units = test.unit_codes
     found = [
-        verdict.false_alarms(flagged, labels, rate, detector.n_calibration_, units),
+        verdict.false_alarms(flagged, labels, rate, detector.n_calibration_, units, detector.n_effective_),
         verdict.drift(monitor.verdict(), about),
     ]
     if labels is not None:

@@ -69,7 +69,7 @@ class FileError(BaseModel):
 class Found(BaseModel):
     """One place of an image, in pixels of its file, x and y from the outer edge of the first."""
 
-    slice: int = Field(description="number of the image in its volume, from 0")
+    slice: int = Field(description="number of the image in its volume, from 0, as in its file")
     box: tuple[int, int, int, int] = Field(description="x, y, width, height")
     contour: list[list[tuple[float, float]]] = Field(description="rings of x, y; the last may be holes")
     area_px: int

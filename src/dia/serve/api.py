@@ -336,10 +336,12 @@ def _read(
         unpacked = Unpacking(Path(folder), limits, deadline)
         for sent in files:
             unpacked.add(sent.filename or "", sent.file)
-        errors = unpacked.errors
+        errors, series = unpacked.errors, inferencer.series(unpacked.files)
         for i, (file, name) in enumerate(zip(unpacked.files, unpacked.names, strict=True)):
             deadline.check()
-            one = inferencer.read([file], names=[name], most=most - len(pictures), spacing=spacing)
+            one = inferencer.read(
+                [file], names=[name], most=most - len(pictures), spacing=spacing, series=series
+            )
             if one.left_out:
                 raise Refused(413, f"more than {most} images; send fewer at a time")
             pictures += [replace(picture, file=i) for picture in one.pictures]

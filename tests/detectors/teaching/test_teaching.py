@@ -353,7 +353,7 @@ def test_places_alone_and_older_folders_cannot_be_taught(folder, tmp_path):
     "change",
     [
         damaged("normals.place", lambda v: v[:-1]), damaged("normals.unit", lambda v: v.astype(np.float64)),
-        damaged("normals.away.cells", None), damaged("normals.away.other", np.zeros(60)),
+        damaged("normals.away.cells", None), damaged("normals.away.other", np.zeros(150)),
     ],
 )  # fmt: skip
 def test_what_a_folder_kept_of_normals_is_checked(folder, plain, tmp_path, change):

@@ -374,7 +374,7 @@ def test_marked_gives_the_image_that_a_mark_is_about(page, session, tmp_path):
         (second, "ann", "unsure"),
     ):  # fmt: skip
         key = Key(case.now.lineage, case.now.sha256, reader)
-        marks.change(key, case.now.seen(0.2, case.shape), verdict=verdict)
+        marks.change(key, case.seen(0.2), verdict=verdict)
     found = {(m.sha256, m.reader): m for m in cases.marked(marks)}
     flagged = first.now.score > page.room.current.get().inferencer.threshold(0.2)
     assert set(found) == {(volume.now.hashes[volume.now.worst], "ann"), (first.now.sha256, "ann"),

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from marking import fitted, marks, phantom
+from medical_files import dicom_file
 from reading_room import drop, listed, make_page, png
 
 from dia.core.errors import DataError
@@ -15,6 +16,7 @@ from dia.deploy.update import Updated
 from dia.detectors import METHODS
 from dia.serve.limits import Refused
 from dia.serve.room import teaching
+from dia.serve.room.cases import Cases
 from dia.serve.room.images.case import Marked
 
 
@@ -72,12 +74,13 @@ def test_marks_teach_the_model_in_use_and_are_taken_back(page, marked):
     assert state["marks"] == {"usable": 24, "anomalous": 12, "normal": 12, "unsure": 0}
     assert state["taught"] is None
     assert state["last"] is None
-    assert "kept only if it ranks better" in state["advice"]
+    assert "kept only if it ranks better by more than chance (p ≤ 0.05)" in state["advice"]
     about = client.get("/room/state").json()["model"]
     assert client.post("/room/teach", json={}).status_code == 202
     now = done(client)
     assert now["last"]["kept"]
     assert now["last"]["after"] > now["last"]["before"]
+    assert "(p = 0.0" in now["last"]["words"] or "(p < 0.001)" in now["last"]["words"]
     assert (now["taught"]["marks"], now["taught"]["readers"]) == (24, 1)
     missed = {case["name"] for case in before["cases"] if case["score"] <= about["threshold"]
               and int(case["name"][1:-4]) < 12}  # fmt: skip
@@ -196,17 +199,43 @@ def test_a_model_that_is_served_meanwhile_stays(page, marked, monkeypatch):
 
 def test_readers_who_disagree_teach_nothing_of_that_image():
     image, other = phantom(2)
-    said = [Marked("a", image, 1, True, "Ann"), Marked("a", image, 0, True, "Bo")]
-    said += [Marked("b", other, label, not label, name) for name, label in (("Ann", 1), ("Bo", 1), ("Cy", 0))]
-    said.append(Marked("c", other[:8], 1, True, ""))
-    images, labels, flagged = teaching.agreed(said, (32, 32, 1))
+    said = [Marked("a", image, 1, True, "Ann", "a"), Marked("a", image, 0, True, "Bo", "a")]
+    said += [
+        Marked("b", other, label, not label, name, "b") for name, label in (("Ann", 1), ("Bo", 1), ("Cy", 0))
+    ]
+    said.append(Marked("c", other[:8], 1, True, "", "c"))
+    images, labels, flagged, _ = teaching.agreed(said, (32, 32, 1))
     assert len(images) == 1
     np.testing.assert_array_equal(images[0], other)
     assert list(labels) == [1]
     assert list(flagged) == [True]
-    images, labels, _ = teaching.agreed([], (32, 32, 1))
+    images, labels, *_ = teaching.agreed([], (32, 32, 1))
     assert images.shape == (0, 32, 32, 1)
     assert len(labels) == 0
+
+
+def test_slices_of_a_case_are_of_one_unit():
+    slices = phantom(4)
+    said = [Marked(str(i), x, 1, True, "Ann", "xyy"[min(i, 2)]) for i, x in enumerate(slices)]
+    *_, units = teaching.agreed(said, (32, 32, 1))
+    assert list(units) == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("patients", [2, 1])
+def test_cases_of_a_patient_are_of_one_unit_where_dicom_files_tell(page, marked, tmp_path, patients):
+    """Files that all name one patient may hold a word for all, and are then each alone."""
+    files = []
+    for i in range(4):
+        path = dicom_file(tmp_path / f"{i}.dcm", marked[0][i, ..., 0], PatientID=f"secret {i % patients}")
+        files.append((f"{i}.dcm", path.read_bytes()))
+    client = page.client("Ann")
+    for case in drop(client, files)["cases"]:
+        client.patch(f"/room/cases/{case['id']}/mark", json={"verdict": "agree", "rate": 0.05})
+    session = page.room.sessions.find(client.headers["X-Session"])
+    units = [one.unit for one in Cases.of(session, page.room).marked(page.room.marks)]
+    assert len(units) == 4
+    assert len(set(units)) == (2 if patients == 2 else 4)
+    assert not any("secret" in unit for unit in units)
 
 
 def test_a_method_that_cannot_be_taught_says_so(tmp_path, marked):

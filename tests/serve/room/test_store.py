@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -240,6 +241,19 @@ def test_another_file_is_named_and_left_alone(tmp_path):
         assert (path.read_bytes(), path.stat().st_mode & 0o777) == (before, 0o644)
 
 
+def test_a_file_of_before_slices_had_numbers_is_taken_over_with_its_marks(marks):
+    boxed = marks.change(KEY, MANY, verdict="agree", boxes=[Box(3, 1, 1, 2, 2)])
+    with sqlite3.connect(marks.path) as db:  # as it was
+        db.execute("ALTER TABLE changes DROP COLUMN numbers")
+        db.execute("PRAGMA user_version = 2")
+    again = Marks(marks.path)
+    assert again.find(KEY) == boxed
+    noted = again.change(KEY, replace(MANY, numbers=(0, 1, 4, 5)), note="seen again")
+    assert (noted.boxes, noted.boxes_told()[0]["slice"]) == (boxed.boxes, 5)
+    assert Marks(marks.path).find(KEY) == noted, "once"
+    assert again.undo(KEY).boxes == boxed.boxes
+
+
 def test_marks_of_0_1_are_taken_over_without_the_names_of_files(tmp_path):
     path = tmp_path / "reviews.sqlite"
     with sqlite3.connect(path) as db:  # as 0.1 made it
@@ -275,7 +289,7 @@ def test_no_name_of_a_file_has_a_place_in_it(marks):
         columns = {row[1] for row in db.execute("PRAGMA table_info(changes)")}
     assert columns == {
         "id", "lineage", "sha256", "reader", "verdict", "note", "boxes", "slice", "image", "slices", "height",
-        "width", "flagged", "rate", "score", "p_value", "model", "time", "history", "before",
+        "width", "flagged", "rate", "score", "p_value", "model", "time", "history", "before", "numbers",
     }  # fmt: skip
 
 

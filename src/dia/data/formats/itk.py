@@ -140,6 +140,18 @@ def placed(path: Path) -> tuple[tuple[int, int, int], np.ndarray | None, tuple[f
     return (sides[0], sides[1], sides[2]), None if header.steps is None else affine, header.steps
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """Returns the files that are read for a volume: its own, and the one beside it where that has the voxels.
+
+    Args:
+        path: a MetaImage or NRRD file.
+
+    Raises:
+        DataError: as `count`.
+    """
+    return tuple(dict.fromkeys((path, _read(path).file)))
+
+
 class Itk(Volumes):
     """The slices of the volumes of one file.
 

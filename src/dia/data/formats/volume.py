@@ -1,7 +1,8 @@
 """Volumes of numbers: which stored axes are slices, rows and columns, and the values of their slices.
 
-What NIfTI, MetaImage, NRRD and `.npy` have in common once their voxels are read. Knows arrays, affines and
-views; knows no file. No header of these says which values are black and white: `windowing` has the rule.
+What NIfTI, MetaImage, NRRD and `.npy` have in common once their voxels are read; and volumes whose slices are
+files or pages of their own. Knows arrays, affines and views; opens no file. No header of these says which
+values are black and white: `windowing` has the rule.
 
 A file may hold several volumes of one shape: time points, contrasts, components. An image's number then says
 both: `CHANNEL` × the number of the volume + the number of the slice.
@@ -10,18 +11,21 @@ both: `CHANNEL` × the number of the volume + the number of the slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.errors import DataError
 from .limits import MissingLibrary, check_size, optional
-from .windowing import ANATOMICAL, Stored, View, ends_of
+from .windowing import ANATOMICAL, Stored, View, ends_of, sampled
 
 CHANNEL = 2**20  # a volume has fewer slices
 VOXELS = 2**29  # of one file, above which a header is not believed
+_MEASURED = 2**22  # values of a stack that its percentiles are taken of, or up to four times as many
 _LEVELS = 2**-40  # the least slope, as a share of what is added: below it grey levels fall together
 
 Turn = tuple[tuple[slice, ...], tuple[int, int, int]]
@@ -111,6 +115,66 @@ class Volumes:
         """
         channel, number = divmod(index, CHANNEL)
         return self.volumes[channel if channel < len(self.volumes) else 0].mask(number)
+
+
+class Stack:
+    """A volume whose slices are files or pages of their own, and its black and white, measured once.
+
+    It pickles with what was measured.
+
+    Args:
+        slices: the file of each, and its number there, None where the file is one image: all of the volume,
+            whichever of them are read.
+        found: its black and white, or why there are none, where that is known.
+    """
+
+    def __init__(
+        self,
+        slices: Iterable[tuple[Path, int | None]],
+        found: tuple[float, float] | DataError | None = None,
+    ):
+        self.slices, self._found = tuple(slices), found
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stack, (self.slices, self._found)
+
+    def ends(self, read: Callable[[Path, int | None], Stored | np.ndarray]) -> tuple[float, float]:
+        """Returns the percentiles of all slices that are black and white, for the window `volume`.
+
+        Slices are read one by one; of a large stack evenly spaced values are kept. Those that cannot be read
+        are passed over, as reading them by themselves says what is wrong.
+
+        Args:
+            read: gives the values of a slice, by its file and number.
+
+        Raises:
+            DataError: no slice can be read, or none of their values is a number.
+        """
+        with self._lock:  # other threads wait for the first
+            if self._found is None:
+                try:
+                    parts = [*self._values(read)]
+                    if not parts:
+                        raise DataError("no slice of its volume can be read")
+                    self._found = ends_of(np.concatenate(parts))
+                except DataError as error:
+                    self._found = error
+            if isinstance(self._found, DataError):
+                raise DataError(str(self._found))
+            return self._found
+
+    def _values(self, read: Callable[[Path, int | None], Stored | np.ndarray]) -> Iterator[np.ndarray]:
+        most = max(_MEASURED // len(self.slices), 1)
+        for file, number in self.slices:
+            try:
+                found = read(file, number)
+                if isinstance(found, Stored):
+                    yield replace(found, values=sampled(found.values, most)).numbers().ravel()
+            except MemoryError:
+                raise
+            except Exception:  # Pillow's decoders raise nearly anything
+                continue
 
 
 def chosen(channels: int, view: View) -> range:

@@ -108,8 +108,10 @@ class Stored:
             for floats and long integers.
         real: from stored to real values, as by a rescale slope; None where they are the same.
         own: the file's window, from real values to 0–1; None where it has none.
-        whole: gives black and white of the whole volume by its own percentiles; None where the file is none.
+        whole: gives black and white of the whole volume by its own percentiles, in real values; None where it
+            is no slice of one.
         inverted: low values are white.
+        scattered: its volume lies in several files or pages, which version 0.1 read as images of their own.
     """
 
     values: np.ndarray
@@ -118,6 +120,7 @@ class Stored:
     own: Callable[[np.ndarray], np.ndarray] | None = None
     whole: Callable[[], tuple[float, float]] | None = None
     inverted: bool = False
+    scattered: bool = False
 
     @classmethod
     def of(cls, values: np.ndarray) -> Self:
@@ -174,9 +177,14 @@ def _tone(stored: Stored, view: View) -> Callable[[np.ndarray], np.ndarray]:
         return stored.own
     if window == "full" or (stored.shallow and levels != "earlier" and not isinstance(window, Percentiles)):
         return _full(stored)
+    if window == "volume" and not stored.shallow:
+        raise DataError(
+            "of more than 8 bits, and no slice of a volume, by whose own values it would be read; give all "
+            "files of its series together; or give --window LOW:HIGH, or full"
+        )
     if isinstance(levels, Window):
         return levels.apply
-    if levels == "earlier" and stored.whole is not None:
+    if levels == "earlier" and stored.whole is not None and not stored.scattered:
         return Window.between(*stored.whole()).apply
     if levels is not None:
         return _full(stored)
@@ -211,9 +219,17 @@ def ends_of(values: np.ndarray, percentiles: tuple[float, float] = OF_VOLUME) ->
     return low, high
 
 
-def sampled(values: np.ndarray) -> np.ndarray:
-    """Takes evenly spaced rows and columns of an image `(H, W)` or `(H, W, C)`: some 2¹⁵ values."""
-    step = max(math.isqrt(max(values.size // _SAMPLED, 1)), 1)
+def sampled(values: np.ndarray, most: int = _SAMPLED) -> np.ndarray:
+    """Takes evenly spaced rows and columns of an image.
+
+    Args:
+        values: `(H, W)` or `(H, W, C)`.
+        most: about how many values to take, at least 1; they may be up to four times as many.
+
+    Returns:
+        A view of them; all where there are fewer.
+    """
+    step = max(math.isqrt(max(values.size // most, 1)), 1)
     return values[::step, ::step]
 
 

@@ -20,7 +20,6 @@ import numpy as np
 from ...core.errors import DataError
 from ...data.formats import dicom, geometry
 from ...data.formats.geometry import Grid, Spacing
-from ...data.formats.volume import CHANNEL
 from ...data.layouts import Entry
 from ...data.readers import Listing
 from ...detectors.calibration import HeatScale
@@ -34,6 +33,7 @@ class Looked:
     Args:
         index: its number in the listing.
         name: its name.
+        number: of the slice in its volume, as `Entry.slice`; None where it is no slice.
         size: (height, width) of its file.
         spacing: of its pixels; None where not known.
         findings: with the numbers of their lesions.
@@ -42,6 +42,7 @@ class Looked:
 
     index: int
     name: str
+    number: int | None
     size: tuple[int, int]
     spacing: Spacing | None
     findings: Sequence[Finding]
@@ -57,14 +58,14 @@ class Case:
         images: what was looked at, at least one.
         lesions: the highest peak first.
         grid: where a volume's voxels lie; None where not known.
-        numbers: the slice of the grid that each image is.
+        on_grid: the slice of the grid that each image is; empty where there is none.
     """
 
     volume: str | None
     images: Sequence[Looked]
     lesions: Sequence[Lesion]
     grid: Grid | None
-    numbers: Sequence[int]
+    on_grid: Sequence[int]
 
     @property
     def name(self) -> str:
@@ -154,21 +155,22 @@ class FindingsKept:
 
     def _case(self, volume: str | None, lines: Sequence[dict[str, Any]]) -> Case:
         entries = [self._entry(line["index"]) for line in lines]
-        grid, numbers = None, [*range(len(lines))]
+        grid, on_grid = None, list[int]()
         if volume is not None and None not in entries:
-            grid, numbers = _grid([e for e in entries if e is not None], self.listing.options.view)
+            grid, on_grid = _grid([e for e in entries if e is not None], self.listing.options.view)
+        numbers = [None if e is None else e.slice for e in entries]
         between = None if grid is None or grid.spacing is None else grid.spacing.z
         slices, lesions = joined(
-            [[_unpacked(f, k) for f in line["found"]] for line, k in zip(lines, numbers, strict=True)],
+            [[_unpacked(f, k or 0) for f in line["found"]] for line, k in zip(lines, numbers, strict=True)],
             distance=between,
         )
         looked = []
-        for line, found, entry in zip(lines, slices, entries, strict=True):
+        for line, found, entry, number in zip(lines, slices, entries, numbers, strict=True):
             spacing = line["spacing"] and Spacing(*line["spacing"])
             height, width = line["size"]
             name = self.listing.names[line["index"]]
-            looked.append(Looked(line["index"], name, (height, width), spacing, found, entry))
-        return Case(volume, looked, lesions, grid, numbers)
+            looked.append(Looked(line["index"], name, number, (height, width), spacing, found, entry))
+        return Case(volume, looked, lesions, grid, on_grid)
 
     def close(self) -> None:
         """Ends writing."""
@@ -197,12 +199,11 @@ def part_of(scores: Path) -> Path:
 
 
 def _grid(entries: Sequence[Entry], view: Any) -> tuple[Grid | None, list[int]]:
-    """Returns where the slices of a volume lie, and the number of each."""
-    first, plain = entries[0], [*range(len(entries))]
+    """Returns where the slices of a volume lie, and which slice of that grid each is."""
+    first = entries[0]
     try:
         if first.kind in ("nifti", "itk"):
-            numbers = [(e.number or 0) % CHANNEL for e in entries]
-            return geometry.grid_of_file(first.file, first.kind, view), numbers
+            return geometry.grid_of_file(first.file, first.kind, view), [e.slice or 0 for e in entries]
         if first.kind == "dicom":
             heads: dict[Path, dicom.Header] = {}
             places = []
@@ -214,7 +215,7 @@ def _grid(entries: Sequence[Entry], view: Any) -> tuple[Grid | None, list[int]]:
                 return found
     except (DataError, OSError):
         pass
-    return None, plain
+    return None, []
 
 
 def _packed(f: Finding) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def _json(file: Any, kept: FindingsKept, about: Mapping[str, Any]) -> tuple[int,
     file.write(f'{{"info": {json.dumps(dict(about))},\n"categories": {json.dumps(categories)},\n"images": [')
     many = 0
     for case in kept.cases():
-        for looked, number in zip(case.images, case.numbers, strict=True):
-            file.write(",\n" * (many > 0) + json.dumps(_image(case, looked, number)))
+        for looked in case.images:
+            file.write(",\n" * (many > 0) + json.dumps(_image(case, looked)))
             many += 1
     file.write('],\n"annotations": [')
     many, images, lesions = 0, 0, list[str]()
@@ -70,12 +70,12 @@ def _json(file: Any, kept: FindingsKept, about: Mapping[str, Any]) -> tuple[int,
     return many, images
 
 
-def _image(case: Case, looked: Looked, number: int) -> dict[str, Any]:
+def _image(case: Case, looked: Looked) -> dict[str, Any]:
     s, grid = looked.spacing, case.grid
     between = grid.spacing.z if grid is not None and grid.spacing is not None else s and s.z
     return {
         "id": looked.index + 1, "file_name": looked.name, "width": looked.size[1], "height": looked.size[0],
-        "volume": case.volume, "slice": number if case.volume is not None else None,
+        "volume": case.volume, "slice": looked.number,
         "spacing_mm": None if s is None else [s.y, s.x], "spacing_at": None if s is None else s.at,
         "slice_distance_mm": between if case.volume is not None else None,
     }  # fmt: skip
@@ -110,12 +110,12 @@ def _csv(file: Any, kept: FindingsKept, _: Mapping[str, Any]) -> tuple[int, int]
     for case in kept.cases():
         lesions = {lesion.number: lesion for lesion in case.lesions}
         rows = []
-        for looked, number in zip(case.images, case.numbers, strict=True):
+        for looked in case.images:
             images += bool(looked.findings)
             for f in looked.findings:
                 own = lesions[f.lesion]
                 x, y = (round(v, 2) for v in f.centroid)
-                slice_ = number if case.volume is not None else ""
+                slice_ = "" if looked.number is None else looked.number
                 rows.append((
                     looked.name, case.volume or "", slice_, *f.box, f.area_px, _told(f.area_mm2), x, y,
                     f.peak, round(f.p_value, 6), f.lesion, round(own.p_value, 6), _told(own.volume_mm3),

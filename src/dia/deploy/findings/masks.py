@@ -84,7 +84,7 @@ class MaskFiles:
         many = max((lesion.number for lesion in case.lesions), default=0)
         voxels = np.zeros(grid.shape, np.min_scalar_type(many))
         slices = grid.slices(voxels)
-        for looked, number in zip(case.images, case.numbers, strict=True):
+        for looked, number in zip(case.images, case.on_grid, strict=True):
             if looked.size != slices.shape[1:]:
                 return "not of volumes whose slices have other sizes than their headers say"
             slices[number] = mask_of(looked.findings, looked.size)

@@ -28,8 +28,7 @@ from ...detectors.calibration import Calibration
 from ...detectors.teaching.lesson import Lesson, teach
 from ...detectors.teaching.model import cannot_teach, forget, ground_of, look, scorer_of
 from ...detectors.teaching.taught import FILE, HEADING, Learned, said_of
-from ..recalibrate import edited, taken
-from ..scoring import hash_of
+from ..recalibrate import Taken, taken
 
 _READERS, _NAME = 20, 80  # names of readers that are kept, and characters of each
 _WATCHED = 100  # missed anomalies that are kept
@@ -44,6 +43,7 @@ class Updated:
         words: why, in one line.
         before: cross-validated AUROC on the marks without the update; None where it cannot be judged.
         after: the same with it.
+        p: one-sided p-value of the gain, in [0, 1]; None as above.
         marks: images that it learned from, earlier ones among them.
         watch: missed anomalies, marked anomalous and not flagged: sha256, score and p-value before and after.
             Those after are by updates that do not know the image.
@@ -54,6 +54,7 @@ class Updated:
     words: str
     before: float | None = None
     after: float | None = None
+    p: float | None = None
     marks: int = 0
     watch: Sequence[Mapping[str, Any]] = field(default=())
     at: str = ""
@@ -66,10 +67,13 @@ def update_folder(
     about: Mapping[str, Any] | None = None,
     *,
     flagged: np.ndarray | None = None,
+    units: np.ndarray | None = None,
     out: str | Path | None = None,
     device: str = "auto",
 ) -> Updated:
     """Teaches a model folder, where cross-validation on the marks says that it ranks better for it.
+
+    It is kept where the one-sided p-value of the gain is at most `lesson.LEVEL`, 0.05.
 
     Args:
         run: a folder written by `dia fit`, taught before or not.
@@ -78,6 +82,8 @@ def update_folder(
         about: `readers`: the names of those who marked; kept in the model's facts and on its card.
         flagged: `(M,)` bool, whether the model as fitted flagged them when they were marked; by its own
             threshold where None.
+        units: `(M,)` whole numbers, equal for images of one patient or volume, which are judged together;
+            None where each image is alone. No name of a patient is kept.
         out: folder of a copy to teach; `run` itself by default.
         device: where images are seen.
 
@@ -85,42 +91,46 @@ def update_folder(
         What became of it. A model that was taught before keeps that where the update is not kept.
 
     Raises:
-        DataError: the model cannot be taught, images or labels do not fit, or `out` is there already.
+        DataError: the model cannot be taught, images, labels or units do not fit, or `out` is there already.
     """
     folder, target = Path(run), Path(out or run)
-    with taken(folder, target):
-        return _update(folder, target, images, labels, about or {}, flagged, device)
+    with taken(folder, target) as model:
+        return _update(model, images, labels, about or {}, flagged, units, device)
 
 
 def _update(
-    folder: Path,
-    target: Path,
+    model: Taken,
     images: np.ndarray,
     labels: np.ndarray,
     about: Mapping[str, Any],
     flagged: np.ndarray | None,
+    units: np.ndarray | None,
     device: str,
 ) -> Updated:
     """Teaches a model folder as `update_folder` does, once the target is owned."""
+    folder = model.folder
     detector = Detector.load(folder, device=device)
-    lineage = str(detector.facts_.get("lineage") or hash_of(folder))
+    lineage = str(detector.facts_.get("lineage") or model.hash)
     before, earlier = detector.taught_, detector.facts_.get("taught") or {}
     forget(detector)
     if reason := cannot_teach(detector):
         raise DataError(f"{folder}: {reason}")
     labels = _checked(detector, images, labels)
+    if units is not None and np.shape(units) != (len(images),):
+        raise DataError(f"units must be {len(images)} whole numbers, equal for images of a patient or volume")
     if not len(images):
         return Updated(False, "no marks; the model stays as it is")
     seen = look(detector, images)
     scores = scorer_of(detector)(seen)
     flags = scores > detector.threshold() if flagged is None else np.asarray(flagged, bool)
-    learned = Learned.of(seen, images, labels, flags)
+    learned = Learned.of(seen, images, labels, flags, units)
     if before is not None:
         learned = before.learned.then(learned)
     lesson = teach(ground_of(detector), learned)
     watch = _watched(detector, lesson, learned)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    made = Updated(lesson.kept, lesson.words, lesson.before, lesson.after, len(learned), watch, at)
+    judged = lesson.before, lesson.after, lesson.p
+    made = Updated(lesson.kept, lesson.words, *judged, len(learned), watch, at)
     if lesson.kept:
         assert lesson.taught is not None
         assert lesson.calibration is not None
@@ -128,11 +138,11 @@ def _update(
             "marks": len(learned), "anomalous": int(learned.labels.sum()),
             "normal": int((learned.labels == 0).sum()), "at": at,
             "readers": _names([*(earlier.get("readers") or ()), *(about.get("readers") or ())]),
-            "auc_before": lesson.before, "auc_after": lesson.after, "weight": lesson.taught.weight,
-            "normals_added": lesson.taught.n_added,
+            "auc_before": lesson.before, "auc_after": lesson.after, "gain_p": lesson.p,
+            "weight": lesson.taught.weight, "normals_added": lesson.taught.n_added,
             "watch": [dict(one) for one in watch],
         }  # fmt: skip
-        with edited(folder, target) as new:
+        with model.edited() as new:
             save_file(lesson.taught.tensors(), new / FILE)
             _write(new, lesson.calibration, {"lineage": lineage, "taught": facts})
             card = new / "card.md"
@@ -151,14 +161,14 @@ def undo_folder(run: str | Path, *, out: str | Path | None = None) -> None:
         DataError: it was not taught, or was calibrated on a site's normals since.
     """
     folder, target = Path(run), Path(out or run)
-    with taken(folder, target):
+    with taken(folder, target) as model:
         detector = Detector.load(folder, device="cpu")
         if detector.taught_ is None:
             raise DataError(f"{folder}: no marks have taught it; there is nothing to undo")
         if detector.facts_.get("calibrated"):
             remedy = f"bring back its own calibration first: dia calibrate {folder} --original"
             raise DataError(f"{folder}: it was calibrated on a site's normals after it was taught; {remedy}")
-        with edited(folder, target) as new:
+        with model.edited() as new:
             _write(new, detector.taught_.calibration, None)
             (new / FILE).unlink()
             (new / "card.md").write_text(_plain_card(new / "card.md"), encoding="utf-8")

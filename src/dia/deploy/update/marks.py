@@ -18,8 +18,8 @@ import numpy as np
 
 from ...core.errors import DataError, first_line, printable
 from ...data.formats.spreadsheet import plain_cell, read_sheet
-from ...data.imageset import pixels_sha256
-from ...data.layouts import ANOMALOUS_WORDS, NORMAL_WORDS
+from ...data.imageset import codes_of, pixels_sha256, units_of
+from ...data.layouts import ANOMALOUS_WORDS, NORMAL_WORDS, Entry, patients_of
 from ...data.options import ReadOptions
 from ...data.readers import Listing, listing
 
@@ -36,10 +36,12 @@ class Row(NamedTuple):
         path: of the image, relative to the file; empty where none is given.
         sha256: of its pixels at the model's size; empty where none is given.
         name: of the image; empty where none is given.
-        slice: number of the image within a file of several, from 0; None where none is given.
+        slice: number of the image within a file of several, or its volume, from 0, as in the file; None where
+            none is given.
         label: 1 anomalous, 0 normal; None where the reader was not sure.
         flagged: whether it was flagged; None where the file does not say.
         reader: who marked it; empty where that is not told.
+        patient: a text that is the same for all images of a patient; empty where none is given.
     """
 
     line: int
@@ -50,11 +52,19 @@ class Row(NamedTuple):
     label: int | None
     flagged: bool | None
     reader: str
+    patient: str
 
     @property
     def shown(self) -> str:
         """A name for people."""
         return self.name or self.path or self.sha256[:12]
+
+
+class Found(NamedTuple):
+    """An image that a mark is about, `(H, W, C)` uint8, and its patient or volume; None where it is alone."""
+
+    image: np.ndarray
+    unit: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +75,7 @@ class Marked:
         images: `(M, H, W, C)` uint8, each once.
         labels: `(M,)`, 1 = anomalous, 0 = normal.
         flagged: `(M,)` bool; None where a file does not say it of all.
+        units: `(M,)` int, equal for images of one patient or volume.
         readers: names.
         missing: names of images that were not found.
         disputed: names of images of which as many readers say the one as the other.
@@ -74,6 +85,7 @@ class Marked:
     images: np.ndarray
     labels: np.ndarray
     flagged: np.ndarray | None
+    units: np.ndarray
     readers: Sequence[str]
     missing: Sequence[str] = ()
     disputed: Sequence[str] = ()
@@ -94,7 +106,8 @@ def read_marks(path: Path) -> list[Row]:
 
     Args:
         path: a spreadsheet with the column `label` (0, 1, words of a manifest, or empty) and with `path`,
-            `sha256` or `name`; `slice`, `flagged` and `reviewer` or `reader` are used where they are there.
+            `sha256` or `name`; `slice`, `flagged`, `patient` and `reviewer` or `reader` are used where they
+            are there.
 
     Raises:
         DataError: it is none; the message names the line and the reason.
@@ -124,6 +137,7 @@ def read_marks(path: Path) -> list[Row]:
             line, found["path"], found["sha256"].casefold(), printable(found["name"]),
             int(number) if number else None, int(label in ANOMALOUS_WORDS) if label else None,
             flag in _TRUE if flag else None, printable(row.get("reviewer") or row.get("reader") or ""),
+            row.get("patient", ""),
         ))  # fmt: skip
     if not rows:
         raise DataError(f"{path}: no rows below the header")
@@ -140,9 +154,11 @@ def find(path: Path, rows: Sequence[Row], images: Listing | None, options: ReadO
         options: with the model's size and channels.
 
     Raises:
-        DataError: an image beside the file cannot be read, holds several and no slice is told, or none of
-            the marked images is found.
+        DataError: an image beside the file cannot be read, holds several and no slice is told, none of the
+            marked images is found, or both a column and `group_by` tell patients.
     """
+    if options.group_by and any(row.patient for row in rows):
+        raise DataError(f"{path}: it has a column patient; leave out --group-by")
     told = [row for row in rows if row.label is not None]
     if images is None:
         if not any(row.path for row in told):
@@ -169,7 +185,7 @@ def majority(votes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return {image: int(mean > 0.5) for image, mean in share.items() if mean != 0.5}
 
 
-def _beside(path: Path, rows: Sequence[Row], options: ReadOptions) -> dict[Row, np.ndarray]:
+def _beside(path: Path, rows: Sequence[Row], options: ReadOptions) -> dict[Row, Found]:
     found = {}
     for row in rows:
         where = f"{path}, line {row.line}"
@@ -177,60 +193,83 @@ def _beside(path: Path, rows: Sequence[Row], options: ReadOptions) -> dict[Row, 
         if not row.path or not file.is_file():
             continue
         try:
-            held = listing(file, options).read()
+            listed = listing(file, options, group_by=None)
+            held = listed.read()
         except DataError as error:
             raise DataError(f"{where}: {first_line(error)}") from error
         if len(held) > 1 and row.slice is None:
             raise DataError(
                 f"{where}: {row.path} holds {len(held)} images; say which in a column slice, from 0"
             )
-        if (at := row.slice or 0) >= len(held):
-            raise DataError(f"{where}: {row.path} has no slice {at}")
-        found[row] = np.asarray(held.images[at])
+        entries = {e.name: e for e in listed.entries}
+        of = [e.slice if (e := entries.get(name)) else i for i, name in enumerate(held.names)]
+        lone = of == [None] and listed.entries[0].kind == "dicom"  # its slice is that of its series
+        at = [i for i, number in enumerate(of) if lone or row.slice in (None, number or 0)]
+        if not at:
+            raise DataError(f"{where}: {row.path} has no slice {row.slice}, or it cannot be read")
+        if len(at) > 1:
+            raise DataError(
+                f"{where}: {row.path} has a slice {row.slice} in each of {len(at)} volumes; "
+                "name the images: dia update RUN IMAGES --marks …"
+            )
+        of_volume = held.units[at[0]] if held.units else None
+        unit = f"{file}: {of_volume}" if of_volume else None
+        if options.group_by:
+            unit = units_of(patients_of(path, [row.path], options.group_by)[0])[0]
+        found[row] = Found(np.asarray(held.images[at[0]]), unit)
     return found
 
 
-def _among(rows: Sequence[Row], images: Listing) -> dict[Row, np.ndarray]:
+def _among(rows: Sequence[Row], images: Listing) -> dict[Row, Found]:
     """Finds images by their pixels, and those that remain by their names, where one image alone has that."""
     wanted: dict[str, list[Row]] = defaultdict(list)
-    named: dict[str, list[Row]] = defaultdict(list)
+    named: dict[str | tuple[str, int], list[Row]] = defaultdict(list)
+    entries = {e.name: e for e in images.entries}
     for row in rows:
         wanted[row.sha256].append(row)
         for name in _names(row):
             named[name].append(row)
     wanted.pop("", None)
-    found: dict[Row, np.ndarray] = {}
-    by_name: dict[Row, dict[str, np.ndarray]] = defaultdict(dict)
+    found: dict[Row, Found] = {}
+    by_name: dict[Row, dict[str, Found]] = defaultdict(dict)
     for part in images.stream():
-        for name, image in zip(part.names, part.images, strict=True):
-            sha = pixels_sha256(image)
-            found |= dict.fromkeys(wanted.get(sha, ()), image)
-            for row in {*named.get(name, ()), *named.get(PurePosixPath(name).name, ())}:
-                by_name[row][sha] = image
-    alone = {row: next(iter(made.values())) for row, made in by_name.items() if len(made) == 1}
+        units = part.units or [None] * len(part)
+        for name, image, unit in zip(part.names, part.images, units, strict=True):
+            sha, made = pixels_sha256(image), Found(image, unit)
+            found |= dict.fromkeys(wanted.get(sha, ()), made)
+            for key in _keys(name, entries.get(name)):
+                for row in named.get(key, ()):
+                    by_name[row][sha] = made
+    alone = {row: next(iter(of.values())) for row, of in by_name.items() if len(of) == 1}
     return alone | found
 
 
-def _names(row: Row) -> set[str]:
-    """Returns the names that an image of a mark may have in a listing."""
-    made = set()
-    for written in filter(None, (row.name, row.path)):
-        for name in (written, PurePosixPath(written).name):
-            made.add(name if row.slice is None or "#" in name else f"{name}#{row.slice}")
-            if not row.slice:
-                made.add(name)
+def _keys(name: str, entry: Entry | None) -> set[str | tuple[str, int]]:
+    """Returns what tells an image of a listing: its name, and its volume with its number there."""
+    made: set[str | tuple[str, int]] = {name, PurePosixPath(name).name}
+    if entry is not None and entry.volume is not None:
+        made |= {(v, entry.slice or 0) for v in (entry.volume, PurePosixPath(entry.volume).name)}
     return made
 
 
-def _agreed(
-    found: dict[Row, np.ndarray], missing: Sequence[str], unsure: int, options: ReadOptions
-) -> Marked:
+def _names(row: Row) -> set[str | tuple[str, int]]:
+    """Returns what the image of a mark may be told by in a listing, as `_keys`."""
+    made: set[str | tuple[str, int]] = set()
+    for written in filter(None, (row.name, row.path)):
+        for name in (written, PurePosixPath(written).name):
+            made |= {name} if row.slice is None else {name, (name, row.slice)}
+    return made
+
+
+def _agreed(found: dict[Row, Found], missing: Sequence[str], unsure: int, options: ReadOptions) -> Marked:
     votes: dict[str, list[Row]] = defaultdict(list)
     images: dict[str, np.ndarray] = {}
-    for row, image in found.items():
+    units: dict[str, str | None] = {}
+    for row, (image, unit) in found.items():
         sha = pixels_sha256(image)
         votes[sha].append(row)
         images[sha] = image
+        units[sha] = units.get(sha) or (f"patient {row.patient}" if row.patient else unit)
     labels = majority({sha: [row.label for row in of if row.label is not None] for sha, of in votes.items()})
     disputed = tuple(of[0].shown for sha, of in votes.items() if sha not in labels)
     kept = list(labels)
@@ -241,6 +280,7 @@ def _agreed(
         np.stack([images[sha] for sha in kept]) if kept else empty,
         np.array(list(labels.values()), int),
         None if None in flags else np.array(flags, bool),
+        codes_of([units[sha] for sha in kept], len(kept)),
         tuple(dict.fromkeys(row.reader for row in found if row.reader)), missing, disputed, unsure,
     )  # fmt: skip
 

@@ -1,9 +1,17 @@
 """Whether marks make a model better, and the model that they make: judged and calibrated without cheating.
 
 An update is kept only where cross-validation says that marked anomalies rank higher for it, against marked
-normals and, weighing as much as all marks, the normals that the model was fitted on. Marks and normals are
-then scored by probes and banks that do not know them. Images are marked because their score is high, which
-flatters the model without the update: where the update wins, it wins in spite of that.
+normals and, weighing as much as all marks, the normals that the model was fitted on, and by more than chance
+would have it: the one-sided p-value of the gain in AUROC is at most `LEVEL`. Marks and normals are then
+scored by probes and banks that do not know them, nor other images of the same patient or volume. Images are
+marked because their score is high, which flatters the model without the update: where the update wins, it
+wins in spite of that.
+
+The test is the paired one of `detectors.paired`, which counts patients and volumes, and knows marks and
+normals by their weights. It takes scores as independent, while those of several folds are of updates that
+share most marks. Its variance is therefore multiplied by 1 + K / (K − 1) for K folds, as Nadeau and Bengio,
+"Inference for the Generalization Error", Machine Learning 52, 2003, correct that of resampled tests: a gain
+from labels that say nothing varies twice as much as if the scores were independent.
 
 The new threshold and p-values come from the normals that the model was fitted on, never from marked images.
 Each normal is scored as a new one would be: its distances are to others, and its probe is fitted on normals
@@ -19,14 +27,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
+from ..paired import Paired, difference
 from ..places import folds_of, owners_of
 from .probe import Axes, direction, weight_of
 from .seen import PROBED, Seen
 from .taught import MOST_MARKS, Learned, Taught
 
-FEWEST = 3  # marked anomalous, below which ranking cannot be judged
+FEWEST = 3  # patients or volumes (else images) marked anomalous, below which ranking cannot be judged
+LEVEL = 0.05  # an update is kept where the one-sided p-value of its gain is at most this
 _FOLDS, _REPEATS = 5, 5
 _LEAST_SPREAD = 1e-3
 _STAYS = "the model stays as it is"
@@ -43,6 +53,7 @@ class Lesson:
         words: why, in one line.
         before: cross-validated AUROC of the marks without the update; None where it cannot be judged.
         after: the same with it.
+        p: one-sided p-value of the gain, in [0, 1]; None as above.
         held: `(M,)` scores of the marks, each by an update that does not know it; None as above.
         calibration: `(n,)` scores of normals by the taught model.
     """
@@ -52,6 +63,7 @@ class Lesson:
     words: str
     before: float | None = None
     after: float | None = None
+    p: float | None = None
     held: np.ndarray | None = None
     calibration: np.ndarray | None = None
 
@@ -92,11 +104,11 @@ class Ground:
         seed: int,
     ):
         self.normals, self.calibrated, self.scorer, self.known = normals, calibrated, scorer, known
-        self.further, self.seed = further, seed
+        self.further, self.seed, self.units = further, seed, owners_of(units)
         self.bank, self.scale = normals.probed(), scale_of(scorer(normals))
         self.axes = Axes.of(self.bank, seed)
         self.own = self.axes(self.bank)
-        self.parts = [self._part(part) for part in folds_of(owners_of(units), seed)]
+        self.parts = [self._part(part) for part in folds_of(self.units, seed)]
 
     def _part(self, part: np.ndarray) -> tuple[np.ndarray, Axes, np.ndarray, np.ndarray]:
         """Returns a part of the normals, the components of the others, and both along them."""
@@ -128,11 +140,12 @@ class Ground:
 
 
 def teach(ground: Ground, learned: Learned) -> Lesson:
-    """Makes an update, and says whether the marks prove it one.
+    """Makes an update, and says whether the marks prove it one, at `LEVEL`.
 
     Args:
         ground: of the model.
-        learned: the marked images; flagged normals among them enter the banks.
+        learned: the marked images; flagged normals among them enter the banks. Those of one patient or volume
+            are judged together, by an update that knows none of them.
     """
     marks, labels = learned.seen, learned.labels
     anomalous = int(labels.sum())
@@ -143,10 +156,13 @@ def teach(ground: Ground, learned: Learned) -> Lesson:
     enters = learned.flagged & (labels == 0) & ground.further
     if not anomalous:
         return Lesson(None, False, f"none of {len(labels)} marks is anomalous: {_STAYS}")
-    before = after = held = None
-    if anomalous >= FEWEST:
-        held, before, after = _cross_validated(ground, marks, labels, enters, weight)
-    kept = before is not None and after is not None and after > before
+    before = after = p = held = None
+    units = len(np.unique(learned.units[labels == 1]))
+    if units >= FEWEST:
+        folds = min(_FOLDS, units, len(ground.parts))
+        held, before, gain = _cross_validated(ground, learned, enters, weight, folds)
+        after, p = before + gain.value, gain.p_above(1 + folds / (folds - 1))
+    kept = p is not None and p <= LEVEL
     theirs = marks.probed()
     scores = ground.scorer(ground.normals.beside(ground.normals.away(marks.take(enters))))
     probed, slope, offset = ground.probe(theirs, labels)
@@ -156,38 +172,38 @@ def teach(ground: Ground, learned: Learned) -> Lesson:
     scale = np.array([median, spread, middle, width, weight])
     taught = Taught(slopes, offset, scale, ground.known, learned, enters)
     made = (scores - median) / spread + weight * (probed - middle) / width
-    words = _words(anomalous, before, after, kept)
-    return Lesson(taught, kept, words, before, after, held, np.sort(made[ground.calibrated]))
+    words = _words(anomalous, units, before, after, p)
+    return Lesson(taught, kept, words, before, after, p, held, np.sort(made[ground.calibrated]))
 
 
-def _words(anomalous: int, before: float | None, after: float | None, kept: bool) -> str:
-    if before is None or after is None:
-        what = f"{anomalous} marked anomalous; {FEWEST} are needed to judge an update"
-        return f"{what}: {_STAYS}"
+def _words(anomalous: int, units: int, before: float | None, after: float | None, p: float | None) -> str:
+    if before is None or after is None or p is None:
+        of = f", of {units} patients or volumes" if units < anomalous else ""
+        return f"{anomalous} marked anomalous{of}; {FEWEST} are needed to judge an update: {_STAYS}"
     went = f"cross-validated AUROC of the marks {before:.3f} → {after:.3f}"
-    return f"the update is kept: {went}" if kept else f"{went}: {_STAYS}"
+    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    if p <= LEVEL:
+        return f"the update is kept: {went} ({chance})"
+    return f"{went} ({chance}; a gain needs p ≤ {LEVEL}): {_STAYS}"
 
 
 def _cross_validated(
-    ground: Ground, marks: Seen, labels: np.ndarray, enters: np.ndarray, weight: float
-) -> tuple[np.ndarray, float, float]:
-    """Scores each mark, and each normal, by updates that do not know it.
+    ground: Ground, learned: Learned, enters: np.ndarray, weight: float, folds: int
+) -> tuple[np.ndarray, float, Paired]:
+    """Scores each mark, and each normal, by updates that know nothing of its patient or volume.
 
     Returns:
-        Mean scores `(M,)` over the repeats, AUROC without the update, and its mean over the repeats with it.
+        Mean scores `(M,)` over the repeats, AUROC without the update, and what its mean over the repeats with
+        it is more, its variance that of independent scores.
     """
-    n, many, made, ranks = len(ground.normals), len(labels), [], []
-    truth, shares = (
-        np.concatenate([np.zeros(n), labels]),
-        np.concatenate([np.full(n, many / n), np.ones(many)]),
-    )
-    (median, spread), folds = ground.scale, min(_FOLDS, int(labels.sum()), len(ground.parts))
+    marks, labels, (median, spread) = learned.seen, learned.labels, ground.scale
+    n, many, made = len(ground.normals), len(labels), []
     banks, own, theirs = marks.take(enters), ground.own, ground.axes(marks.probed())
     sides = tuple((seen, along, seen.away(banks)) for seen, along in ((ground.normals, own), (marks, theirs)))
     for repeat in range(_REPEATS):
         values = np.empty(n), np.empty(many)
-        order = StratifiedKFold(folds, shuffle=True, random_state=ground.seed + repeat)
-        for fold, (known, new) in enumerate(_splits(order, labels)):
+        order = StratifiedGroupKFold(folds, shuffle=True, random_state=ground.seed + repeat)
+        for fold, (known, new) in enumerate(_splits(order, learned)):
             part = np.concatenate([members for members, *_ in ground.parts[fold::folds]])
             others = np.setdiff1d(np.arange(n), part)
             found = direction(own[others], theirs[known], labels[known])
@@ -197,14 +213,18 @@ def _cross_validated(
                 near = {name: d[np.ix_(where, inside)] for name, d in away.items()}
                 plain = (ground.scorer(seen.take(where).beside(near)) - median) / spread
                 values[i][where] = plain + weight * (along[where] @ found - middle) / width
-        made.append(values[1])
-        ranks.append(roc_auc_score(truth, np.concatenate(values), sample_weight=shares))
+        made.append(np.concatenate(values))
     plain = np.concatenate([ground.scorer(ground.normals), ground.scorer(marks)])
+    truth = np.concatenate([np.zeros(n, int), labels])
+    shares = np.concatenate([np.full(n, many / n), np.ones(many)])
+    units = np.concatenate([ground.units, ground.units.max() + 1 + learned.units])
     before = float(roc_auc_score(truth, plain, sample_weight=shares))
-    return np.mean(made, 0), before, float(np.mean(ranks))
+    after = np.stack(made)
+    gain = difference(truth, after, np.broadcast_to(plain, after.shape), units, shares)
+    return after[:, n:].mean(0), before, gain
 
 
-def _splits(order: StratifiedKFold, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _splits(order: StratifiedGroupKFold, learned: Learned) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     with warnings.catch_warnings():  # of fewer normals than folds, which are then in some of them
         warnings.simplefilter("ignore", UserWarning)
-        yield from order.split(labels, labels)
+        yield from order.split(learned.labels, learned.labels, learned.units)

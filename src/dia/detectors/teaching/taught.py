@@ -35,6 +35,7 @@ class Learned:
         seen: what the model as fitted saw of them.
         labels: `(M,)` int, 1 = anomalous, 0 = normal.
         flagged: `(M,)` bool, whether they were flagged when they were marked.
+        units: `(M,)` int, equal for images of one patient or volume; the numbers mean nothing else.
         digests: `(M,)` uint64 of `data.imageset`, by which they count as seen.
         sha256: `(M, 32)` uint8, of shapes and pixels.
     """
@@ -42,6 +43,7 @@ class Learned:
     seen: Seen
     labels: np.ndarray
     flagged: np.ndarray
+    units: np.ndarray
     digests: np.ndarray
     sha256: np.ndarray
 
@@ -49,7 +51,14 @@ class Learned:
         return len(self.labels)
 
     @classmethod
-    def of(cls, seen: Seen, images: np.ndarray, labels: np.ndarray, flagged: np.ndarray) -> Learned:
+    def of(
+        cls,
+        seen: Seen,
+        images: np.ndarray,
+        labels: np.ndarray,
+        flagged: np.ndarray,
+        units: np.ndarray | None = None,
+    ) -> Learned:
         """Makes it of images.
 
         Args:
@@ -57,9 +66,11 @@ class Learned:
             images: `(M, H, W, C)` uint8.
             labels: `(M,)`, 1 = anomalous, 0 = normal.
             flagged: `(M,)` bool.
+            units: `(M,)` whole numbers, equal for images of one patient or volume; None where each is alone.
         """
+        of = np.arange(len(labels)) if units is None else np.unique(units, return_inverse=True)[1]
         shas = np.array([list(bytes.fromhex(pixels_sha256(x))) for x in images], np.uint8).reshape(-1, 32)
-        return cls(seen, labels.astype(int), flagged.astype(bool), digests(images), shas)
+        return cls(seen, labels.astype(int), flagged.astype(bool), of, digests(images), shas)
 
     @property
     def names(self) -> list[str]:
@@ -72,19 +83,25 @@ class Learned:
         Args:
             index: `(K,)` whole numbers, or `(M,)` bool.
         """
-        rest = (self.labels, self.flagged, self.digests, self.sha256)
+        rest = (self.labels, self.flagged, self.units, self.digests, self.sha256)
         return Learned(self.seen.take(index), *(part[index] for part in rest))
 
     def then(self, later: Learned) -> Learned:
         """Returns these and later ones; of an image that is marked again, the later mark.
 
+        No patient is kept, only which images are of one. So images of a patient or volume are known to belong
+        to those of a later lesson where one of them is marked again there.
+
         Args:
             later: of the same model.
         """
-        again = set(later.names)
+        again = dict(zip(later.names, later.units, strict=True))
+        joined = {u: again[name] for name, u in zip(self.names, self.units, strict=True) if name in again}
         old = self.take(np.array([name not in again for name in self.names], bool))
-        pairs = ((old.labels, later.labels), (old.flagged, later.flagged), (old.digests, later.digests),
-                 (old.sha256, later.sha256))  # fmt: skip
+        free = later.units.max(initial=-1) + 1
+        units = np.array([joined.get(unit, free + unit) for unit in old.units], int)
+        pairs = ((old.labels, later.labels), (old.flagged, later.flagged), (units, later.units),
+                 (old.digests, later.digests), (old.sha256, later.sha256))  # fmt: skip
         return Learned(old.seen.then(later.seen), *map(np.concatenate, pairs))
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -93,7 +110,8 @@ class Learned:
         made |= {f"away.{k}": v for k, v in self.seen.distances.items()}
         made |= {f"number.{k}": v for k, v in self.seen.numbers.items()}
         flags = {"label": self.labels.astype(np.uint8), "flagged": self.flagged.astype(np.uint8)}
-        return made | flags | {"place": self.seen.place, "digest": self.digests, "sha256": self.sha256}
+        rest = {"unit": self.units.astype(np.int64), "digest": self.digests, "sha256": self.sha256}
+        return made | flags | {"place": self.seen.place} | rest
 
     @classmethod
     def restored(
@@ -111,11 +129,12 @@ class Learned:
         """
         rows, most = len(tensors["place"]) if "place" in tensors else 0, MOST_MARKS
         _require(0 < rows <= most, f"it has no marks, or more than {most}")
+        tensors = {"unit": np.arange(rows), **tensors}  # older files do not tell which are of one patient
         wanted: dict[str, Any] = {f"vector.{k}": (np.float32, (rows, size)) for k, size in sizes.items()}
         wanted |= {f"away.{k}": (np.float64, (rows,)) for k in sizes}
         wanted |= {f"number.{k}": (np.float64, (rows,)) for k in numbers}
         wanted |= {"label": (np.uint8, (rows,)), "flagged": (np.uint8, (rows,)),
-                   "place": (np.float64, (rows,)),
+                   "place": (np.float64, (rows,)), "unit": (np.int64, (rows,)),
                    "digest": (np.uint64, (rows,)), "sha256": (np.uint8, (rows, 32))}  # fmt: skip
         _fitting(tensors, wanted)
         _require(
@@ -127,7 +146,8 @@ class Learned:
             {k: tensors[f"number.{k}"] for k in numbers}, tensors["place"],
         )  # fmt: skip
         labels, flagged = tensors["label"].astype(int), tensors["flagged"].astype(bool)
-        return cls(seen, labels, flagged, tensors["digest"], tensors["sha256"])
+        units = np.unique(tensors["unit"], return_inverse=True)[1]
+        return cls(seen, labels, flagged, units, tensors["digest"], tensors["sha256"])
 
 
 class Taught(nn.Module):
@@ -263,10 +283,11 @@ def said_of(taught: Mapping[str, Any]) -> str:
     """
     count = {name: taught.get(name, "?") for name in ("marks", "anomalous", "normal", "at")}
     readers = ", ".join(taught.get("readers") or ()) or "readers without a name"
-    before, after = taught.get("auc_before"), taught.get("auc_after")
+    before, after, p = (taught.get(name) for name in ("auc_before", "auc_after", "gain_p"))
     judged = ""
     if before is not None and after is not None:
-        judged = f" Cross-validated AUROC on the marks: {before:.3f} before, {after:.3f} after."
+        chance = "" if p is None else f" (one-sided p of the gain {p:.3f})"
+        judged = f" Cross-validated AUROC on the marks: {before:.3f} before, {after:.3f} after{chance}."
     added = (
         f" {n} flagged images marked normal are among its normals."
         if (n := taught.get("normals_added"))
@@ -287,7 +308,8 @@ def summary_of(taught: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """
     if not taught:
         return None
-    told = ("marks", "anomalous", "normal", "at", "auc_before", "auc_after", "weight", "normals_added")
+    told = ("marks", "anomalous", "normal", "at", "auc_before", "auc_after", "gain_p", "weight",
+            "normals_added")  # fmt: skip
     return {name: taught.get(name) for name in told} | {"readers": len(taught.get("readers") or ())}
 
 

@@ -92,9 +92,10 @@ class Label(NamedTuple):
 
 
 def labels(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Label]:
-    """Places names beside points so that none covers another, or a point.
+    """Places names beside points so that none covers another, or a point, however wide the figure is.
 
-    Each takes the nearest free place, those in the most crowded parts first.
+    Each takes the nearest free place, those in the most crowded parts first. Points move apart as the figure
+    gets wider, so that the box of the left point has to lie left of the other's from the start.
 
     Args:
         points: percent from the left and from the top.
@@ -105,7 +106,7 @@ def labels(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[
     """
     width, height = NARROW
     at = [(x / 100 * width, y / 100 * height) for x, y in points]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    taken = [_Box(x, x - 5, y - 5, x + 5, y + 5) for x, y in at]
     found = dict[int, Label]()
 
     def crowd(i: int) -> int:
@@ -113,14 +114,14 @@ def labels(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[
 
     for i in sorted(range(len(at)), key=crowd):
         long = LETTER * len(names[i])
-        best: tuple[float, Label, tuple[float, float, float, float]] | None = None
+        best: tuple[float, Label, _Box] | None = None
         for step in (0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6):
             for right in (True, False):
                 dx, dy = (_REACH if right else -_REACH), step * LINE * 0.75
                 left = at[i][0] + dx - (0 if right else long)
-                box = (left, at[i][1] + dy - LINE / 2, left + long, at[i][1] + dy + LINE / 2)
-                outside = max(-box[0] - 30, 0) + max(box[2] - width - 8, 0)
-                outside += max(-box[1], 0) + max(box[3] - height, 0)
+                box = _Box(at[i][0], left, at[i][1] + dy - LINE / 2, left + long, at[i][1] + dy + LINE / 2)
+                outside = max(-box.left - 30, 0) + max(box.right - width - 8, 0)
+                outside += max(-box.top, 0) + max(box.bottom - height, 0)
                 others = (t for j, t in enumerate(taken) if j != i)
                 cost = 1000 * outside + sum(_shared(box, t) for t in others) * 10 + abs(dy) + (not right)
                 if best is None or cost < best[0]:
@@ -131,10 +132,23 @@ def labels(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[
     return [found[i] for i in range(len(at))]
 
 
-def _shared(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """Returns the area that two boxes share."""
-    wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(wide, 0) * max(tall, 0)
+class _Box(NamedTuple):
+    """What a name or a point covers, in pixels, and how far right the point is that it goes with."""
+
+    x: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def _shared(a: _Box, b: _Box) -> float:
+    """Returns the area that two boxes share, or would have to cross as the figure gets wider."""
+    first, second = sorted((a, b))
+    wide = first.right - second.left
+    if first.x == second.x:  # they move together
+        wide = min(wide, second.right - first.left)
+    return max(wide, 0) * max(min(a.bottom, b.bottom) - max(a.top, b.top), 0)
 
 
 class Point(NamedTuple):

@@ -108,7 +108,7 @@ def _longer(found: dict[str, Longer], results: BenchmarkResults) -> Table | None
             ]
         )  # fmt: skip
     head = (
-        *("method", "steps", "mean AUROC, as in the table", "mean AUROC, longer", "mean difference"),
+        *("method", "steps", "mean AUROC, the table's steps", "mean AUROC, longer", "mean difference"),
         *("least to greatest", "above the best untrained row", "data sets"),
     )
     return table(head, rows, 1) if rows else None

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from ...benchmark.published import BASE, paper_gains, paper_table
 from ...benchmark.results import BenchmarkResults, FailureKey, about, benchmark_results, headline_gain
 from ...detectors.registry import DEFAULT
+from ...evaluate.ranking import ROPE
 from .. import render
 from ..constants import LIMITS
 from ..style import environment, save, svg
@@ -113,6 +114,7 @@ def write_benchmark_report(
         "about": about,
         "extras": extras or extras_of(results, stands),
         "pictures": pictures,
+        "rope": ROPE,
         "limits": LIMITS,
     }
     script = (Path(__file__).parents[1] / "templates" / "sort.js").read_text(encoding="utf-8")

@@ -18,6 +18,27 @@ from .extras import extras_of
 from .scores import Scores, comparisons
 from .standing import standing
 
+TABLES, STANDING = ("SETS", "RESULTS", "HEATMAPS"), ("FAIR", "COUNT")  # the marks of either function below
+
+
+def marks_in(path: Path, names: Sequence[str]) -> list[str]:
+    """Returns which of some marks a text has.
+
+    Args:
+        path: a text file.
+        names: `TABLES` or `STANDING`.
+
+    Returns:
+        Those of the names that are there.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    text = path.read_text(encoding="utf-8")
+    if found := [name for name in names if f"<!-- {name}:begin -->" in text]:
+        return found
+    raise DataError(f"{path} holds none of the marks <!-- NAME:begin --> with NAME one of {', '.join(names)}")
+
 
 def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]], datasets: Sequence[str] = ()) -> None:
     """Draws the ledger's `cpu` rows and the paper's values into a text, and says who beats whom.
@@ -30,8 +51,9 @@ def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]], datasets: Seque
         datasets: those of RESULTS, which has their other directions too; all that were compared where empty.
 
     Raises:
-        DataError: it has none of them.
+        DataError: it has none of them, or one without its end.
     """
+    there = marks_in(path, TABLES)
     today = current_lines(rows, "cpu")
     # generated images are no result, but their heatmaps are; controls are of the heatmaps
     real = [
@@ -49,17 +71,14 @@ def marked_tables(path: Path, rows: Sequence[Mapping[str, Any]], datasets: Seque
         "HEATMAPS": "No run with masks yet.",
     }
     if shown:
+        results = benchmark_results(shown)
         page = render.markdown_page(
-            "readme.md.j2", results=benchmark_results(shown), tables=tables, sentences=sentences
-        )
+            "readme.md.j2", results=results, standing=standing(results, {}), tables=tables,
+            sentences=sentences,
+        )  # fmt: skip
         made["RESULTS"] = page
     if mapped:
         made["HEATMAPS"] = render.markdown(tables.heatmap_table(benchmark_results(mapped)))
-    there = [name for name in made if f"<!-- {name}:begin -->" in path.read_text(encoding="utf-8")]
-    if not there:
-        raise DataError(
-            f"{path} holds none of the marks <!-- NAME:begin --> with NAME one of {', '.join(made)}"
-        )
     for name in there:
         update_section(path, name, made[name])
 
@@ -78,13 +97,9 @@ def marked_standing(path: Path, results: BenchmarkResults, scores: Mapping[str, 
         scores: raw scores by data set.
 
     Raises:
-        DataError: it has no such marks.
+        DataError: it has no such marks, or one without its end.
     """
-    there = [
-        name for name in ("FAIR", "COUNT") if f"<!-- {name}:begin -->" in path.read_text(encoding="utf-8")
-    ]
-    if not there:
-        raise DataError(f"{path} holds no marks <!-- FAIR:begin --> or <!-- COUNT:begin -->")
+    there = marks_in(path, STANDING)
     stands = standing(results, comparisons(results, scores))
     count = sentences.counts(stands)
     made = render.markdown(tables.standing_table(stands))

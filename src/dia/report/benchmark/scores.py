@@ -12,7 +12,7 @@ import numpy as np
 
 from ...benchmark.published import BASE
 from ...benchmark.results import BenchmarkResults
-from ...benchmark.runs import scores_path
+from ...benchmark.runs import read_scores, scores_path
 from ...data.datasets import units_for
 from ...evaluate.compare import Compared, compared
 from .. import text
@@ -48,6 +48,9 @@ def load_scores(results: BenchmarkResults, folder: Path, data_root: str | None =
 
     Returns:
         The scores by data set; data sets without any are left out.
+
+    Raises:
+        DataError: a damaged file.
     """
     found = {}
     for d in results.datasets:
@@ -57,9 +60,9 @@ def load_scores(results: BenchmarkResults, folder: Path, data_root: str | None =
             for run in r.cells[d].runs if d in r.cells else ():
                 path = scores_path(folder, run)
                 if path.is_file():
-                    with np.load(path) as kept:
-                        units[r.name, run["seed"]] = kept.get("units")
-                        read.append((r.name, run["seed"], kept["labels"], kept["scores"]))
+                    kept = read_scores(path)
+                    units[r.name, run["seed"]] = kept.get("units")
+                    read.append((r.name, run["seed"], kept["labels"], kept["scores"]))
                 else:
                     absent[r.name] = None
         if not read:

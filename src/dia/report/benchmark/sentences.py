@@ -7,7 +7,7 @@ output. Other sentences stand in the templates.
 from __future__ import annotations
 
 from ...benchmark.published import DIRECTIONS, OTHER, UNKNOWN, known_direction
-from ...benchmark.results import BenchmarkResults, Entry, Row, paper_name
+from ...benchmark.results import BenchmarkResults, Entry, Row, paper_name, source_of
 from ...detectors.registry import DEFAULT
 from ..text import duration, signed
 from .standing import Standing
@@ -34,55 +34,58 @@ def paper_value(cell: Entry, compact: bool) -> str:
 
 
 def sizes(row: Row) -> str:
-    """The sizes that images were brought to, with the data sets where they differ."""
+    """The sizes that images were brought to; those of less than most data sets with the sets' names."""
     by_text: dict[str, list[str]] = {}
     for d, size in row.sizes.items():
         by_text.setdefault(size, []).append(d)
-    if len(by_text) == 1 and set(row.sizes) == set(row.cells):
-        return next(iter(by_text))
-    return "; ".join(f"{size} ({', '.join(ds)})" for size, ds in by_text.items())
+    most = [size for size, sets in by_text.items() if 2 * len(sets) > len(row.sizes)]  # one, or none
+    others = [f"{size} ({', '.join(sets)})" for size, sets in by_text.items() if size not in most]
+    return "; ".join(most + others)
 
 
-def sentences(results: BenchmarkResults) -> tuple[str, list[str]]:
+def sentences(stands: Standing) -> tuple[str, list[str]]:
     """How many results of methods do not beat the best untrained row, and a line on each data set.
 
     The count is of each data set in its usual direction; the lines are of all.
     """
-    lost = total = 0
-    lines = []
+    results, lines = stands.results, []
     for d, best in results.best_trivial.items():
         trained = [r for r in results.rows if r.contends and d in r.cells]
         trained.sort(key=lambda r: -r.cells[d].mean)
-        above = [_named(r, d) for r in trained if r.cells[d].mean > best.cells[d].mean]
-        below = [_named(r, d) for r in trained[len(above) :]]
-        if d in results.once:
-            lost, total = lost + len(below), total + len(trained)
+        above, below = ([_named(r, d) for r in trained if results.beats(r, d) == b] for b in (True, False))
         if below:
             but = f"; {', '.join(above)} {_do(above)}" if above else ""
             row = f"not beat the best untrained row, {_named(best, d)}"
             lines.append(f"{d}: {', '.join(below)} {_do(below)} {row}{but}.")
+    won, _, total = stands.count(stands.methods)
     if not total:
         return "No data set has both a trained and an untrained row.", []
     of = "result of a method does" if total == 1 else "results of methods do"
-    return f"{lost} of {total} {of} not beat the best untrained row of the data set.", lines
+    return f"{total - won} of {total} {of} not beat the best untrained row of the data set.", lines
 
 
 def spent(results: BenchmarkResults) -> str:
     """What all runs took, and what sharing features of frozen networks saved."""
     runs = [run for r in results.rows for c in r.cells.values() for run in c.runs]
+    timed = [run for run in runs if run.get("run_seconds")]
+    counted = [run for run in timed if run.get("cpu_seconds") is not None]
     wall, processor, shared = (
-        sum(run.get(what, 0.0) for run in runs) for what in ("run_seconds", "cpu_seconds", "shared_seconds")
+        sum(run.get(what, 0.0) for run in of)
+        for what, of in (("run_seconds", timed), ("cpu_seconds", counted), ("shared_seconds", runs))
     )
     if not wall:
         return ""
-    known = f", {duration(processor)} of processor time" if processor else ""
+    all_of = "" if len(timed) == len(runs) else f"{len(timed)} of "
+    whose = " that tell their time" if all_of else ""
+    of = "" if len(counted) == len(timed) else f" in {len(counted)} of them"
+    known = f", {duration(processor)} of processor time{of}" if processor else ""
     saved = (
         f" Features of frozen networks that an earlier run computed saved {duration(shared)} more; the "
         "seconds of a fit count them as its own."
         if shared
         else ""
     )
-    return f"The {len(runs)} runs of this page took {duration(wall)}{known}.{saved}"
+    return f"The {all_of}{len(runs)} runs of this page{whose} took {duration(wall)}{known}.{saved}"
 
 
 def counts(stands: Standing) -> str:
@@ -96,7 +99,11 @@ def counts(stands: Standing) -> str:
         said.append(f"`{DEFAULT}` alone: {above} of {total}{_clear(clear)}{named}.")
         if (own := default.confirmed) and len(own) < total:
             above, clear, total = stands.count([default], own)
-            said.append(f"On the {total} of these that its recipe was not made on: {above}{_clear(clear)}.")
+            said.append(f"On the {total} of these on which its recipe was confirmed: {above}{_clear(clear)}.")
+            others = {source_of(d) for d in default.cells if d not in own}
+            if known := [d for d in own if source_of(d) in others]:
+                of = f"{len(known)} of the {total} are of the same sources as the others"
+                said.append(f"{of}: {', '.join(known)}.")
     shown = [*stands.whole[:3], *filter(None, [stands.untrained])]
     if len(stands.sets) > 1 and shown:
         listed = ", ".join(f"{stands.short(s.row)} {s.mean:.3f}" for s in shown)

@@ -38,7 +38,7 @@ class Stand:
 
     @property
     def confirmed(self) -> tuple[str, ...]:
-        """The data sets on which a recipe was confirmed that was not made on them (docs/protocol.md)."""
+        """The data sets on which its recipe was confirmed (docs/protocol.md)."""
         return tuple(
             d for d, c in self.cells.items() if any(run.get("protocol") == "confirm" for run in c.runs)
         )
@@ -181,7 +181,7 @@ def standing(
     for row in results.rows:
         cells = {d: row.cells[d] for d in results.once if d in row.cells}
         against = tuple(d for d in cells if d in best)
-        above = tuple(d for d in against if cells[d].mean > best[d].cells[d].mean)
+        above = tuple(d for d in against if results.beats(row, d))
         known = all((d, row.name) in lows for d in above)
         clear = tuple(d for d in above if lows[d, row.name] > 0) if known else None
         if cells:

@@ -231,7 +231,9 @@ def printed_table() -> Table:
     rows = []
     for p in papers.values():
         said = ("✓" if p.extra_data else "×") + (" (wrong)" if p.corrected else "")
-        values = [f"{m:.3f} ± {s:.2f}" for m, s in (p.aurocs[d] for d in datasets)]
+        values = [
+            f"{m:.3f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{s:.2f}" for m, s in (p.aurocs[d] for d in datasets)
+        ]
         rows.append([f"{p.mark}{p.title}", p.venue, said, p.weights, *values])
     return table(("method", "venue", "“extra training data”", "starts from", *datasets), rows)
 

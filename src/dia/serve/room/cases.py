@@ -159,7 +159,8 @@ class Cases:
             judged = case.now
             if (label := mark.label) is not None and mark.image in judged.hashes:
                 image = judged.images[judged.hashes.index(mark.image)]
-                made.append(Marked(mark.image, image, label, mark.flagged, mark.key.reader))
+                unit = case.patient or judged.sha256
+                made.append(Marked(mark.image, image, label, mark.flagged, mark.key.reader, unit))
         return made
 
     def with_marks(self, marks: Marks) -> list[tuple[Case, Mark]]:
@@ -175,7 +176,8 @@ class Cases:
         found = []
         for lineage in {lineage for lineage, _ in cases}:
             wanted = [sha for own, sha in cases if own == lineage]
-            found += [(cases[lineage, m.key.sha256], m) for m in marks.of_lineage(lineage, wanted)]
+            of = [(cases[lineage, m.key.sha256], m) for m in marks.of_lineage(lineage, wanted)]
+            found += [(case, case.named(mark)) for case, mark in of]
         return found
 
     def drift(self) -> dict[str, Any] | None:
@@ -310,8 +312,9 @@ class Cases:
             levels = levels_of(found.slices[len(found.slices) // 2], options.view)
             size = sum(one.nbytes for one in found.slices) + found.images.nbytes + heat * len(found.images)
             case = Case(
-                secrets.token_urlsafe(9), found.name, found.slices, found.spacing, levels, found.images, size
-            )
+                secrets.token_urlsafe(9), found.name, found.slices, found.numbers, found.spacing, levels,
+                found.images, size, patient=found.patient,
+            )  # fmt: skip
             if (same := names.get(sha := hash_of(found.images))) is not None:
                 self._memory.forget(case)
                 if same != case.name:

@@ -39,7 +39,7 @@ class ReaderForm(_Strict):
 
 
 class BoxForm(_Strict):
-    """A rectangle in native pixels."""
+    """A rectangle in native pixels; slices are counted as in their file."""
 
     slice: int = Field(0, ge=0, le=2**31)
     x: float
@@ -68,12 +68,13 @@ def within(box: BoxForm, case: Case) -> Box:
         Refused: no part does (422).
     """
     height, width = case.shape
+    at = case.at(box.slice)
     left, top = (round(max(v, 0.0), 2) for v in (box.x, box.y))
     right, bottom = round(min(box.x + box.w, width), 2), round(min(box.y + box.h, height), 2)
     x, y, w, h = left, top, round(right - left, 2), round(bottom - top, 2)
-    if box.slice >= len(case.slices) or w <= 0 or h <= 0:
+    if at is None or w <= 0 or h <= 0:
         raise Refused(422, "a box lies outside its image")
-    return Box(box.slice, x, y, w, h)
+    return Box(at, x, y, w, h)
 
 
 def packed(data: bytes, accepted: str) -> Response:

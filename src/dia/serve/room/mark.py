@@ -43,7 +43,7 @@ class Box(NamedTuple):
     """A rectangle that a reader drew, in native pixels.
 
     Args:
-        slice: number of the slice, from 0.
+        slice: which of the slices that were read, from 0.
         x: of the left edge.
         y: of the upper edge.
         w: width, above 0.
@@ -66,10 +66,11 @@ class Seen:
         rate: the false-alarm rate, in (0, 1).
         score: raw, higher = more anomalous; of a volume the greatest of its slices.
         p_value: conformal, in (0, 1].
-        worst: the slice with the greatest score, from 0.
+        worst: which slice has the greatest score, from 0.
         images: sha256 of each slice's shape and pixels at the model's size.
         shape: native height and width.
         model: hash of the model that scored.
+        numbers: of each slice in its file; 0, 1, … where empty.
     """
 
     flagged: bool
@@ -80,18 +81,22 @@ class Seen:
     images: Sequence[str]
     shape: tuple[int, int]
     model: str
+    numbers: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Mark:
     """One reader's mark of one case, as it is now.
 
+    A case is known by the slices that were read, so its slices are counted as they were read, here and in
+    boxes; `number` says which they are in the file, as everybody is told.
+
     Args:
         key: what it belongs to.
         verdict: `agree`, `disagree` (with `flagged`), `unsure`, or empty.
         note: at most 2000 characters.
         boxes: that the reader drew.
-        slice: the slice that it is about: that of the first box, else the one with the greatest score.
+        slice: which slice it is about: that of the first box, else the one with the greatest score.
         image: sha256 of that slice at the model's size; the key's where the case is one image.
         slices: how many the case has.
         shape: native height and width; 0 where they are not known.
@@ -102,6 +107,7 @@ class Mark:
         model: hash of the model that scored.
         time: of the last change, ISO 8601 in UTC.
         history: how many changes can be undone.
+        numbers: of the slices in their file; 0, 1, … where empty.
     """
 
     key: Key
@@ -119,6 +125,19 @@ class Mark:
     model: str
     time: str
     history: int
+    numbers: Sequence[int] = ()
+
+    def number(self, at: int) -> int:
+        """Returns the number in the file of a slice.
+
+        Args:
+            at: which of those that were read, from 0.
+        """
+        return self.numbers[at] if at < len(self.numbers) else at
+
+    def boxes_told(self) -> list[dict[str, Any]]:
+        """Returns its boxes as JSON, with the numbers of their slices in the file."""
+        return [box._asdict() | {"slice": self.number(box.slice)} for box in self.boxes]
 
     @property
     def label(self) -> int | None:
@@ -177,9 +196,9 @@ def as_csv(rows: Sequence[tuple[str, Mark]]) -> str:
     """
 
     def cells(name: str, mark: Mark) -> list[Any]:
-        boxes = json.dumps([box._asdict() for box in mark.boxes]) if mark.boxes else ""
+        boxes = json.dumps(mark.boxes_told()) if mark.boxes else ""
         return [
-            name, mark.slice if mark.slices > 1 else "", mark.image, mark.score, mark.p_value,
+            name, mark.number(mark.slice) if mark.slices > 1 else "", mark.image, mark.score, mark.p_value,
             str(mark.flagged).lower(), mark.rate, mark.verdict, "" if mark.label is None else mark.label,
             mark.note, boxes, mark.key.reader, mark.time, mark.model,
         ]  # fmt: skip
@@ -200,10 +219,10 @@ def as_coco(rows: Sequence[tuple[str, Mark]]) -> dict[str, Any]:
     for name, mark in rows:
         for at in sorted({box.slice for box in mark.boxes} or {mark.slice}):
             height, width = mark.shape
-            shown = name or mark.key.sha256
+            shown, number = name or mark.key.sha256, mark.number(at)
             image = images.setdefault((mark.key.sha256, at), {
-                "id": len(images) + 1, "file_name": f"{shown}#{at}" if mark.slices > 1 else shown,
-                "height": height, "width": width, "sha256": mark.key.sha256, "slice": at, "verdicts": [],
+                "id": len(images) + 1, "file_name": f"{shown}#{number}" if mark.slices > 1 else shown,
+                "height": height, "width": width, "sha256": mark.key.sha256, "slice": number, "verdicts": [],
             })  # fmt: skip
             said = {
                 "reviewer": mark.key.reader,

@@ -79,12 +79,13 @@ def routes(room: Room) -> APIRouter:
     def key_of(request: Request, case: Case) -> Key:
         return Key(case.now.lineage, case.now.sha256, session_of(request).reader)
 
-    def slice_of(request: Request, id: str, k: int) -> tuple[Cases, Case]:
+    def slice_of(request: Request, id: str, k: int) -> tuple[Cases, Case, int]:
+        """The case, and which of its slices has the number `k` in the file."""
         cases = cases_of(request)
         case = cases.get(id)
-        if k >= len(case.slices):
+        if (at := case.at(k)) is None:
             raise Refused(404, f"there is no slice {k}; this image has {len(case.slices)}")
-        return cases, case
+        return cases, case, at
 
     # --- state --------------------------------------------------------------------------------------
 
@@ -184,12 +185,13 @@ def routes(room: Room) -> APIRouter:
         key, judged = key_of(request, case), case.now
         with _stored():
             marks, mine = room.marks.of_case(key.lineage, key.sha256), room.marks.find(key)
+        marks = [case.named(mark) for mark in marks]
         marks.sort(key=lambda mark: mark.key.reader != me)
         own = next((mark for mark in marks if mark.key.reader == me), None)
-        slices = zip(judged.scores.tolist(), judged.p_values.tolist(), strict=True)
+        slices = zip(case.numbers, judged.scores.tolist(), judged.p_values.tolist(), strict=True)
         return JSONResponse({
             **told(case, own, len(marks) - (own is not None), me),
-            "slices": [{"score": score, "p_value": round(p, 6)} for score, p in slices],
+            "slices": [{"number": k, "score": score, "p_value": round(p, 6)} for k, score, p in slices],
             "channels": case.channels, "dtype": case.dtype, "range": case.range(), "levels": case.levels,
             "spacing": case.spacing, "model_shape": judged.images.shape[1:3],
             "heat": judged.maps is not None, "marks": [mark_told(mark, me) for mark in marks],
@@ -206,16 +208,16 @@ def routes(room: Room) -> APIRouter:
         request: Request, id: Id, k: Slice, accept_encoding: Annotated[str, Header()] = ""
     ) -> Response:
         """A slice at its own size and depth, row by row, little-endian."""
-        _, case = slice_of(request, id, k)
-        return packed(sent(case.slices[k], case.dtype, case.channels), accept_encoding)
+        _, case, at = slice_of(request, id, k)
+        return packed(sent(case.slices[at], case.dtype, case.channels), accept_encoding)
 
     @router.get("/cases/{id}/slices/{k}/heat", responses=BINARY)
     def heat(request: Request, id: Id, k: Slice, accept_encoding: Annotated[str, Header()] = "") -> Response:
         """The heatmap of a slice at the model's size, float32, little-endian."""
-        _, case = slice_of(request, id, k)
+        _, case, at = slice_of(request, id, k)
         if case.now.maps is None:
             raise Refused(409, "this model has no heatmaps")
-        (found,) = case.now.heat([k], 1)
+        (found,) = case.now.heat([at], 1)
         return packed(found.astype("<f4").tobytes(), accept_encoding)
 
     @router.get("/cases/{id}/findings")
@@ -228,17 +230,17 @@ def routes(room: Room) -> APIRouter:
 
         def make() -> dict[str, Any]:
             maps = [] if scale is None else judged.heat(range(len(case.slices)), room.limits.batch)
-            return of_case(maps, scale, rate, size=case.shape, spacing=case.spacing)
+            return of_case(maps, scale, rate, size=case.shape, spacing=case.spacing, numbers=case.numbers)
 
         with session_of(request).hold(_Heavy, _Heavy).one():
             return JSONResponse(cases.picture((id, judged.served.number, "findings", rate), make))
 
     def nearest_of(request: Request, id: str, k: int) -> Any:
-        cases, case = slice_of(request, id, k)
+        cases, case, at = slice_of(request, id, k)
         served = case.now.served
 
         def make() -> Any:
-            return served.inferencer.nearest(case.now.images[k][None], k=_NEAREST)
+            return served.inferencer.nearest(case.now.images[at][None], k=_NEAREST)
 
         with session_of(request).hold(_Heavy, _Heavy).one():
             return cases.picture((id, served.number, k, "nearest"), make), served.inferencer.why_no_normals
@@ -271,8 +273,8 @@ def routes(room: Room) -> APIRouter:
         what: Literal["image", "difference"] = "image",
     ) -> Response:
         """A slice dissolved at step t, or what that took away, about mid-grey; at the model's size."""
-        cases, case = slice_of(request, id, k)
-        served, image = case.now.served, case.now.images[k]
+        cases, case, at = slice_of(request, id, k)
+        served, image = case.now.served, case.now.images[at]
         with _asked():
             served.inferencer.check_steps([t])
 
@@ -294,7 +296,7 @@ def routes(room: Room) -> APIRouter:
         case = cases_of(request).get(id)
         boxes = None if form.boxes is None else [within(box, case) for box in form.boxes]
         with _asked():
-            seen = case.now.seen(form.rate, case.shape)
+            seen = case.seen(form.rate)
         with _stored():
             try:
                 made = room.marks.change(
@@ -304,6 +306,7 @@ def routes(room: Room) -> APIRouter:
                 raise
             except ValueError as error:
                 raise Refused(422, str(error)) from error
+        made = case.named(made)
         return JSONResponse({"mark": mark_told(made, made.key.reader), "history": made.history})
 
     @router.post("/cases/{id}/undo")
@@ -314,6 +317,7 @@ def routes(room: Room) -> APIRouter:
             made = room.marks.undo(key_of(request, case))
         if made is None:
             raise Refused(409, "there is nothing to undo")
+        made = case.named(made)
         return JSONResponse({"mark": mark_told(made, made.key.reader), "history": made.history})
 
     def exported(request: Request, what: str) -> list[tuple[str, Mark]]:
@@ -321,11 +325,12 @@ def routes(room: Room) -> APIRouter:
         cases = cases_of(request)
         with _stored():
             pairs = cases.with_marks(room.marks)
-            names = {(case.now.lineage, case.now.sha256): case.name for case in cases.all()}
             if what == "all":
-                lineages = {key[0] for key in names} | _lineage(room)
+                held = {(case.now.lineage, case.now.sha256): case for case in cases.all()}
+                lineages = {key[0] for key in held} | _lineage(room)
                 marks = [mark for lineage in sorted(lineages) for mark in room.marks.of_lineage(lineage)]
-                return [(names.get((mark.key.lineage, mark.key.sha256), ""), mark) for mark in marks]
+                of_marks = [(held.get((mark.key.lineage, mark.key.sha256)), mark) for mark in marks]
+                return [(case.name, case.named(mark)) if case else ("", mark) for case, mark in of_marks]
         of: dict[str, list[Mark]] = {}
         for case, mark in pairs:
             of.setdefault(case.id, []).append(mark)

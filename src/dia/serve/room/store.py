@@ -23,23 +23,27 @@ from ...core.errors import DataError
 from ...core.storage import locked
 from .mark import VERDICTS, Box, Key, Mark, Seen, checked_boxes, checked_note
 
-_FORMAT = 2  # 1 was that of 0.1, which held names of files
+_FORMAT = 3  # 1 was that of 0.1, which held names of files; 2 held no numbers of slices
 _FIELDS = (
     *("verdict", "note", "boxes", "slice", "image", "slices", "height", "width", "flagged", "rate", "score"),
-    *("p_value", "model", "time", "history", "before"),
+    *("p_value", "model", "time", "history", "before", "numbers"),
 )
 _COLUMNS = ("lineage", "sha256", "reader", *_FIELDS)
 _TABLE = (
     "CREATE TABLE changes (id INTEGER PRIMARY KEY AUTOINCREMENT, lineage TEXT, sha256 TEXT, reader TEXT, "
     "verdict TEXT, note TEXT, boxes TEXT, slice INTEGER, image TEXT, slices INTEGER, height INTEGER, "
     "width INTEGER, flagged INTEGER, rate REAL, score REAL, p_value REAL, model TEXT, time TEXT, "
-    "history INTEGER, before INTEGER)",
+    "history INTEGER, before INTEGER, numbers TEXT NOT NULL DEFAULT '')",
     "CREATE INDEX of_key ON changes (lineage, sha256, reader, id)",
 )
 _TAKEN_OVER = (  # the marks of 0.1, each by the model and image it was of; their files' names go
     f"INSERT INTO changes ({', '.join(_COLUMNS)}) SELECT model, sha256, reviewer, verdict, note, '[]', 0, "
-    "sha256, 1, 0, 0, flagged, rate, score, p_value, model, time, 1, NULL FROM marks ORDER BY time",
+    "sha256, 1, 0, 0, flagged, rate, score, p_value, model, time, 1, NULL, '' FROM marks ORDER BY time",
     "DROP TABLE marks",
+)
+_NUMBERED = (  # of 2; slices of its marks count as they were read
+    "ALTER TABLE changes ADD COLUMN numbers TEXT NOT NULL DEFAULT ''",
+    f"PRAGMA user_version = {_FORMAT}",
 )
 
 
@@ -116,6 +120,7 @@ class Marks:
             where = json.loads(now["boxes"])
             at = where[0][0] if where else seen.worst
             now |= {"slice": at, "image": seen.images[at], "slices": len(seen.images), "time": _now()}
+            now |= {"numbers": _numbers(seen)}
             now |= {"history": now["history"] + 1, "before": old and old["id"]}
             _append(db, key, now)
         return _mark(key, now)
@@ -215,6 +220,10 @@ class Marks:
             db.commit()
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        elif found == 2 and "changes" in tables:
+            for line in _NUMBERED:
+                db.execute(line)
+            db.commit()
         elif not found and not tables:  # an empty file
             for line in (*_TABLE, f"PRAGMA user_version = {_FORMAT}"):
                 db.execute(line)
@@ -269,6 +278,12 @@ def _of(seen: Seen) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _numbers(seen: Seen) -> str:
+    """The numbers of slices in their file; empty where these are 0, 1, …, so that none is left out."""
+    plain = [*seen.numbers] == [*range(len(seen.numbers))]
+    return "" if plain else json.dumps([*seen.numbers])
+
+
 def _again(old: dict[str, Any], seen: Seen, given: dict[str, Any]) -> bool:
     """Returns whether the same verdict is given of another flag."""
     return "verdict" in given and bool(given["verdict"]) and bool(old["flagged"]) != seen.flagged
@@ -300,4 +315,5 @@ def _mark(key: Key, row: dict[str, Any]) -> Mark:
         key, row["verdict"], row["note"], tuple(Box(*box) for box in json.loads(row["boxes"])), row["slice"],
         row["image"], row["slices"], (row["height"], row["width"]), bool(row["flagged"]), row["rate"],
         row["score"], row["p_value"], row["model"], row["time"], row["history"],
+        tuple(json.loads(row["numbers"] or "[]")),
     )  # fmt: skip

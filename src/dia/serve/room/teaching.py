@@ -19,9 +19,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from ...core.errors import DataError, first_line, printable
+from ...data.imageset import codes_of
 from ...deploy.update import undo_folder, update_folder
 from ...deploy.update.marks import majority
-from ...detectors.teaching.lesson import FEWEST
+from ...detectors.teaching.lesson import FEWEST, LEVEL
 from ...detectors.teaching.model import cannot_teach
 from ...detectors.teaching.order import next_to_mark
 from ...detectors.teaching.probe import weight_of
@@ -81,15 +82,16 @@ class Teaching:
         detector = served.inferencer.detector
         if detector.taught_ is None and (reason := cannot_teach(detector)):
             raise Refused(409, f"this model cannot be taught: {reason}")
-        images, labels, flagged = agreed(marked, served.inferencer.shape)
+        images, labels, flagged, units = agreed(marked, served.inferencer.shape)
         if not len(images):
             raise Refused(409, "no image of this session is marked normal or anomalous; mark some first")
         about = {"readers": sorted({one.reader for one in marked if one.reader})}
 
         def work() -> tuple[bool, dict[str, Any]]:
             made = update_folder(
-                served.run, images, labels, about, flagged=flagged, device=self.room.current.device
-            )
+                served.run, images, labels, about, flagged=flagged, units=units,
+                device=self.room.current.device,
+            )  # fmt: skip
             told = {"kept": made.kept, "words": made.words, "before": made.before, "after": made.after}
             return made.kept, told
 
@@ -150,7 +152,7 @@ class Teaching:
 
 def agreed(
     marked: Sequence[Marked], shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Makes of several readers' marks of an image one, that of most; images in dispute are left out.
 
     Args:
@@ -158,7 +160,8 @@ def agreed(
         shape: (H, W, C) of the images that the model takes; others are left out.
 
     Returns:
-        Images `(M, H, W, C)` uint8, each once, labels `(M,)` and flags `(M,)` bool.
+        Images `(M, H, W, C)` uint8, each once, labels `(M,)`, flags `(M,)` bool, and units `(M,)`: whole
+        numbers that are equal for images of one patient or case.
     """
     votes: dict[str, list[Marked]] = defaultdict(list)
     for one in marked:
@@ -167,7 +170,8 @@ def agreed(
     labels = majority({sha: [one.label for one in of] for sha, of in votes.items()})
     images = np.array([votes[sha][0].image for sha in labels], np.uint8).reshape(-1, *shape)
     flagged = np.array([any(one.flagged for one in votes[sha]) for sha in labels], bool)
-    return images, np.array(list(labels.values()), int), flagged
+    units = codes_of([votes[sha][0].unit for sha in labels], len(labels))
+    return images, np.array(list(labels.values()), int), flagged, units
 
 
 def routes(room: Room) -> APIRouter:
@@ -193,12 +197,12 @@ def routes(room: Room) -> APIRouter:
         }  # fmt: skip
         if served is None:
             return JSONResponse(told)
-        _, labels, _ = agreed(marked, served.inferencer.shape)
+        _, labels, _, units = agreed(marked, served.inferencer.shape)
         counts = {"usable": len(labels), "anomalous": int(labels.sum()), "normal": int((labels == 0).sum())}
         detector = served.inferencer.detector
         told |= {
             "marks": counts | {"unsure": unsure}, "taught": summary_of(detector.facts_.get("taught")),
-            "advice": advice(detector, labels), "watch": watched(detector, cases),
+            "advice": advice(detector, labels, units), "watch": watched(detector, cases),
         }  # fmt: skip
         return JSONResponse(told)
 
@@ -218,24 +222,26 @@ def routes(room: Room) -> APIRouter:
     return router
 
 
-def advice(detector: Any, labels: np.ndarray) -> str:
+def advice(detector: Any, labels: np.ndarray, units: np.ndarray) -> str:
     """Returns what would make an update possible, or better, in a line.
 
     Args:
         detector: the model in use.
         labels: `(M,)` of the marks of this session; those that it has learned from count too.
+        units: `(M,)` whole numbers, equal for images of one patient or case.
     """
     if detector.taught_ is None and (reason := cannot_teach(detector)):
         return f"this model cannot be taught: {reason}"
-    earlier = detector.taught_.learned.labels if detector.taught_ is not None else np.empty(0, int)
-    anomalous, n = int(labels.sum() + earlier.sum()), len(labels) + len(earlier)
+    anomalous, n = len(set(units[labels == 1])), len(labels)
+    if detector.taught_ is not None:
+        earlier = detector.taught_.learned
+        anomalous, n = anomalous + len(set(earlier.units[earlier.labels == 1])), n + len(earlier)
     if not weight_of(n):
         return "five marks or fewer change nothing; mark what is flagged first"
     if anomalous < FEWEST:
-        return f"at least {FEWEST} images marked anomalous are needed to judge whether an update is one"
-    if n < 20:
-        return "an update is tried, and kept only if it ranks better; with 20 marks it has its full weight"
-    return "an update is tried, and kept only if it ranks better"
+        return f"at least {FEWEST} patients or cases marked anomalous are needed to judge an update"
+    tried = f"an update is tried, and kept only if it ranks better by more than chance (p ≤ {LEVEL})"
+    return tried if n >= 20 else f"{tried}; with 20 marks it has its full weight"
 
 
 def watched(detector: Any, cases: Cases) -> list[dict[str, Any]]:

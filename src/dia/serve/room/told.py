@@ -136,7 +136,7 @@ def told(case: Case, mine: Mark | None, others: int, me: str) -> dict[str, Any]:
     judged = case.now
     return {
         "id": case.id, "name": case.name, "images": len(case.slices), "shape": case.shape,
-        "score": judged.score, "p_value": judged.p_value, "worst": judged.worst,
+        "score": judged.score, "p_value": judged.p_value, "worst": case.numbers[judged.worst],
         "mark": mine and mark_told(mine, me), "others": others, "next": None,
     }  # fmt: skip
 
@@ -150,7 +150,7 @@ def mark_told(mark: Mark, me: str) -> dict[str, Any]:
     """
     return {
         "reader": mark.key.reader, "verdict": mark.verdict, "note": mark.note,
-        "boxes": [box._asdict() for box in mark.boxes], "flagged": mark.flagged, "rate": mark.rate,
+        "boxes": mark.boxes_told(), "flagged": mark.flagged, "rate": mark.rate,
         "score": mark.score, "p_value": mark.p_value, "time": mark.time, "mine": mark.key.reader == me,
     }  # fmt: skip
 
@@ -158,8 +158,8 @@ def mark_told(mark: Mark, me: str) -> dict[str, Any]:
 def unmarked(case: Case) -> Mark:
     """Returns the mark of nobody that says nothing, at the model's own rate of false alarms."""
     key = Key(case.now.lineage, case.now.sha256, "")
-    seen = case.now.seen(case.now.served.inferencer.rate, case.shape)
+    seen = case.seen(case.now.served.inferencer.rate)
     return Mark(
         key, "", "", (), seen.worst, seen.images[seen.worst], len(case.slices), case.shape, seen.flagged,
-        seen.rate, seen.score, seen.p_value, seen.model, "", 0,
+        seen.rate, seen.score, seen.p_value, seen.model, "", 0, seen.numbers,
     )  # fmt: skip

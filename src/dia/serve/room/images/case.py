@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from ....deploy.predictor import Inferencer, Verdict
 from ....detectors.drift import acquisition
 from ...current import Served
 from ...limits import Deadline
-from ..mark import Seen
+from ..mark import Mark, Seen
 from .native import Native, range_of, shown, type_of
 
 _THUMBNAIL = 128  # pixels
@@ -36,6 +36,7 @@ class Marked(NamedTuple):
         label: 1 anomalous, 0 normal.
         flagged: whether it was flagged when the verdict was given.
         reader: who said so.
+        unit: equal for the images of a patient, where that is known, or else of a case.
     """
 
     sha256: str
@@ -43,6 +44,7 @@ class Marked(NamedTuple):
     label: int
     flagged: bool
     reader: str
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Judged:
 
     @property
     def worst(self) -> int:
-        """The slice with the greatest score."""
+        """Which slice has the greatest score."""
         return int(np.argmax(self.scores))
 
     @property
@@ -95,7 +97,7 @@ class Judged:
         """Returns heatmaps, which are made where they are not there yet: they take longer than scores.
 
         Args:
-            slices: numbers of those that are wanted; the method has heatmaps.
+            slices: which of them are wanted; the method has heatmaps.
             batch: how many are made at a time; the model is free for others between.
             stopped: whether nobody waits any more.
 
@@ -122,22 +124,6 @@ class Judged:
         """Hash of the model as first fitted."""
         return lineage_of(self.served.inferencer)
 
-    def seen(self, rate: float, shape: tuple[int, int]) -> Seen:
-        """Returns what is seen at a rate of false alarms.
-
-        Args:
-            rate: in (0, 1).
-            shape: native height and width.
-
-        Raises:
-            DataError: another rate.
-        """
-        inferencer = self.served.inferencer
-        several = len(self.hashes) > 1  # whose p-value counts them
-        flagged = self.p_value <= rate + 1e-9 if several else self.score > inferencer.threshold(rate)
-        model = str(inferencer.about()["model"])
-        return Seen(flagged, rate, self.score, self.p_value, self.worst, self.hashes, shape, model)
-
 
 @dataclass(eq=False)
 class Case:
@@ -147,23 +133,27 @@ class Case:
         id: random, of this session.
         name: the client's.
         slices: at their own size and depth.
+        numbers: of the slices in their file, by which pages, marks and findings know them.
         spacing: mm between rows, columns and slices; None where the files do not say.
         levels: real values that are first shown black and white.
         images: `(S, H, W, C)` uint8 at the size of the model that reads.
         size: bytes in memory; 0 once they were given back.
         judged: by the model in use, or the one before while that is not done; None before the first.
         unheated: a judgement of which no heatmaps could be made.
+        patient: equal for the cases of a patient, for comparing only; None where that is not known.
     """
 
     id: str
     name: str
     slices: list[Native]
+    numbers: tuple[int, ...]
     spacing: tuple[float, float, float | None] | None
     levels: tuple[float, float]
     images: np.ndarray
     size: int
     judged: Judged | None = None
     unheated: Judged | None = None
+    patient: str | None = None
     _thumb: bytes = b""
     _range: tuple[float, float] | None = None
 
@@ -202,6 +192,31 @@ class Case:
     def dtype(self) -> str:
         """The type in which slices are sent."""
         return type_of(self.slices)
+
+    def at(self, number: int) -> int | None:
+        """Returns which of its slices has a number in the file; None where none that was read has it."""
+        return self.numbers.index(number) if number in self.numbers else None
+
+    def seen(self, rate: float) -> Seen:
+        """Returns what is seen at a rate of false alarms.
+
+        Args:
+            rate: in (0, 1).
+
+        Raises:
+            DataError: another rate.
+        """
+        now, inferencer = self.now, self.now.served.inferencer
+        several = len(self.slices) > 1  # whose p-value counts them
+        flagged = now.p_value <= rate + 1e-9 if several else now.score > inferencer.threshold(rate)
+        model = str(inferencer.about()["model"])
+        return Seen(
+            flagged, rate, now.score, now.p_value, now.worst, now.hashes, self.shape, model, self.numbers
+        )
+
+    def named(self, mark: Mark) -> Mark:
+        """Returns a mark of this case with the numbers of its slices, which marks of before do not hold."""
+        return replace(mark, numbers=self.numbers)
 
     def range(self) -> tuple[float, float]:
         """Returns the least and the greatest value of its slices."""

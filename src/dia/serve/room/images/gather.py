@@ -40,14 +40,18 @@ class Gathered(NamedTuple):
     Args:
         name: the client's.
         slices: S of them.
+        numbers: of each in its volume, as `data.layouts.Entry.slice`.
         images: `(S, H, W, C)` uint8 at the model's size.
         spacing: mm between rows, columns and slices; None where the files do not say.
+        patient: equal for the cases of a patient, for comparing only; None where that is not known.
     """
 
     name: str
     slices: list[Native]
+    numbers: tuple[int, ...]
     images: np.ndarray
     spacing: tuple[float, float, float | None] | None
+    patient: str | None
 
 
 class Gatherer:
@@ -143,6 +147,7 @@ class Gatherer:
             for _, members in groupby(enumerate(entries), lambda pair: pair[1].volume or pair[0]):
                 group = [entry for _, entry in members]
                 kept: list[tuple[Native, np.ndarray]] = []
+                numbers: list[int] = []
                 bad: dict[str, list[Entry]] = {}
                 why = ""
                 for entry in group:
@@ -162,6 +167,7 @@ class Gatherer:
                         self._refused.add(entry.volume)
                     else:
                         kept.append(found)
+                        numbers.append(entry.slice or 0)
                 name = self._name(group[0].volume or group[0].name, group[0], len(group))
                 for line, of in bad.items():  # of a volume one line tells of all
                     one_alone = len(of) == 1
@@ -172,9 +178,10 @@ class Gatherer:
                     self.problem(name, why)
                 elif kept:
                     spacing = self._spacing(group, kept[0][0], pool)
-                    whole = whole_of([native for native, _ in kept])
+                    whole = whole_of([native for native, _ in kept], self.options.view)
                     images = np.stack([image for _, image in kept])
-                    yield Gathered(name, [native.free(whole) for native, _ in kept], images, spacing)
+                    slices = [native.free(whole) for native, _ in kept]
+                    yield Gathered(name, slices, tuple(numbers), images, spacing, group[0].patient)
         finally:
             for future in ahead:
                 future.cancel()
@@ -231,11 +238,10 @@ class Gatherer:
             if file in line:
                 line = line.replace(file, own)
         line = line.replace(str(self.drop.folder), "…").removeprefix(f"{name}: ")
-        if "--window" in line:  # which no page has
-            return (
-                f"{line.partition(';')[0]}: the model knows no black and white for it; train it on such files"
-            )
-        return "; ".join(part for part in line.split("; ") if " --" not in part) or line
+        parts = [part for part in line.split("; ") if " --" not in part]  # no page has flags
+        if "--window" in line and len(parts) == 1:
+            return f"{parts[0]}: the model knows no black and white for it; train it on such files"
+        return "; ".join(parts) or line
 
 
 def _header(file: Path) -> dicom.Header | None:

@@ -48,7 +48,7 @@ class Native:
             ends = sum(found.ends or (0.0, 0.0))
             real, back = ends - real.astype(np.float64), lambda values: ends - values.astype(np.float64)
         values = _packed(real)
-        return cls(values, Stored(values, found.ends, back, own, found.whole, found.inverted))
+        return cls(values, replace(found, values=values, real=back, own=own))
 
     def toned(self, view: View) -> np.ndarray:
         """Returns it as `(h, w, 1 or 3)` uint8, as the model's images become it.
@@ -105,17 +105,21 @@ def _free(own: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> Callab
     return lambda wanted: table[np.searchsorted(at, wanted).clip(0, len(at) - 1)]
 
 
-def whole_of(slices: Sequence[Native]) -> Callable[[], tuple[float, float]]:
+def whole_of(slices: Sequence[Native], view: View) -> Callable[[], tuple[float, float]]:
     """Returns a function that gives black and white of a volume, by its percentiles, measured once.
 
     Args:
-        slices: of the volume.
+        slices: of the volume, their files still there.
+        view: of the model that they were read for: where it asks for the volume's own percentiles, those that
+            were measured for it, of all its slices.
     """
-    found: list[tuple[float, float]] = []
+    stored = [one.stored for one in slices if one.stored is not None and one.stored.whole is not None]
+    found = [one.whole() for one in stored[:1] if one.whole and view.window == "volume"]
+    free = [replace(one, whole=None) for one in stored]  # the function outlives the files
 
     def ends() -> tuple[float, float]:
         if not found:
-            found.append(ends_of(np.concatenate([one.values.ravel() for one in slices])))
+            found.append(ends_of(np.concatenate([one.numbers().ravel() for one in free])))
         return found[0]
 
     return ends
@@ -176,6 +180,8 @@ def levels_of(one: Native, view: View) -> tuple[float, float]:
     window: Any = view.levels
     if isinstance(view.window, Window):
         window = view.window
+    elif view.window == "volume" and stored.whole is not None:
+        window = Window.between(*stored.whole())
     elif view.window == "voi" and stored.own is not None:
         window = getattr(stored.own, "__self__", None)  # None of a table
     elif stored.shallow:

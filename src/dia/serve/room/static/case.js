@@ -49,10 +49,10 @@ export class CasePanel {
     el("findings-count").textContent = loading ? "" : this.lesions.length;
     el("findings").replaceChildren(...this.lesions.map((peak) => {
       const all = lesions.get(peak.lesion ?? found.indexOf(peak)), on = all.map((f) => f.slice);
-      const from = Math.min(...on) + 1, to = Math.max(...on) + 1;
+      const from = Math.min(...on), to = Math.max(...on);
       const button = make("button", { type: "button", "data-number": peak.number },
         make("b", { text: peak.number }), make("span", { text: area(peak) }), make("span", { text: `peak ${short(peak.peak)}` }), make("span", { text: `p ${pShort(peak.p_value)}` }),
-        ...(all.length > 1 || this.many ? [make("small", { text: from === to ? `slice ${from}` : `slices ${from}–${to}` })] : []));
+        ...(all.length > 1 || this.many ? [make("small", { text: from === to ? `slice #${from}` : `slices #${from}–#${to}` })] : []));
       button.addEventListener("click", () => this.does.finding(peak));
       return make("li", {}, button);
     }));
@@ -71,7 +71,7 @@ export class CasePanel {
     el("boxes").replaceChildren(...boxes.map((box, i) => {
       const px = box.w * box.h, size = area({ area_px: Math.round(px), area_mm2: spacing ? px * spacing[0] * spacing[1] : null });
       const show = make("button", { type: "button" }, make("b", { text: "▢", "aria-hidden": "true" }), make("span", { text: `${Math.round(box.w)} × ${Math.round(box.h)}` }), make("span", { text: size }),
-        ...(images > 1 ? [make("small", { text: `slice ${box.slice + 1}` })] : []));
+        ...(images > 1 ? [make("small", { text: `slice #${box.slice}` })] : []));
       show.toggleAttribute("aria-current", i === selected);
       show.addEventListener("click", () => this.does.box(i));
       const remove = make("button", { type: "button", class: "quiet", "aria-label": `Delete box ${i + 1}`, title: "Delete", text: "✕" });

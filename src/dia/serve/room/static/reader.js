@@ -90,10 +90,17 @@ export class Reader {
 
   // --- opening ------------------------------------------------------------------------------------------
 
-  /** Shows a case at a slice; `heats` as for `Slices`. */
-  show(detail, slice, heats) {
+  /** Which slice has a number in the file; numbers are those of the server and of `dia score`, and some may be left out. */
+  at(number) { return Math.max(this.detail.slices.findIndex((slice) => slice.number === number), 0); }
+
+  /** The number of the slice in view. */
+  get number() { return this.detail.slices[this.slice].number; }
+
+  /** Shows a case at the slice of a number; `heats` as for `Slices`. */
+  show(detail, number, heats) {
     this.slices?.close();
-    Object.assign(this, { detail, slice, normals: null, near: 0 });
+    Object.assign(this, { detail, normals: null, near: 0 });
+    this.slice = this.at(number);
     this.viewer.clear();
     this.slices = new Slices(detail, heats, (k, got) => this._ready(k, got), (error) => this._failed(error));
     this.fresh = true;
@@ -104,10 +111,10 @@ export class Reader {
     const many = detail.images > 1;
     el("slices").hidden = !many;
     this._ramp(heats);
-    this.strip.slice = slice;
+    this.strip.slice = this.slice;
     this._tiles();
     this.judge();
-    this.go(slice, true);
+    this.go(this.slice, true);
   }
 
   /** Shows that an image is on its way. */
@@ -138,13 +145,16 @@ export class Reader {
     this._corners();
   }
 
+  /** Goes to the slice of a number. */
+  to(number) { if (this.detail) this.go(this.at(number)); }
+
   go(slice, first = false) {
     if (!this.detail) return;
     const k = Math.min(Math.max(slice, 0), this.detail.images - 1);
     if (k === this.slice && !first) return;
     this.slice = k;
     this.strip.at(k);
-    el("slice-value").textContent = `${k + 1} / ${this.detail.images}`;
+    el("slice-value").textContent = `#${this.number} · ${k + 1} / ${this.detail.images}`;
     this.waiting ??= setTimeout(() => { el("wait").hidden = false; }, 250);
     this.slices.want(k);
     this.hear.slice(k);
@@ -157,10 +167,10 @@ export class Reader {
     this.waiting = null;
     el("wait").hidden = true;
     this.viewer.heat = heat;
-    const { spacing, images } = this.detail;
-    this.viewer.setImage(pixels, { spacing, slice: k, slices: images, keep: !this.fresh });
+    const { spacing, images } = this.detail, { number } = this.detail.slices[k];
+    this.viewer.setImage(pixels, { spacing, slice: number, slices: images, keep: !this.fresh });
     this.viewer.tiles[0].canvas.setAttribute("aria-label", this._label());
-    el("stage").dataset.shown = `${this.detail.id}/${k}`;
+    el("stage").dataset.shown = `${this.detail.id}/${number}`;
     if (this.fresh) this.preset("default");
     this.fresh = false;
   }
@@ -235,8 +245,10 @@ export class Reader {
 
   _label() {
     const { name, images } = this.detail;
-    return `${last(name)}${images > 1 ? `, slice ${this.slice + 1} of ${images}` : ""}`;
+    return `${last(name)}${images > 1 ? `, ${this._slice()}` : ""}`;
   }
+
+  _slice() { return `slice #${this.number} (${this.slice + 1} of ${this.detail.images})`; }
 
   _tiles() {
     const open = Boolean(this.detail), mode = open ? this.mode : "", known = this.normals, tiles = [{ name: "", label: open ? this._label() : "No image is open" }];
@@ -265,7 +277,7 @@ export class Reader {
   }
 
   async _beside() {
-    const stop = (this.besideStop = new AbortController()), path = `${this.slices.path}/${this.slice}`;
+    const stop = (this.besideStop = new AbortController()), path = `${this.slices.path}/${this.number}`;
     try {
       if (this.mode === "normals") await this._normals(path, stop.signal);
       if (this.mode === "dissolved") await this._dissolve(path, stop.signal);
@@ -345,7 +357,7 @@ export class Reader {
     const d = this.detail, v = this.viewer;
     if (!d) return;
     const { flagged } = this.known(), slice = d.slices[this.slice], lines = (...all) => all.filter(Boolean).flatMap((line, i) => (i ? [make("br"), line] : [line]));
-    this.corner.name.replaceChildren(...lines(make("b", { text: last(d.name) }), `${d.shape[1]} × ${d.shape[0]}`, d.images > 1 && `slice ${this.slice + 1} of ${d.images}`));
+    this.corner.name.replaceChildren(...lines(make("b", { text: last(d.name) }), `${d.shape[1]} × ${d.shape[0]}`, d.images > 1 && this._slice()));
     this.corner.score.replaceChildren(...lines(make("b", { text: short(slice.score) }), `p ${pShort(slice.p_value)}`, flagged(slice) && make("span", { class: "flag", text: d.images > 1 ? "⚑ slice" : "⚑ flagged" })));
     this.corner.window.textContent = `L ${el("level").value}  W ${el("width").value}  ·  ${Math.round(100 * v.view.scale * devicePixelRatio)} %`;
     this.ramp.hidden = !v.overlay || el("heat-tools").hidden;

@@ -265,7 +265,7 @@ function choosing(finding) {
 
 function showFinding(finding) {
   lead("view");
-  reader.go(finding.slice);
+  reader.to(finding.slice);
   reader.viewer.show(finding.box);
   choosing(finding);
 }
@@ -273,7 +273,7 @@ function showFinding(finding) {
 function showBox(i) {
   const box = room.mark.boxes[i];
   lead("view");
-  reader.go(box.slice);
+  reader.to(box.slice);
   reader.viewer.show([box.x, box.y, box.w, box.h]);
   reader.viewer.select(i);
 }
@@ -411,7 +411,7 @@ keys(el("keys-list"), {
   flagged: () => list.setFilter(list.show === "flagged" ? "all" : "flagged"), worth, search: () => { lead("list"); el("search").focus(); },
   agree: () => verdict("agree"), disagree: () => verdict("disagree"), unsure: () => verdict("unsure"), undo,
   note: () => { lead("case"); el("note").focus(); }, box: () => { reader.use("box"); v.tiles[0].canvas.focus({ preventScroll: true }); }, remove: () => v.removeBox(),
-  nextBox: () => { if (v.boxes.length) { const i = (v.selected + 1) % v.boxes.length; reader.go(v.boxes[i].slice); v.select(i); } },
+  nextBox: () => { if (v.boxes.length) { const i = (v.selected + 1) % v.boxes.length; reader.to(v.boxes[i].slice); v.select(i); } },
   move: () => reader.use("move"), window: () => reader.use("window"), preset: () => reader.nextPreset(), invert: () => reader.invert(),
   larger: () => v.zoom(1.25), smaller: () => v.zoom(0.8), fit: () => v.fit(), full: () => v.full(),
   overlay: () => reader.toggle("overlay"), contour: () => reader.toggle("contour"), opacity: (e) => reader.fade(e.key === "," ? -10 : 10),
@@ -424,7 +424,7 @@ keys(el("keys-list"), {
     else v.pan(-40 * x, -40 * y);
   },
   page: (e) => reader.go(reader.slice + (e.key === "PageUp" ? -10 : 10)), ends: (e) => reader.go(e.key === "Home" ? 0 : Infinity),
-  worst: () => { if (room.detail) reader.go(room.detail.worst); },
+  worst: () => { if (room.detail) reader.to(room.detail.worst); },
   normals: () => reader.besides(reader.mode === "normals" ? "" : "normals"), dissolved: () => reader.besides(reader.mode === "dissolved" ? "" : "dissolved"),
   dissolve: (e) => reader.dissolve(e.key === "[" ? -25 : 25), help: () => el("keys").showModal(),
   enter: () => { if (reader.tool !== "box") return false; v.addBox(); return true; },

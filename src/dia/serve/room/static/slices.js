@@ -54,11 +54,12 @@ export class Slices {
 
   async _load(k) {
     const { shape: [height, width], channels, dtype, model_shape } = this.detail, signal = this.stop.signal;
-    const heat = this.heats && bytes(`${this.path}/${k}/heat`, signal).catch((error) => {
+    const path = `${this.path}/${this.detail.slices[k].number}`;
+    const heat = this.heats && bytes(`${path}/heat`, signal).catch((error) => {
       if (error instanceof Failed && error.status >= 400 && error.status !== 401) return null; // without, the image is shown
       throw error;
     });
-    const [pixels, map] = await Promise.all([bytes(`${this.path}/${k}/pixels`, signal), heat]);
+    const [pixels, map] = await Promise.all([bytes(`${path}/pixels`, signal), heat]);
     return {
       pixels: new Pixels(pixels, { width, height, channels, dtype }),
       heat: map && heatCanvas(map, model_shape, this.heats.scale, this.heats.colours),

@@ -23,7 +23,7 @@ export class Strip {
     });
   }
 
-  /** Shows a volume: its slices' {score, p_value}, and which are flagged. */
+  /** Shows a volume: its slices' {number, score, p_value}, and which are flagged. */
   show(slices, flagged, threshold) {
     Object.assign(this, { slices, flagged, threshold });
     this.canvas.setAttribute("aria-valuemax", slices.length);
@@ -36,7 +36,7 @@ export class Strip {
     const now = this.slices[slice];
     if (!now) return;
     this.canvas.setAttribute("aria-valuenow", slice + 1);
-    this.canvas.setAttribute("aria-valuetext", `slice ${slice + 1} of ${this.slices.length}, score ${now.score.toPrecision(3)}${this.flagged(now) ? ", flagged" : ""}`);
+    this.canvas.setAttribute("aria-valuetext", `slice #${now.number} (${slice + 1} of ${this.slices.length}), score ${now.score.toPrecision(3)}${this.flagged(now) ? ", flagged" : ""}`);
     this.draw();
   }
 
