@@ -7,8 +7,8 @@ docs/howto/teach.md.
 For each set a model is fitted on the training normals. New images are of the test set: in each of five
 draws, a pool of three quarters of the normals and as many anomalies as make 15 % of it. A reader marks 5,
 10, 20 or 50 images of the pool: those of the highest score, those nearest to the threshold, or any; one
-kind of reader is wrong in 10 %. AUROC is of all other new images. A draw counts only if 20 normals are left
-for that.
+kind of reader is wrong in 10 %, and one says nothing: it is wrong in 50 %. AUROC is of all other new images.
+A draw counts only if 20 normals are left for that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dia.data.datasets import load, load_training
 from dia.data.imageset import ImageSet
 from dia.detectors import DIAPlus
 from dia.detectors.calibration import Calibration
-from dia.detectors.teaching.lesson import Ground, Lesson, teach
+from dia.detectors.teaching.lesson import LEVEL, Ground, Lesson, teach
 from dia.detectors.teaching.model import apply, forget, ground_of, look, scorer_of
 from dia.detectors.teaching.seen import Seen
 from dia.detectors.teaching.taught import Learned
@@ -43,7 +43,7 @@ SETS = (
     "pneumoniamnist", "breastmnist", "sarscov2ct-128", "kvasirseg_patches-128", "aptos2019_matched-128",
     "chestxray-128",
 )  # fmt: skip
-MARKS, SEEDS, WRONG = (5, 10, 20, 50), range(5), (0.0, 0.1)
+MARKS, SEEDS, WRONG = (5, 10, 20, 50), range(5), (0.0, 0.1, 0.5)
 CHOICES = ("score", "doubt", "random")
 RATE, SHARE, POOL, LEFT = 0.05, 0.15, 0.75, 20
 
@@ -211,6 +211,25 @@ def by_set(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def by_level(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table: what levels of p would keep, of all updates that can be judged."""
+    lines = [
+        "| reader wrong | updates | kept where | kept | gain, mean of all | worst draw |",
+        "|--:|--:|---|--:|--:|--:|",
+    ]
+    for wrong, level in product(WRONG, (0.05, LEVEL, None)):
+        judged = [r for r in rows if r["wrong"] == wrong and r["cv_p"] is not None]
+        gains = [
+            r["always"] - r["before"]
+            for r in judged
+            if (r["cv_after"] > r["cv_before"] if level is None else r["cv_p"] <= level)
+        ]
+        n, where = len(judged), "any gain" if level is None else f"p ≤ {level:g}"
+        cells = f"{len(gains) / n:.0%} | {sum(gains) / n:+.3f} | {min(gains):+.3f}"
+        lines.append(f"| {wrong:.0%} | {n} | {where} | {cells} |")
+    return "\n".join(lines)
+
+
 def _short(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
@@ -251,6 +270,7 @@ def main() -> None:
     if PAGE.exists():
         update_section(PAGE, "READERS", table(found))
         update_section(PAGE, "SETS", by_set(rows))
+        update_section(PAGE, "LEVELS", by_level(rows))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def update_folder(
 ) -> Updated:
     """Teaches a model folder, where cross-validation on the marks says that it ranks better for it.
 
-    It is kept where the one-sided p-value of the gain is at most `lesson.LEVEL`, 0.05.
+    It is kept where the one-sided p-value of the gain is at most `lesson.LEVEL`, 0.25.
 
     Args:
         run: a folder written by `dia fit`, taught before or not.

@@ -240,7 +240,7 @@ def advice(detector: Any, labels: np.ndarray, units: np.ndarray) -> str:
         return "five marks or fewer change nothing; mark what is flagged first"
     if anomalous < FEWEST:
         return f"at least {FEWEST} patients or cases marked anomalous are needed to judge an update"
-    tried = f"an update is tried, and kept only if it ranks better by more than chance (p ≤ {LEVEL})"
+    tried = f"an update is tried, and kept only if it ranks better, not likely by chance (p ≤ {LEVEL})"
     return tried if n >= 20 else f"{tried}; with 20 marks it has its full weight"
 
 
