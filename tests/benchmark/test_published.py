@@ -119,6 +119,6 @@ def test_what_was_known_of_csi_and_dia_is_what_the_page_says():
     n = sum(w.trainings for w in found)
     mean, most = sum(w.mean * w.trainings for w in found) / n, max(w.greatest for w in found)
     said = re.search(
-        r"test set adds ([\d.]+) on average there \(0 to ([\d.]+), (\d+) runs\)", FINDINGS.read_text()
+        r"test set adds ([\d.]+) on average \(0 to ([\d.]+), (\d+) runs of", FINDINGS.read_text()
     )
     assert said.groups() == (f"{mean:.2f}"[1:], f"{most:.2f}"[1:], str(n))
