@@ -222,7 +222,7 @@ def update(
     join its normals. Threshold and p-values come from the normals of the fit alone. Each update begins from
     the model as it was fitted, with the marks that it has learned from before and the new ones; of an image
     that is marked again the later mark counts. With five marks or fewer nothing changes. An update is kept
-    where the gain in AUROC has a one-sided p-value of at most 0.05; images of a patient or volume are judged
+    where the gain in AUROC has a one-sided p-value of at most 0.25; images of a patient or volume are judged
     together, by an update that knows none of them.
 
     Args:
