@@ -63,6 +63,8 @@ pages: $(STAMP)  ## the pages of the results, from the ledgers, with intervals w
 	-$(MAKE) --no-print-directory scores
 	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
 	$(BIN)/dia report benchmark --data-root $(DATA) --grid grids/table.yaml --out results/table --title 'One fair table'
+	$(BIN)/dia report benchmark --data-root $(DATA) --grid grids/table.yaml --weights '[none]' --out results/table-none \
+	  --title 'The same table without outside data'
 	$(BIN)/dia ablate dissolver-masking --draw --datasets '[pneumoniamnist,breastmnist,breastmnist-0]'
 	$(BIN)/dia ablate views --draw
 	$(BIN)/dia ablate sizes --draw
