@@ -62,9 +62,9 @@ scores:  ## the raw scores of the ledgers' runs, which leave the tree, from this
 pages: $(STAMP)  ## the pages of the results, from the ledgers, with intervals where the raw scores are there
 	-$(MAKE) --no-print-directory scores
 	$(BIN)/dia report benchmark --data-root $(DATA) --datasets $(SETS)
-	$(BIN)/dia report benchmark --data-root $(DATA) --grid grids/table.yaml --out results/table --title 'One fair table'
+	$(BIN)/dia report benchmark --data-root $(DATA) --grid grids/table.yaml --out results/table --title 'One fair table' $(FAIR)
 	$(BIN)/dia report benchmark --data-root $(DATA) --grid grids/table.yaml --weights '[none]' --out results/table-none \
-	  --title 'The same table without outside data'
+	  --title 'The same table without outside data' $(NONE)
 	$(BIN)/dia ablate dissolver-masking --draw --datasets '[pneumoniamnist,breastmnist,breastmnist-0]'
 	$(BIN)/dia ablate views --draw
 	$(BIN)/dia ablate sizes --draw
@@ -74,7 +74,7 @@ results: $(STAMP)  ## what the grids of the README's table still lack (some six 
 	$(BIN)/dia benchmark --config results/grid-directions.yaml --data-root $(DATA)
 	$(BIN)/dia benchmark --config results/grid-sets.yaml --data-root $(DATA)
 	$(BIN)/dia benchmark --config results/grid.yaml --data-root $(DATA) --readme '[README.md,docs/results.md]'
-	$(MAKE) pages
+	$(MAKE) pages FAIR="--readme '[docs/findings.md,README.md]'" NONE="--readme '[docs/results.md]'"
 
 bench: $(STAMP)  ## all benchmarks of speed but the peers', on an otherwise idle machine (about an hour and a half)
 	for b in train_step dissolve score fit scale; do $(BIN)/python -m benchmarks.speed.$$b || exit 1; done
